@@ -1,6 +1,7 @@
 //! The command line of `wattspand`.
 //!
-//! Owns the flags' names and help; help, completions and man page are made from it. What a flag says wins over files.
+//! Help, completions and the man page are generated from [`Flags`]; its doc comments are their texts. A flag
+//! overrides the configuration files.
 
 use std::path::PathBuf;
 

@@ -1,47 +1,47 @@
-//! The instants at which ticks are due.
+//! The deadlines of ticks: an absolute grid of an origin and a period.
 //!
-//! Owns absolute deadlines: they have an origin and a period, so that being late once makes nothing later. Grid
-//! points that have passed are skipped and counted, never caught up in a burst. Pure: reads no clock, never waits.
+//! A late tick does not delay later deadlines. Deadlines that have passed are skipped and counted as missed, never
+//! caught up in a burst. Nothing here reads a clock or waits.
 
 /// Evenly spaced deadlines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Deadlines {
-    /// The next deadline; moves by whole periods only.
+    /// The next deadline; it advances by whole periods only.
     next_ns: u64,
     /// At least 1.
     period_ns: u64,
 }
 
 impl Deadlines {
-    /// A grid with a point at `origin_ns` whose first deadline is one period later.
+    /// Creates a grid through `origin_ns`; its first deadline is one period later.
     pub(super) fn starting_at(origin_ns: u64, period_ns: u64) -> Self {
         let period_ns = period_ns.max(1);
         Self { next_ns: origin_ns + period_ns, period_ns }
     }
 
-    /// When the next tick is due.
     pub(super) fn next_ns(&self) -> u64 {
         self.next_ns
     }
 
-    /// How long `now_ns` is after the deadline; `None` before it.
+    /// The time from the deadline to `now_ns`; `None` before the deadline.
     pub(super) fn lateness_ns(&self, now_ns: u64) -> Option<u64> {
         now_ns.checked_sub(self.next_ns)
     }
 
-    /// From what lateness on a tick counts as late: 100 µs, or half a period where that is less.
+    /// The lateness above which a tick counts as late: 100 µs, or half a period if that is less.
     pub(super) fn tolerance_ns(&self) -> u64 {
         (self.period_ns / 2).min(100_000)
     }
 
-    /// After the due tick was done and it is `now_ns`: moves on to the first point still to come, and says how many
-    /// points in between were missed.
+    /// After the tick of this deadline, which ended at `now_ns`: advances to the first deadline after `now_ns`, and
+    /// returns the number of missed deadlines in between.
     pub(super) fn advance(&mut self, now_ns: u64) -> u64 {
         self.next_ns += self.period_ns;
         self.skip_passed(now_ns)
     }
 
-    /// Likewise where no tick was due, but something else took until `now_ns`.
+    /// Without a tick for this deadline: advances to the first deadline after `now_ns`, and returns the number of
+    /// missed deadlines, this one included.
     pub(super) fn skip_passed(&mut self, now_ns: u64) -> u64 {
         let Some(late_ns) = now_ns.checked_sub(self.next_ns) else { return 0 };
         let missed = late_ns / self.period_ns + 1;

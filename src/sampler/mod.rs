@@ -1,9 +1,9 @@
-//! One thread for each source: ticks into a ring.
+//! Samplers: one thread per source that reads its counters periodically into a ring.
 //!
-//! Owns cadence. Deadlines are absolute, so nothing drifts; a late tick is recorded and skipped over, never caught up
-//! in a burst; a read that takes long delays only its own source. The tick allocates nothing, takes no lock and waits for
-//! no other thread, so nothing that a client does can make it late. Slow while no client needs readings, fast from the
-//! moment one does. Knows no span and interprets no energy; a suspend of the machine is the one thing it adds: a new epoch.
+//! Deadlines are absolute and do not drift; missed ticks are counted, never caught up in a burst. A slow read delays
+//! only its own source. A tick allocates nothing, takes no lock and waits for no other thread, so that clients cannot
+//! delay it. Sampling is slow while no client needs readings, and fast from the moment one does. A suspend begins a
+//! new epoch.
 
 use std::io;
 use std::sync::Arc;
@@ -55,15 +55,15 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The samples of a source and their description; cheap to clone.
 #[derive(Clone)]
 pub struct SampleStream {
-    /// The mechanism: "perf", "powercap", ...
+    /// The name of the source: "perf", "powercap", ...
     pub source: &'static str,
     /// The domains, in the order of the readings.
     pub domains: Arc<[Domain]>,
-    /// For each domain whether it advanced while discovery watched it.
+    /// For each domain, whether discovery saw its counter advance.
     pub advanced: Arc<[bool]>,
-    /// Its samples.
+    /// The samples.
     pub ring: RingReader,
-    /// Reads a second while a client needs them, after all limits.
+    /// Reads per second while a client needs them, after all limits.
     pub rate_hz: f64,
 }
 
@@ -73,16 +73,16 @@ pub struct Sampler {
     shared: Arc<SamplerShared>,
     /// The highest rate of its source.
     source_max_hz: f64,
-    /// Closes when the thread is gone; nothing is ever sent.
+    /// A channel that closes when the thread ends; nothing is ever sent.
     thread_ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts a sampler on an opened source. It reads at once, characterises the counters for a while, and then ticks as
-/// [`Sampler::set_fast`] says.
+/// Starts a sampler on an opened source. It reads at once, characterises the counters, and then samples at the speed
+/// set by [`Sampler::set_fast`].
 ///
 /// # Errors
-/// The system refuses another thread.
+/// The thread cannot be created.
 pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> io::Result<Sampler> {
     let rates = Rates::new(settings, opened.max_rate_hz);
     let (writer, reader) = ring(settings.ring_samples, opened.domains.len());
@@ -116,7 +116,7 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
     };
     let (thread_alive, thread_ended) = channel();
     let thread = std::thread::Builder::new().name(format!("sampler-{}", opened.name)).spawn(move || {
-        // Held until the thread ends, however it ends.
+        // Dropped when the thread ends, also by a panic.
         let _thread_alive = thread_alive;
         sampler_thread.run();
     })?;
@@ -124,30 +124,30 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
 }
 
 impl Sampler {
-    /// Sets whether readings are needed now. The first need wakes the thread, which reads at once; the end takes effect
-    /// after the linger time. Cheap enough to be called for every message: a flag, and a system call only while the
-    /// thread sleeps.
+    /// Sets whether fast sampling is needed. A change to fast wakes the thread, which reads at once; a change to slow
+    /// takes effect after the linger time. Cheap enough for every message: a flag, and a system call only if the
+    /// thread is slow.
     pub fn set_fast(&self, fast: bool) {
         if self.shared.rate_request.set_fast(fast) {
             self.shared.wakeup.notify();
         }
     }
 
-    /// Ticks as fast as characterisation needs for the length of a characterisation.
+    /// Starts a characterisation: fast reads for a fixed time.
     pub fn characterise(&self) {
         if self.shared.rate_request.request_characterisation() {
             self.shared.wakeup.notify();
         }
     }
 
-    /// Ticks at these rates from now on; of the settings, everything else stays as it was at the start.
+    /// Sets the rates; the other settings keep their values from the start.
     pub fn set_rates(&self, settings: &SamplerSettings) {
         self.shared.rates.store(Rates::new(settings, self.source_max_hz));
         self.shared.wakeup.notify();
     }
 
-    /// For how long, by `now_ns`, the thread has been neither asleep nor in a read without having come to its next tick:
-    /// a thread that makes no progress shows here, a driver that hangs does not.
+    /// How long, at `now_ns`, the next tick has been overdue while no read is in progress. This detects a thread that
+    /// makes no progress, not a driver that hangs.
     pub fn overdue_ns(&self, now_ns: u64) -> u64 {
         self.shared.stats.overdue_ns(now_ns)
     }
@@ -162,7 +162,7 @@ impl Sampler {
         self.shared.stats.snapshot()
     }
 
-    /// How long the read under way has taken by `now_ns`; `None` between reads. A source that hangs shows here.
+    /// The duration of the read in progress up to `now_ns`; `None` between reads. This detects a driver that hangs.
     pub fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
         self.shared.stats.hung_for_ns(now_ns)
     }
@@ -173,9 +173,9 @@ impl Drop for Sampler {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wakeup.notify();
         let Some(thread) = self.thread.take() else { return };
-        // A read that hangs in a driver cannot be interrupted: then the thread is left behind, and ends when it returns.
+        // A read that hangs in a driver cannot be interrupted: the thread is detached and ends when the read returns.
         if self.thread_ended.recv_timeout(JOIN_TIMEOUT) == Err(RecvTimeoutError::Disconnected) {
-            // A panic of the thread was reported where it happened.
+            // A panic of the thread was reported by the panic hook.
             let _ = thread.join();
         }
     }

@@ -12,9 +12,9 @@ use super::priority_ffi;
 /// The scheduling that the thread was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GrantedScheduling {
-    /// It runs before every ordinary thread.
+    /// The thread has a real-time policy.
     pub(super) realtime: bool,
-    /// It stays on the CPU it asked for.
+    /// The thread is pinned to the requested CPU.
     pub(super) pinned: bool,
 }
 

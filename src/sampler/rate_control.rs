@@ -1,15 +1,14 @@
-//! How fast to tick: slow while no client needs readings, fast while one does, faster still to learn the counters.
+//! The sampling speed: slow while no client needs readings, fast while one does, faster for characterisation.
 //!
-//! Owns the protocol between callers that request a rate and the thread that ticks. A request while the thread is slow must
-//! wake it, and one that toggles while it is fast must not: opening ten thousand spans a second costs ten thousand
-//! flag reads, not ten thousand wake-ups. Never reads a clock and never waits.
+//! A request must wake the sampler thread if it is slow, and must not if it is fast: opening ten thousand spans a
+//! second costs ten thousand flag reads, not ten thousand wake-ups. Nothing here reads a clock or waits.
 //!
-//! That no request is lost is checked by a model, like the ring's orderings (see `ring`):
+//! A loom model checks that no request is lost, like the ring's orderings (see `ring`):
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib rate_control::model`.
 
 use atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-/// The machine's atomics, or the model checker's.
+/// The atomics of the standard library, or of the model checker loom.
 mod atomic {
     #[cfg(loom)]
     pub(super) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -17,7 +16,7 @@ mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 }
 
-/// How fast the sampler ticks.
+/// The speed of the sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Speed {
     /// No caller needs readings.
@@ -28,24 +27,25 @@ pub(super) enum Speed {
     Characterise,
 }
 
-/// The rate that callers request of the thread.
+/// The requests of callers to the sampler thread.
 ///
-/// The caller asks "is the thread slow?", the thread asks "is there a request?": both must not get no. So each side first
-/// writes its own flag, then fences, then reads the other's; the fences are SeqCst, of which one comes first, and the side
-/// whose fence comes second sees what the other wrote. The flags themselves carry nothing else and are Relaxed.
+/// A caller writes its request and reads `thread_slow`; the thread writes `thread_slow` and reads the requests. At
+/// least one of them must see the other's write, or the thread sleeps through a request. So each side issues a SeqCst
+/// fence between its write and its read. The fences have a total order: the read after the second fence sees the
+/// write before the first. The flags protect no other data and are Relaxed.
 pub(super) struct RateRequest {
-    /// Fast is wanted now.
+    /// Fast sampling is requested now.
     fast_wanted: AtomicBool,
-    /// How often fast was requested, so that a request shorter than a tick still counts.
+    /// The number of requests for fast sampling, so that a request shorter than a tick still counts.
     fast_requests: AtomicU64,
-    /// How often a characterisation was requested.
+    /// The number of requests for characterisation.
     characterisation_requests: AtomicU64,
-    /// The thread is slow and reads no request until it is woken.
+    /// The thread is slow and reads no request before its next tick, unless it is woken.
     thread_slow: AtomicBool,
 }
 
 impl RateRequest {
-    /// No request, but for one characterisation at the start.
+    /// Creates a state with one request: the characterisation at the start.
     pub(super) fn new() -> Self {
         Self {
             fast_wanted: AtomicBool::new(false),
@@ -55,9 +55,9 @@ impl RateRequest {
         }
     }
 
-    /// Requests fast, or withdraws that; returns whether the thread has to be woken.
+    /// Requests fast sampling or withdraws the request; returns whether the thread has to be woken.
     pub(super) fn set_fast(&self, wanted: bool) -> bool {
-        // The common case, and the cheap one: nothing changes.
+        // The common and cheap case: no change.
         if self.fast_wanted.load(Ordering::Relaxed) == wanted
             || self.fast_wanted.swap(wanted, Ordering::Relaxed) == wanted
             || !wanted
@@ -74,36 +74,36 @@ impl RateRequest {
         self.is_thread_slow()
     }
 
-    /// Called after a request was written. Pairs with the fence in `set_thread_slow`.
+    /// Called after a request was written. The fence pairs with the one in `set_thread_slow`.
     fn is_thread_slow(&self) -> bool {
         fence(Ordering::SeqCst);
         self.thread_slow.load(Ordering::Relaxed)
     }
 
-    /// Called by the thread before it reads the requests for the last time. Pairs with the fence in `is_thread_slow`.
+    /// Called by the thread before it reads the requests once more. The fence pairs with the one in `is_thread_slow`.
     fn set_thread_slow(&self) {
         self.thread_slow.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 }
 
-/// The thread's side: the speed that follows from the requests.
+/// The sampler thread's side: computes the speed from the requests.
 pub(super) struct RateController {
-    /// `None` before the first look.
+    /// `None` before the first update.
     speed: Option<Speed>,
     linger_ns: u64,
     characterisation_ns: u64,
     characterise_until_ns: u64,
-    /// When fast was last requested.
+    /// When fast sampling was last requested.
     last_request_ns: Option<u64>,
-    /// How many requests were seen.
+    /// The values of the request counters at the last update.
     fast_requests_seen: u64,
     characterisation_requests_seen: u64,
 }
 
 impl RateController {
-    /// The first [`RateController::update`] always gives a speed. Goes slow `linger_ns` after the last request; a
-    /// characterisation takes `characterisation_ns`.
+    /// The first [`RateController::update`] always returns a speed. Sampling becomes slow `linger_ns` after the last
+    /// request; a characterisation takes `characterisation_ns`.
     pub(super) fn new(linger_ns: u64, characterisation_ns: u64) -> Self {
         Self {
             speed: None,
@@ -116,11 +116,11 @@ impl RateController {
         }
     }
 
-    /// Reads the requests; gives the new speed where it changes.
+    /// Reads the requests; returns the new speed if it changes.
     pub(super) fn update(&mut self, now_ns: u64, request: &RateRequest) -> Option<Speed> {
         let mut speed = self.target_speed(now_ns, request);
         if speed == Speed::Slow {
-            // A request that came too late for the read above either sees `thread_slow`, or is seen by this read.
+            // A request after the read above either sees `thread_slow`, or is seen by the read below.
             request.set_thread_slow();
             speed = self.target_speed(now_ns, request);
         }
@@ -130,7 +130,7 @@ impl RateController {
         (self.speed.replace(speed) != Some(speed)).then_some(speed)
     }
 
-    /// The speed that the last [`RateController::update`] came to.
+    /// The speed as of the last [`RateController::update`].
     pub(super) fn speed(&self) -> Option<Speed> {
         self.speed
     }
@@ -146,7 +146,7 @@ impl RateController {
         let requested = std::mem::replace(&mut self.fast_requests_seen, fast_requests) != fast_requests;
         let fast = request.fast_wanted.load(Ordering::Relaxed);
         if fast || requested {
-            // A request that is already withdrawn counts as one that ends now.
+            // A request that was withdrawn already counts as one that ends now.
             self.last_request_ns = Some(now_ns);
         }
         let lingers = self
@@ -168,8 +168,8 @@ mod model {
 
     use super::*;
 
-    /// Runs a request against a thread that is about to go slow after its first characterisation, in every order:
-    /// afterwards the thread has to be awake or be woken.
+    /// Runs a request in every order with a thread that becomes slow after its first characterisation: afterwards the
+    /// thread is awake, or the caller has to wake it.
     fn check_no_lost_wake_up(make_request: fn(&RateRequest) -> bool) {
         loom::model(move || {
             let (request, mut controller) = (Arc::new(RateRequest::new()), RateController::new(0, 500));

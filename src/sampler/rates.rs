@@ -11,19 +11,19 @@ const MAX_RATE_HZ: f64 = 10_000.0;
 /// Reads per expected counter update during characterisation, so that the instants of the updates can be located.
 const OVERSAMPLING: f64 = 4.0;
 
-/// How samplers tick.
+/// The settings of samplers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerSettings {
-    /// Reads a second while a client needs them; at most 10,000 and the source's own maximum.
+    /// Reads per second while a client needs them; at most 10,000 and the source's own maximum.
     pub rate_hz: f64,
-    /// Reads a second while none does.
+    /// Reads per second while no client needs them.
     pub idle_rate_hz: f64,
-    /// How long after the last need it stays fast.
+    /// How long sampling stays fast after the last request.
     pub linger_ns: u64,
-    /// How long a characterisation takes, the one at the start and any asked for later.
+    /// The length of a characterisation, at the start or requested later.
     pub characterisation_ns: u64,
-    /// How many samples the ring keeps, rounded up to a power of two. Memory is 8 · (3 + 5 · domains) bytes for each,
-    /// once used.
+    /// The capacity of the ring in samples, rounded up to a power of two. A used sample takes 8 · (3 + 5 · domains)
+    /// bytes.
     pub ring_samples: usize,
 }
 
@@ -39,7 +39,7 @@ impl Default for SamplerSettings {
     }
 }
 
-/// Reads a second at each speed, after all limits.
+/// Reads per second at each speed, after all limits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rates {
     pub(super) slow_hz: f64,
@@ -48,14 +48,14 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    /// Below this a rate is a way of saying "never".
+    /// The minimum rate: one read in 1000 s.
     const MIN_RATE_HZ: f64 = 0.001;
 
     pub(super) fn new(settings: &SamplerSettings, source_max_hz: f64) -> Self {
         let clamp = |hz: f64, max_hz: f64| hz.min(max_hz).max(Self::MIN_RATE_HZ);
         let source_max_hz = clamp(source_max_hz, MAX_RATE_HZ);
         let fast_hz = clamp(settings.rate_hz, source_max_hz);
-        // `source_max_hz` is about how often the counter moves; seeing when it does takes several reads a move.
+        // `source_max_hz` is about the counter's update rate; locating an update takes several reads per update.
         let characterisation_hz = clamp(OVERSAMPLING * source_max_hz, MAX_RATE_HZ).max(fast_hz);
         Self { slow_hz: clamp(settings.idle_rate_hz, fast_hz), fast_hz, characterisation_hz }
     }
@@ -70,13 +70,13 @@ impl Rates {
     }
 }
 
-/// The rates as they were last set, for the thread to take up. Three plain figures: a thread that looks in the middle of a
-/// change ticks once at a mixture of two sound ones, and looks again.
+/// The rates for the sampler thread. They are not stored atomically together: a thread that loads them during a
+/// change may use a mixture of old and new rates, all of them valid, until the generation changes.
 pub(super) struct AtomicRates {
     slow_hz: AtomicU64,
     fast_hz: AtomicU64,
     characterisation_hz: AtomicU64,
-    /// How often they were set.
+    /// The number of changes.
     generation: AtomicU64,
 }
 
@@ -99,7 +99,7 @@ impl AtomicRates {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// The rates, where they were stored since `seen_generation`, which is brought up to date.
+    /// Returns the rates if they changed since `seen_generation`, and updates it.
     pub(super) fn load_if_changed(&self, seen_generation: &mut u64) -> Option<Rates> {
         let generation = self.generation.load(Ordering::Acquire);
         if std::mem::replace(seen_generation, generation) == generation {

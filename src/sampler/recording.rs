@@ -1,7 +1,7 @@
-//! Hands every sample to a sink, from a thread of its own.
+//! Recording: a thread that copies the samples of all rings to a sink, such as a trace file.
 //!
-//! Owns the way from the rings to a sink that keeps samples (a trace file). It only reads the rings, so a sink that is slow
-//! or fails never slows a sampler; what the rings overwrote before it was read is counted and said, not hidden.
+//! The thread only reads the rings, so that a slow or failing sink never delays a sampler. Samples that a ring
+//! overwrote before they were read are counted as lost.
 
 use std::io;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use crate::ring::{RingReader, Sample};
 
-/// How often the rings are looked at: a fraction of what they hold at the highest rate.
+/// How often the rings are read; they hold several times as many samples at the highest rate.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A recording in progress; dropping it ends it without waiting for a sink that hangs.
+/// A recording in progress. Dropping it ends the recording without waiting for the sink.
 pub struct Recording {
     shared: Arc<RecordingShared>,
     thread: Option<JoinHandle<io::Result<()>>>,
@@ -27,20 +27,20 @@ struct RecordingShared {
     lost: AtomicU64,
 }
 
-/// How a recording went.
+/// The statistics of a recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordingStats {
-    /// Samples that the sink took.
+    /// Samples that the sink accepted.
     pub recorded: u64,
-    /// Samples that were overwritten before the sink was ready for them.
+    /// Samples that were overwritten before they were read.
     pub lost: u64,
 }
 
-/// Starts handing the samples of `rings`, from now on, to `sink`: which ring, and the sample. Each ring's samples come in
-/// order. The sink's first error ends the recording.
+/// Starts a recording of the samples written from now on. `sink` gets the index of the ring and the sample; the
+/// samples of a ring come in order. The first error of the sink ends the recording.
 ///
 /// # Errors
-/// The system refuses another thread.
+/// The thread cannot be created.
 pub fn start(
     rings: Vec<RingReader>,
     sink: impl FnMut(usize, &Sample) -> io::Result<()> + Send + 'static,
@@ -55,7 +55,7 @@ pub fn start(
 }
 
 impl Recording {
-    /// How it goes so far.
+    /// The statistics so far.
     pub fn stats(&self) -> RecordingStats {
         RecordingStats {
             recorded: self.shared.recorded.load(Ordering::Relaxed),
@@ -63,15 +63,15 @@ impl Recording {
         }
     }
 
-    /// Whether the sink failed, which ended it; [`Recording::finish`] says with what.
+    /// Whether an error of the sink ended the recording; [`Recording::finish`] returns the error.
     pub fn has_failed(&self) -> bool {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
-    /// Ends it once everything that is in the rings by now is with the sink.
+    /// Passes all samples written so far to the sink, and ends the recording.
     ///
     /// # Errors
-    /// What the sink failed with; the recording ended then.
+    /// The error of the sink that ended the recording.
     pub fn finish(mut self) -> io::Result<RecordingStats> {
         self.stop();
         match self.thread.take().map(JoinHandle::join) {
@@ -95,7 +95,7 @@ impl Drop for Recording {
     }
 }
 
-/// One ring, and how far it has been read.
+/// A ring, and the index of the next sample to read.
 struct RingCursor {
     ring: RingReader,
     next: u64,
@@ -108,13 +108,13 @@ impl RingCursor {
         Self { next: ring.written_count(), sample: Sample::empty(ring.domains()), ring }
     }
 
-    /// Hands on what is new.
+    /// Passes the new samples to the sink.
     fn drain(
         &mut self,
         shared: &RecordingShared,
         mut sink: impl FnMut(&Sample) -> io::Result<()>,
     ) -> io::Result<()> {
-        // Up to what was there at the begin, so that one fast ring cannot keep the others waiting.
+        // Only the samples present at the start, so that a fast ring cannot starve the others.
         let written = self.ring.written_count();
         while self.next < written {
             if self.ring.read(self.next, &mut self.sample) {
@@ -122,7 +122,7 @@ impl RingCursor {
                 shared.recorded.fetch_add(1, Ordering::Relaxed);
                 self.next += 1;
             } else {
-                // Overtaken. At least this one is gone, and everything before the oldest.
+                // The writer overtook the cursor: this sample and all before the oldest are lost.
                 let oldest = self.ring.oldest_index().max(self.next + 1);
                 shared.lost.fetch_add(oldest - self.next, Ordering::Relaxed);
                 self.next = oldest;
@@ -138,7 +138,7 @@ fn copy_samples(
     shared: &RecordingShared,
 ) -> io::Result<()> {
     loop {
-        // Before the last look, so that what was written before the stop is not left behind.
+        // Loaded before the rings are read, so that samples written before the stop are recorded.
         let stopped = shared.stop.load(Ordering::Acquire);
         for (index, cursor) in cursors.iter_mut().enumerate() {
             cursor.drain(shared, |sample| sink(index, sample))?;

@@ -1,14 +1,14 @@
 //! Statistics of the ticks: count, lateness and cost.
 //!
-//! One sampler thread writes the counters, any thread reads them. Late and missed ticks are figures that a
-//! user sees, never hidden. Nothing here locks or allocates on the writer's side.
+//! One sampler thread writes the counters, any thread reads them. Late and missed ticks are counted and reported to
+//! users. Recording takes no lock and does not allocate.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The ticks of one sampler since it started, as they stood when asked.
+/// A snapshot of the statistics of one sampler since its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TickStats {
-    /// Reads that were done: those on the grid and those that a switch to fast asked for at once.
+    /// Reads: those on the grid, and the immediate ones at a change of speed.
     pub ticks: u64,
     /// Of these, how many began more than 100 µs (or half a period) after they were due.
     pub late: u64,
@@ -16,7 +16,7 @@ pub struct TickStats {
     pub missed: u64,
     /// Half of the reads on the grid began within this time after they were due.
     pub lateness_p50_ns: Option<u64>,
-    /// 99 of 100 did.
+    /// 99 % of the reads on the grid began within this time after they were due.
     pub lateness_p99_ns: Option<u64>,
     /// Half of the reads took no longer than this.
     pub read_cost_ns: Option<u64>,
@@ -24,11 +24,11 @@ pub struct TickStats {
     pub last_read_ns: Option<u64>,
     /// The thread runs under a real-time policy.
     pub realtime: bool,
-    /// The thread stays on the CPU that the source asked for.
+    /// The thread is pinned to the CPU that the source requested.
     pub pinned: bool,
 }
 
-/// The counters behind [`TickStats`].
+/// The counters from which [`TickStats`] is computed.
 pub(super) struct SamplerStats {
     ticks: AtomicU64,
     late: AtomicU64,
@@ -37,9 +37,9 @@ pub(super) struct SamplerStats {
     read_cost: Histogram,
     /// 0 before the first read.
     last_read_ns: AtomicU64,
-    /// When the read now under way began; 0 between reads.
+    /// The start of the read in progress; 0 between reads.
     read_began_ns: AtomicU64,
-    /// Until when the thread sleeps; 0 before the first sleep.
+    /// The end of the thread's current or last sleep; 0 before the first sleep.
     asleep_until_ns: AtomicU64,
     realtime: AtomicBool,
     pinned: AtomicBool,
@@ -67,19 +67,18 @@ impl SamplerStats {
         self.pinned.store(pinned, Ordering::Relaxed);
     }
 
-    /// A tick of the grid begins, this late; `tolerance_ns` is what is still in time.
+    /// Records the lateness of a tick of the grid; above `tolerance_ns` it counts as late.
     pub(super) fn record_lateness(&self, lateness_ns: u64, tolerance_ns: u64) {
         self.lateness.record(lateness_ns);
         add(&self.late, u64::from(lateness_ns > tolerance_ns));
     }
 
-    /// Records the start of a read.
     pub(super) fn begin_read(&self, before_ns: u64) {
-        // 0 means "no read under way", which the first nanosecond of a clock may give up.
+        // 0 means "no read in progress", so that an instant of 0 is stored as 1.
         self.read_began_ns.store(before_ns.max(1), Ordering::Relaxed);
     }
 
-    /// The read that began at `before_ns` ended.
+    /// Records the end of the read that began at `before_ns`.
     pub(super) fn end_read(&self, before_ns: u64, after_ns: u64) {
         self.read_began_ns.store(0, Ordering::Relaxed);
         self.last_read_ns.store(after_ns, Ordering::Relaxed);
@@ -87,23 +86,22 @@ impl SamplerStats {
         add(&self.ticks, 1);
     }
 
-    /// Grid points passed without a read.
+    /// Adds grid points that passed without a read.
     pub(super) fn add_missed(&self, points: u64) {
         add(&self.missed, points);
     }
 
-    /// How long the read under way has taken by `now_ns`; `None` between reads.
+    /// The duration of the read in progress up to `now_ns`; `None` between reads.
     pub(super) fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
         let since_ns = self.read_began_ns.load(Ordering::Relaxed);
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
     }
 
-    /// Records until when the thread sleeps.
     pub(super) fn set_asleep_until(&self, until_ns: u64) {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }
 
-    /// For how long the thread should have been awake by `now_ns` and is neither asleep nor in a read.
+    /// The time from the end of the thread's sleep to `now_ns`; 0 during a read or a sleep.
     pub(super) fn overdue_ns(&self, now_ns: u64) -> u64 {
         let until_ns = self.asleep_until_ns.load(Ordering::Relaxed);
         if until_ns == 0 || self.hung_for_ns(now_ns).is_some() { 0 } else { now_ns.saturating_sub(until_ns) }
@@ -136,7 +134,11 @@ const SUB_BUCKET_BITS: u32 = 4;
 const MAX_EXPONENT: u32 = 41;
 const BUCKETS: usize = ((MAX_EXPONENT - SUB_BUCKET_BITS + 1) as usize) << SUB_BUCKET_BITS;
 
-/// Counts of durations in nanoseconds.
+/// A histogram of durations in nanoseconds.
+///
+/// Its table of atomics has a fixed size, with 16 buckets per power of two: a quantile is at most 1/16 too large and
+/// never too small. One thread records, any thread reads. Recording is a load and a store, without a lock or an
+/// allocation.
 pub(super) struct Histogram {
     buckets: Box<[AtomicU64]>,
 }
@@ -146,7 +148,7 @@ impl Histogram {
         Self { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Counts one duration. Only ever called by one thread, so that adding needs no locked instruction.
+    /// Counts one duration. Only one thread calls this, so that adding needs no locked instruction.
     pub(super) fn record(&self, ns: u64) {
         let bucket = &self.buckets[bucket_of(ns)];
         bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -175,7 +177,7 @@ fn bucket_of(ns: u64) -> usize {
     bucket.min(BUCKETS - 1)
 }
 
-/// The largest duration that counts in this bucket.
+/// The largest duration in this bucket.
 fn upper_bound_ns(bucket: usize) -> u64 {
     let (doubling, within) = (bucket >> SUB_BUCKET_BITS, bucket & ((1 << SUB_BUCKET_BITS) - 1));
     match doubling.checked_sub(1) {

@@ -1,23 +1,23 @@
-//! Whether time went on between two ticks.
+//! Detects suspends of the machine between two ticks.
 //!
-//! Owns the epochs that the machine's own sleep adds to those of a source: the monotonic clock stands still in suspend
-//! while counters may reset, wrap or run on, so nothing may be concluded across it. Pure and allocation-free.
+//! In suspend the monotonic clock stops while counters may reset, wrap or advance, so readings before and after it
+//! cannot be compared: each suspend adds 1 to the epoch of all later readings. Nothing here allocates.
 
 use crate::domain::EnergyReading;
 
-/// A step of the time spent asleep larger than this is a suspend.
+/// An increase of the suspended time by more than this is a suspend; a smaller one is preemption between the clock reads.
 const SUSPEND_THRESHOLD_NS: u64 = 1_000_000;
 
-/// Counts suspends and marks readings with them.
+/// Counts suspends and adds the count to the epochs of readings.
 #[derive(Default)]
 pub(super) struct SuspendDetector {
-    /// The most that was ever seen; `None` before the first look.
+    /// The largest suspended time observed; `None` before the first observation.
     asleep_ns: Option<u64>,
     suspends: u32,
 }
 
 impl SuspendDetector {
-    /// Learns how long the machine has slept since it booted.
+    /// Records the total suspended time since boot.
     pub(super) fn observe(&mut self, asleep_ns: u64) {
         let known_ns = self.asleep_ns.unwrap_or(asleep_ns);
         if asleep_ns > known_ns.saturating_add(SUSPEND_THRESHOLD_NS) {
@@ -26,7 +26,7 @@ impl SuspendDetector {
         self.asleep_ns = Some(known_ns.max(asleep_ns));
     }
 
-    /// Moves every reading to the epoch it belongs to after all suspends so far.
+    /// Adds the number of suspends so far to the epoch of every reading.
     pub(super) fn adjust_epochs(&self, readings: &mut [EnergyReading]) {
         for reading in readings {
             reading.epoch = reading.epoch.wrapping_add(self.suspends);

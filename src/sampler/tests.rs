@@ -1,6 +1,6 @@
-//! Samplers on scripted sources, with a clock turned by hand where instants matter.
+//! Tests of the sampler thread on scripted sources, with a manual clock if instants matter.
 //!
-//! Owns the checks of the thread's behaviour; what is pure is tested beside it. Waits for events, never for durations.
+//! The tests wait for events, never for durations.
 
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
@@ -11,7 +11,7 @@ use crate::sources::Source;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// A source that does what a function says.
+/// A source whose reads call a function.
 struct Scripted<F>(F);
 
 impl<F: FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send> Source for Scripted<F> {
@@ -45,7 +45,7 @@ fn opened(
     }
 }
 
-/// Answers 1, 2, 3, ...
+/// A source with the readings 1, 2, 3, ...
 fn counting() -> impl FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send + 'static {
     let mut energy_uj = 0;
     move |into| {
@@ -55,7 +55,7 @@ fn counting() -> impl FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send +
     }
 }
 
-/// Reads once and then rests for a thousand seconds, unless asked.
+/// Settings with one read at the start and then one in 1000 s, unless a read is requested.
 fn slow_settings() -> SamplerSettings {
     SamplerSettings {
         idle_rate_hz: 0.001,
@@ -112,7 +112,7 @@ fn characterisation_reads_several_times_per_update_and_ends() {
     let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
     let ring = sampler.stream().ring;
     wait_for("the first reading", || ring.written_count() == 1);
-    // The source's 1000 Hz, four times over.
+    // Four times the source's 1000 Hz.
     for tick in 1..=4 {
         clock.set(SECOND_NS + tick * 250_000);
         wait_for("a tick of the survey", || ring.written_count() == 1 + tick);
@@ -132,7 +132,7 @@ fn a_late_tick_is_counted_and_missed_ticks_are_skipped() {
     wait_for("the first reading", || stream.ring.written_count() == 1);
     clock.set(2 * SECOND_NS);
     wait_for("the tick in time", || stream.ring.written_count() == 2);
-    // Due at 3 s; 4 s and 5 s pass as well.
+    // A tick is due at 3 s; the deadlines at 4 s and 5 s pass too.
     clock.set(11 * SECOND_NS / 2);
     wait_for("the late tick", || sampler.stats().missed == 2);
     let ticks = sampler.stats();
@@ -179,7 +179,7 @@ fn a_slow_source_is_read_at_most_half_of_the_time() {
     let stream = sampler.stream();
     wait_for("the first reading", || sampler.stats().ticks == 1);
     clock.set(SECOND_NS);
-    // From 1 s to 1.9 s; the grid's 2 s would leave it no rest.
+    // The read lasts from 1 s to 1.9 s; a tick at 2 s would leave too little rest.
     wait_for("the second reading", || sampler.stats().missed == 1);
     clock.set(3 * SECOND_NS);
     wait_for("the third reading", || stream.ring.written_count() == 3);
@@ -221,7 +221,7 @@ fn the_sources_narrower_window_goes_into_the_sample() {
     assert_eq!((first.before_ns, first.after_ns), (SECOND_NS + 40, SECOND_NS + 60));
 }
 
-/// A sampler whose source's every read hangs until the gate is dropped.
+/// A sampler whose reads hang until the gate is dropped.
 fn hanging() -> (Sampler, SyncSender<()>) {
     let (gate, closed) = sync_channel(0);
     let read = move |_: &mut [EnergyReading]| {
@@ -243,7 +243,7 @@ fn a_hung_read_is_reported_and_delays_no_other_source() {
     wait_for("the end of the hang", || stuck.hung_for_ns(monotonic_ns()).is_none());
 }
 
-/// Says when it is dropped.
+/// Signals its drop.
 struct DropSignal(Sender<()>);
 
 impl Drop for DropSignal {

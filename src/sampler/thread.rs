@@ -1,7 +1,6 @@
-//! The thread of one source: wait, read, write into the ring.
+//! The sampler thread of one source: waits, reads, and writes into the ring.
 //!
-//! Owns the source, the ring's writer and the loop. Its tick takes no lock, allocates nothing and waits for no other
-//! thread; it shares its state through atomics.
+//! A tick takes no lock, allocates nothing and waits for no other thread; state is shared through atomics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +22,7 @@ use super::suspend_detector::SuspendDetector;
 /// not delay, and above all ordinary threads.
 pub const REALTIME_PRIORITY: i32 = 40;
 
-/// How often, in real time, a manual clock is looked at.
+/// The polling interval of a manual clock, in real time.
 const MANUAL_CLOCK_POLL_NS: u64 = 200_000;
 
 /// State that the sampler thread shares with [`super::Sampler`].
@@ -41,7 +40,6 @@ impl SamplerShared {
     }
 }
 
-/// The state of the sampler thread.
 pub(super) struct SamplerThread {
     pub(super) source: Box<dyn Source>,
     pub(super) cpu: Option<usize>,
@@ -54,7 +52,6 @@ pub(super) struct SamplerThread {
     pub(super) rates_generation: u64,
     pub(super) rate_controller: RateController,
     pub(super) suspend_detector: SuspendDetector,
-    /// The cost of the previous read.
     pub(super) last_cost_ns: u64,
     pub(super) shared: Arc<SamplerShared>,
 }
@@ -68,7 +65,7 @@ impl SamplerThread {
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
         loop {
-            // Before looking for a reason to go on, so that a notification from here on cuts the wait short.
+            // Read before the state that a notifier changes, so that a notification from here on ends the wait.
             let count = shared.wakeup.count();
             if shared.is_stopped() {
                 return;
@@ -93,14 +90,15 @@ impl SamplerThread {
                     shared.wakeup.wait_until(wake_ns, count);
                 }
                 (Some(_), None) => shared.stats.add_missed(deadlines.advance(self.tick())),
-                // The new deadlines begin with this tick: its first deadline is still to come, or was missed by the read.
+                // The new deadlines begin with this tick: its first deadline is still to come, or was missed by the
+                // read.
                 (_, Some(_)) => shared.stats.add_missed(deadlines.skip_passed(self.tick())),
             }
         }
     }
 
-    /// One read into the ring; gives the earliest instant for the next one. A source whose reads take long rests as long
-    /// as they took: at a real-time priority it would leave its CPU to no other thread. One slow read alone is a hiccup.
+    /// Reads once into the ring; returns the earliest instant of the next read. After two slow reads the thread rests
+    /// for the shorter of the two: at a real-time priority it would otherwise starve the other threads of its CPU.
     fn tick(&mut self) -> u64 {
         self.suspend_detector.observe(self.clock.suspended_ns());
         self.sample.readings.fill(EnergyReading::default());
@@ -116,7 +114,7 @@ impl SamplerThread {
         after_ns + std::mem::replace(&mut self.last_cost_ns, cost_ns).min(cost_ns)
     }
 
-    /// When to look again at the latest, on the machine's clock.
+    /// The end of the next sleep, on the machine's clock.
     fn wake_ns(&self, deadlines: &Deadlines) -> u64 {
         match self.clock {
             Clock::Machine => deadlines.next_ns(),
@@ -125,7 +123,8 @@ impl SamplerThread {
     }
 }
 
-/// The source's own window where it lies within the measured one; a source that is wrong about time is not believed.
+/// The source's own clock window if it lies within the measured one; otherwise it is wrong, and the measured one is
+/// used.
 fn window(measured: (u64, u64), source_window: Option<(u64, u64)>) -> (u64, u64) {
     match source_window {
         Some((from_ns, to_ns)) if measured.0 <= from_ns && from_ns <= to_ns && to_ns <= measured.1 => {

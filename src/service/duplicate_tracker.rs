@@ -34,7 +34,6 @@ pub(crate) struct TotalMembership {
     pub(crate) undecided: Vec<bool>,
 }
 
-/// All pairs of domains.
 #[derive(Debug, Default)]
 pub(crate) struct DuplicateTracker {
     pairs: Vec<TrackedPair>,

@@ -1,8 +1,8 @@
 //! Storage of final accounts, and queries of the store.
 //!
-//! Owns the accounts that are final and not yet on disk, and the queries that the store has not answered. Invariant: an
-//! account is reported as final only once it is on disk, or with `durable` false where the store fails; until then it is
-//! provisional. Never blocks on the disk. Without a store an account is final when it settles.
+//! Owns the accounts that are final and not yet on disk, and the queries that the store has not answered. Invariant:
+//! an account is reported as final only once it is on disk, or with `durable` false where the store fails; until then
+//! it is provisional. Never blocks on the disk. Without a store an account is final when it settles.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -29,8 +29,8 @@ const MAX_PENDING_BYTES: usize = 8 << 20;
 /// Spans that are open for longer are journalled, each about once per period.
 const JOURNAL_PERIOD_NS: u64 = 1_000_000_000;
 
-/// A journal step checks the time after this many of the attributor's slots, ends after its budget, and is followed by a
-/// pause. Large spans are therefore journalled less often and do not delay calls.
+/// A journal step checks the time after this many of the attributor's slots, ends after its budget, and is followed
+/// by a pause. Large spans are therefore journalled less often and do not delay calls.
 const JOURNAL_STEP_SLOTS: usize = 4;
 const JOURNAL_STEP_BUDGET_NS: u64 = 200_000;
 const JOURNAL_PAUSE_NS: u64 = 5_000_000;
@@ -138,8 +138,8 @@ impl Durability {
         if silent { Some("the disk of the ledger does not answer".into()) } else { health.reason }
     }
 
-    /// Queues a settled account for the disk and enters it into the registry. Returns it where the store takes it not and
-    /// a reply or a watcher needs it.
+    /// Queues a settled account for the disk and enters it into the registry. Returns it if the store does not accept
+    /// it and a reply or a watcher needs it.
     pub(crate) fn finalize(
         &mut self,
         mut account: Account,
@@ -172,8 +172,8 @@ impl Durability {
         None
     }
 
-    /// Takes the store's answers and commits: encoded replies go to `replies`, committed accounts to `final_accounts`. While
-    /// the store fails, all pending ones are completed without it.
+    /// Takes the store's answers and commits: encoded replies go to `replies`, committed accounts to
+    /// `final_accounts`. While the store fails, all pending ones are completed without it.
     pub(crate) fn poll(
         &mut self,
         now_ns: u64,
@@ -208,8 +208,8 @@ impl Durability {
         }
     }
 
-    /// The time since which the oldest account or query waits. A query counts from the store's last progress, since many
-    /// queries may be before it.
+    /// The time since which the oldest account or query waits. A query counts from the store's last progress, since
+    /// many queries may be before it.
     fn oldest_wait_ns(&self) -> Option<u64> {
         let pending = self.pending.front().map(|first| first.queued_ns);
         let query =
@@ -334,7 +334,7 @@ impl Durability {
         Some((reply_to, out))
     }
 
-    /// Writes accounts of open spans to the store's journal, if that is due.
+    /// Writes accounts of open spans to the store's journal if it is due.
     pub(crate) fn journal_open_spans(
         &mut self,
         now_ns: u64,

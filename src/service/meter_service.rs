@@ -1,8 +1,8 @@
 //! The service: the attributor, the readings that feed it, and the registry of spans.
 //!
-//! Independent of the transport: a call comes with a [`Peer`] or [`Caller`](super::caller::Caller), and a reply that is sent
-//! later goes to a [`ReplyTo`]. Everything runs on one thread and never blocks; all times come from one [`Clock`]. This file
-//! has construction and polling; the methods of the protocol are in `methods.rs`.
+//! Independent of the transport: a call comes with a [`Peer`] or [`Caller`](super::caller::Caller), and a reply that
+//! is sent later goes to a [`ReplyTo`]. Everything runs on one thread and never blocks; all times come from one
+//! [`Clock`]. This file has construction and polling; the methods of the protocol are in `methods.rs`.
 
 use std::collections::HashMap;
 use std::io;
@@ -43,7 +43,7 @@ pub(crate) struct ServiceParts {
     pub(crate) is_recording: bool,
 }
 
-/// The meter as its clients see it.
+/// The service: handles the calls of all clients and polls the readings.
 pub struct Service {
     pub(crate) clock: Clock,
     pub(crate) attributor: Attributor,
@@ -222,9 +222,9 @@ impl Service {
         self.registry.set_domains(self.collector.domains().count().min(MAX_DOMAINS));
     }
 
-    /// Finalizes settled spans one by one, and returns whether there are more: the accounts of thousands of spans that end
-    /// together are never in memory at once. The time budget is the time since the last call; settling a span is cheaper
-    /// than the calls that opened and closed it, so no backlog builds up.
+    /// Finalizes settled spans one by one, and returns whether there are more: the accounts of thousands of spans
+    /// that end together are never in memory at once. The time budget is the time since the last call; settling a
+    /// span is cheaper than the calls that opened and closed it, so no backlog builds up.
     fn settle_within_budget(&mut self, now_ns: u64, since_ns: u64) -> bool {
         const MIN_BUDGET_NS: u64 = 100_000;
         const MAX_BUDGET_NS: u64 = 2_000_000;
@@ -273,9 +273,9 @@ impl Service {
         durability.journal_open_spans(now_ns, &self.clock, &self.attributor, &mut self.registry);
     }
 
-    /// Shrinks tables and returns free memory to the system once most of the memory of spans and accounts is free. Takes
-    /// milliseconds, so it runs only where that is megabytes. A second release follows after the store's thread has freed
-    /// its part.
+    /// Shrinks tables and returns free memory to the system once most of the memory of spans and accounts is free.
+    /// Takes milliseconds, so it runs only where that is megabytes. A second release follows after the store's thread
+    /// has freed its part.
     fn release_memory(&mut self, now_ns: u64) {
         const MIN_RELEASE_BYTES: usize = 2 << 20;
         const EDGE_BYTES: usize = 128;
@@ -342,8 +342,8 @@ impl Service {
         self.registry.waiting_replies() + for_store
     }
 
-    /// Ends all waiting for shutdown: the accounts so far of all replies that wait for a final one. Pending queries of the
-    /// store are completed without it.
+    /// Ends all waiting for shutdown: the accounts so far of all replies that wait for a final one. Pending queries
+    /// of the store are completed without it.
     pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, Account)> {
         let now_ns = self.clock.now_ns();
         let mut replies = Vec::new();

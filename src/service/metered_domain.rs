@@ -15,7 +15,7 @@ pub(super) type DomainLiveness = (Liveness, Option<String>);
 pub(super) enum DomainOrigin {
     /// The index of the sampler.
     Sampler(usize),
-    /// A placeholder for the domains that a source has not reported yet; the number of those that it has.
+    /// A placeholder for the domains that a source has not reported yet, with the number of those it has reported.
     Placeholder(usize),
     /// A former placeholder.
     Retired,

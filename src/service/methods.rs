@@ -1,8 +1,8 @@
 //! The methods of the protocol: spans, queries of accounts, and domains.
 //!
-//! Owns the checks before a call reaches the attributor, and what each caller sees: accounts of other users need telemetry
-//! access, figures of domains need span access. Invariant: a span is open in the registry exactly while it is open in the
-//! attributor.
+//! Each method checks its call before it reaches the attributor, and limits the reply to the caller's access:
+//! accounts of other users need telemetry access, figures of domains need span access. Invariant: a span is open in
+//! the registry exactly while it is open in the attributor.
 
 use std::collections::BTreeMap;
 
@@ -24,14 +24,14 @@ use crate::protocol::{
 };
 use crate::store::StoreQuery;
 
-/// How far in the future an edge may lie: the clocks of two CPUs differ, and clients round.
+/// The maximum time by which an edge may lie in the future: clients round, and the clocks of CPUs differ.
 const MAX_FUTURE_NS: u64 = 1_000_000;
 
-/// The most open spans whose accounts one ListSpans computes.
+/// The maximum number of open spans whose accounts one ListSpans computes.
 const MAX_OPEN_EXAMINED: usize = 1024;
 
 impl Service {
-    /// OpenSpan.
+    /// The method OpenSpan: opens a span, and generates its name if the call has none.
     pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, MethodError> {
         let now_ns = self.clock.now_ns();
         let requested_ns = self.validate_instant(call.at_ns, now_ns)?;
@@ -75,7 +75,7 @@ impl Service {
         Ok(OpenedSpan { span })
     }
 
-    /// MarkPhase.
+    /// The method MarkPhase: begins a phase of an open span.
     pub fn mark_phase(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
@@ -90,7 +90,7 @@ impl Service {
         Ok(())
     }
 
-    /// SetWeight.
+    /// The method SetWeight: changes the weight of an open span.
     pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
@@ -109,7 +109,8 @@ impl Service {
         Ok(())
     }
 
-    /// CloseSpan.
+    /// The method CloseSpan: closes a span. With `wait` the account is sent when it is final; otherwise the account
+    /// as of now is returned.
     pub fn close_span(
         &mut self,
         caller: &Caller,
@@ -141,7 +142,7 @@ impl Service {
             .map(|account| AccountOutcome::Ready(Box::new(account)))
     }
 
-    /// CancelSpan.
+    /// The method CancelSpan: removes an open span without an account.
     pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, span)?;
@@ -156,7 +157,7 @@ impl Service {
         Ok(())
     }
 
-    /// Closes the open spans of a connection that has ended, as abandoned.
+    /// Closes the open spans of a closed connection as abandoned.
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         for key in self.registry.close_connection(connection) {
@@ -168,7 +169,7 @@ impl Service {
         }
     }
 
-    /// GetInfo. Without span access the domains have their liveness but no figures.
+    /// The method GetInfo. Without span access the domains have their liveness but no figures.
     pub fn get_info(&mut self, peer: &Peer) -> DaemonInfo {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
@@ -197,8 +198,8 @@ impl Service {
         }
     }
 
-    /// GetSpan: a span of the caller, or of any user with telemetry access. A span that is no longer remembered is looked up
-    /// on disk if the caller can wait.
+    /// The method GetSpan: the account of a span of the caller or, with telemetry access, of any user. A span that is
+    /// not in memory is looked up on disk if the caller can wait.
     pub fn get_span(
         &mut self,
         caller: &Caller,
@@ -207,8 +208,8 @@ impl Service {
     ) -> Result<AccountOutcome, MethodError> {
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.refresh_if_stale(now_ns);
-        // The caller's own span on disk would take precedence over another user's in memory. That would cost a second query
-        // for each telemetry call, and equal names are rare: names are random or chosen by their owners.
+        // The caller's own span on disk would take precedence over another user's in memory. That would cost a second
+        // query for each telemetry call, and equal names are rare: names are random or chosen by their owners.
         let mut lookup = self.find_visible_span(peer, span);
         if lookup.is_err() && peer.access >= Access::Telemetry {
             lookup = self.registry.find_of_any_user(span);
@@ -223,8 +224,8 @@ impl Service {
         self.current_account(now_ns, span, lookup?).map(|account| AccountOutcome::Ready(Box::new(account)))
     }
 
-    /// ListSpans: the spans of the caller, or of all users with telemetry access. The answer comes from the store if there is
-    /// one and the caller can wait (`None`: it is sent later), else from memory.
+    /// The method ListSpans: the spans of the caller or, with telemetry access, of all users. If there is a store and
+    /// the caller can wait, the reply comes from the store and is sent later (`None`), else from memory.
     pub fn list_spans(
         &mut self,
         caller: &Caller,
@@ -251,7 +252,7 @@ impl Service {
         Ok(Some(request.remembered_accounts(peer, &self.registry, mark)))
     }
 
-    /// Submits a query to the store; false where there is no answer from it.
+    /// Submits a query to the store; returns false if there is no store or it cannot answer.
     fn submit_query(
         &mut self,
         caller: &Caller,
@@ -262,7 +263,7 @@ impl Service {
         durability.submit(&caller.peer, caller.reply_to, query, kind, self.clock.now_ns())
     }
 
-    /// A copy of a remembered account with its state as of now.
+    /// A copy of an account in memory with its state as of now.
     fn mark_durability(&self, account: &Account, store_number: Option<u64>) -> Account {
         match &self.durability {
             Some(durability) => durability.mark_durability(account, store_number),
@@ -270,7 +271,7 @@ impl Service {
         }
     }
 
-    /// The accounts so far of the latest open spans that match and fit into an answer, the latest last.
+    /// The accounts as of now of the latest open spans that match and fit into a reply, the latest last.
     fn list_open_spans(&self, peer: &Peer, request: &ListRequest) -> Vec<Account> {
         let now_ns = self.clock.now_ns();
         let may_see = |key: &SpanKey| peer.access >= Access::Span || self.coarse_spans.contains(*key);
@@ -297,7 +298,7 @@ impl Service {
         accounts
     }
 
-    /// ReadWindow.
+    /// The method ReadWindow: the energy of each domain in a window of the history.
     pub fn read_window(&mut self, call: &ReadWindow) -> Result<WindowEnergy, MethodError> {
         let now_ns = self.clock.now_ns();
         let from_ns = self.validate_instant(Some(call.from_ns), now_ns)?;
@@ -313,7 +314,7 @@ impl Service {
         window.ok_or(MethodError::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
     }
 
-    /// GetBalance.
+    /// The method GetBalance: the energy balance of each domain with readings.
     pub fn get_balance(&mut self) -> Balances {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
@@ -322,14 +323,14 @@ impl Service {
         Balances { balance }
     }
 
-    /// The item of a WatchDomains stream as of now.
+    /// An item of a WatchDomains stream: the status of every domain.
     pub fn domain_tick(&mut self) -> DomainSnapshot {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
         DomainSnapshot { now_ns, domains: self.collector.statuses(), at_least: self.collector.at_least() }
     }
 
-    /// The account as of now of a span that was found.
+    /// The account as of now of a span found by name.
     pub(super) fn current_account(
         &self,
         now_ns: u64,
@@ -362,7 +363,7 @@ impl Service {
         self.find_open_span(peer, span).is_ok()
     }
 
-    /// The requested instant of an edge of an open span: the one that the call names, else now.
+    /// The requested instant of an edge of an open span: the instant in the call, else now.
     fn validate_edge(&self, key: SpanKey, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
         match at_ns {
             Some(_) => self.validate_instant(at_ns, now_ns),
@@ -370,14 +371,13 @@ impl Service {
         }
     }
 
-    /// Now, or the opening of the span where that lies in the future: no edge is before the opening.
+    /// Now, or the opening of the span if it lies in the future: no edge is before the opening.
     fn now_or_opening_ns(&self, key: SpanKey, now_ns: u64) -> u64 {
         let requested_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.requested_ns(key));
         requested_ns.map_or(now_ns, |requested_ns| requested_ns.max(now_ns))
     }
 
-    /// The caller's open span of this name. With coarse access a span that the same user opened with more access does not
-    /// exist.
+    /// The caller's open span of this name. With coarse access only coarse spans are found.
     fn find_open_span(&self, peer: &Peer, span: &str) -> Result<OpenSpanEntry, MethodError> {
         let open = self.registry.find_open(peer.uid, span);
         if peer.access >= Access::Span {
@@ -408,10 +408,10 @@ impl Service {
         Ok(indices)
     }
 
-    /// The instant that a call names, or now.
+    /// The instant in a call, or now.
     ///
     /// # Errors
-    /// `InvalidTime`: it is older than the history or in the future.
+    /// `InvalidTime`: the instant is older than the history or in the future.
     fn validate_instant(&self, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
         let Some(requested) = at_ns else { return Ok(now_ns) };
         let (earliest_ns, latest_ns) =
@@ -421,7 +421,7 @@ impl Service {
     }
 }
 
-/// The error of the protocol for an error of the attributor.
+/// Converts an error of the attributor to an error of the protocol.
 fn method_error(error: AttributionError, span: &str, at_ns: u64) -> MethodError {
     match error {
         AttributionError::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },

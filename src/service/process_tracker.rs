@@ -1,9 +1,9 @@
 //! CPU and GPU time of the processes and control groups that spans report on.
 //!
-//! Owns the watched subjects and the sampling schedule: one sample soon after a span with a new subject opens, one before a
-//! closed span settles, ten per second while spans are open, none without spans. The samples cost at most a fiftieth of
-//! a CPU, or a tenth while new subjects keep coming. A caller may watch its own user's processes, and all with telemetry
-//! access; the identity of the caller's process comes from the transport, never from a message.
+//! Owns the watched subjects and the sampling schedule: one sample soon after a span with a new subject opens, one
+//! before a closed span settles, ten per second while spans are open, none without spans. The samples cost at most a
+//! fiftieth of a CPU, or a tenth while new subjects keep coming. A caller may watch its own user's processes, and all
+//! with telemetry access; the identity of the caller's process comes from the transport, never from a message.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -32,7 +32,6 @@ const UNKNOWN_PEER_REASON: &str = "the peer's process is not known: the transpor
                       (hidepid=, ProtectProc=)";
 const LIMIT_REASON: &str = "too many processes are watched at once";
 
-/// The watched subjects.
 pub(crate) struct ProcessTracker {
     watcher: ProcessWatcher,
     gpus: GpuProcessUsage,
@@ -115,8 +114,8 @@ impl ProcessTracker {
         }
     }
 
-    /// Samples the CPU and GPU time of all watched subjects, if that is due. Returns the boards that turn out to report no
-    /// time by process.
+    /// Samples the CPU and GPU time of all watched subjects, if that is due. Returns the boards that turn out to
+    /// report no time by process.
     pub(crate) fn sample_if_due(&mut self, now_ns: u64, attributor: &mut Attributor) -> Vec<Absent> {
         let is_due = self.sample_due_ns(attributor).is_some_and(|due_ns| due_ns <= now_ns);
         let unavailable = if is_due { self.sample(now_ns, attributor) } else { Vec::new() };
@@ -265,7 +264,7 @@ fn method_error(field: &str, error: WatchProcessError) -> MethodError {
     }
 }
 
-/// One board of NVIDIA's, and the time that each subject has used of it.
+/// An NVIDIA board, and the time that each subject has used of it.
 #[derive(Debug)]
 struct GpuBoard {
     domain: usize,
@@ -278,8 +277,8 @@ struct GpuBoard {
     is_reported: bool,
 }
 
-/// The boards whose time is split by process. A board is split from its first answer on. One that does not report process
-/// times is reported once, and its domain is not split.
+/// The boards whose time is split by process. A board is split from its first answer on. One that does not report
+/// process times is reported once, and its domain is not split.
 #[derive(Debug)]
 pub(crate) struct GpuProcessUsage {
     library: Option<PathBuf>,
@@ -296,7 +295,7 @@ impl GpuProcessUsage {
         usage
     }
 
-    /// Adds the domains that are whole boards of NVIDIA's.
+    /// Adds the domains that are whole NVIDIA boards.
     fn extend<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>) {
         let board = |(index, domain): (usize, &Domain)| {
             let uuid = domain
@@ -317,7 +316,8 @@ impl GpuProcessUsage {
         self.boards.extend(domains.filter_map(board));
     }
 
-    /// Records what the boards have reported, and requests the next reports. Returns the boards that report no process times.
+    /// Records what the boards have reported, and requests the next reports. Returns the boards that report no
+    /// process times.
     fn sample(
         &mut self,
         watcher: &ProcessWatcher,
@@ -383,7 +383,7 @@ impl GpuBoard {
         });
     }
 
-    /// A board that has stopped to report: its time by process is unknown from here on.
+    /// Records that a board has stopped reporting: its time by process is unknown from here on.
     fn record_unknown(&self, basis: usize, targets: &[TargetUsage], attributor: &mut Attributor) {
         let unknown = |target: &TargetUsage| SubjectUsage {
             subject: target.subject,

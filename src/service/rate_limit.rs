@@ -1,7 +1,7 @@
 //! The rate limit of calls per user.
 //!
-//! One token bucket per user and access, for all connections on both transports together. A full bucket is removed, so that
-//! memory is proportional to the users with recent calls. Root and the daemon's own user have no limit.
+//! One token bucket per user and access, for all connections on both transports together. A full bucket is removed,
+//! so that memory is proportional to the users with recent calls. Root and the daemon's own user have no limit.
 
 use std::collections::HashMap;
 
@@ -19,8 +19,8 @@ const MIN_SWEEP_BUCKETS: usize = 1024;
 /// The class of a call for the rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallClass {
-    /// A call that ends a span. It may overdraw the bucket by its full cost, so that it can be executed: a span that cannot
-    /// be ended would take energy from other spans indefinitely.
+    /// A call that ends a span. It may overdraw the bucket by its full cost, so that it can be executed: a span that
+    /// cannot be ended would take energy from other spans indefinitely.
     EndSpan,
     /// Any other call.
     Other,
@@ -74,7 +74,7 @@ impl RateLimiter {
             return Ok(());
         }
         let (tokens, is_flood) = match class {
-            // As many ends as a burst may have openings.
+            // A burst of ends is as large as a burst of openings.
             CallClass::EndSpan => (bucket.tokens - 1.0, bucket.tokens - 1.0 < -burst),
             CallClass::Other => {
                 (bucket.tokens - REFUSED_CALL_COST, bucket.tokens - REFUSED_CALL_COST <= -burst)
@@ -125,7 +125,7 @@ mod tests {
         Peer { uid, access, unlimited: false }
     }
 
-    /// How many of `calls` at one instant are done.
+    /// The number of accepted calls out of `calls` at one instant.
     fn count_accepted(limiter: &mut RateLimiter, peer: &Peer, now_ns: u64, calls: usize) -> usize {
         let limits = Limits::default();
         (0..calls).filter(|_| limiter.acquire(peer, CallClass::Other, now_ns, &limits).is_ok()).count()
@@ -169,7 +169,7 @@ mod tests {
         let results: Vec<_> = (0..200).map(|_| limiter.acquire(&ann, CallClass::Other, 0, &limits)).collect();
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 20);
         let floods = results.iter().flat_map(|result| result.as_ref().err());
-        // 20 calls owed at a quarter each.
+        // The bucket is overdrawn by 20 calls, at a quarter each.
         assert_eq!(floods.filter(|error| error.is_flood).count(), 200 - 20 - 79);
         assert!(limiter.acquire(&ann, CallClass::Other, 10 * SECOND_NS, &limits).is_ok());
     }
@@ -186,7 +186,7 @@ mod tests {
         };
         assert_eq!(ends(&mut limiter, burst), 0);
         assert_eq!(ends(&mut limiter, 3), 3);
-        // All of them are owed: two bursts' time later there is as much as at first.
+        // The bucket is overdrawn by a burst: after the time of two bursts it is full again.
         let rate = limits.coarse_calls_per_s;
         let later_ns = (2.0 * burst as f64 / rate) as u64 * SECOND_NS;
         assert_eq!(count_accepted(&mut limiter, &ann, later_ns, 2 * burst), burst);
@@ -204,7 +204,7 @@ mod tests {
     fn full_buckets_are_evicted_and_active_ones_are_kept() {
         let mut limiter = RateLimiter::default();
         for uid in 0..100_000 {
-            // A tenth of a second for the one call of each.
+            // Each bucket takes a tenth of a second to refill its one call.
             count_accepted(&mut limiter, &peer(uid, Access::None), u64::from(uid) * SECOND_NS / 1000, 1);
         }
         assert!(limiter.buckets.len() < 3 * MIN_SWEEP_BUCKETS, "{}", limiter.buckets.len());

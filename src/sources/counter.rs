@@ -1,8 +1,8 @@
 //! Conversion of raw counts that wrap, restart and disappear to monotonic microjoules.
 //!
-//! Handles all wraps and resets of the program. Invariant: the energy never decreases. Within one epoch it is exactly the
-//! floor of the true count times the unit; a change of epoch adds no energy. If a wrap cannot be distinguished from a
-//! restart or from two wraps, the interval between the two readings counts as unknown.
+//! Handles all wraps and resets of the program. Invariant: the energy never decreases. Within one epoch it is exactly
+//! the floor of the true count times the unit; a change of epoch adds no energy. If a wrap cannot be distinguished
+//! from a restart or from two wraps, the interval between the two readings counts as unknown.
 
 use crate::domain::{DomainKind, EnergyReading};
 
@@ -19,8 +19,8 @@ pub struct CounterSpec {
     pub ceiling_mw: u64,
     /// Upper bound of a count's age at the read: update interval plus transport latency.
     pub staleness_ns: u64,
-    /// The smallest energy after which the hardware register *behind* this count may have wrapped unnoticed. Without such
-    /// a register: the range of the count.
+    /// The smallest energy after which the hardware register that feeds this count may have wrapped unnoticed.
+    /// Without such a register: the range of the count.
     pub range_uj: u64,
 }
 
@@ -83,8 +83,8 @@ impl Counter {
         self.last = None;
     }
 
-    /// Counts since `last`. `None` if they are unknown: implausible power (a restart that looks like a wrap, a jump), or a
-    /// gap in which the counter may have wrapped more than once.
+    /// Counts since `last`. `None` if they are unknown: implausible power (a restart that looks like a wrap, a jump),
+    /// or a gap in which the counter may have wrapped more than once.
     fn plausible_delta(&self, last: LastCount, raw: u64, after_ns: u64) -> Option<u128> {
         let elapsed_ns = after_ns.saturating_sub(last.before_ns);
         let max_uj = self.max_growth_uj(elapsed_ns);
@@ -103,9 +103,10 @@ impl Counter {
     }
 }
 
-/// Several times the highest power of a domain of this kind, microsecond transients included. Only a broken count exceeds
-/// it; such a count is rejected. The guaranteed error depends on it in one place, which the README states: between the
-/// first edge after an idle time and the reading that the edge triggers, a domain uses at most this power.
+/// Several times the highest power of a domain of this kind, microsecond transients included. Only a broken count
+/// exceeds it; such a count is rejected. The guaranteed error depends on it in one place, which the README states:
+/// between the first edge after an idle time and the reading that the edge triggers, a domain uses at most this
+/// power.
 pub fn plausible_ceiling_mw(kind: DomainKind) -> u64 {
     match kind {
         DomainKind::Package | DomainKind::Core | DomainKind::Uncore | DomainKind::Soc => 2_000_000,

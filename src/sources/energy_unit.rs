@@ -1,8 +1,8 @@
 //! The energy of one raw count: an exact fraction of a microjoule.
 //!
-//! Owns the conversion from counts to µJ. It applies integer arithmetic to the cumulative count, so the error stays below
-//! one µJ for any run time. No floating point: the kernel's decimal scale strings and the powers of two of the RAPL
-//! registers are both fractions.
+//! Owns the conversion from counts to µJ. It applies integer arithmetic to the cumulative count, so the error stays
+//! below one µJ for any run time. No floating point: the kernel's decimal scale strings and the powers of two of the
+//! RAPL registers are both fractions.
 
 /// Microjoules in one raw count, as a reduced fraction; neither part is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn one_amd_gpu_second_is_converted_with_the_true_unit() {
-        // 65 628 counts of 2^-16 J are 1 001 403.81 µJ; the vendor's library multiplies by 15.3 and says 1 004 108.4.
+        // 65 628 counts of 2^-16 J are 1 001 403.81 µJ; the vendor's library multiplies by 15.3 and returns 1 004
+        // 108.4.
         assert_eq!(EnergyUnit::joules_over_power_of_two(16).unwrap().to_uj(65_628), 1_001_403);
     }
 

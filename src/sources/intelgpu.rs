@@ -1,10 +1,10 @@
 //! Intel GPUs: the energy counters of the kernel drivers xe and i915.
 //!
 //! Reads `energy1_input` (the card) and `energy2_input` (its package) of each card's chip under `class/hwmon` (linux
-//! Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon), and i915's chip for each tile. The card contains its package
-//! and tiles. The drivers accumulate a 32-bit register of 2^-14 J *only on reads* (xe_hwmon.c). At 1 kW it wraps in
-//! 4.4 minutes, so it must be read at least once a minute. The sampler reads once a second while idle; the energy of a longer
-//! gap counts as unknown. Needs no vendor library and no privilege.
+//! Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon), and i915's chip for each tile. The card contains its
+//! package and tiles. The drivers accumulate a 32-bit register of 2^-14 J *only on reads* (xe_hwmon.c). At 1 kW it
+//! wraps in 4.4 minutes, so it must be read at least once a minute. The sampler reads once a second while idle; the
+//! energy of a longer gap counts as unknown. Needs no vendor library and no privilege.
 
 pub use crate::sources::source_settings::INTELGPU as NAME;
 
@@ -18,7 +18,7 @@ use super::hwmon_chip::{HwmonChip, list_chips};
 use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::{Inventory, SourceSettings};
 
-/// 2^32 counts of 2^-14 J: the energy after which the register behind the file may have wrapped unnoticed.
+/// 2^32 counts of 2^-14 J: the energy after which the hardware register may have wrapped unnoticed.
 const REGISTER_RANGE_UJ: u64 = 262_144_000_000;
 
 /// Latency from hardware to register: the firmware updates about every millisecond, as for the CPU's counters.

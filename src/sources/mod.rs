@@ -1,4 +1,4 @@
-//! Energy sources: one file for each mechanism, all behind the trait [`Source`](crate::sources::Source).
+//! Energy sources: one file for each mechanism; all implement the trait [`Source`](crate::sources::Source).
 //!
 //! Absent hardware gives a shorter list, never an error. Only `counter` interprets wraps and resets.
 //!

@@ -1,9 +1,9 @@
 //! RAPL through the kernel's `power` PMU: all domains of a package in one system call.
 //!
-//! Owns one event group for each CPU in the PMU's `cpumask` (linux arch/x86/events/rapl.c), open for the whole run. The
-//! kernel updates the counts at each read: 2^-32 J in 64 bits. If the `msr` PMU has `tsc`, it joins the group, and its count
-//! narrows the time window of the read. Opening needs CAP_PERFMON, reading needs no privilege. AMD's `power_core` PMU (one
-//! counter per core) is not read: the package's count contains it.
+//! Owns one event group for each CPU in the PMU's `cpumask` (linux arch/x86/events/rapl.c), open for the whole run.
+//! The kernel updates the counts at each read: 2^-32 J in 64 bits. If the `msr` PMU has `tsc`, it joins the group,
+//! and its count narrows the time window of the read. Opening needs CAP_PERFMON, reading needs no privilege. AMD's
+//! `power_core` PMU (one counter per core) is not read: the package's count contains it.
 
 pub use crate::sources::source_settings::PERF as NAME;
 
@@ -24,7 +24,7 @@ use super::topology::package_names;
 use super::tsc::Tsc;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
 
-/// The count is 64 bits wide, but the register behind it may wrap at 2^32 units of 2^-16 J, and the kernel's own timer
+/// The count is 64 bits wide, but the hardware register may wrap at 2^32 units of 2^-16 J, and the kernel's own timer
 /// handles such a wrap only up to 400 W.
 const REGISTER_RANGE_UJ: u64 = 65_536_000_000;
 
@@ -60,8 +60,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// Names the psys domains. A platform has one psys, but every package may show it. The first one has the plain name until
-/// discovery finds the one that advances. Psys is the parent of all outermost domains.
+/// Names the psys domains. A platform has one psys, but every package may show it. The first one has the plain name
+/// until discovery finds the one that advances. Psys is the parent of all outermost domains.
 fn name_psys(opened: &mut [OpenedSource]) {
     let mut domains: Vec<&mut Domain> = opened.iter_mut().flat_map(|group| &mut group.domains).collect();
     let Some(first) = domains.iter_mut().find(|domain| domain.kind == DomainKind::Psys) else { return };
@@ -76,7 +76,8 @@ fn name_psys(opened: &mut [OpenedSource]) {
 /// The open events of one CPU, read together.
 struct EventGroup {
     cpu: usize,
-    /// The leader is first. Only the leader is read; the members stay here because dropping a descriptor closes its event.
+    /// The leader is first. Only the leader is read; the members stay here because dropping a descriptor closes its
+    /// event.
     events: Vec<OwnedFd>,
     /// The domain and event of each count, in the order of the counts.
     members: Vec<(DomainKind, PmuEvent)>,

@@ -1,9 +1,10 @@
 //! RAPL through the kernel's powercap zones: files with microjoules.
 //!
-//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that two
-//! drivers show (`intel-rapl` and `intel-rapl-mmio`) is read once. A zone without a range is rejected: its wraps could not
-//! be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This file reverses that
-//! exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid readings until it is back.
+//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that
+//! two drivers show (`intel-rapl` and `intel-rapl-mmio`) is read once. A zone without a range is rejected: its wraps
+//! could not be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This
+//! file reverses that exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid
+//! readings until it is back.
 
 pub use crate::sources::source_settings::POWERCAP as NAME;
 
@@ -158,7 +159,7 @@ impl ZoneCounter {
     }
 }
 
-/// The largest value of the 32-bit registers behind the zones.
+/// The largest value of the 32-bit registers that the zones show.
 const REGISTER_MAX: u128 = 0xFFFF_FFFF;
 
 /// One zone that can be read.
@@ -190,8 +191,8 @@ impl PowercapZone {
         self.path.join("energy_uj")
     }
 
-    /// The parent domain: a package contains its cores, psys contains everything. Memory is listed below its package but is
-    /// not part of the package's count.
+    /// The parent domain: a package contains its cores, psys contains everything. Memory is listed below its package
+    /// but is not part of the package's count.
     fn parent(&self, all: &[PowercapZone]) -> Option<String> {
         let named = |name: String| all.iter().any(|zone| zone.domain == name).then_some(name);
         match self.kind {
@@ -238,8 +239,8 @@ fn list_zones(class: &Path) -> io::Result<ZoneList> {
     Ok(listed)
 }
 
-/// The sort key of a zone's id: `intel-rapl` before `intel-rapl-mmio`, zone 2 before zone 10. `None` if the id is no RAPL
-/// zone.
+/// The sort key of a zone's id: `intel-rapl` before `intel-rapl-mmio`, zone 2 before zone 10. `None` if the id is no
+/// RAPL zone.
 fn sort_key(id: &str) -> Option<(String, Vec<u32>)> {
     let (driver, numbers) = id.split_once(':')?;
     let numbers = numbers.split(':').map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()?;
@@ -328,8 +329,8 @@ impl RegisterScale {
     }
 }
 
-/// The true unit for the driver's unit in whole nanojoules. Units of 2^-k J lose their fraction in the driver (−51.7 ppm
-/// at k = 16), and it uses 15.3 µJ for server memory where perf uses 2^-16 J (+0.27 %).
+/// The true unit for the driver's unit in whole nanojoules. Units of 2^-k J lose their fraction in the driver (−51.7
+/// ppm at k = 16), and it uses 15.3 µJ for server memory where perf uses 2^-16 J (+0.27 %).
 fn true_unit(shown_nj: u128) -> Option<EnergyUnit> {
     if shown_nj == 15_300 {
         return EnergyUnit::joules_over_power_of_two(16);

@@ -66,8 +66,8 @@ enum SensorKind {
 }
 
 impl SensorFile {
-    /// A file that counts microjoules. `range_uj`: the smallest energy after which the register behind it may have wrapped
-    /// unnoticed; `None` if no register limits the file's 64 bits.
+    /// A file that counts microjoules. `range_uj`: the smallest energy after which the hardware register may have
+    /// wrapped unnoticed; `None` if no register limits the file's 64 bits.
     pub fn energy(file: SysfsFile, kind: DomainKind, range_uj: Option<u64>) -> Self {
         let counter = Counter::new(CounterSpec {
             unit: EnergyUnit::MICROJOULE,

@@ -1,8 +1,9 @@
 //! The index of accounts: which IDs exist, which were lost, and which account has a name.
 //!
-//! Names are indexed by hash in blocks, one set of blocks per segment of IDs. The open segment is in memory and is read from
-//! the accounts at a start; a full segment is written and never changes. Each block has a checksum, and each full segment
-//! has all its blocks: a name in no block is in no account, and a block that is missing or unsound is damage, not an absence.
+//! Names are indexed by hash in blocks, one set of blocks per segment of IDs. The open segment is in memory and is
+//! read from the accounts at a start; a full segment is written and never changes. Each block has a checksum, and
+//! each full segment has all its blocks: a name in no block is in no account, and a block that is missing or unsound
+//! is damage, not an absence.
 
 use std::collections::HashMap;
 
@@ -12,18 +13,17 @@ use super::time::format_utc;
 /// A segment has 2 to this power IDs.
 pub(super) const SEGMENT_BITS: u32 = 14;
 
-/// Blocks of names of one segment, by the top bits of the hash, so that a look-up reads one of 1.5 KB.
+/// The number of name blocks of a segment, selected by the top bits of the hash: a look-up reads one block of 1.5 KB.
 const BUCKETS: u32 = 64;
 
-/// The block beside them: each user's latest account as of the segment's end.
+/// The block after the name blocks: each user's latest account as of the segment's end.
 pub(super) const HEADS: u32 = BUCKETS;
 
 const BUCKET_BITS: u32 = 7;
 
-/// A name's hash, its user, and the number within the segment.
+/// A name's hash (4 bytes), its user (4) and its ID within the segment (2).
 const ENTRY_BYTES: usize = 10;
 
-/// The segment of an ID.
 pub(super) fn segment_of(id: i64) -> i64 {
     id >> SEGMENT_BITS
 }
@@ -33,26 +33,25 @@ pub(super) fn segment_start(segment: i64) -> i64 {
     segment << SEGMENT_BITS
 }
 
-/// FNV-1a, 32 bits: finds candidates, which are then compared.
+/// FNV-1a, 32 bits. It only finds candidates; their names are then compared.
 pub(super) fn name_hash(span: &[u8]) -> u32 {
     let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     let hash = span.iter().fold(0x811c_9dc5, mix);
-    // Its top bits, which choose the block, hardly depend on the last byte.
+    // The top bits of FNV-1a, which select the block, hardly depend on the last byte: mix them.
     hash.wrapping_mul(0x9e37_79b9)
 }
 
-/// The block that a hash is in.
 pub(super) fn bucket(hash: u32) -> u32 {
     hash >> (u32::BITS - BUCKETS.ilog2())
 }
 
-/// A block's number in its table.
+/// A block's key in the block table.
 pub(super) fn block_key(segment: i64, bucket: u32) -> i64 {
     segment << BUCKET_BITS | i64::from(bucket)
 }
 
-/// Which account a name stands for. The user is part of it, so that a look-up for one user reads no row of another: it takes
-/// the same work for another user's name as for one that does not exist.
+/// An index entry: the account of a name. It includes the user, so that a look-up for one user reads no row of
+/// another user: a look-up of another user's name takes as long as one of a missing name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NameEntry {
     pub hash: u32,
@@ -61,13 +60,13 @@ pub(super) struct NameEntry {
 }
 
 impl NameEntry {
-    /// Whether it may be the one that is looked for; `uid`: of this user alone.
+    /// Whether the entry is a candidate for a hash; `uid` restricts the match to one user.
     pub fn matches(&self, hash: u32, uid: Option<u32>) -> bool {
         self.hash == hash && uid.is_none_or(|uid| uid == self.uid)
     }
 }
 
-/// The names of a segment that is not full, in the order of numbers.
+/// The names of a segment that is not full, in the order of IDs.
 pub(super) type OpenSegment = Vec<NameEntry>;
 
 /// The blocks of a segment, by bucket.
@@ -83,7 +82,7 @@ pub(super) fn encode_blocks(segment: i64, names: &OpenSegment) -> Vec<Vec<u8>> {
     keyed.map(|(block, bucket)| append_checksum(block_key(segment, bucket), block)).collect()
 }
 
-/// The numbers that a sound block has for a hash, of one user or of all, the latest first.
+/// The IDs that a valid block has for a hash, for one user or all users, the latest first.
 pub(super) fn candidates(segment: i64, block: &[u8], hash: u32, uid: Option<u32>) -> Vec<i64> {
     let entry = |bytes: &[u8]| {
         let word = |from: usize| u32::from_le_bytes(std::array::from_fn(|at| bytes[from + at]));
@@ -94,13 +93,13 @@ pub(super) fn candidates(segment: i64, block: &[u8], hash: u32, uid: Option<u32>
     entries.filter(|entry| entry.matches(hash, uid)).map(|entry| entry.id).collect()
 }
 
-/// Each user's latest account, as bytes.
+/// Encodes each user's latest account.
 pub(super) fn encode_heads(segment: i64, heads: &HashMap<u32, i64>) -> Vec<u8> {
     let pair = |(uid, id): (&u32, &i64)| uid.to_le_bytes().into_iter().chain(id.to_le_bytes());
     append_checksum(block_key(segment, HEADS), heads.iter().flat_map(pair).collect())
 }
 
-/// Each user's latest account again, from a sound block.
+/// Decodes each user's latest account from a valid block.
 pub(super) fn decode_heads(block: &[u8]) -> HashMap<u32, i64> {
     let pair = |entry: &[u8]| {
         let id = i64::from_le_bytes(std::array::from_fn(|at| entry[4 + at]));
@@ -115,7 +114,7 @@ fn append_checksum(key: i64, mut block: Vec<u8>) -> Vec<u8> {
     block
 }
 
-/// A block without its checksum; `None` where that does not fit.
+/// Returns a block without its checksum; `None` if the checksum is wrong.
 pub(super) fn strip_checksum(key: i64, stored: &[u8]) -> Option<&[u8]> {
     let (block, checksum) = stored.split_last_chunk::<4>()?;
     let expected = Checksum::default().numbers(&[key]).bytes(block).finish().to_le_bytes();
@@ -163,11 +162,11 @@ impl AccountIndex {
 pub(super) struct Gap {
     pub first: i64,
     pub last: i64,
-    /// Wall time of the account before it; 0 where there is none.
+    /// Wall time of the account before the gap; 0 if there is none.
     pub since_s: i64,
-    /// Wall time by which its last account was kept.
+    /// Wall time by which the last account of the gap was stored.
     pub until_s: i64,
-    /// Running time of the store by then.
+    /// Running time of the store at `until_s`.
     pub running_s: i64,
 }
 
@@ -176,12 +175,12 @@ pub(super) struct Gap {
 pub(super) enum Damage {
     /// Accounts that may be lost.
     Lost(Gap),
-    /// Accounts or index blocks that are unsound: of these numbers.
+    /// Accounts or index blocks that fail their checksum or are missing, in this range of IDs.
     Corrupt { first: i64, last: i64 },
 }
 
 impl Damage {
-    /// The lowest number concerned: a list goes on before it.
+    /// The lowest ID affected; the next page of a list starts before it.
     pub fn first(&self) -> i64 {
         match self {
             Damage::Lost(gap) => gap.first,
@@ -189,7 +188,7 @@ impl Damage {
         }
     }
 
-    /// The highest number concerned.
+    /// The highest ID affected.
     pub fn last(&self) -> i64 {
         match self {
             Damage::Lost(gap) => gap.last,

@@ -1,22 +1,22 @@
-//! An account as bytes on disk, and back.
+//! The binary format of a stored account.
 //!
-//! Owns the form of a kept account: whatever is searched for (user, span, name) has columns of its own; the figures are
-//! one run of variable-length numbers, and the domains' names, which nearly all accounts share, are a *layout* beside it
-//! that is kept once. Invariant: what is written reads back equal, `durable` set. Bytes that were damaged give `None`,
-//! never a panic and never a wrong length of anything.
+//! The searchable fields (user, span, name) are columns of their own. The figures are one sequence of variable-length
+//! integers. The domains' names, which nearly all accounts share, form a *layout* that is stored once. Invariant: a
+//! decoded account equals the encoded one, with `durable` set; damaged bytes decode to `None` and never cause a
+//! panic.
 
 use std::collections::BTreeMap;
 
 use crate::attribution::account::{Account, Phase, Share, SpanState};
 use crate::domain::Grade;
 
-/// Set in the state's byte of a simulated account. Accounts written before there was such a flag lack it.
+/// A flag in the state byte: the account is simulated. Accounts from before the flag existed lack it.
 const SIMULATED_FLAG: u8 = 0x80;
 
-/// The first byte of the figures: this form. A later form gets another.
+/// The format version, the first byte of the figures.
 const FORMAT_VERSION: u8 = 1;
 
-/// Added to the state's byte: the sums are lower bounds.
+/// A flag in the state byte: the sums are lower bounds.
 const AT_LEAST_FLAG: u8 = 0x40;
 
 const STATES: [SpanState; 5] = [
@@ -29,7 +29,7 @@ const STATES: [SpanState; 5] = [
 
 const GRADES: [Grade; 4] = [Grade::Measured, Grade::Modelled, Grade::Integrated, Grade::Estimated];
 
-/// What names the rest of an account: its columns.
+/// The fields of an account that are stored as columns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AccountIdentity<'a> {
     pub uid: u32,
@@ -37,7 +37,7 @@ pub(super) struct AccountIdentity<'a> {
     pub name: &'a str,
 }
 
-/// Appends the account's domains with their grades, in its order.
+/// Appends the account's domains with their grades, in the order of the account.
 pub(super) fn encode_layout(account: &Account, out: &mut Vec<u8>) {
     for share in &account.domains {
         put_text(out, &share.domain);
@@ -45,7 +45,7 @@ pub(super) fn encode_layout(account: &Account, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends everything that is neither a column nor in the layout.
+/// Appends the fields that are neither columns nor in the layout.
 pub(super) fn encode_figures(account: &Account, out: &mut Vec<u8>) {
     let simulated = if account.simulated == Some(true) { SIMULATED_FLAG } else { 0 };
     let at_least = if account.at_least == Some(true) { AT_LEAST_FLAG } else { 0 };
@@ -88,7 +88,7 @@ pub(super) fn encode_figures(account: &Account, out: &mut Vec<u8>) {
     }
 }
 
-/// Whose CPU time was looked at, and its part; one byte where there is none.
+/// Appends the process or control group and its share; a single 0 byte if there is none.
 fn encode_process(account: &Account, out: &mut Vec<u8>) {
     let shares = account.domains.iter().map(|share| share.process_uj);
     let has_share = account.process_uj.is_some() || shares.clone().any(|share| share.is_some());
@@ -107,7 +107,7 @@ fn encode_process(account: &Account, out: &mut Vec<u8>) {
     shares.for_each(|share| put_option(out, share));
 }
 
-/// The account again; `None` where the bytes are not what was written.
+/// Decodes an account; `None` if the bytes are not valid.
 pub(super) fn decode(identity: AccountIdentity<'_>, layout: &[u8], figures: &[u8]) -> Option<Account> {
     let mut from = figures;
     let from = &mut from;
@@ -231,7 +231,7 @@ fn index_in<T: PartialEq>(all: &[T], one: &T) -> u8 {
     all.iter().position(|other| other == one).unwrap_or_default() as u8
 }
 
-/// Seven bits a byte, the low ones first, the top bit where more follow.
+/// LEB128: seven bits per byte, the low ones first; the top bit is set if more bytes follow.
 fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -240,7 +240,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// 0 for what is not known, else one more than the figure; no counter in the world reaches 2^64 - 1 µJ.
+/// 0 for an unknown value, else the value plus 1; no counter reaches 2^64 - 1 µJ.
 fn put_option(out: &mut Vec<u8>, value: Option<u64>) {
     put_varint(out, value.map_or(0, |value| value.min(u64::MAX - 1) + 1));
 }

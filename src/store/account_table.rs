@@ -1,7 +1,7 @@
 //! The rows of accounts and of the journal: columns, checksums, and the statements that write them.
 //!
-//! Each row has a checksum over all its columns, including the bytes of its layout, and names the previous account of its
-//! user. A row that differs from what was written reads as `None`.
+//! Each row has a checksum over all its columns, including the bytes of its layout. An account's row has the ID of its
+//! user's previous account. A row that differs from what was written reads as `None`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use super::account_index::{self, AccountIndex, Gap, HEADS, segment_of};
 use super::checksum::Checksum;
 use super::time::CommitTime;
 
-/// So many layouts are kept once each; further ones (clients may choose domains in any combination) go with their
-/// accounts.
+/// The maximum number of layouts in the layout table. Clients may choose domains in any combination; a further layout
+/// is stored in the row of its account.
 const MAX_LAYOUTS: usize = 256;
 
 /// The columns of [`AccountRow`], in the order in which they are read.
 pub(super) const ACCOUNT_COLUMNS: &str =
     "id, uid, kept_s, running_s, previous, layout, span, name, figures, crc FROM account";
 
-/// What an account's row has beside its numbers.
+/// The columns of an account that its row in the account table and its journal entry have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AccountColumns<'a> {
     pub uid: u32,
     pub layout: &'a [u8],
-    /// As it is kept: see [`SpanName`].
+    /// In the stored form: see [`SpanName`].
     pub span: ValueRef<'a>,
     pub name: &'a str,
     pub figures: &'a [u8],
@@ -39,19 +39,19 @@ impl AccountColumns<'_> {
     }
 }
 
-/// A sound row.
+/// A row whose checksum is correct.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AccountRow<'a> {
     pub id: i64,
     pub kept_s: i64,
     pub running_s: i64,
-    /// Its user's account before it; 0: there was none. Where it was not known, the number before its own.
+    /// The ID of the user's previous account; 0 if there is none; `id - 1` if it was not known.
     pub previous: i64,
     pub columns: AccountColumns<'a>,
 }
 
 impl<'a> AccountRow<'a> {
-    /// `None` where the row is not what was written.
+    /// Reads a row; `None` if it differs from what was written.
     pub fn read(row: &'a Row<'_>, layouts: &'a LayoutTable) -> Option<Self> {
         let number = |at| row.get_ref(at).ok()?.as_i64().ok();
         let (id, kept_s, running_s, previous) = (number(0)?, number(2)?, number(3)?, number(4)?);
@@ -67,7 +67,7 @@ impl<'a> AccountRow<'a> {
     }
 }
 
-/// The layouts that are kept once.
+/// The layouts that are stored once, by ID.
 #[derive(Debug, Default)]
 pub(super) struct LayoutTable {
     ids: HashMap<Arc<[u8]>, i64>,
@@ -80,7 +80,7 @@ impl LayoutTable {
         let mut rows = all.query([])?;
         let mut layouts = Self::default();
         while let Some(row) = rows.next()? {
-            // A damaged one is noticed by the checksums of the accounts that have it.
+            // The checksums of the accounts that use a damaged layout detect it.
             if let (Ok(id), Ok(domains)) = (row.get(0), row.get_ref(1)?.as_blob()) {
                 layouts.insert(id, Arc::from(domains));
             }
@@ -93,7 +93,7 @@ impl LayoutTable {
         self.ids.insert(domains, id);
     }
 
-    /// A layout as its row has it: its number, or itself.
+    /// The layout of a row, whose column has the layout's ID or its bytes.
     pub fn resolve<'a>(&'a self, stored: ValueRef<'a>) -> Option<&'a [u8]> {
         match stored {
             ValueRef::Blob(own) => Some(own),
@@ -103,7 +103,7 @@ impl LayoutTable {
     }
 }
 
-/// A sound row of the journal.
+/// Reads a row of the journal; `None` if it differs from what was written.
 pub(super) fn read_journal_row<'a>(row: &'a Row<'_>, layouts: &'a LayoutTable) -> Option<AccountColumns<'a>> {
     let number = |at| row.get_ref(at).ok()?.as_i64().ok();
     let columns = AccountColumns {
@@ -147,7 +147,7 @@ impl<'a> TransactionWriter<'a> {
         })
     }
 
-    /// Keeps an account under the next number.
+    /// Inserts an account under the next ID.
     pub fn insert_account(&mut self, columns: &AccountColumns<'_>) -> rusqlite::Result<()> {
         let layout = self.layout_value(columns.layout)?;
         let (id, previous) =
@@ -169,7 +169,7 @@ impl<'a> TransactionWriter<'a> {
         Ok(())
     }
 
-    /// Notes that the accounts of some numbers may be lost, and goes on after them.
+    /// Records that a range of accounts may be lost; the next ID lies after it.
     pub fn insert_gap(&mut self, gap: Gap) -> rusqlite::Result<()> {
         let values = params![gap.first, gap.last, gap.since_s, gap.until_s, gap.running_s];
         self.transaction.execute("INSERT OR REPLACE INTO gap VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
@@ -180,13 +180,13 @@ impl<'a> TransactionWriter<'a> {
         if segment_of(self.index.last_id + 1) == segment { Ok(()) } else { self.seal_segment(segment) }
     }
 
-    /// The same for the account that would be next.
+    /// Records that the account with the next ID may be lost.
     pub fn insert_gap_of_one(&mut self) -> rusqlite::Result<()> {
         let (id, CommitTime { kept_s, running_s }) = (self.index.last_id + 1, self.commit_time);
         self.insert_gap(Gap { first: id, last: id, since_s: kept_s, until_s: kept_s, running_s })
     }
 
-    /// Writes the indexes of a segment that is full.
+    /// Writes the index blocks of a full segment.
     fn seal_segment(&mut self, segment: i64) -> rusqlite::Result<()> {
         let index = &mut *self.index;
         let mut insert = self.transaction.prepare("INSERT OR REPLACE INTO block VALUES (?1, ?2)")?;
@@ -202,7 +202,7 @@ impl<'a> TransactionWriter<'a> {
         Ok(())
     }
 
-    /// The layout's number, or itself where there are too many.
+    /// The layout's ID, or its bytes if the layout table is full.
     fn layout_value<'b>(&mut self, domains: &'b [u8]) -> rusqlite::Result<ToSqlOutput<'b>> {
         if let Some(id) = self.layouts.ids.get(domains) {
             return Ok((*id).into());
@@ -217,7 +217,7 @@ impl<'a> TransactionWriter<'a> {
     }
 }
 
-/// What a name is hashed by: as it is kept.
+/// The bytes of a stored name, over which its hash is computed.
 pub(super) fn name_bytes(span: ValueRef<'_>) -> &[u8] {
     match span {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
@@ -225,12 +225,12 @@ pub(super) fn name_bytes(span: ValueRef<'_>) -> &[u8] {
     }
 }
 
-/// A span's name as it is kept: the names that the daemon gives are 16 bytes in hexadecimal digits, and kept as these.
+/// The stored form of a span's name. The daemon generates names of 32 hexadecimal digits; they are stored as 16 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SpanName<'a> {
-    /// Sixteen random bytes: no other span ever has it.
+    /// Sixteen random bytes, which are unique.
     Generated([u8; 16]),
-    /// Text that a client chose.
+    /// Text from the client.
     Chosen(&'a str),
 }
 
@@ -261,7 +261,7 @@ fn parse_generated(span: &str) -> Option<[u8; 16]> {
     Some(bytes)
 }
 
-/// The name again; `None` where it is nothing that was written here.
+/// Decodes a stored name; `None` if it is not valid.
 pub(super) fn decode_span_name(stored: ValueRef<'_>) -> Option<String> {
     match stored {
         ValueRef::Text(bytes) => String::from_utf8(bytes.to_vec()).ok(),

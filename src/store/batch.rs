@@ -1,7 +1,7 @@
 //! A batch of packed write operations.
 //!
-//! A packed account takes a few hundred bytes instead of about a thousand, so that the bounded memory holds more of them
-//! while a disk is slow. A batch only grows until it is taken whole.
+//! A packed account takes a few hundred bytes instead of about a thousand, so that the bounded memory holds more of
+//! them while a disk is slow. A batch only grows until it is taken whole.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::account_record;
 use crate::attribution::account::Account;
 
-/// A row to be written; its text is in the batch.
+/// A row to be written; its text and figures are in the batch.
 #[derive(Debug)]
 pub(super) struct PackedRow {
     pub uid: u32,
@@ -36,7 +36,7 @@ pub(super) enum WriteOp {
 pub(super) struct Batch {
     pub ops: Vec<WriteOp>,
     bytes: Vec<u8>,
-    /// The number of the last account in the batch.
+    /// The sequence number of the last account in the batch.
     pub last_number: u64,
     /// A caller waits for its commit.
     pub urgent: bool,
@@ -52,7 +52,6 @@ impl Batch {
         self.bytes.len() + self.ops.len() * size_of::<WriteOp>()
     }
 
-    /// Packs an account.
     pub fn pack(&mut self, account: &Account, layouts: &mut LayoutCache) -> PackedRow {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(account.span.as_bytes());

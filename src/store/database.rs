@@ -1,8 +1,8 @@
 //! The open database: the connection, the index in memory, and the times of commits.
 //!
-//! An account's ID grows by one for each account; its `running_s` (see [`super::time`]) and its `kept_s` (wall time of the
-//! write, in seconds since 1970) never decrease. Invariant: one call of [`Database::write`] is one transaction. After an
-//! error the value must be dropped: its memory may be ahead of the file.
+//! IDs of accounts are consecutive; `running_s` (see [`super::time`]) and `kept_s` (wall time of the write, in
+//! seconds since 1970) never decrease. Invariant: one call of [`Database::write`] is one transaction. After an error
+//! the value must be dropped: its memory may differ from the file.
 
 use std::io;
 use std::path::Path;
@@ -24,7 +24,6 @@ use super::schema::{
 use super::settings::StoreSettings;
 use super::time::{ClockReading, CommitTime};
 
-/// The open database.
 pub(super) struct Database {
     pub(super) connection: Connection,
     pub(super) layouts: LayoutTable,
@@ -34,12 +33,12 @@ pub(super) struct Database {
     last_commit: CommitTime,
     opened_at: ClockReading,
     opened_running_s: i64,
-    /// Found when it was opened.
+    /// Descriptions of the gaps found while opening the database.
     pub new_gaps: Vec<String>,
 }
 
 impl Database {
-    /// Opens the file, which may be empty.
+    /// Opens the file, which may be empty, migrates an old schema, and checks for lost accounts.
     pub fn open(
         file: &Path,
         mark_file: MarkFile,
@@ -76,7 +75,7 @@ impl Database {
         Ok(database)
     }
 
-    /// How long the store has run.
+    /// The running time of the store, in seconds.
     pub fn running_s(&self, now: ClockReading) -> i64 {
         self.opened_running_s + (now.boot_s - self.opened_at.boot_s).max(0)
     }
@@ -86,15 +85,15 @@ impl Database {
         CommitTime { kept_s: now.unix_s.max(self.last_commit.kept_s), running_s }
     }
 
-    /// Notes in the mark how far it has come.
+    /// Writes the last commit to the high-water mark.
     pub fn write_mark(&self) -> io::Result<()> {
         let CommitTime { kept_s, running_s } = self.last_commit;
         self.mark_file.write(&HighWaterMark { last: self.index.last_id, kept_s, running_s })
     }
 
-    /// Notes its running time, where no account did for a while.
+    /// Saves the running time in the high-water mark if no commit did so for a while.
     pub fn save_running_time(&mut self, now: ClockReading) -> io::Result<()> {
-        /// How much running time a crash may lose.
+        /// The maximum running time that a crash may lose.
         const MAX_LOST_RUNNING_S: i64 = 600;
         let running_s = self.running_s(now);
         if running_s < self.last_commit.running_s + MAX_LOST_RUNNING_S {
@@ -104,8 +103,8 @@ impl Database {
         self.write_mark()
     }
 
-    /// Keeps what is in the journal as interrupted; gives how many those were. Only for a journal of a process that is
-    /// gone: a span that is still open would get a second account when it settles.
+    /// Stores the spans of the journal as interrupted accounts and returns their number. Only for the journal of a
+    /// process that has ended: a span that is still open would get a second account when it settles.
     pub fn recover(&mut self, now: ClockReading) -> Result<usize, DatabaseError> {
         let commit_time = self.commit_time(now);
         let last_before = self.index.last_id;
@@ -131,7 +130,7 @@ impl Database {
         Ok((self.index.last_id - last_before) as usize)
     }
 
-    /// Keeps batches, in their order, in one transaction.
+    /// Writes batches, in order, in one transaction.
     pub fn write(&mut self, batches: &[Batch], now: ClockReading) -> Result<(), DatabaseError> {
         let commit_time = self.commit_time(now);
         let transaction = self.connection.transaction()?;
@@ -173,20 +172,20 @@ impl Database {
         Ok(())
     }
 
-    /// How many bytes the database takes, free pages left out.
+    /// The size of the database in bytes, without free pages.
     pub fn size_bytes(&self) -> Result<u64, DatabaseError> {
         let pragma = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let pages = pragma("page_count")? - pragma("freelist_count")?;
         Ok(pages.max(0) as u64 * pragma("page_size")?.max(0) as u64)
     }
 
-    /// What may be lost, if anything.
+    /// A description of the accounts that may be lost, if any.
     pub fn describe_gaps(&self) -> Option<String> {
         let gaps: Vec<String> = self.index.gaps.iter().map(Gap::describe).collect();
         (!gaps.is_empty()).then(|| gaps.join("; "))
     }
 
-    /// One account's row, if it is there and sound, as `convert` makes it.
+    /// Reads and converts the row of an account; `None` if the row is missing or damaged.
     pub fn read_row<T>(
         &self,
         statement: &mut rusqlite::Statement<'_>,
@@ -206,7 +205,7 @@ impl Database {
         }
     }
 
-    /// Reads what it has in memory: the end of the numbers and of the indexes.
+    /// Loads the part of the index that is kept in memory: the range of IDs, the gaps, the open segment and the heads.
     fn load_index(&mut self) -> Result<(), DatabaseError> {
         self.index = AccountIndex::empty();
         let Self { connection, layouts, index, .. } = self;
@@ -215,7 +214,7 @@ impl Database {
         let sql = format!("SELECT {ACCOUNT_COLUMNS} ORDER BY id DESC");
         let mut latest = connection.prepare(&sql)?;
         let mut rows = latest.query([])?;
-        // Unsound rows are passed over: a damaged number must not become the last one.
+        // Damaged rows are skipped: a damaged ID must not become the last one.
         while let Some(row) = rows.next()? {
             if let Some(stored) = AccountRow::read(row, layouts) {
                 index.last_id = stored.id;
@@ -231,7 +230,8 @@ impl Database {
         let first_unknown = self.retention.first == 0;
         let oldest = lowest.unwrap_or(1).clamp(1, index.last_id + 1);
         if first_unknown {
-            // Which accounts were deleted is not known: the one before the oldest stands for those that may be lost.
+            // It is unknown which accounts were deleted: a gap of one ID before the oldest stands for those that may
+            // be lost.
             self.retention.first = (oldest - 1).max(1);
         }
         index.first_id = self.retention.first;
@@ -251,7 +251,7 @@ impl Database {
         Ok(())
     }
 
-    /// Reads the segment that is being filled; rows that are not there are noted as gaps.
+    /// Loads the open segment; missing rows are recorded as gaps.
     fn load_open_segment(&mut self) -> Result<(), DatabaseError> {
         let Self { connection, layouts, index, .. } = self;
         let from = index.first_id.max(segment_start(segment_of(index.last_id + 1)));
@@ -274,7 +274,7 @@ impl Database {
         drop(rows);
         drop(statement);
         if next <= index.last_id {
-            // A damaged tree may end early from below and have later rows from above.
+            // In a damaged B-tree an ascending scan may end early although a descending scan finds later rows.
             let CommitTime { kept_s: until_s, running_s } = self.last_commit;
             missing.push(Gap { first: next, last: index.last_id, since_s, until_s, running_s });
         }
@@ -286,7 +286,7 @@ impl Database {
         Ok(())
     }
 
-    /// Adds the latest accounts of users that have none in the segment that is being filled.
+    /// Loads the latest accounts of users that have none in the open segment.
     fn load_heads(&mut self) -> Result<(), DatabaseError> {
         let index = &mut self.index;
         index.heads_known = false;
@@ -312,7 +312,7 @@ impl Database {
         Ok(())
     }
 
-    /// Compares what is there with what once was committed; what is missing at the end is noted as a gap.
+    /// Compares the last ID with the high-water mark; missing accounts at the end are recorded as a gap.
     fn detect_lost_tail(
         &mut self,
         mark_contents: &MarkContents,
@@ -329,7 +329,8 @@ impl Database {
                 until_s: mark.kept_s,
                 running_s: mark.running_s,
             }),
-            // Without its mark a database may end too early: one number stands for whatever is lost.
+            // Without a mark the end of the database may be lost: a gap of one ID stands for an unknown number of
+            // accounts.
             MarkContents::Damaged | MarkContents::Empty if expect_mark && last > 0 => {
                 Some(Gap { first: last + 1, last: last + 1, since_s, until_s: now.unix_s, running_s })
             }
@@ -340,17 +341,17 @@ impl Database {
             self.last_commit.kept_s = since_s.max(mark.kept_s);
         }
         if self.last_commit.running_s == 0 {
-            // An arbitrary origin, and a readable one.
+            // The origin is arbitrary; wall time is readable.
             self.last_commit.running_s = now.unix_s;
         }
         self.opened_running_s = self.last_commit.running_s;
         gap.map_or(Ok(()), |gap| self.add_gap(gap))?;
-        // What is left there is unsound, and in the way of the next.
+        // Rows after the last valid one are damaged, and the next accounts need their IDs.
         self.connection.execute("DELETE FROM account WHERE id > ?1", [self.index.last_id])?;
         Ok(())
     }
 
-    /// Notes that accounts may be lost.
+    /// Records a gap in a transaction of its own.
     fn add_gap(&mut self, gap: Gap) -> Result<(), DatabaseError> {
         let transaction = self.connection.transaction()?;
         TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, self.last_commit)?
@@ -361,8 +362,8 @@ impl Database {
     }
 }
 
-/// Makes the tables, beside those of version 1 where they are there. The mark comes first: from here on a database without
-/// one has lost it.
+/// Creates the tables; those of version 1 are renamed. The mark is written before the commit, so that a database of the
+/// current version without a mark has lost it.
 fn create_tables(
     connection: &mut Connection,
     schema_version: i64,

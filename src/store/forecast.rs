@@ -1,6 +1,6 @@
-//! How long accounts will be kept, for an administrator who checks the configuration: no store is opened for it.
+//! The forecast of the retention time, shown by the configuration check without opening the store.
 //!
-//! Owns the words. A database that a daemon has open is not touched: then the rule is given with an example.
+//! A database that a daemon has open is not read; the text then explains the calculation with an example.
 
 use std::path::Path;
 
@@ -10,24 +10,24 @@ use super::settings::StoreSettings;
 use super::state_dir::DATABASE_FILE;
 use super::time::format_duration;
 
-/// The present rate is that of so long.
+/// The window over which the present rate is measured.
 pub(super) const RATE_WINDOW_S: i64 = 6 * 3600;
 
-/// How long accounts will be kept at the rate of the last hours.
+/// The retention time expected at the rate of the last hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetentionForecast {
-    /// So long, in seconds.
+    /// The expected retention time, in seconds.
     pub retention_s: u64,
-    /// Their size limits that, not their age.
+    /// The maximum size limits the retention time, not the maximum age.
     pub limited_by_size: bool,
-    /// Accounts an hour.
+    /// The present rate, in accounts per hour.
     pub accounts_per_h: u64,
-    /// What one takes on disk, in bytes.
+    /// The mean size of an account on disk, in bytes.
     pub bytes_per_account: u64,
 }
 
 impl RetentionForecast {
-    /// In words.
+    /// The forecast as a sentence.
     pub(super) fn describe(&self) -> String {
         let Self { retention_s, limited_by_size, accounts_per_h, bytes_per_account } = self;
         let key = if *limited_by_size { "ledger.megabytes" } else { "ledger.days" };
@@ -38,7 +38,8 @@ impl RetentionForecast {
         )
     }
 
-    /// Of a store of `bytes` and `accounts`, of which the latest `recent_accounts` came within `window_s`.
+    /// Computes the forecast of a store with `bytes` and `accounts`, of which `recent_accounts` were stored in the last
+    /// `window_s`; `None` if they are too few.
     pub(super) fn from_counts(
         settings: &StoreSettings,
         bytes: u64,
@@ -46,7 +47,7 @@ impl RetentionForecast {
         recent_accounts: i64,
         window_s: i64,
     ) -> Option<Self> {
-        /// Fewer say nothing: the pages of an empty database would count as theirs.
+        /// With fewer accounts the pages of an empty database would dominate their size.
         const MIN_ACCOUNTS: i64 = 100;
         if accounts < MIN_ACCOUNTS || recent_accounts <= 0 || window_s <= 0 {
             return None;
@@ -64,7 +65,7 @@ impl RetentionForecast {
     }
 }
 
-/// One paragraph.
+/// Describes the limits and the expected retention time in one paragraph.
 pub fn describe_retention(settings: &StoreSettings) -> String {
     let (megabytes, age) = (settings.max_bytes as f64 / 1e6, format_duration(settings.max_age.as_secs()));
     let limits = format!(
@@ -91,7 +92,7 @@ pub fn describe_retention(settings: &StoreSettings) -> String {
     }
 }
 
-/// What an account of four domains takes (benches/store.rs).
+/// The size of an account with four domains, measured by benches/store.rs.
 const EXAMPLE_ACCOUNT_BYTES: f64 = 200.0;
 
 fn read_forecast(settings: &StoreSettings) -> Result<Option<RetentionForecast>, String> {
@@ -108,9 +109,9 @@ fn read_forecast(settings: &StoreSettings) -> Result<Option<RetentionForecast>, 
     Ok(RetentionForecast::from_counts(settings, length, accounts, recent, window_s))
 }
 
-/// How many accounts there are, how many of them came last, and within how long.
+/// Counts all accounts and those in the last [`RATE_WINDOW_S`], and returns the length of that window.
 fn count_accounts(file: &Path) -> rusqlite::Result<Option<(i64, i64, i64)>> {
-    // Nothing is locked or made beside it: without a log nothing changes it.
+    // `immutable` takes no lock and creates no files. It is safe here: without a log no process has the database open.
     let escaped = file.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;

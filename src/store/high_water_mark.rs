@@ -1,7 +1,7 @@
-//! The high-water mark: the highest number that was ever committed, in a file beside the database.
+//! The high-water mark: the highest ID ever committed, in a file next to the database.
 //!
-//! Owns the file's form: one record of 28 bytes, overwritten in place after each commit. It survives the end of the process
-//! at any moment, as the database does. Its one purpose: a database that ends at a lower number has lost accounts.
+//! The file is one record of 28 bytes (three integers and a checksum), overwritten in place after each commit. A write
+//! survives the end of the process, as a commit does. A database that ends at a lower ID has lost accounts.
 
 use std::fs::File;
 use std::io;
@@ -11,28 +11,27 @@ use super::checksum::Checksum;
 
 const RECORD_BYTES: usize = 28;
 
-/// How far the store has come.
+/// The last commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HighWaterMark {
-    /// The highest number.
+    /// The highest account ID.
     pub last: i64,
-    /// The wall time of its commit.
+    /// The wall time of the commit, in seconds since 1970.
     pub kept_s: i64,
-    /// How long the store has run by then: see [`super::time`].
+    /// The running time of the store at the commit: see [`super::time`].
     pub running_s: i64,
 }
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum MarkContents {
     Valid(HighWaterMark),
-    /// It is new.
+    /// The file is new.
     Empty,
-    /// It is not what was written.
+    /// The length or the checksum is wrong.
     Damaged,
 }
 
-/// The open file of the mark.
 #[derive(Debug)]
 pub(super) struct MarkFile(pub File);
 

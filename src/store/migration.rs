@@ -1,7 +1,7 @@
-//! From version 1 of the schema, whose rows have no checksum, to version 2.
+//! The migration from version 1 of the schema, whose rows have no checksum, to version 2.
 //!
-//! Owns the order of steps: the old tables are set aside in one transaction, then their rows move over in bounded ones. Each
-//! row is in exactly one of the two tables, so that a process that ends in between loses nothing and the next one goes on.
+//! One transaction renames the old tables, then transactions of bounded size move their rows. Invariant: each row is in
+//! exactly one of the two tables, so that an interrupted migration loses nothing and continues at the next start.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, Transaction};
@@ -13,10 +13,10 @@ use super::high_water_mark::HighWaterMark;
 use super::schema::DatabaseError;
 use super::time::{ClockReading, CommitTime};
 
-/// Rows that move in one transaction.
+/// The maximum number of rows moved in one transaction.
 const ROWS_PER_TRANSACTION: i64 = 16_384;
 
-/// Sets the old tables aside; the lowest number there is, and the highest.
+/// Renames the old tables; returns their lowest ID, and a mark for the highest.
 pub(super) fn set_aside_v1_tables(
     transaction: &Transaction<'_>,
     now: ClockReading,
@@ -31,7 +31,8 @@ pub(super) fn set_aside_v1_tables(
     Ok((first, HighWaterMark { last, kept_s, running_s: kept_s.min(now.unix_s) }))
 }
 
-/// Moves the rows that are still in the old tables. True where there were such tables: then the caller reloads the index.
+/// Moves the rows that are still in the old tables. Returns true if there were such tables; the caller then reloads the
+/// index.
 pub(super) fn migrate(
     connection: &mut Connection,
     layouts: &mut LayoutTable,
@@ -62,7 +63,7 @@ pub(super) fn migrate(
     Ok(true)
 }
 
-/// Moves some accounts; whether there may be more.
+/// Moves a batch of accounts; returns whether there may be more.
 fn migrate_batch(
     connection: &mut Connection,
     layouts: &mut LayoutTable,
@@ -83,7 +84,7 @@ fn migrate_batch(
             let (id, kept_s): (i64, i64) = (row.get(0)?, row.get(1)?);
             moved = Some(id);
             let since_s = writer.commit_time.kept_s;
-            // The clock that wrote them may have been ahead.
+            // The wall clock may have been ahead at that time.
             writer.commit_time = CommitTime { kept_s, running_s: kept_s.min(now.unix_s) };
             let Some(columns) = read_v1_columns(row, 2, &old_layouts) else { continue };
             let (first, last) = (writer.index.last_id + 1, id - 1);
@@ -101,7 +102,7 @@ fn migrate_batch(
     Ok(moved.is_some())
 }
 
-/// What a row has from a column on; `None` where it is no account, or its layout is unknown.
+/// Reads the account in the columns from `at` on; `None` if it is not valid or its layout is unknown.
 fn read_v1_columns<'a>(row: &'a Row<'_>, at: usize, layouts: &'a LayoutTable) -> Option<AccountColumns<'a>> {
     let value = |offset: usize| row.get_ref(at + offset).ok();
     let span: ValueRef<'a> = value(2)?;

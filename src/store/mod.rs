@@ -1,14 +1,14 @@
-//! The ledger on disk: accounts that were answered, kept.
+//! The store: final accounts on disk.
 //!
 //! ```text
 //! service ─► batch ─► writer thread ─► database
 //! never waits  packed   many to a commit  SQLite
 //! ```
 //!
-//! Owns the one thread that touches the disk. Each account that a caller appends gets a number, and is on disk
-//! once `Store::committed` has reached it; no caller waits here. A disk that is full, read-only, broken or slow never
-//! holds up an answer: the store says that it is failing, goes on trying, and writes what waited once it can. What it
-//! has in memory is bounded; what finds no room is refused and so never called kept. Knows no clients.
+//! One thread does all disk access; no caller waits for it. An appended account gets a sequence number, and is on
+//! disk once `Store::committed` has reached that number. If the disk is full, read-only, broken or slow, the store
+//! reports that it is failing, retries, and writes the waiting accounts later. Its memory is bounded: an account that
+//! finds no room is refused and never reported as durable.
 
 mod account_index;
 mod account_record;
@@ -44,10 +44,10 @@ use batch::{Batch, LayoutCache, WriteOp};
 use shared::StoreShared;
 use writer_thread::WriterThread;
 
-/// Most queries that wait for a result.
+/// The maximum number of queries that wait for a result.
 pub const MAX_PENDING_QUERIES: usize = 32_768;
 
-/// The ledger on disk, as the one who fills it sees it.
+/// The service's handle of the store.
 pub struct Store {
     shared: Arc<StoreShared>,
     settings: StoreSettings,
@@ -59,11 +59,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// Begins in its directory; `log` is called at each change of its state. A directory that cannot be used is such a
-    /// state and no error: it is tried again.
+    /// Starts the store's thread; `log` is called at each change of state. A directory that cannot be used is such a
+    /// state, not an error: the thread retries.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread cannot be created.
     pub fn start(settings: StoreSettings, log: fn(&str)) -> io::Result<Self> {
         let shared = Arc::new(StoreShared::default());
         let writer = WriterThread::new(Arc::clone(&shared), settings.clone(), log);
@@ -72,19 +72,20 @@ impl Store {
         Ok(Self { shared, settings, layouts, batch, last_number: 0, not_kept: 0, thread: Some(thread) })
     }
 
-    /// Is called, on the store's thread, when something that a caller waits for has come: see [`Store::has_updates`].
+    /// Sets a function that the store's thread calls after an urgent commit or a query result: see
+    /// [`Store::has_updates`].
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
-        // A second one would be a second service, which there is not.
+        // Fails only if it is set already; there is one service.
         let _ = self.shared.waker.set(Box::new(waker));
     }
 
-    /// The number that the next account would get.
+    /// The sequence number that the next account will get.
     pub fn next_number(&self) -> u64 {
         self.last_number + 1
     }
 
-    /// Takes a final account, to be written with the next [`Store::flush`], and deletes the journal's entry under
-    /// `journal_key`. `urgent`: a caller waits for the commit. False where there is no room: it will not be kept.
+    /// Adds a final account to the batch of the next [`Store::flush`], and deletes the journal entry `journal_key`.
+    /// `urgent`: a caller waits for the commit. Returns false if there is no room: the account will not be stored.
     pub fn append(&mut self, account: &Account, journal_key: Option<u64>, urgent: bool) -> bool {
         if !self.has_room() {
             self.not_kept += 1;
@@ -98,9 +99,9 @@ impl Store {
         true
     }
 
-    /// Notes how far an open span has come, under its key; false where it was not taken.
+    /// Stores the current state of an open span in the journal under its key; returns false if it was refused.
     pub fn write_journal(&mut self, key: u64, account: &Account) -> bool {
-        // The journal is the first to stand back: what it says now is old news a second later.
+        // Journal entries are dropped before accounts: the next entry replaces this one a second later.
         if self.shared.is_failing() || self.waiting_bytes() > self.settings.max_waiting_bytes / 4 {
             return false;
         }
@@ -109,12 +110,12 @@ impl Store {
         true
     }
 
-    /// Forgets what the journal has of a span.
+    /// Deletes the journal entry of a span.
     pub fn delete_journal(&mut self, key: u64) {
         self.batch.ops.push(WriteOp::DeleteJournal { key });
     }
 
-    /// Hands over what was taken; cheap where that is nothing.
+    /// Passes the batch to the store's thread; cheap if the batch is empty.
     pub fn flush(&mut self) {
         if self.batch.is_empty() {
             return;
@@ -124,34 +125,34 @@ impl Store {
         self.shared.push_batch(batch);
     }
 
-    /// Submits a query under a number that its result will carry; it sees every account that was taken before. False where
-    /// too many queries wait.
+    /// Submits a query; its result carries the same `number`. The query sees every account appended before it. Returns
+    /// false if too many queries wait.
     pub fn submit_query(&mut self, number: u64, query: StoreQuery) -> bool {
         self.flush();
         self.shared.push_query(number, query, MAX_PENDING_QUERIES)
     }
 
-    /// Every account up to this number is on disk.
+    /// The last sequence number on disk: every account up to it is stored.
     pub fn committed(&self) -> u64 {
         self.shared.committed()
     }
 
-    /// Whether nothing can be written at present.
+    /// Whether writes fail at present.
     pub fn is_failing(&self) -> bool {
         self.shared.is_failing()
     }
 
-    /// Whether there is a commit or a result since the last [`Store::take_query_results`].
+    /// Whether there was a commit or a result since the last [`Store::take_query_results`].
     pub fn has_updates(&self) -> bool {
         self.shared.has_updates()
     }
 
-    /// The results that have come, by number.
+    /// Takes the results of finished queries, each with the number of its query.
     pub fn take_query_results(&self) -> Vec<(u64, Result<QueryResult, QueryError>)> {
         self.shared.take_results()
     }
 
-    /// How it is.
+    /// The state of the store, for the administrator.
     pub fn health(&self) -> Health {
         let mut health = self.shared.health();
         health.waiting = self.last_number - self.committed().min(self.last_number);
@@ -159,17 +160,17 @@ impl Store {
         health
     }
 
-    /// Writes what was taken and ends; gives up on a disk that takes longer than `timeout`.
+    /// Writes all appended accounts and ends the thread; returns without it if that takes longer than `timeout`.
     pub fn shutdown(&mut self, timeout: Duration) {
         self.flush();
         let Some(thread) = self.thread.take() else { return };
         if self.shared.shutdown(timeout) {
-            // A panic of the thread ends the process, or was reported where it happened.
+            // A panic of the thread was reported by the panic hook.
             let _ = thread.join();
         }
     }
 
-    /// Memory of what waits to be written.
+    /// The memory used by accounts that wait to be written.
     pub fn waiting_bytes(&self) -> usize {
         self.shared.waiting_bytes() + self.batch.memory_bytes()
     }

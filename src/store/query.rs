@@ -1,9 +1,8 @@
 //! Queries over stored accounts: one span by its name, or the latest that match a filter.
 //!
-//! Owns what may be asked and how far one answer looks: a bounded number of rows, so that those who wait for a commit
-//! never wait long for another client's search. A list that ends early says where to go on. Never shows a user more than
-//! what the query was allowed to: whose accounts may be seen is part of it. Invariant: nothing that is damaged or lost is
-//! passed over in silence. A list ends before it, and begins with an error where it would be the first.
+//! One query reads a bounded number of rows, so that it delays commits only briefly; a list that ends early returns a
+//! cursor. The query contains the users whose accounts may be returned. Invariant: damaged or lost accounts are never
+//! skipped silently. A list ends before them, and fails if they come first.
 
 use std::collections::BTreeMap;
 
@@ -16,27 +15,27 @@ use super::database::Database;
 use super::schema::DatabaseError;
 use crate::attribution::account::{Account, SpanState};
 
-/// Most rows that one answer looks at.
+/// The maximum number of rows that one query reads.
 const MAX_ROWS_READ: usize = 16_384;
 
-/// Most bytes of accounts in one answer, so that it stays below a megabyte on the wire.
+/// The maximum bytes of accounts in one result, so that the response stays below a megabyte.
 const MAX_RESULT_BYTES: usize = 256 * 1024;
 
-/// What an account must be to be listed.
+/// The conditions for an account to be listed; all of them apply.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
-    /// Opened at this wall time or later.
+    /// Opened at this wall time or later, in nanoseconds since 1970.
     pub since_unix_ns: Option<u64>,
-    /// Of this name, exactly.
+    /// With exactly this name.
     pub name: Option<String>,
     /// With these attributes, among others.
     pub attributes: BTreeMap<String, String>,
-    /// In this state.
+    /// In this state of the span.
     pub state: Option<SpanState>,
 }
 
 impl Filter {
-    /// Whether the account is one of those.
+    /// Whether the account meets all conditions.
     pub fn matches(&self, account: &Account) -> bool {
         self.since_unix_ns.is_none_or(|since| account.opened_unix_ns >= since)
             && self.name.as_ref().is_none_or(|name| *name == account.name)
@@ -48,24 +47,24 @@ impl Filter {
 /// A query.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoreQuery {
-    /// The latest span of this name: the user's own, else anybody's where that may be seen.
+    /// The latest span of this name of the user, else of any user if `all_users` is set.
     Span {
-        /// The user.
+        /// The user ID.
         uid: u32,
-        /// Others' may be seen.
+        /// Spans of other users may be returned.
         all_users: bool,
-        /// Its name in the protocol.
+        /// The span's name in the protocol.
         span: String,
     },
-    /// The latest accounts that fit.
+    /// The latest accounts that match the filter.
     List {
-        /// The user; `None`: all users.
+        /// The user ID; `None` for all users.
         uid: Option<u32>,
-        /// Which.
+        /// The conditions.
         filter: Filter,
-        /// At most so many.
+        /// The maximum number of accounts.
         limit: usize,
-        /// Only those kept before this one: where an earlier answer ended.
+        /// The cursor of an earlier result: only accounts stored before it are listed.
         before: Option<u64>,
     },
 }
@@ -73,30 +72,30 @@ pub enum StoreQuery {
 /// The result of a query.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QueryResult {
-    /// The latest first.
+    /// The accounts, the latest first.
     pub accounts: Vec<Account>,
-    /// There may be older ones: ask again with this as `before`.
+    /// The cursor for the next query, as its `before`; `None` if there are no older accounts.
     pub before: Option<u64>,
 }
 
-/// Why the disk gave no answer.
+/// The error of a query, for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueryError {
-    /// What was asked for is, or may be, among accounts that are damaged or lost.
+    /// The requested accounts are, or may be, damaged or lost.
     Damaged {
-        /// In words, without numbers of accounts.
+        /// The description, without IDs of accounts.
         reason: String,
-        /// A list goes on before it: ask again with this as `before`.
+        /// The cursor for a query that lists the accounts before the damage.
         before: Option<u64>,
     },
-    /// The disk cannot be read at present.
+    /// The database cannot be read at present.
     Unavailable {
-        /// In words.
+        /// The description.
         reason: String,
     },
 }
 
-/// Why a query has no result.
+/// The error of a query, in the store.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
     #[error("{}", .0.reason())]
@@ -111,17 +110,16 @@ impl From<rusqlite::Error> for ReadError {
     }
 }
 
-/// What a row is to a list.
+/// The fields of a row that a list needs.
 struct ListedRow {
     uid: u32,
     kept_s: i64,
     previous: i64,
     bytes: usize,
-    /// Where it fits.
+    /// `None` if the account does not match the filter.
     account: Option<Account>,
 }
 
-/// Runs a query.
 pub(super) fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult, ReadError> {
     match query {
         StoreQuery::Span { uid, all_users, span } => {
@@ -138,7 +136,7 @@ pub(super) fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult
     }
 }
 
-/// Goes down the numbers; a user's own accounts each name the one before.
+/// Lists accounts in descending order of IDs; a list of one user follows the `previous` links.
 fn list_accounts(
     database: &Database,
     uid: Option<u32>,
@@ -173,7 +171,7 @@ fn list_accounts(
             result.before = Some(damage.last() as u64 + 1);
             return Ok(result);
         };
-        // Accounts are kept after their spans have opened, and in the order of `kept_s`.
+        // An account is stored after its span opened, and `kept_s` decreases from here: no older account can match.
         if listed.kept_s < since_s {
             return Ok(result);
         }
@@ -205,8 +203,9 @@ impl<'a> NameLookup<'a> {
         Ok(Self { database, row, block })
     }
 
-    /// The latest account of this name; of one user, whose rows alone are read then, or of all. Damage on the way is an
-    /// error: the latest may be there. A name that was given is unique, so what is found beyond the damage is it.
+    /// The latest account of this name, of one user (only that user's rows are read) or of all users. Damage before
+    /// the first match is an error: the latest account may be lost. A generated name is unique, so that a match after
+    /// damage is valid.
     fn latest(&mut self, span: &str, uid: Option<u32>) -> Result<Option<Account>, ReadError> {
         let (database, index) = (self.database, &self.database.index);
         let name = SpanName::parse(span);
@@ -241,7 +240,7 @@ impl<'a> NameLookup<'a> {
         lost.or(first_damage).map_or(Ok(None), |damage| Err(ReadError::Damaged(damage)))
     }
 
-    /// The numbers that a segment has for a hash, the latest first.
+    /// The IDs that a segment has for a hash, the latest first.
     fn candidates(
         &mut self,
         segment: i64,
@@ -268,7 +267,7 @@ impl<'a> NameLookup<'a> {
     }
 }
 
-/// What a row is to a list; `None` where it is no account.
+/// Converts a row for a list; `None` if the row is not a valid account.
 fn to_listed_row(row: &AccountRow<'_>, uid: Option<u32>, filter: &Filter) -> Option<ListedRow> {
     let columns = &row.columns;
     let plausible = uid.is_none_or(|uid| uid == columns.uid)
@@ -279,7 +278,7 @@ fn to_listed_row(row: &AccountRow<'_>, uid: Option<u32>, filter: &Filter) -> Opt
     Some(ListedRow { uid, kept_s, previous, bytes, account })
 }
 
-/// The account of a sound row.
+/// Decodes the account of a row.
 fn decode_account(row: &AccountRow<'_>) -> Option<Account> {
     let columns = &row.columns;
     let span = decode_span_name(columns.span)?;
@@ -303,7 +302,7 @@ mod tests {
     const OWN: u32 = 1;
     const OTHER: u32 = 2;
 
-    /// A database with spans of both users, in a full segment and in one that is being filled.
+    /// A database with spans of both users, in a full segment and in the open one.
     fn database(dir: &Path) -> Database {
         let settings = StoreSettings {
             directory: dir.join("state"),
@@ -333,7 +332,7 @@ mod tests {
         database
     }
 
-    /// What SQLite did to look a name up: steps of its machine, and rows that it was asked for.
+    /// The cost of a look-up in SQLite: virtual machine steps, and runs of statements.
     fn lookup_cost(database: &Database, span: &str) -> (bool, [i32; 2]) {
         let mut lookup = NameLookup::new(database).unwrap();
         let found = lookup.latest(span, Some(OWN)).unwrap();

@@ -1,10 +1,9 @@
-//! How long accounts are kept: by age and by size, the oldest go first.
+//! Retention: deletes the oldest accounts by age and by size, in steps of bounded size, so that no commit waits long.
 //!
-//! Owns what is due and the steps: each deletes a bounded number, so that no commit waits for a big deletion. An account's
-//! age is the store's own running time since it was kept, which no setting of a clock moves. Wall time, which also counts
-//! while the daemon is off, may delete more: after each whole day of running at most one day's worth, and only where the
-//! whole of that day is too old. So a clock that is wrong for a while deletes nothing, and one that stays wrong a day per
-//! day. Invariant: numbers are deleted from the lowest upwards, and everything below `first` was deleted on purpose.
+//! An account's age is the store's running time since it was stored, which changes of the wall clock do not affect.
+//! Wall time, which also counts while the daemon is off, may delete more: after each day of running time at most one
+//! day's accounts, and only if the latest of them is too old. So a clock that is wrong for hours deletes nothing, and
+//! one that stays wrong deletes at most one day's accounts per day.
 
 use super::account_index;
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow};
@@ -17,18 +16,17 @@ use super::time::{ClockReading, CommitTime, format_duration, format_utc};
 
 const DAY_S: i64 = 86_400;
 
-/// Accounts deleted in one step.
+/// The maximum number of accounts deleted in one step.
 const MAX_DELETED_PER_STEP: i64 = 2000;
 
-/// Pages given back to the file system in one step, where many are free.
+/// The number of pages returned to the file system in one step, if many are free.
 const VACUUM_PAGES: i64 = 256;
 
-/// A run by age waits until this part of the age is due, so that there is one an hour for 30 days; one by size goes on until
-/// this part of the limit is free.
+/// A deletion by age starts when accounts exceed the maximum age by this fraction of it: once an hour for 30 days. A
+/// deletion by size ends when this fraction of the maximum size is free.
 const AGE_SLACK_DIVISOR: i64 = 720;
 const SIZE_SLACK_DIVISOR: u64 = 20;
 
-/// The result of one step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct RetentionStep {
     /// Another step is due.
@@ -122,11 +120,11 @@ fn advance_day(
     Ok(())
 }
 
-/// Deletes every number below this one, with their names and what is known of their loss.
+/// Deletes the accounts below this ID, with their index blocks and gaps.
 fn delete_below(database: &mut Database, next: i64) -> Result<(), DatabaseError> {
     let transaction = database.connection.transaction()?;
     transaction.execute("DELETE FROM account WHERE id < ?1", [next])?;
-    // Names of accounts that are gone stay until their whole segment is; a look-up passes them over.
+    // Names of deleted accounts stay until their whole segment is deleted; a look-up skips them.
     let blocks = account_index::block_key(account_index::segment_of(next), 0);
     transaction.execute("DELETE FROM block WHERE id < ?1", [blocks])?;
     transaction.execute("DELETE FROM gap WHERE last < ?1", [next])?;
@@ -171,7 +169,7 @@ fn finish_deletion_run(
     Ok(())
 }
 
-/// The first sound account from this number on, with its times; a few are looked at.
+/// The first valid account from this ID on, with its times; only a few rows are read.
 fn first_row_from(database: &Database, id: i64) -> Result<Option<(i64, CommitTime)>, DatabaseError> {
     const MAX_ROWS_SCANNED: i64 = 64;
     let sql = format!("SELECT {ACCOUNT_COLUMNS} WHERE id >= ?1 ORDER BY id LIMIT {MAX_ROWS_SCANNED}");
@@ -185,7 +183,7 @@ fn first_row_from(database: &Database, id: i64) -> Result<Option<(i64, CommitTim
     Ok(None)
 }
 
-/// The running time at which an account was kept, or those of the gap that it is in.
+/// The running time at which an account was stored, or that of the gap that contains it.
 fn running_s_of(database: &Database, id: i64) -> Result<Option<i64>, DatabaseError> {
     if let Some(gap) = database.index.gap_within(id, id) {
         return Ok(Some(gap.running_s));
@@ -193,7 +191,7 @@ fn running_s_of(database: &Database, id: i64) -> Result<Option<i64>, DatabaseErr
     Ok(first_row_from(database, id)?.map(|(_, commit_time)| commit_time.running_s))
 }
 
-/// The lowest number of an account that was kept at this running time or later.
+/// The lowest ID of an account that was stored at this running time or later.
 fn first_id_since(database: &Database, running_s: i64) -> Result<i64, DatabaseError> {
     let (mut low, mut high) = (database.index.first_id, database.index.last_id + 1);
     while low < high {
@@ -206,7 +204,7 @@ fn first_id_since(database: &Database, running_s: i64) -> Result<i64, DatabaseEr
     Ok(low)
 }
 
-/// How long accounts will be kept at the present rate; `None` where there are too few to say.
+/// The expected retention time at the present rate; `None` if there are too few accounts.
 pub(super) fn forecast(
     database: &Database,
     settings: &StoreSettings,
@@ -216,7 +214,7 @@ pub(super) fn forecast(
     let running_s = database.running_s(now);
     let first_recent = first_id_since(database, running_s - RATE_WINDOW_S)?;
     let Some(since_s) = running_s_of(database, first_recent)? else { return Ok(None) };
-    // What came before that instant is known; a store that has just begun has nothing before it.
+    // With older accounts the window is full; otherwise it starts with the first account.
     let window_s = if first_recent > first { RATE_WINDOW_S } else { (running_s - since_s).max(1) };
     Ok(RetentionForecast::from_counts(
         settings,
@@ -227,7 +225,7 @@ pub(super) fn forecast(
     ))
 }
 
-/// Gives free pages back where they are more than a quarter; whether there are more.
+/// Returns free pages to the file system if they are more than a quarter of all; returns whether there are more.
 fn vacuum_step(database: &mut Database) -> Result<bool, DatabaseError> {
     let pragma = |name: &str| database.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (pages, free) = (pragma("page_count")?, pragma("freelist_count")?);

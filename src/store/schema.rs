@@ -1,8 +1,8 @@
 //! The schema: the tables, the settings of the connection, and the errors of the database.
 //!
-//! The connection has the file to itself (`locking_mode = exclusive`), so that SQLite needs no shared memory beside it,
-//! which on a full disk would end the process with SIGBUS. In write-ahead-log mode a commit is one append without a wait
-//! for the disk, and survives the end of the process at any moment.
+//! With `locking_mode = exclusive` SQLite needs no shared-memory file, whose use on a full disk would end the process
+//! with SIGBUS. In write-ahead-log mode a commit is one append; it survives the end of the process without waiting
+//! for the disk.
 
 use std::io;
 use std::path::Path;
@@ -11,13 +11,13 @@ use rusqlite::{Connection, Error, OpenFlags};
 
 use super::settings::{StoreSettings, SyncMode};
 
-/// The schema's version; a database of a later one is left alone.
+/// The version of the schema. A database of a later version is not changed.
 pub(super) const SCHEMA_VERSION: i64 = 2;
 
 pub(super) const CREATE_LAYOUT_TABLE: &str =
     "CREATE TABLE layout (id INTEGER PRIMARY KEY, domains BLOB NOT NULL UNIQUE);";
 
-/// All but the layouts, whose table is as it was in version 1.
+/// All tables but `layout`, which is the same in version 1.
 pub(super) const CREATE_TABLES: &str = "
     CREATE TABLE account (
         id INTEGER PRIMARY KEY, uid INTEGER NOT NULL, kept_s INTEGER NOT NULL, running_s INTEGER NOT NULL,
@@ -40,7 +40,7 @@ pub(super) const CREATE_TABLES: &str = "
     PRAGMA user_version = 2;
 ";
 
-/// Why the database cannot be used.
+/// The error of an operation on the database.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
     #[error(
@@ -57,9 +57,9 @@ pub(super) enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// Whether the file is no sound database, so that only another one helps.
+    /// Whether the file is damaged, so that it must be replaced.
     pub fn is_corruption(&self) -> bool {
-        // Our rows break no constraint, unless what is there already is not what we wrote.
+        // Valid rows break no constraint: a violation means that existing rows are damaged.
         use rusqlite::ErrorCode::{ConstraintViolation, DatabaseCorrupt, NotADatabase};
         match self {
             DatabaseError::SchemaMismatch => true,
@@ -73,7 +73,7 @@ impl DatabaseError {
     }
 }
 
-/// The connection, and the schema's version.
+/// Opens the connection; returns it with the version of the schema, 0 for an empty file.
 pub(super) fn open_connection(
     file: &Path,
     settings: &StoreSettings,
@@ -100,7 +100,7 @@ pub(super) fn open_connection(
     Ok((connection, schema_version))
 }
 
-/// Whether the tables are exactly those that were made: a table that is missing or changed is damage.
+/// Checks that the tables are exactly those of the schema: a missing or changed table is damage.
 pub(super) fn check_schema(connection: &Connection) -> Result<(), DatabaseError> {
     let tables = |connection: &Connection| {
         let sql = "SELECT name, sql FROM sqlite_schema \

@@ -50,7 +50,6 @@ impl WorkQueue {
     }
 }
 
-/// The state that both threads share.
 #[derive(Default)]
 pub(super) struct StoreShared {
     work: Mutex<WorkQueue>,
@@ -143,7 +142,6 @@ impl StoreShared {
         (health.durable, health.bytes, health.reason) = (true, bytes, damage);
     }
 
-    /// Sets the state to failing.
     pub fn set_failing(&self, reason: String) {
         let mut health = lock(&self.health);
         self.failing.store(true, Ordering::Release);
@@ -193,7 +191,6 @@ impl StoreShared {
         true
     }
 
-    /// Marks the store's thread as finished.
     pub fn set_finished(&self) {
         lock(&self.work).finished = true;
         self.finished.notify_all();

@@ -1,8 +1,8 @@
-//! The state directory: made, judged, and locked for one daemon.
+//! The state directory: created, checked, and locked for one daemon.
 //!
-//! Owns what may be there: a directory that only its owner can write, a lock, and regular files of our own. Refuses a
-//! link, another user's directory or file, a file with a second name. Invariant: the process with a [`StateDir`] is the only
-//! daemon that writes there, for the lock lives as long as the value.
+//! Only its owner may write to the directory, and its files must be regular files of the daemon's user. Symbolic
+//! links, files with several hard links, and files of other users are refused. Invariant: the process with a
+//! [`StateDir`] is the only daemon that writes there; the lock lives as long as the value.
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
@@ -11,21 +11,21 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-/// The database's name; SQLite adds `-wal` for what is not yet in it.
+/// The file name of the database; SQLite appends `-wal` for the write-ahead log.
 pub(super) const DATABASE_FILE: &str = "ledger.sqlite";
 
-/// Files that SQLite puts beside the database.
+/// Suffixes of the files that SQLite creates next to the database (sqlite.org/tempfiles.html).
 const SIDECAR_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// How many damaged databases are kept beside the good one, for an administrator who wants to recover data from them.
+/// The maximum number of damaged databases that are kept, for manual recovery of their data.
 const MAX_QUARANTINED: usize = 2;
 
 const LOCK_FILE: &str = "lock";
 
-/// The high-water mark's name: see [`super::high_water_mark`].
+/// The file name of the high-water mark: see [`super::high_water_mark`].
 pub(super) const MARK_FILE: &str = "ledger.mark";
 
-/// Why the directory cannot be used.
+/// The error of an operation on the state directory.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StateDirError {
     #[error("another wattspand keeps its ledger in {}", .0.display())]
@@ -38,24 +38,24 @@ pub(super) enum StateDirError {
     Io { action: &'static str, path: PathBuf, cause: io::Error },
 }
 
-/// Which files are open, by device and number.
+/// The identities of the open files: device and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileIds {
     pub database: (u64, u64),
     pub wal: Option<(u64, u64)>,
 }
 
-/// The directory, locked.
+/// The locked state directory.
 #[derive(Debug)]
 pub(super) struct StateDir {
-    /// Without links in it.
+    /// The canonical path, without symbolic links.
     directory: PathBuf,
-    // The lock lives as long as the descriptor.
+    // The kernel releases the lock when this descriptor is closed, flock(2).
     lock: File,
 }
 
 impl StateDir {
-    /// Makes the directory if it is not there, and locks it.
+    /// Creates the directory if it is missing, checks it, and locks it.
     pub fn acquire(directory: &Path) -> Result<Self, StateDirError> {
         let io_error = |action| {
             let path = directory.to_owned();
@@ -87,7 +87,7 @@ impl StateDir {
         Ok(Self { directory, lock })
     }
 
-    /// Whether the directory is still the one that was locked: what is written into a removed one is lost.
+    /// Checks that the path still leads to the locked directory: data written to a removed directory is lost.
     pub fn check_unchanged(&self) -> Result<(), StateDirError> {
         let inode = |found: Metadata| (found.dev(), found.ino());
         let current = fs::symlink_metadata(self.directory.join(LOCK_FILE)).map(inode);
@@ -98,7 +98,7 @@ impl StateDir {
         }
     }
 
-    /// The database's path, with an empty file there if there was none.
+    /// Returns the path of the database; creates an empty file if it is missing.
     pub fn database_path(&self) -> Result<PathBuf, StateDirError> {
         let path = self.directory.join(DATABASE_FILE);
         for sidecar in SIDECAR_SUFFIXES.map(|suffix| self.directory.join(format!("{DATABASE_FILE}{suffix}")))
@@ -106,20 +106,20 @@ impl StateDir {
             check_file(&sidecar)?;
         }
         if !check_file(&path)? {
-            // Before SQLite does, which would let others read it; its companions take their mode from it.
+            // SQLite would create it readable by other users. It gives the other files the mode of the database.
             open_file(&path, OFlags::CREATE | OFlags::EXCL)?;
         }
         Ok(path)
     }
 
-    /// The file of the high-water mark, made if it is not there.
+    /// Opens the file of the high-water mark; creates it if it is missing.
     pub fn open_mark_file(&self) -> Result<File, StateDirError> {
         let path = self.directory.join(MARK_FILE);
         check_file(&path)?;
         open_file(&path, OFlags::CREATE)
     }
 
-    /// Which files the database and its log are, whatever their paths; the log is made with the first commit.
+    /// The inodes at the paths of the database and its write-ahead log; the first commit creates the log.
     pub fn file_ids(&self) -> Result<FileIds, StateDirError> {
         let path = self.directory.join(DATABASE_FILE);
         let inode = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
@@ -134,8 +134,8 @@ impl StateDir {
         Ok(FileIds { database, wal: inode(&with_suffix(&path, "-wal")).ok() })
     }
 
-    /// Moves a damaged database out of the way, with what belongs to it; gives its new name. Of those moved before, the
-    /// oldest go, so that a failing disk does not fill up with them.
+    /// Renames a damaged database and its write-ahead log; returns the new path. Deletes the oldest quarantined
+    /// databases above [`MAX_QUARANTINED`], so that they do not fill a failing disk.
     pub fn quarantine(&self, unix_s: u64) -> Result<PathBuf, StateDirError> {
         const QUARANTINE_PREFIX: &str = "ledger.damaged-";
         let mut quarantined: Vec<PathBuf> = fs::read_dir(&self.directory)
@@ -157,7 +157,7 @@ impl StateDir {
             path: path.clone(),
             cause,
         })?;
-        // What SQLite had not yet put into the database belongs to it; a new one must not find it.
+        // The write-ahead log has data of the old database; SQLite must not apply it to a new one.
         let _ = fs::rename(with_suffix(&path, "-wal"), with_suffix(&target, "-wal"));
         for suffix in SIDECAR_SUFFIXES {
             let _ = fs::remove_file(with_suffix(&path, suffix));
@@ -172,7 +172,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Whether a file is there; refuses one that is not ours alone.
+/// Whether a file exists; an error if it is not a regular file of the daemon's user with one link.
 fn check_file(path: &Path) -> Result<bool, StateDirError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,

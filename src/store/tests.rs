@@ -1,4 +1,4 @@
-//! The store by itself: what it keeps, finds, lets go of and refuses.
+//! Tests of the store without a service: storing, queries, retention and refusals.
 
 use std::path::Path;
 use std::time::Instant;
@@ -114,7 +114,7 @@ fn a_lookup_by_name_returns_the_newest_account() {
     append_and_wait(&mut store, &Account { name: "second".into(), ..account("name") });
     assert_eq!(query_store(&mut store, span_query(1000, false, "name")).accounts[0].name, "second");
     assert_eq!(query_store(&mut store, span_query(1000, false, "between3")).accounts.len(), 1);
-    // A search looks at a part of the past, and says where to go on.
+    // One query reads a bounded number of rows and returns a cursor.
     let filter = Filter { name: Some("first".into()), ..Filter::default() };
     let part = query_store(&mut store, list_query(Some(1000), filter.clone(), 1));
     assert!(part.accounts.is_empty());
@@ -243,7 +243,7 @@ fn only_the_journal_of_another_process_is_recovered() {
     let mut living = store(&settings);
     assert!(living.write_journal(1, &account("open")));
     append_and_wait(&mut living, &account("first"));
-    // Enough to have it look at its directory.
+    // Enough write operations to trigger a check of the directory.
     let noticed = |living: &mut Store, span_there: &str| {
         (0..20_000).for_each(|_| living.delete_journal(99));
         living.flush();
@@ -269,7 +269,7 @@ fn only_the_journal_of_another_process_is_recovered() {
     assert_eq!(span_names(&found), ["first"], "what is open has no account yet");
 }
 
-/// A database by itself, on clocks that are set by hand.
+/// A database on manual clocks.
 struct Fixture {
     dir: tempfile::TempDir,
     settings: StoreSettings,
@@ -301,7 +301,7 @@ impl Fixture {
         Database::open(&path, self.mark_file(), &self.settings, self.now).unwrap()
     }
 
-    /// Both clocks go on.
+    /// Advances both clocks.
     fn advance(&mut self, seconds: i64) {
         self.now = ClockReading { unix_s: self.now.unix_s + seconds, boot_s: self.now.boot_s + seconds };
     }
@@ -316,7 +316,7 @@ impl Fixture {
         database.write_mark().unwrap();
     }
 
-    /// Deletes what is due; gives how many are left, and what was logged.
+    /// Runs all deletions that are due; returns the number of remaining accounts and the log lines.
     fn apply_retention(&self, database: &mut Database) -> (i64, Vec<String>) {
         let mut lines = Vec::new();
         loop {
@@ -348,7 +348,7 @@ fn a_clock_that_jumps_forward_deletes_at_most_a_day_per_day() {
         fixture.advance(60);
         assert_eq!(fixture.apply_retention(&mut database), (240, vec![]), "right after the jump");
     }
-    // Restarts give no second allowance.
+    // A restart does not allow a second day's deletion.
     for restart in 1..=30 {
         fixture.advance(600);
         database.save_running_time(fixture.now).unwrap();
@@ -363,7 +363,7 @@ fn a_clock_that_jumps_forward_deletes_at_most_a_day_per_day() {
     assert!(lines[0].contains("deleted 24 accounts, kept from 2025-11-13T02:13:20Z to "), "{lines:?}");
     fixture.advance(3600);
     assert_eq!(fixture.apply_retention(&mut database).0, 216);
-    // The clock is right again.
+    // The clock is corrected.
     fixture.now.unix_s -= 31 * DAY_S;
     fixture.advance(DAY_S);
     assert_eq!(fixture.apply_retention(&mut database).0, 216);
@@ -429,7 +429,7 @@ fn it_is_logged_once_that_size_and_not_age_limits_retention() {
     let forecast = retention::forecast(&database, &fixture.settings, fixture.now).unwrap().unwrap();
     assert!(forecast.limited_by_size);
     assert!((forecast.accounts_per_h as i64 - 60_000).abs() < 6000, "{forecast:?}");
-    // A megabyte of accounts, at 1000 a minute.
+    // A megabyte of accounts, at 1000 accounts per minute.
     let expected_s = (1 << 20) / forecast.bytes_per_account * 60 / 1000;
     assert!(forecast.retention_s.abs_diff(expected_s) * 5 < expected_s, "{forecast:?}, {expected_s} s");
 }
@@ -501,7 +501,7 @@ fn a_list_ends_before_damage_and_goes_on_past_it() {
                 break;
             }
         }
-        // The damaged row was of user 0; of the missing ones each user had half.
+        // The damaged row belongs to user 0; half of the missing rows belong to each user.
         let expected = match uid {
             None => 20_000 - 1 - 100,
             Some(0) => 10_000 - 1 - 50,
@@ -539,7 +539,7 @@ fn a_lost_tail_is_recorded_once_and_ids_continue_after_it() {
         Ok(vec![given.clone()]),
         "no other has its name"
     );
-    // The latest of a chosen name may be among the lost ones.
+    // The latest span of a client's name may be among the lost accounts.
     assert!(query_spans(&database, span_query(1, false, "chosen")).is_err());
     assert!(query_spans(&database, span_query(1, false, "none")).is_err());
     let list = |before| StoreQuery::List { uid: Some(1), filter: Filter::default(), limit: 9, before };
@@ -548,7 +548,7 @@ fn a_lost_tail_is_recorded_once_and_ids_continue_after_it() {
     assert_eq!(query_spans(&database, list(Some(102))).unwrap()[0], "chosen");
 }
 
-/// The tables of version 1, as it made them.
+/// The tables as version 1 creates them.
 const VERSION_1: &str = "
     CREATE TABLE layout (id INTEGER PRIMARY KEY, domains BLOB NOT NULL UNIQUE);
     CREATE TABLE account (
@@ -576,7 +576,7 @@ fn a_version_1_database_is_migrated_without_loss() {
     let (mut layout, mut figures) = (Vec::new(), Vec::new());
     account_record::encode_layout(&accounts[0], &mut layout);
     transaction.execute("INSERT INTO layout VALUES (1, ?1)", [&layout]).unwrap();
-    // Those before number 1001 were deleted by age.
+    // The accounts below ID 1001 were deleted by age.
     for (account, id) in accounts.iter().zip(1001..) {
         figures.clear();
         account_record::encode_figures(account, &mut figures);
@@ -612,8 +612,8 @@ fn a_row_with_a_damaged_id_hides_no_later_row() {
     let path = fixture.dir.path().join("database");
     drop(database);
     let sound = std::fs::read(&path).unwrap();
-    // Number 200 as a varint (sqlite.org/fileformat2.html, 1.6), wherever these bytes are: once it is the row's, which a
-    // flipped bit makes 8392, higher than the last.
+    // 200 as a varint (sqlite.org/fileformat2.html, 1.6), at every place of these bytes. One of them is the row's ID,
+    // which the flipped bit changes to 8392, above the last ID.
     let places: Vec<usize> = (0..sound.len() - 1).filter(|at| sound[*at..*at + 2] == [0x81, 0x48]).collect();
     assert!(!places.is_empty());
     for at in places {

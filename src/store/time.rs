@@ -1,11 +1,11 @@
 //! Instants of the store, and their text forms.
 //!
-//! The store's *running time* counts boot time while a store is open, and continues from where the last process left it. It
-//! never decreases and never jumps, so it orders and ages accounts independently of changes to the wall clock.
+//! The store's *running time* counts boot time while a store is open, and continues from where the last process left
+//! it. It never decreases and never jumps, so it orders and ages accounts independently of changes to the wall clock.
 
 use crate::clock;
 
-/// An instant.
+/// The wall and boot time of one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClockReading {
     /// Wall time, in seconds since 1970.
@@ -21,14 +21,15 @@ impl ClockReading {
     }
 }
 
-/// When rows are written.
+/// The time of a commit, stored in each of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CommitTime {
     pub kept_s: i64,
     pub running_s: i64,
 }
 
-/// Seconds since 1970 as date and time (Howard Hinnant, "chrono-compatible low-level date algorithms", civil_from_days).
+/// Formats seconds since 1970 as date and time (Howard Hinnant, "chrono-compatible low-level date algorithms",
+/// civil_from_days).
 pub(super) fn format_utc(unix_s: i64) -> String {
     let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
     let shifted = days + 719_468;
@@ -42,7 +43,7 @@ pub(super) fn format_utc(unix_s: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
-/// A length of time in its two leading units.
+/// Formats a duration in its leading unit.
 pub(super) fn format_duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),

@@ -1,8 +1,8 @@
-//! The thread that touches the disk.
+//! The store's thread, which does all disk access.
 //!
-//! Owns the database, the batches that are not yet on disk, and what to do when the disk refuses: say so once, let go of
-//! the connection (after a failed write nothing that SQLite or the kernel has in memory is to be trusted), and begin anew
-//! from the file every second. Invariant: accounts are written in the order in which they were taken, each once.
+//! It owns the database and the batches that are not yet on disk. After an error it logs one line, closes the
+//! connection (after a failed write the caches of SQLite and the kernel may differ from the file), and reopens the
+//! file every second. Invariant: accounts are written in the order in which they were appended, each once.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,20 +21,20 @@ use super::shared::StoreShared;
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::time::ClockReading;
 
-/// How long to wait after a failure.
+/// The interval between attempts to open the database after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often to look whether accounts are to be let go, and between two steps of that.
+/// The intervals between checks for accounts to delete, and between two steps of a deletion.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
 const RETENTION_STEP_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The same after so many write operations.
+/// A check also runs after this many write operations.
 const RETENTION_OPS: usize = 16_384;
 
-/// How long queries run before the next commit.
+/// The maximum time for queries between two commits.
 const QUERY_TIME_SLICE: Duration = Duration::from_millis(5);
 
-/// Why nothing can be written.
+/// The error of an operation of the store's thread.
 #[derive(Debug, thiserror::Error)]
 enum WriterError {
     #[error(transparent)]
@@ -51,14 +51,15 @@ pub(super) struct WriterThread {
     log: fn(&str),
     state_dir: Option<StateDir>,
     database: Option<Database>,
-    /// The files that are open.
+    /// The inodes of the open files.
     open_files: Option<FileIds>,
-    /// For the administrator: what may be lost, and the damage that a look-up met first.
+    /// For the administrator: the accounts that may be lost, and the first damage that a query found.
     gap_report: Option<String>,
     damage_report: Option<String>,
-    /// Files whose journal is this process's own: opened anew after a failure, they have spans in it that are open.
+    /// Database files whose journal this process wrote. After a reopen their journal has spans that are still open,
+    /// so that [`Database::recover`] must not run on them.
     own_files: Vec<(u64, u64)>,
-    /// Taken, and not on disk.
+    /// Batches that are not on disk yet.
     uncommitted: VecDeque<Batch>,
     failing: bool,
     retry_at: Instant,
@@ -89,7 +90,7 @@ impl WriterThread {
         }
     }
 
-    /// Works until asked to end.
+    /// Runs until a shutdown is requested.
     pub fn run(mut self) {
         self.attempt(Self::open);
         loop {
@@ -114,12 +115,12 @@ impl WriterThread {
                 self.attempt(Self::apply_retention);
             }
         }
-        // Puts the write-ahead log into the database.
+        // Closing the connection checkpoints the write-ahead log.
         self.database = None;
         self.shared.set_finished();
     }
 
-    /// Does something with the disk, and deals with its refusal.
+    /// Runs a disk operation and handles its error.
     fn attempt(&mut self, operation: fn(&mut Self) -> Result<(), WriterError>) {
         if let Err(error) = operation(self) {
             self.database = None;
@@ -173,7 +174,7 @@ impl WriterThread {
             return Ok(());
         };
         database.write(self.uncommitted.make_contiguous(), ClockReading::now())?;
-        // What went into files that have no name any more is written again into those that have.
+        // If a file was replaced, this commit is lost: the batches stay queued and are written again to the new file.
         self.check_open_files()?;
         let Some(database) = &self.database else { return Ok(()) };
         let marked = database.write_mark();
@@ -190,7 +191,7 @@ impl WriterThread {
         Ok(())
     }
 
-    /// Whether the open files are still those of their names.
+    /// Checks that the open files are still at their paths.
     fn check_open_files(&mut self) -> Result<(), WriterError> {
         let (Some(state_dir), Some(open)) = (&self.state_dir, &mut self.open_files) else { return Ok(()) };
         let current = state_dir.file_ids()?;
@@ -222,7 +223,7 @@ impl WriterThread {
         Ok(())
     }
 
-    /// Runs queries for one time slice; commits come next.
+    /// Runs queries for one time slice.
     fn run_queries(&mut self, first: (u64, StoreQuery)) {
         let deadline = Instant::now() + QUERY_TIME_SLICE;
         let mut next = Some(first);
@@ -233,7 +234,7 @@ impl WriterThread {
         }
     }
 
-    /// Reading fails for itself: what cannot be read may still be written beside.
+    /// Runs a query. A read error does not close the database: writes may still succeed.
     fn run_query(&mut self, query: &StoreQuery) -> Result<QueryResult, QueryError> {
         let Some(database) = &self.database else {
             let reason =
@@ -245,7 +246,7 @@ impl WriterThread {
             Err(ReadError::Damaged(damage)) => {
                 let before = matches!(query, StoreQuery::List { .. }).then_some(damage.first().max(1) as u64);
                 let reason = damage.reason();
-                // A loss was reported when it was found.
+                // A gap was reported when it was found.
                 if let Damage::Corrupt { first, last } = damage {
                     self.report_damage(&format!("{reason} (accounts {first} to {last})"));
                 }
@@ -262,7 +263,7 @@ impl WriterThread {
         Err(QueryError::Unavailable { reason })
     }
 
-    /// A look-up met damage: it is logged once, and shown from now on.
+    /// Logs the first damage that a query found, and adds it to the health report.
     fn report_damage(&mut self, reason: &str) {
         if self.damage_report.is_some() {
             return;
@@ -301,7 +302,7 @@ impl WriterThread {
         self.shared.wake();
     }
 
-    /// The file is no sound database: another one takes its place.
+    /// Moves a corrupt database away; the next attempt creates a new one.
     fn quarantine(&mut self, error: &DatabaseError) {
         let moved = match &self.state_dir {
             Some(state_dir) => state_dir.quarantine(ClockReading::now().unix_s.max(0) as u64),
@@ -314,7 +315,7 @@ impl WriterThread {
                     self.directory(),
                     path.display()
                 ));
-                // At once, unless that was just done: then the disk makes nothing but damage.
+                // Retry at once, unless a database was quarantined moments ago: then the disk itself is failing.
                 let now = Instant::now();
                 if self.quarantined_at.replace(now).is_none_or(|before| now - before > 10 * RETRY_INTERVAL) {
                     self.retry_at = now;

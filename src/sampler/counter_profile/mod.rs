@@ -1,7 +1,7 @@
 //! The profile of a domain's counter: update interval, quantum, read cost, power and liveness.
 //!
-//! `wattspan doctor` shows it. It is computed from the stream of readings in constant memory, well under 100 ns per reading.
-//! An unknown value is absent, never 0; a bound is never reported as a value.
+//! `wattspan doctor` shows it. It is computed from the stream of readings in constant memory, well under 100 ns per
+//! reading. An unknown value is absent, never 0; a bound is never reported as a value.
 
 mod power;
 mod update_interval;
@@ -11,30 +11,28 @@ use crate::domain::{EnergyReading, Liveness};
 use power::{PowerWindow, Residual};
 use update_interval::{RunningMedian, UpdateInterval};
 
-/// A counter that did not answer for this long is lost; one that did not move for this long may be stuck.
+/// A counter without a valid reading for this long is lost; one without an update for this long may be stuck.
 const LIVENESS_TIMEOUT_NS: u64 = 2_000_000_000;
-/// A counter is stuck only when it also missed this many of its own updates, and as many reads saw it stand still.
+/// A counter is stuck only if it also has had no update for this many update intervals and this many read intervals.
 const STUCK_INTERVALS: u64 = 10;
-/// Every this many answers the cost of the read is taken.
+/// The cost of a read is sampled once per this many valid readings.
 const READS_PER_COST_SAMPLE: u64 = 16;
 
-/// Learns one domain.
+/// Computes the profile of one domain's counter.
 #[derive(Debug, Clone)]
 pub struct CounterProfile {
-    /// Whether discovery saw it advance.
+    /// Whether discovery saw the counter advance.
     advanced: bool,
-    /// How long it may stand still before anything is made of it.
+    /// The time without an update before the counter may be stuck.
     stuck_timeout_ns: u64,
-    /// How many readings were seen, answered or not.
+    /// The number of readings, valid or not.
     reading_count: u64,
-    /// Of these, how many answered.
     valid_count: u64,
-    /// When the first and the newest reading were taken, answered or not.
+    /// The ends of the first and the newest read, valid or not.
     first_ns: u64,
     latest_ns: u64,
-    /// The newest reading that answered.
     last_valid: Option<ValidReading>,
-    /// When it last moved, in whatever epoch.
+    /// The last update, in any epoch.
     last_update_ns: Option<u64>,
     update_interval: UpdateInterval,
     power: PowerWindow,
@@ -43,7 +41,7 @@ pub struct CounterProfile {
     read_costs: RunningMedian,
 }
 
-/// A reading that answered, with the time around it.
+/// A valid reading, with the instants before and after it.
 #[derive(Debug, Clone, Copy)]
 struct ValidReading {
     before_ns: u64,
@@ -51,12 +49,12 @@ struct ValidReading {
     energy_uj: u64,
     epoch: u32,
     stamp_ns: u64,
-    /// How long before it the reading before it was taken.
+    /// The time since the previous reading.
     spacing_ns: u64,
 }
 
 impl CounterProfile {
-    /// Nothing known yet, but for whether discovery saw the domain advance under load.
+    /// Creates a profile without readings. `advanced`: discovery saw the counter advance under load.
     pub fn new(advanced: bool) -> Self {
         Self {
             advanced,
@@ -75,13 +73,13 @@ impl CounterProfile {
         }
     }
 
-    /// The same for a domain whose values may take `latency_ns` to where they can be read: it may stand still for so much
-    /// longer.
+    /// Sets the latency of the domain's values: the counter may be without an update for this much longer.
     pub fn with_latency(self, latency_ns: u64) -> Self {
         Self { stuck_timeout_ns: self.stuck_timeout_ns.saturating_add(latency_ns), ..self }
     }
 
-    /// Learns from one reading, in the order of time; `before_ns..=after_ns` surrounds the read.
+    /// Adds one reading; readings come in order of time. `before_ns` and `after_ns` are the clock before and after
+    /// the read.
     pub fn observe(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         if self.reading_count == 0 {
             self.first_ns = after_ns;
@@ -91,7 +89,7 @@ impl CounterProfile {
         if !reading.valid {
             return;
         }
-        // A read that left the counter out was cheaper than one that did not.
+        // Only valid readings: a read that skips the counter is cheaper.
         if self.valid_count.is_multiple_of(READS_PER_COST_SAMPLE) {
             self.read_costs.push(after_ns.saturating_sub(before_ns));
         }
@@ -109,15 +107,15 @@ impl CounterProfile {
             Some(last) if last.epoch == epoch && last.energy_uj < energy_uj => {
                 self.record_update(&last, after_ns, reading)
             }
-            // A counter that says again, and of a later instant, that nothing was used is alive: a neural engine at rest.
-            // An integral of no power says the same of every instant, whether its sensor lives or not.
+            // The same value with a later stamp means a live counter of an idle device, such as a neural engine. This
+            // does not apply to an integral of zero power, whose stamp advances even if its sensor has failed.
             Some(last) if last.epoch == epoch && reading.uncertainty_uj == 0 && last.stamp_ns < stamp_ns => {
                 self.last_update_ns =
                     self.last_update_ns.map(|_| after_ns).or(self.advanced.then_some(after_ns));
             }
             Some(last) if last.epoch == epoch => {}
             _ => {
-                // Nothing may be concluded across a change of epoch.
+                // Values of different epochs cannot be compared.
                 self.update_interval.interrupt();
                 self.power = PowerWindow::default();
                 self.residual.interrupt();
@@ -125,23 +123,23 @@ impl CounterProfile {
         }
     }
 
-    /// How often the counter moves; `None` where it was never read several times between two moves.
+    /// The update interval; `None` if the counter was never read several times between two updates.
     pub fn update_interval_ns(&self) -> Option<u64> {
         self.update_interval.median_ns()
     }
 
-    /// The smallest step that was ever seen, in microjoules.
+    /// The smallest step observed, in microjoules.
     pub fn quantum_uj(&self) -> Option<f64> {
         self.quantum_uj.map(|step_uj| step_uj as f64)
     }
 
-    /// What the counter shows over what the device's own power readings, integrated, do, less 1: 0.03 is 3 % more. `None`
-    /// where it has no such sensor, or was not watched for long enough.
+    /// The counter's energy divided by the integral of the device's power readings, minus 1: 0.03 is 3 % more. `None`
+    /// if the device has no power sensor, or the readings cover too short a time.
     pub fn residual(&self) -> Option<f64> {
         self.residual.ratio()
     }
 
-    /// What one read of the domain's source costs.
+    /// The median duration of one read of the domain's source.
     pub fn read_cost_ns(&self) -> Option<u64> {
         self.read_costs.median()
     }
@@ -151,7 +149,7 @@ impl CounterProfile {
         self.power.power_mw(self.latest_ns).filter(|_| self.liveness().0 == Liveness::Live)
     }
 
-    /// Whether the counter lives as of the newest reading; where not, why, and what would mend it.
+    /// The liveness as of the newest reading; if not live, with the reason and a remedy.
     pub fn liveness(&self) -> (Liveness, Option<String>) {
         let Some(last) = self.last_valid else { return self.liveness_before_first_answer() };
         let silent_ns = self.latest_ns.saturating_sub(last.after_ns);
@@ -166,7 +164,7 @@ impl CounterProfile {
         let stuck_timeout_ns = self
             .stuck_timeout_ns
             .max(STUCK_INTERVALS * self.update_interval.median_ns().unwrap_or(0).max(last.spacing_ns));
-        // Where discovery saw it advance, that was the last move so far.
+        // An advance seen by discovery counts as an update at the first reading.
         let last_update_ns = self.last_update_ns.or(self.advanced.then_some(self.first_ns));
         match last_update_ns.map(|last_update_ns| self.latest_ns.saturating_sub(last_update_ns)) {
             None => (Liveness::Stuck, Some(NEVER_UPDATED.into())),
@@ -180,7 +178,7 @@ impl CounterProfile {
 
     fn record_update(&mut self, last: &ValidReading, after_ns: u64, reading: &EnergyReading) {
         let energy_uj = reading.energy_uj;
-        // It moved at some time between the begin of the read that saw the old value and the end of this one.
+        // The update lies between the start of the last read of the old value and the end of this read.
         let gap_ns = after_ns.saturating_sub(last.before_ns);
         let at_ns = last.before_ns + gap_ns / 2;
         let step_uj = energy_uj - last.energy_uj;
@@ -205,7 +203,7 @@ impl CounterProfile {
     }
 }
 
-/// The commonest case by far: a virtual machine that shows its host's counter without feeding it.
+/// The most common case: a virtual machine that exposes its host's counter but never updates it.
 const NEVER_UPDATED: &str = "answers, but has never moved; a virtual machine often shows a counter that its host does not \
                            feed, and only the host can mend that";
 
@@ -223,7 +221,7 @@ mod tests {
         EnergyReading { valid: true, energy_uj, ..EnergyReading::default() }
     }
 
-    /// Reads each `read_ns` from `from_ns` up to `to_ns` what `reading` says; each read takes 2 µs.
+    /// Adds readings from `reading` each `read_ns` in the range `times`; each read takes 2 µs.
     fn observe_range(
         profile: &mut CounterProfile,
         times: (u64, u64),

@@ -1,36 +1,35 @@
-//! Power over the last counter updates.
+//! Two figures from the updates of a counter: its recent power, and its difference from the device's power sensor.
 //!
-//! Owns a short window of instants at which the counter is known to have moved. Power is the energy between two of them
-//! over the time between them, so it does not flicker with where the reads happen to lie. Whole milliwatts, constant
+//! Both use only instants of counter updates, so that they do not depend on the instants of reads. Both use constant
 //! memory.
 
-/// Points of the window lie at least this far apart ...
+/// The minimum distance of two points in the window.
 const MIN_SPACING_NS: u64 = 10_000_000;
-/// ... and power is taken over at least this long, where the window has it.
+/// The minimum length over which power is computed, if the points cover it.
 const WINDOW_NS: u64 = 100_000_000;
-/// Enough points for the window, and some more.
+/// Enough points for [`WINDOW_NS`], with some to spare.
 const MAX_POINTS: usize = 16;
 
-/// A move of the counter.
 #[derive(Debug, Clone, Copy, Default)]
 struct UpdatePoint {
     at_ns: u64,
     energy_uj: u64,
-    /// How many updates came before.
+    /// The number of updates up to this one.
     updates: u64,
 }
 
-/// The recent moves of one counter.
+/// The recent updates of one counter. Power is the energy between two updates over the time between them, in whole
+/// milliwatts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PowerWindow {
     points: [UpdatePoint; MAX_POINTS],
-    /// How many points were ever added; the newest is at `(added - 1) % MAX_POINTS`.
+    /// The number of points ever added; the newest is at `(added - 1) % MAX_POINTS`.
     added: usize,
     latest: UpdatePoint,
 }
 
 impl PowerWindow {
-    /// The counter moved to `energy_uj` at about `at_ns`.
+    /// Records an update to `energy_uj` at about `at_ns`.
     pub(super) fn record_update(&mut self, at_ns: u64, energy_uj: u64) {
         self.latest = UpdatePoint { at_ns, energy_uj, updates: self.latest.updates + 1 };
         if self.newest().is_none_or(|newest| at_ns.saturating_sub(newest.at_ns) >= MIN_SPACING_NS) {
@@ -40,16 +39,17 @@ impl PowerWindow {
     }
 
     /// Mean power up to `now_ns` over the last two updates or 100 ms, whichever is longer, in milliwatts. `None` while
-    /// no two moves are known.
+    /// there are fewer than two updates.
     pub(super) fn power_mw(&self, now_ns: u64) -> Option<u64> {
         let start = self.start()?;
         let updating_ns = self.latest.at_ns - start.at_ns;
         let usual_ns = updating_ns / (self.latest.updates - start.updates);
-        // A counter that is overdue has used less than its next step meanwhile: power falls, it does not freeze.
+        // Without an update the counter has used less than its next step: the power falls with time, it does not
+        // freeze.
         let overdue = now_ns.saturating_sub(self.latest.at_ns) > 2 * usual_ns.max(MIN_SPACING_NS);
         let elapsed_ns = if overdue { now_ns - start.at_ns } else { updating_ns };
         let used_uj = u128::from(self.latest.energy_uj.saturating_sub(start.energy_uj));
-        // 1 µJ/ns is 1 kW, which is a million milliwatts.
+        // 1 µJ/ns = 1 kW = 1,000,000 mW.
         u64::try_from(used_uj * 1_000_000 / u128::from(elapsed_ns.max(1))).ok()
     }
 
@@ -57,7 +57,7 @@ impl PowerWindow {
         self.added.checked_sub(1).map(|last| &self.points[last % MAX_POINTS])
     }
 
-    /// Where to measure from: the newest point two moves and the window back, else the oldest there is.
+    /// The start of the measurement: the newest point at least two updates and the window back, else the oldest point.
     fn start(&self) -> Option<&UpdatePoint> {
         let kept = self.added.min(MAX_POINTS);
         let mut newest_first = (1..=kept).map(|back| &self.points[(self.added - back) % MAX_POINTS]);
@@ -69,12 +69,12 @@ impl PowerWindow {
     }
 }
 
-/// The shortest window: 50 steps of a counter that moves each 100 ms, so that a step more or less is 2 %.
+/// The minimum length: 50 updates of a counter with an interval of 100 ms, so that one update more or less is 2 %.
 const MIN_RESIDUAL_WINDOW_NS: u64 = 5_000_000_000;
-/// The window slides in halves of this.
+/// The maximum length; the window slides by half of it.
 const RESIDUAL_WINDOW_NS: u64 = 60_000_000_000;
 
-/// An instant at which the counter moved, and what both showed.
+/// The values of the counter and of the integrated power at a counter update.
 #[derive(Debug, Clone, Copy, Default)]
 struct ResidualPoint {
     at_ns: u64,
@@ -82,17 +82,21 @@ struct ResidualPoint {
     shape_uj: u64,
 }
 
-/// The window over both.
+/// The relative difference between a counter and the device's integrated power readings, over a sliding window.
+///
+/// Either may be wrong: some boards have a counter and a power sensor that differ by a quarter over one second and
+/// agree over five. So nothing is reported below [`MIN_RESIDUAL_WINDOW_NS`], where the counter's own step would
+/// appear as a difference. The figure does not judge which of them is right.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Residual {
     from: Option<ResidualPoint>,
-    /// Where the window will begin after the next slide.
+    /// The start of the window after the next slide.
     middle: ResidualPoint,
     to: ResidualPoint,
 }
 
 impl Residual {
-    /// The counter moved to `energy_uj` at about `at_ns`, when the integrated power was `shape_uj`.
+    /// Records an update to `energy_uj` at about `at_ns`, when the integrated power was `shape_uj`.
     pub(super) fn record_update(&mut self, at_ns: u64, energy_uj: u64, shape_uj: u64) {
         let point = ResidualPoint { at_ns, energy_uj, shape_uj };
         if self.from.is_none_or(|from| shape_uj < from.shape_uj) {
@@ -104,13 +108,13 @@ impl Residual {
         self.to = point;
     }
 
-    /// Nothing may be concluded across what happened.
+    /// Ends the window: values before and after this cannot be compared.
     pub(super) fn interrupt(&mut self) {
         self.from = None;
     }
 
-    /// What the counter shows over what the sensor does, less 1; `None` where the window is too short or one of them
-    /// showed nothing.
+    /// The counter's energy divided by the sensor's, minus 1; `None` if the window is too short or the sensor's
+    /// energy is 0.
     pub(super) fn ratio(&self) -> Option<f64> {
         let from =
             self.from.filter(|from| self.to.at_ns.saturating_sub(from.at_ns) >= MIN_RESIDUAL_WINDOW_NS)?;
@@ -123,7 +127,7 @@ impl Residual {
 mod tests {
     use super::*;
 
-    /// Moves each `step_ns` by `step_uj`; gives the window and the instant of the last move.
+    /// Updates by `step_uj` each `step_ns`; returns the window and the instant of the last update.
     fn steady(updates: u64, step_ns: u64, step_uj: u64) -> (PowerWindow, u64) {
         let mut window = PowerWindow::default();
         (0..updates).for_each(|step| window.record_update(step * step_ns, step * step_uj));
@@ -167,7 +171,7 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// 100 W by the sensor for so many counter steps of 100 ms, and `counter_w` by the counter.
+    /// Updates each 100 ms: 100 W by the sensor, `counter_w` by the counter.
     fn watch(residual: &mut Residual, from_ms: u64, to_ms: u64, counter_w: u64) {
         for at_ms in (from_ms..=to_ms).step_by(100) {
             residual.record_update(at_ms * MS, at_ms * counter_w * 1_000, at_ms * 100 * 1_000 + 1);

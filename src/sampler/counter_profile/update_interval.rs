@@ -1,30 +1,29 @@
-//! How often a counter moves, learnt from the reads around its moves.
+//! The update interval of a counter, estimated from the reads around its updates, and the running median it uses.
 //!
-//! Owns the difference between what was seen and what is true: a counter that moves between any two reads moves at least
-//! as often as it is read, and that bound is not reported as its interval. Only moves that lie several reads apart are
-//! measurements; reads that are too far apart for the known interval teach nothing. Constant memory.
+//! A counter that changes between any two reads has an interval no longer than the reads' distance; this bound is not
+//! reported as the interval. Only updates several reads apart are measurements. Both types use constant memory.
 
-/// Two updates are distinguished where they lie at least this many read gaps from each other.
+/// The minimum distance of two updates, in read gaps, for a measurement.
 const MIN_READS_APART: u64 = 3;
-/// Fewer measurements than this are not reported.
+/// The minimum number of measurements for a report.
 const MIN_MEASUREMENTS: usize = 3;
-/// So many moves in a row that contradict what is known, and it is forgotten.
+/// After this many updates that contradict the measured interval, it is discarded.
 const MAX_CONTRADICTIONS: u32 = 64;
 
-/// Learns one counter's update interval.
+/// Estimates the update interval of one counter.
 #[derive(Debug, Clone, Default)]
 pub(super) struct UpdateInterval {
     measured: RunningMedian,
-    /// When the last move was, and how wide the gap between reads is that hides it.
+    /// The last update: its instant, and the length of the read gap that contains it.
     last: Option<(u64, u64)>,
-    /// Moves that came sooner than what is known allows, less those that agreed.
+    /// Updates earlier than the measured interval allows, minus those that agree with it.
     too_early: u32,
-    /// Moves in a row that came far later than what is known.
+    /// Consecutive updates far later than the measured interval.
     too_late: u32,
 }
 
 impl UpdateInterval {
-    /// The counter moved at some time within `gap_ns` whose middle is `at_ns`.
+    /// Records an update within a read gap of `gap_ns` whose middle is `at_ns`.
     pub(super) fn record_update(&mut self, at_ns: u64, gap_ns: u64) {
         let Some((last_ns, last_gap_ns)) = self.last.replace((at_ns, gap_ns)) else { return };
         let apart_ns = at_ns.saturating_sub(last_ns);
@@ -40,19 +39,19 @@ impl UpdateInterval {
         }
     }
 
-    /// When it moved last is unknown: the next move begins anew.
+    /// Discards the last update, so that the next one is not measured from it.
     pub(super) fn interrupt(&mut self) {
         self.last = None;
     }
 
-    /// The median of the recent measurements; `None` where there are too few or moves contradict them.
+    /// The median of the recent measurements; `None` if there are too few or recent updates contradict them.
     pub(super) fn median_ns(&self) -> Option<u64> {
         let trusted = self.measured.len() >= MIN_MEASUREMENTS
             && MIN_READS_APART * u64::from(self.too_early) <= self.measured.len() as u64;
         self.measured.median().filter(|_| trusted)
     }
 
-    /// The reads are close enough for what is known: a measurement, or a move that came too soon to be one.
+    /// The reads are close enough for the measured interval: records a measurement, or an update too early to be one.
     fn record_measurement(&mut self, apart_ns: u64, resolution_ns: u64) {
         self.too_late = 0;
         if resolution_ns <= apart_ns {
@@ -63,8 +62,8 @@ impl UpdateInterval {
         }
     }
 
-    /// The reads are too far apart to measure; only a contradiction can be seen. Measuring here would count just the
-    /// moves that happened to lie far apart.
+    /// The reads are too far apart to measure; only a contradiction can be detected. A measurement would be biased:
+    /// it would include only the updates that happen to lie far apart.
     fn check_contradiction(&mut self, apart_ns: u64, resolution_ns: u64, known_ns: u64) {
         self.too_early += u32::from(apart_ns < known_ns / 4 * 3);
         let too_late = apart_ns >= resolution_ns && apart_ns / 4 >= known_ns;
@@ -72,22 +71,22 @@ impl UpdateInterval {
     }
 }
 
-/// How many values are remembered.
+/// The number of values in a [`RunningMedian`].
 const MEDIAN_WINDOW: usize = 32;
 
-/// The last 32 values.
+/// The median of the last 32 values; it needs no allocation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RunningMedian {
     values: [u64; MEDIAN_WINDOW],
     /// At most [`MEDIAN_WINDOW`].
     len: usize,
-    /// Where the next value goes; less than [`MEDIAN_WINDOW`].
+    /// The index of the next value; less than [`MEDIAN_WINDOW`].
     next: usize,
     median: Option<u64>,
 }
 
 impl RunningMedian {
-    /// Remembers a value in place of the oldest.
+    /// Adds a value; a full window drops its oldest.
     pub(super) fn push(&mut self, value: u64) {
         self.values[self.next] = value;
         self.next = (self.next + 1) % MEDIAN_WINDOW;
@@ -97,12 +96,12 @@ impl RunningMedian {
         self.median = Some(median);
     }
 
-    /// The value in the middle (the upper of two); `None` while there is none.
+    /// The median (the upper of two middle values); `None` while there are no values.
     pub(super) fn median(&self) -> Option<u64> {
         self.median
     }
 
-    /// How many values are remembered.
+    /// The number of values in the window, at most [`MEDIAN_WINDOW`].
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -112,7 +111,7 @@ impl RunningMedian {
 mod tests {
     use super::*;
 
-    /// Reads a counter that moves each `update_ns` (from a phase that is no multiple of anything) each `read_ns`.
+    /// Reads each `read_ns` a counter that is updated each `update_ns`, with a phase unrelated to the reads.
     fn read_for(
         interval: &mut UpdateInterval,
         from_ns: u64,

@@ -1,8 +1,7 @@
 //! An event count: waits for an instant or a notification, whichever comes first, with a futex.
 //!
-//! Owns the sampler's sleep. One system call (`FUTEX_WAIT_BITSET`, whose timeout is an absolute CLOCK_MONOTONIC
-//! instant, futex(2)) both waits for the deadline and can be woken, so no deadline drifts and no wake-up is lost. Never
-//! spins.
+//! The timeout of `FUTEX_WAIT_BITSET` is an absolute instant of CLOCK_MONOTONIC, futex(2), so that deadlines do not
+//! drift. The kernel compares the count before it sleeps, so that no wake-up is lost. It never spins.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,28 +16,28 @@ pub struct EventCount {
 }
 
 impl EventCount {
-    /// Wakes the thread that waits, or keeps it from falling asleep.
+    /// Wakes the waiting thread, or prevents its next wait.
     pub fn notify(&self) {
-        // Release: what the caller wrote before is seen by the thread that finds the number changed.
+        // Release: a thread that sees the new count sees all earlier writes of the caller.
         self.count.fetch_add(1, Ordering::Release);
-        // An error here would mean a bad address or an unknown operation: neither can be.
+        // The only errors are a bad address and an unknown operation, which are impossible here.
         let _ = futex::wake(&self.count, futex::Flags::PRIVATE, 1);
     }
 
-    /// How often it was notified. To be read before looking for a reason to stay awake, so that a notification in between
-    /// is noticed.
+    /// The number of notifications. The waiter reads it before it checks its condition, so that no later notification
+    /// is lost.
     pub fn count(&self) -> u32 {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Sleeps until `deadline_ns` of CLOCK_MONOTONIC, or until it was notified more than `count` times, or at times for no
-    /// reason: the caller looks again.
+    /// Sleeps until `deadline_ns` of CLOCK_MONOTONIC or until the count differs from `count`. Spurious wake-ups are
+    /// possible: the caller checks its condition again.
     pub fn wait_until(&self, deadline_ns: u64, count: u32) {
         let deadline = Timespec {
             tv_sec: (deadline_ns / 1_000_000_000) as i64,
             tv_nsec: (deadline_ns % 1_000_000_000) as _,
         };
-        // Timed out, notified before or while asleep, or interrupted by a signal: all the same to the caller.
+        // A timeout, a notification or a signal: the caller checks its condition again.
         let _ =
             futex::wait_bitset(&self.count, futex::Flags::PRIVATE, count, Some(&deadline), NonZeroU32::MAX);
     }

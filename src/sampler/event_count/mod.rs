@@ -28,7 +28,7 @@ mod tests {
         }
     }
 
-    /// The same checks for every way of waiting.
+    /// The tests of both implementations.
     macro_rules! event_count {
         ($name:ident) => {
             mod $name {
@@ -40,7 +40,7 @@ mod tests {
                     let event_count = EventCount::default();
                     let count = event_count.count();
                     event_count.notify();
-                    // Would sleep for years otherwise.
+                    // Without the notification this would sleep for years.
                     event_count.wait_until(u64::MAX / 2, count);
                     assert_eq!(event_count.count(), count + 1);
                 }

@@ -15,8 +15,8 @@ impl DynamicLibrary {
     /// # Errors
     /// The loader's text.
     pub fn load(path: &CStr) -> Result<Self, String> {
-        // SAFETY: the path ends with NUL. The library's initialisers run, which is what loading a library means; the
-        // path is the system's own or one that the administrator configured.
+        // SAFETY: the path ends with NUL. Loading runs the library's initialisers; the path is the system's own or
+        // one that the administrator configured.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         NonNull::new(handle).map(Self).ok_or_else(loader_error)
     }
@@ -34,7 +34,7 @@ impl DynamicLibrary {
 
 /// The loader's last error text.
 fn loader_error() -> String {
-    // SAFETY: dlerror gives null, or a text ended by NUL that is this thread's until its next call of the loader's.
+    // SAFETY: dlerror returns null, or a string that ends with NUL and is valid until this thread's next call of dl*.
     let message = unsafe {
         let message = libc::dlerror();
         (!message.is_null()).then(|| CStr::from_ptr(message).to_string_lossy().into_owned())

@@ -34,8 +34,8 @@ macro_rules! calls {
             /// The error of `address` for the first missing name.
             ///
             /// # Safety
-            /// The result of `address` for a name must be the C function of that name and of the type in this table, and
-            /// stay loaded for as long as the process runs.
+            /// The result of `address` for a name must be the C function of that name and of the type in this table,
+            /// and stay loaded for as long as the process runs.
             pub unsafe fn find(
                 mut address: impl FnMut(&'static CStr) -> Result<NonNull<c_void>, String>,
             ) -> Result<Self, String> {
@@ -48,8 +48,8 @@ macro_rules! calls {
                             }
                         };
                         let found = address(name)?.as_ptr();
-                        // SAFETY: the caller vouches that a function of this type is there, and on every system that this
-                        // is built for a function's address has the size of a pointer.
+                        // SAFETY: the caller guarantees a function of this type at the address, and a function's
+                        // address has the size of a pointer on all supported systems.
                         unsafe {
                             std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $answer)?>(found)
                         }

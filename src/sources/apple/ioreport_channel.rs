@@ -63,7 +63,7 @@ struct ChipPart {
 /// A pattern of channel names.
 #[derive(Clone, Copy)]
 enum NamePattern {
-    /// This name.
+    /// Exactly this name.
     Exact(&'static str),
     /// This prefix and a number: `DRAM0`.
     Numbered(&'static str),

@@ -1,8 +1,9 @@
 //! The calls to IOReport: a group's channels, a subscription to some of them, and samples of it.
 //!
-//! Owns every object that a function with Create or Copy in its name returns, and releases each once. The result of a Get
-//! function is borrowed from its container and never outlives it. The type of each object is checked before its use, since
-//! nothing is documented. Copies numbers and text. After the start, a sample creates no text and allocates nothing here.
+//! Owns every object that a function with Create or Copy in its name returns, and releases each once. The result of a
+//! Get function is borrowed from its container and never outlives it. The type of each object is checked before its
+//! use, since nothing is documented. Copies numbers and text. After the start, a sample creates no text and allocates
+//! nothing here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char};
@@ -34,14 +35,14 @@ struct OwnedCfObject {
     release: unsafe extern "C" fn(CfRef),
 }
 
-// SAFETY: CoreFoundation's objects belong to no thread; their reference counts are atomic, and those that are changed
-// after they are made here are reached through one value only.
+// SAFETY: CoreFoundation's objects are not bound to a thread, and their reference counts are atomic. An object that is
+// changed after its creation here is reachable through one value only.
 unsafe impl Send for OwnedCfObject {}
 
 impl OwnedCfObject {
     /// Takes ownership of the result of a Create or Copy function; `None` for null.
     fn from_created(foundation: &CoreFoundationFunctions, object: CfRef) -> Option<OwnedCfObject> {
-        // Lazily: a value made of null would be released on the spot, and releasing null crashes.
+        // `then`, not `then_some`: a value with null would be dropped, and releasing null crashes.
         (!object.is_null()).then(|| OwnedCfObject { object, release: foundation.release })
     }
 
@@ -56,36 +57,36 @@ impl OwnedCfObject {
 
 impl Drop for OwnedCfObject {
     fn drop(&mut self) {
-        // SAFETY: the object is alive, and this is the one reference that belongs to this value.
+        // SAFETY: the object is alive, and this value owns one reference, which is released once.
         unsafe { (self.release)(self.object) }
     }
 }
 
-/// One group's channels, before anybody subscribed.
+/// The channels of one group, before a subscription.
 pub struct ChannelGroup {
     foundation: CoreFoundationFunctions,
     report: IoReportFunctions,
-    /// A dictionary of ours, whose list may be replaced.
+    /// An owned copy of the dictionary, whose list may be replaced.
     dictionary: OwnedCfObject,
     key: OwnedCfObject,
 }
 
 impl ChannelGroup {
-    /// The channels of `group`; `None` where IOReport has none, as in most virtual machines.
+    /// The channels of `group`; `None` if IOReport has none, as in most virtual machines.
     pub fn copy(calls: &AppleFunctions, report: IoReportFunctions, group: &str) -> Option<ChannelGroup> {
         let foundation = calls.foundation;
         let (key, name) = (
             OwnedCfObject::from_text(&foundation, CHANNELS_KEY)?,
             OwnedCfObject::from_text(&foundation, group)?,
         );
-        // SAFETY: a live text, no subgroup, and the three zeroes that every caller gives; the answer is ours.
+        // SAFETY: a live string, no subgroup, and the three zeroes that all known callers pass; we own the result.
         let found = unsafe { (report.copy_channels)(name.object, null(), 0, 0, 0) };
         let found = OwnedCfObject::from_created(&foundation, found)?;
-        // SAFETY: asked of a live object.
+        // SAFETY: the object is alive.
         if !unsafe { has_type(&foundation, found.object, foundation.dictionary_type_id) } {
             return None;
         }
-        // SAFETY: a live dictionary; the copy is ours.
+        // SAFETY: a live dictionary; we own the copy.
         let copy = unsafe { (foundation.dictionary_copy)(null(), 0, found.object) };
         Some(ChannelGroup {
             foundation,
@@ -95,26 +96,26 @@ impl ChannelGroup {
         })
     }
 
-    /// What the channels are, in IOReport's order.
+    /// The descriptions of the channels, in IOReport's order.
     pub fn channels(&self) -> Vec<IoReportChannel> {
-        // SAFETY: a live dictionary of ours; the list is borrowed from it while it is not changed.
+        // SAFETY: a live dictionary that we own; the list is borrowed from it while it is not changed.
         unsafe { channel_list(&self.foundation, self.dictionary.object, self.key.object) }
             .map(|list| (0..array_len(&self.foundation, list)).map(|at| self.channel(list, at)).collect())
             .unwrap_or_default()
     }
 
     fn channel(&self, list: CfRef, at: isize) -> IoReportChannel {
-        // SAFETY: `list` is a live array of `dictionary`'s and `at` is less than its length.
+        // SAFETY: `list` is a live array of `dictionary`, and `at` is less than its length.
         unsafe { read_channel(&self.foundation, &self.report, (self.foundation.array_get)(list, at)) }
     }
 
-    /// Subscribes only to the channels with these indices in [`ChannelGroup::channels`]; fewer channels cost less. `None` if
-    /// IOReport refuses.
+    /// Subscribes only to the channels with these indices in [`ChannelGroup::channels`]; fewer channels cost less.
+    /// `None` if IOReport refuses.
     pub fn subscribe(self, kept: &[usize]) -> Option<IoReportSubscription> {
         let foundation = self.foundation;
-        // SAFETY: a live dictionary of ours.
+        // SAFETY: a live dictionary that we own.
         let list = unsafe { channel_list(&foundation, self.dictionary.object, self.key.object) }?;
-        // SAFETY: a live array; the copy is ours and not yet shared.
+        // SAFETY: a live array; we own the copy, which is not yet shared.
         let shorter = unsafe { (foundation.array_copy)(null(), 0, list) };
         let shorter = OwnedCfObject::from_created(&foundation, shorter)?;
         for at in (0..array_len(&foundation, shorter.object)).rev() {
@@ -134,7 +135,8 @@ impl ChannelGroup {
     pub fn subscribe_to_all(self) -> Option<IoReportSubscription> {
         let foundation = self.foundation;
         let mut granted: CfRef = null();
-        // SAFETY: a live dictionary, and a place for the dictionary of what was granted, which is ours like the answer.
+        // SAFETY: a live dictionary, and an output pointer for the dictionary of the granted channels; we own both
+        // results.
         let made =
             unsafe { (self.report.subscribe)(null(), self.dictionary.object, &raw mut granted, 0, null()) };
         drop(OwnedCfObject::from_created(&foundation, granted));
@@ -156,7 +158,7 @@ pub struct IoReportSubscription {
 /// The values of all channels at one instant.
 pub struct IoReportSample<'a> {
     subscription: &'a IoReportSubscription,
-    /// Holds `list`.
+    /// Owns `list`.
     _samples: OwnedCfObject,
     list: CfRef,
     length: usize,
@@ -166,12 +168,13 @@ impl IoReportSubscription {
     /// Takes a sample; `None` if IOReport returns none, or an unknown format.
     pub fn sample(&self) -> Option<IoReportSample<'_>> {
         let foundation = &self.group.foundation;
-        // SAFETY: a live subscription and the live dictionary that it was made with; the answer is ours.
+        // SAFETY: a live subscription and the live dictionary with which it was created; we own the result.
         let samples = unsafe {
             (self.group.report.sample)(self.subscription.object, self.group.dictionary.object, null())
         };
         let samples = OwnedCfObject::from_created(foundation, samples)?;
-        // SAFETY: a live object, asked for its kind first; the list is borrowed from `samples`, which the sample keeps.
+        // SAFETY: a live object whose type is checked first; the list is borrowed from `samples`, which the sample
+        // owns.
         let list = unsafe {
             has_type(foundation, samples.object, foundation.dictionary_type_id)
                 .then(|| channel_list(foundation, samples.object, self.group.key.object))
@@ -191,8 +194,8 @@ impl IoReportSample<'_> {
     pub fn element(&self, at: usize) -> Option<RawElement> {
         let foundation = &self.subscription.group.foundation;
         let entry = self.entry(at)?;
-        // SAFETY: `entry` is a live dictionary; the data is borrowed from it, asked for its kind first, and its bytes are
-        // copied before anything else happens.
+        // SAFETY: `entry` is a live dictionary; the data is borrowed from it, its type is checked first, and its
+        // bytes are copied at once.
         unsafe {
             let data = (foundation.dictionary_get)(entry, self.subscription.raw.object);
             if !has_type(foundation, data, foundation.data_type_id) {
@@ -207,7 +210,7 @@ impl IoReportSample<'_> {
     /// The channel's count in its own unit, from an unknown start.
     pub fn value(&self, at: usize) -> Option<u64> {
         let entry = self.entry(at)?;
-        // SAFETY: a live channel, whose format was simple when it was chosen.
+        // SAFETY: a live channel, whose format was simple when it was selected.
         let value = unsafe { (self.subscription.group.report.value_of)(entry, 0) };
         // Negative values mean that there is no value.
         u64::try_from(value).ok()
@@ -228,7 +231,7 @@ impl IoReportSample<'_> {
         let at = isize::try_from(at).ok().filter(|_| at < self.length)?;
         // SAFETY: a live array, and `at` is less than its length.
         let entry = unsafe { (foundation.array_get)(self.list, at) };
-        // SAFETY: null, or a live object of the array's.
+        // SAFETY: null, or a live object of the array.
         unsafe { has_type(foundation, entry, foundation.dictionary_type_id) }.then_some(entry)
     }
 }
@@ -242,7 +245,7 @@ unsafe fn has_type(
     object: CfRef,
     kind: unsafe extern "C" fn() -> usize,
 ) -> bool {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     !object.is_null() && unsafe { (foundation.type_id)(object) == kind() }
 }
 
@@ -251,7 +254,7 @@ unsafe fn has_type(
 /// # Safety
 /// `dictionary` is a live dictionary, and `key` a live text.
 unsafe fn channel_list(foundation: &CoreFoundationFunctions, dictionary: CfRef, key: CfRef) -> Option<CfRef> {
-    // SAFETY: as the caller says; what is found is alive as long as the dictionary keeps it.
+    // SAFETY: guaranteed by the caller; the result is alive as long as the dictionary holds it.
     unsafe {
         let list = (foundation.dictionary_get)(dictionary, key);
         has_type(foundation, list, foundation.array_type_id).then_some(list)
@@ -260,7 +263,7 @@ unsafe fn channel_list(foundation: &CoreFoundationFunctions, dictionary: CfRef, 
 
 /// The length of a list. The caller has checked its type.
 fn array_len(foundation: &CoreFoundationFunctions, list: CfRef) -> isize {
-    // SAFETY: every caller in this file gives a live array.
+    // SAFETY: every caller in this file passes a live array.
     unsafe { (foundation.array_count)(list) }
 }
 
@@ -273,7 +276,7 @@ unsafe fn read_channel(
     report: &IoReportFunctions,
     entry: CfRef,
 ) -> IoReportChannel {
-    // SAFETY: as the caller says, and a dictionary, which is what IOReport's functions want; the texts are borrowed.
+    // SAFETY: guaranteed by the caller, and a dictionary, as IOReport's functions require; the strings are borrowed.
     unsafe {
         if !has_type(foundation, entry, foundation.dictionary_type_id) {
             return IoReportChannel { name: String::new(), unit_label: String::new(), is_simple: false };
@@ -293,7 +296,8 @@ unsafe fn read_channel(
 unsafe fn copy_text(foundation: &CoreFoundationFunctions, object: CfRef) -> String {
     const MAX_TEXT_BYTES: usize = 256;
     let mut buffer = [0 as c_char; MAX_TEXT_BYTES];
-    // SAFETY: as the caller says, and asked for its kind first; the call writes at most the size given, NUL included.
+    // SAFETY: guaranteed by the caller, and the type is checked first; the call writes at most the given size, NUL
+    // included.
     let written = unsafe {
         has_type(foundation, object, foundation.string_type_id)
             && (foundation.string_read)(
@@ -306,6 +310,6 @@ unsafe fn copy_text(foundation: &CoreFoundationFunctions, object: CfRef) -> Stri
     if !written {
         return String::new();
     }
-    // SAFETY: the call said that it wrote a text, which ends with NUL inside the buffer.
+    // SAFETY: the call reported success, so the buffer has a string that ends with NUL.
     unsafe { CStr::from_ptr(buffer.as_ptr()) }.to_string_lossy().into_owned()
 }

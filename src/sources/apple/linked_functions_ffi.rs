@@ -1,8 +1,8 @@
 //! Apple's functions from the system's libraries (macOS).
 //!
-//! Fills the table from the linked declarations of `core-foundation-sys`, `io-kit-sys` and `mach2`. Each function has an
-//! adapter that changes only the types behind pointers, so that the compiler compares our types with theirs. IOReport is
-//! loaded at run time, so that the daemon also starts on a Mac without it.
+//! Fills the table from the linked declarations of `core-foundation-sys`, `io-kit-sys` and `mach2`. Each function has
+//! an adapter that changes only the pointers' target types, so that the compiler compares our types with theirs.
+//! IOReport is loaded at run time, so that the daemon also starts on a Mac without it.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
@@ -41,7 +41,7 @@ fn report() -> Result<IoReportFunctions, &'static str> {
 macro_rules! adapters {
     ($($name:ident($($argument:ident: $type:ty $(=> $cast:ident)?),*) $(-> $answer:ty)? = $target:path $(; $back:ident)?)*) => {
         $(unsafe extern "C" fn $name($($argument: $type),*) $(-> $answer)? {
-            // SAFETY: the caller keeps the target's own conditions; a cast changes only what a pointer is said to point to.
+            // SAFETY: the caller meets the target's conditions; a cast changes only the target type of a pointer.
             unsafe { $target($($argument$(.$cast())?),*)$(.$back())? }
         })*
     };
@@ -68,7 +68,7 @@ adapters! {
     timebase(into: *mut [u32; 2] => cast) -> i32 = mach2::mach_time::mach_timebase_info
 }
 
-/// Pointers that differ in more than what they point to.
+/// Conversion to a mutable pointer, which the crates declare for some objects that they do not change.
 trait Pointer {
     fn cast_mutable<T>(self) -> *mut T;
 }
@@ -111,7 +111,7 @@ const FOUNDATION: CoreFoundationFunctions = CoreFoundationFunctions {
 
 /// Type IDs are numbers as wide as a pointer; the crates use another name for the type.
 unsafe extern "C" fn type_id(object: CfRef) -> usize {
-    // SAFETY: the caller gives a live object.
+    // SAFETY: the caller passes a live object.
     unsafe { base::CFGetTypeID(object) as usize }
 }
 

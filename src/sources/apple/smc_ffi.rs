@@ -11,7 +11,7 @@ use super::smc_protocol::{SELECTOR, SmcParam};
 
 /// The service's name. Intel Macs have one entry of this name, Apple silicon has several.
 const SERVICE: &CStr = c"AppleSMC";
-/// The name of the entry that answers on Apple silicon.
+/// The name of the entry to use on Apple silicon.
 const ENDPOINT: &CStr = c"AppleSMCKeysEndpoint";
 
 /// `io_name_t`.
@@ -51,7 +51,7 @@ impl SmcConnection {
     pub fn open(calls: &AppleFunctions) -> Result<SmcConnection, OpenSmcError> {
         let kit = &calls.kit;
         let mut found: MachPort = 0;
-        // SAFETY: a name that ends with NUL. The dictionary that it makes is used up by the second call, whatever that answers.
+        // SAFETY: a name that ends with NUL. The second call consumes the dictionary of the first, also on failure.
         let status = unsafe {
             let wanted = (kit.matching)(SERVICE.as_ptr());
             if wanted.is_null() {
@@ -64,7 +64,7 @@ impl SmcConnection {
         }
         let entries = RegistryEntry(kit, found);
         let (mut refused, mut plain) = (None, None);
-        // SAFETY: a live iterator; each entry that it gives is ours.
+        // SAFETY: a live iterator; we own each entry that it returns.
         while let entry @ 1.. = unsafe { (kit.next)(entries.1) } {
             let entry = RegistryEntry(kit, entry);
             let name = entry.name();
@@ -87,7 +87,7 @@ impl SmcConnection {
         }
     }
 
-    /// Whether it is the controller of Apple silicon, from the entry that answered.
+    /// Whether this is the controller of Apple silicon, from the name of the entry that opened.
     pub fn is_apple_silicon(&self) -> bool {
         self.apple_silicon
     }
@@ -99,8 +99,8 @@ impl SmcConnection {
     pub fn call(&self, param: &SmcParam) -> Result<SmcParam, i32> {
         let mut answer = SmcParam::default();
         let mut length = size_of::<SmcParam>();
-        // SAFETY: both are structs of the 80 bytes that the controller wants (asserted in smc_key), alive through the call,
-        // and numbers only, so that any bytes are a value; the call writes at most `length`.
+        // SAFETY: both are structs of the 80 bytes that the controller expects (asserted in smc_protocol), alive
+        // during the call, and of integers only, so that any bytes are valid; the call writes at most `length`.
         let status = unsafe {
             (self.kit.call)(
                 self.port,
@@ -134,14 +134,14 @@ impl RegistryEntry<'_> {
         let mut buffer = [0 as c_char; NAME_BYTES];
         // SAFETY: a live entry, and a buffer as long as `io_name_t`.
         let status = unsafe { (self.0.name_of)(self.1, buffer.as_mut_ptr()) };
-        // SAFETY: chars are bytes of the same size and place; the array is borrowed as it is.
+        // SAFETY: `c_char` and `u8` have the same size and alignment; the array is borrowed unchanged.
         let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), NAME_BYTES) };
         (status == 0).then(|| CStr::from_bytes_until_nul(bytes).ok().map(CStr::to_owned))?
     }
 
     fn connect(&self, calls: &AppleFunctions) -> Result<SmcConnection, i32> {
         let mut port: MachPort = 0;
-        // SAFETY: a live entry, this process's own port, and a place for the connection, which is ours.
+        // SAFETY: a live entry, this process's own port, and an output pointer for the connection, which we own.
         let status = unsafe { (self.0.open)(self.1, calls.task, 0, &raw mut port) };
         if status == 0 { Ok(SmcConnection { kit: *self.0, port, apple_silicon: false }) } else { Err(status) }
     }

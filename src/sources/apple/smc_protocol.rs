@@ -1,8 +1,8 @@
 //! The protocol of the System Management Controller, and the decoding of its values.
 //!
-//! Owns the 80 bytes of a request and a reply (`SMCParamStruct` of Apple's PowerManagement sources), whose layout is asserted
-//! at compile time, and the decoding of power from the controller's types. A value that is no finite power from 0 to
-//! `MAX_POWER_MW` is rejected.
+//! Owns the 80 bytes of a request and a reply (`SMCParamStruct` of Apple's PowerManagement sources), whose layout is
+//! asserted at compile time, and the decoding of power from the controller's types. A value that is no finite power
+//! from 0 to `MAX_POWER_MW` is rejected.
 
 /// The selector of the controller's function (`kSMCHandleYPCEvent`).
 pub const SELECTOR: u32 = 2;
@@ -22,9 +22,9 @@ pub const MAX_POWER_MW: u64 = 1_400_000;
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcVersion {
-    /// Its parts.
+    /// Major, minor, build and a reserved byte.
     pub parts: [u8; 4],
-    /// And one more.
+    /// The release.
     pub release: u16,
 }
 
@@ -32,11 +32,11 @@ pub struct SmcVersion {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcPowerLimit {
-    /// Of this struct.
+    /// The version of this struct.
     pub version: u16,
-    /// Of this struct.
+    /// The length of this struct.
     pub length: u16,
-    /// Of processor, graphics and memory.
+    /// The limits of processor, graphics and memory.
     pub limits: [u32; 3],
 }
 
@@ -44,9 +44,9 @@ pub struct SmcPowerLimit {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct KeyInfo {
-    /// Bytes of its value.
+    /// The size of the value, in bytes.
     pub size: u32,
-    /// Four letters.
+    /// The value's type, as a four-character code.
     pub type_code: u32,
     /// Access rights.
     pub attributes: u8,
@@ -56,7 +56,7 @@ pub struct KeyInfo {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcParam {
-    /// Four letters.
+    /// The key, as a four-character code.
     pub key: u32,
     /// Not used.
     pub version: SmcVersion,
@@ -91,8 +91,8 @@ pub const fn four_char_code(text: &[u8; 4]) -> u32 {
     u32::from_be_bytes(*text)
 }
 
-/// The power in a value of this description; `None` if the type is unknown, the size does not match the type, or the value
-/// is no plausible power.
+/// The power in a value of this description; `None` if the type is unknown, the size does not match the type, or the
+/// value is no plausible power.
 pub fn power_mw(description: &KeyInfo, bytes: &[u8; 32]) -> Option<u64> {
     let watts = match (&description.type_code.to_be_bytes(), description.size) {
         (b"flt ", 4) => f64::from(f32::from_le_bytes(*bytes.first_chunk()?)),

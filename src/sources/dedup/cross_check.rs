@@ -1,9 +1,9 @@
 //! Comparison of the energy of mechanisms that show the same domain.
 //!
-//! perf, powercap and msr read one register, so their values may differ only by the instant of the read and by the kernel's
-//! constants: powercap truncates units to whole nanojoules (−51.7 ppm) and uses 15.3 µJ for 2^-16 J of memory (+0.27 %).
-//! This program corrects both, but a driver may change. The comparison uses the probe's readings. A disagreement is
-//! reported; the first mechanism is still read.
+//! perf, powercap and msr read one register, so their values may differ only by the instant of the read and by the
+//! kernel's constants: powercap truncates units to whole nanojoules (−51.7 ppm) and uses 15.3 µJ for 2^-16 J of
+//! memory (+0.27 %). This program corrects both, but a driver may change. The comparison uses the probe's readings. A
+//! disagreement is reported; the first mechanism is still read.
 
 use crate::domain::EnergyReading;
 use crate::sources::source::{DomainIndex, OpenedSource};
@@ -26,7 +26,7 @@ pub struct CrossCheck {
 struct CheckedPair {
     first: DomainIndex,
     second: DomainIndex,
-    /// Both energies since the first look at which both answered.
+    /// Both energies since the first reading that is valid for both.
     growths_uj: Vec<(u64, u64)>,
     base: Option<(EnergyReading, EnergyReading)>,
 }
@@ -117,10 +117,10 @@ impl CheckedPair {
             && self.increments().filter(|moved| moved.1 > 0).count() >= MIN_INCREMENTS
     }
 
-    /// Compares both at the start and at the end of the probe. A value of the second lies between the first's values at the
-    /// previous and the next reading, for any delay of the reader; only a value outside is a difference. Medians of many
-    /// readings ignore outliers. If both advance at the same readings, they read one register, and a quarter of a step is
-    /// enough tolerance. Otherwise each may be a whole step behind.
+    /// Compares both at the start and at the end of the probe. A value of the second lies between the first's values
+    /// at the previous and the next reading, for any delay of the reader; only a value outside is a difference.
+    /// Medians of many readings ignore outliers. If both advance at the same readings, they read one register, and a
+    /// quarter of a step is enough tolerance. Otherwise each may lag by a whole step.
     fn has_disagreement(&self, quanta_uj: u64) -> bool {
         if !self.has_enough_reads() {
             return false;
@@ -164,8 +164,8 @@ fn median(values: impl Iterator<Item = i128>) -> i128 {
 mod tests {
     use super::*;
 
-    /// A pair whose register advances by `step` every fourth reading. The second reader scales the value and lags in one of
-    /// forty readings.
+    /// A pair whose register advances by `step` every fourth reading. The second reader scales the value and lags in
+    /// one of forty readings.
     fn pair(ppm: u64) -> CheckedPair {
         let mut pair = CheckedPair { first: (0, 0), second: (1, 0), growths_uj: Vec::new(), base: None };
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
@@ -187,8 +187,8 @@ mod tests {
         }
     }
 
-    /// A register that advances by about 5 mJ each millisecond. Both read it with the delays of a busy machine: none in the
-    /// first half of the probe, up to seven steps in the second.
+    /// A register that advances by about 5 mJ each millisecond. Both read it with the delays of a busy machine: none
+    /// in the first half of the probe, up to seven steps in the second.
     fn delayed(ppm: u64) -> CheckedPair {
         let mut pair = CheckedPair { first: (0, 0), second: (1, 0), growths_uj: Vec::new(), base: None };
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };

@@ -1,9 +1,9 @@
 //! Pairs of domains that may be two names of one counter, with the state of each pair.
 //!
-//! AMD dies may show one register under several names, and a zone may be mirrored. Owns the choice of the compared domains
-//! and the evidence. Two RAPL domains of packages with different `physical_package_id` are independent unless their levels
-//! prove the contrary, as on a virtual machine that shows one register under two packages. Any other pair is undecided
-//! until its readings decide. The caller supplies the readings.
+//! AMD dies may show one register under several names, and a zone may be mirrored. Owns the choice of the compared
+//! domains and the evidence. Two RAPL domains of packages with different `physical_package_id` are independent unless
+//! their levels prove the contrary, as on a virtual machine that shows one register under two packages. Any other
+//! pair is undecided until its readings decide. The caller supplies the readings.
 
 use std::collections::BTreeSet;
 
@@ -75,7 +75,7 @@ impl DuplicatePair {
         self.comparison.observe(PairSide::Original, before_ns, after_ns, reading);
     }
 
-    /// Adds one reading of the copy, likewise.
+    /// Adds one reading of the copy, in the order of time; `before_ns..=after_ns` contains the read.
     pub fn observe_copy(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         self.comparison.observe(PairSide::Copy, before_ns, after_ns, reading);
     }

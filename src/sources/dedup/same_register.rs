@@ -1,16 +1,16 @@
 //! Detection of one register under two names.
 //!
-//! Owns the comparison of two streams of readings. A register never decreases, so a read that began after the end of a read
-//! of the other name shows at least as much, except for a constant offset of the two start counts. Contradictory bounds of
-//! that offset prove two registers, for any delay of the reader. More common levels than chance explains prove one
-//! register. Memory and work are bounded. Reads no counter and no clock.
+//! Owns the comparison of two streams of readings. A register never decreases, so a read that began after the end of
+//! a read of the other name shows at least as much, except for a constant offset of the two start counts.
+//! Contradictory bounds of that offset prove two registers, for any delay of the reader. More common levels than
+//! chance explains prove one register. Memory and work are bounded. Reads no counter and no clock.
 
 use std::collections::VecDeque;
 
 use crate::domain::{Duplicate, EnergyReading};
 
-/// Number of common levels, and of different distances between them, that proves one register. Small increases of two idle
-/// counters are often the same step of the register, so only distances of several sizes are evidence.
+/// Number of common levels, and of different distances between them, that proves one register. Small increases of two
+/// idle counters are often the same step of the register, so only distances of several sizes are evidence.
 pub const MIN_COMMON_LEVELS: usize = 9;
 const MIN_STEP_SIZES: usize = 4;
 
@@ -36,7 +36,6 @@ pub enum PairSide {
     Copy,
 }
 
-/// One read of one counter.
 #[derive(Debug, Clone, Copy)]
 struct CounterRead {
     before_ns: u64,
@@ -56,7 +55,7 @@ struct ReadHistory {
     last_finished: Option<CounterRead>,
     base: Option<CounterRead>,
     last: Option<CounterRead>,
-    /// Each level once.
+    /// The observed levels, without duplicates.
     levels: VecDeque<u64>,
 }
 
@@ -89,8 +88,8 @@ pub struct RegisterComparison {
 }
 
 impl RegisterComparison {
-    /// A comparison without readings. `needed`: required number of common levels. `bias_ppm`: largest difference of the units
-    /// with which two mechanisms show one register.
+    /// A comparison without readings. `needed`: required number of common levels. `bias_ppm`: largest difference of
+    /// the units with which two mechanisms show one register.
     pub fn new(needed: usize, bias_ppm: u64) -> Self {
         Self {
             original: ReadHistory::default(),
@@ -232,8 +231,9 @@ fn common_levels(first: &[i128], second: &[i128]) -> Vec<i128> {
 }
 
 /// Required number of common levels. Each level is a number of register steps, so levels of two different registers
-/// coincide by chance, the more the denser they are. The number is the expected value plus four standard deviations. It is
-/// at least a quarter of all levels: a reader that is delayed at almost every read sees most levels in one counter only.
+/// coincide by chance, the more the denser they are. The number is the expected value plus four standard deviations.
+/// It is at least a quarter of all levels: a reader that is delayed at almost every read sees most levels in one
+/// counter only.
 fn required_common_levels(first: &[i128], second: &[i128]) -> f64 {
     let span = |levels: &[i128]| levels.last().zip(levels.first()).map_or(0, |(last, first)| last - first);
     let (most, fewest) = (first.len().max(second.len()) as f64, first.len().min(second.len()) as f64);

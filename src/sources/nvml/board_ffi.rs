@@ -1,7 +1,7 @@
 //! NVML calls that nvml-wrapper lacks: field values with a scope, on a board with its own library handle.
 //!
-//! Owns one reference to NVML's initialisation and one board's handle; drop releases both. Field numbers are passed to NVML
-//! unchanged: the wrapper renumbers some by the driver's version, which may be unknown, and it has no scope.
+//! Owns one reference to NVML's initialisation and one board's handle; drop releases both. Field numbers are passed
+//! to NVML unchanged: the wrapper renumbers some by the driver's version, which may be unknown, and it has no scope.
 #![allow(unsafe_code)]
 
 use std::ffi::{OsStr, c_int};
@@ -58,8 +58,8 @@ pub struct NvmlBoard {
     handle: nvmlDevice_t,
 }
 
-// SAFETY: NVML's functions may be called from any thread (nvml.h: the API is thread safe), and a handle is a number to it
-// that belongs to no thread; the wrapper says the same of its own `Nvml` and `Device`.
+// SAFETY: NVML's functions may be called from any thread (nvml.h: the API is thread safe), and a handle is not bound
+// to a thread; the wrapper's own `Nvml` and `Device` are `Send` too.
 unsafe impl Send for NvmlBoard {}
 
 impl NvmlBoard {
@@ -70,7 +70,7 @@ impl NvmlBoard {
     pub fn find(library: &OsStr, uuid: &str) -> Result<NvmlBoard, NvmlError> {
         let nvml = load_library(library)?;
         let device = nvml.device_by_uuid(uuid)?;
-        // SAFETY: the handle is kept beside the library that gave it, and used with no other.
+        // SAFETY: the handle is stored with the library that returned it, and used with no other.
         let handle = unsafe { device.handle() };
         Ok(NvmlBoard { nvml, handle })
     }
@@ -81,8 +81,8 @@ impl NvmlBoard {
         unsafe { Device::new(self.handle, &self.nvml) }
     }
 
-    /// Reads up to [`MAX_FIELDS`] fields in one call, with one result for each in `answers`, in the same order. Fields beyond
-    /// that number, or beyond the length of `answers`, are ignored.
+    /// Reads up to [`MAX_FIELDS`] fields in one call, with one result for each in `answers`, in the same order.
+    /// Fields beyond that number, or beyond the length of `answers`, are ignored.
     ///
     /// # Errors
     /// The call failed as a whole: the symbol is missing, or the board or the driver is unavailable.
@@ -94,7 +94,7 @@ impl NvmlBoard {
         for (value, field) in values.iter_mut().zip(&fields[..count]) {
             (value.fieldId, value.scopeId) = (field.id, field.scope);
         }
-        // SAFETY: the handle is this library's, and `values` has room for the `asked` entries (at most MOST_FIELDS)
+        // SAFETY: the handle is this library's, and `values` has room for the `count` entries (at most MAX_FIELDS)
         // that the call fills.
         nvml_try(unsafe { call(self.handle, count as c_int, values.as_mut_ptr()) })?;
         for (answer, value) in answers.iter_mut().zip(&values[..count]) {
@@ -107,8 +107,8 @@ impl NvmlBoard {
 /// The value as an integer; its type varies by driver. Rejects negative values and fractions.
 fn value_as_u64(value: &nvmlFieldValue_t) -> FieldResult {
     let of = &value.value;
-    // SAFETY: all members of the union are plain numbers that any bits make, and the struct was zeroed before the call, so
-    // that every byte of it is initialised; `valueType` says which member the driver wrote.
+    // SAFETY: all members of the union are plain numbers, valid for any bits, and the struct was zeroed before the
+    // call, so that every byte is initialised; `valueType` is the member that the driver wrote.
     let number = unsafe {
         match value.valueType {
             DOUBLE if of.dVal >= 0.0 => Some(of.dVal as u64),

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 /// A board's report; never created here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UtilizationReport {
-    /// Never.
+    /// As with NVML; never created here.
     Measured(u64, HashMap<u32, u64>),
-    /// Never.
+    /// As with NVML; never created here.
     Unavailable(String),
 }
 
@@ -17,7 +17,7 @@ pub enum UtilizationReport {
 pub struct ProcessUtilization;
 
 impl ProcessUtilization {
-    /// Always `None`.
+    /// Returns `None`: there is no NVML here.
     pub fn spawn(_library: Option<&PathBuf>, _uuid: String) -> Option<Self> {
         None
     }
@@ -25,7 +25,7 @@ impl ProcessUtilization {
     /// Does nothing.
     pub fn request(&self) {}
 
-    /// Always `None`.
+    /// Returns `None`: there are no reports.
     pub fn take_report(&self) -> Option<UtilizationReport> {
         None
     }

@@ -1,9 +1,9 @@
 //! The meter of one power scope of a board: the board, its module, or its memory.
 //!
-//! Owns the choice of the NVML value: the energy counter if it exists (whole millijoules since the driver was loaded), else
-//! integrated power. Power is POWER_INSTANT (field 186). `nvmlDeviceGetPowerUsage` is a mean over one second since Ampere and
-//! is used for older boards only. The time stamps of fields are not used: they are wall time, and nvml.h does not define
-//! whether they belong to the value or to the call. Makes no calls itself.
+//! Owns the choice of the NVML value: the energy counter if it exists (whole millijoules since the driver was
+//! loaded), else integrated power. Power is POWER_INSTANT (field 186). `nvmlDeviceGetPowerUsage` is a mean over one
+//! second since Ampere and is used for older boards only. The time stamps of fields are not used: they are wall time,
+//! and nvml.h does not define whether they belong to the value or to the call. Makes no calls itself.
 
 use nvml_wrapper::enums::device::DeviceArchitecture as Architecture;
 use nvml_wrapper::sys_exports::field_id;
@@ -19,8 +19,8 @@ use super::board_ffi::{FieldResult, NvmlBoard, NvmlField};
 /// The counter counts millijoules.
 const QUANTUM_UJ: u64 = 1_000;
 
-/// Latency from the board to the counter. NVIDIA does not document it. The counter's update interval is 20 to 100 ms; the
-/// delay in the board's processor is assumed to be at most the shortest of them.
+/// Latency from the board to the counter. NVIDIA does not document it. The counter's update interval is 20 to 100 ms;
+/// the delay in the board's processor is assumed to be at most the shortest of them.
 const LATENCY_NS: u64 = 20_000_000;
 
 /// Upper bound of a count's age: many update intervals of the slowest known counter.
@@ -79,11 +79,11 @@ pub enum QueryMethod {
 
 /// A scope with a meter.
 pub struct ScopeMeter {
-    /// Which part.
+    /// The scope.
     pub scope: PowerScope,
-    /// Its counter, if it has one.
+    /// The call for its energy counter, if it has one.
     pub energy: Option<QueryMethod>,
-    /// Its instantaneous power, if available.
+    /// The call for its instantaneous power, if available.
     pub power: Option<QueryMethod>,
     counter: Counter,
     /// The integrated power: the scope's energy if it has no counter, else the shape between the counter's steps.
@@ -159,8 +159,8 @@ impl ScopeMeter {
         }
     }
 
-    /// The scope's energy: from its counter, read between `before_ns` and `after_ns` if this read includes it, else from its
-    /// power.
+    /// The scope's energy: from its counter, read between `before_ns` and `after_ns` if this read includes it, else
+    /// from its power.
     pub fn energy_reading(&mut self, count_mj: &FieldResult, before_ns: u64, after_ns: u64) -> EnergyReading {
         if self.energy.is_none() {
             return self.integrated_power.unwrap_or_default();
@@ -198,8 +198,8 @@ fn query_field(board: &NvmlBoard, field: NvmlField) -> FieldResult {
     answer
 }
 
-/// Whether `nvmlDeviceGetPowerUsage` is instantaneous power: on boards before Ampere (nvml.h; GA100 is excluded, because its
-/// architecture number is that of Ampere).
+/// Whether `nvmlDeviceGetPowerUsage` is instantaneous power: on boards before Ampere (nvml.h; GA100 is excluded,
+/// because its architecture number is that of Ampere).
 fn is_power_usage_instantaneous(board: &NvmlBoard) -> bool {
     use Architecture::{Kepler, Maxwell, Pascal, Turing, Volta};
     let device = board.device();

@@ -19,7 +19,6 @@ pub struct TraceRecorder<W: Write> {
     line: String,
 }
 
-/// The header line.
 #[derive(Serialize)]
 struct TraceHeader {
     wattspan_trace: u64,

@@ -165,7 +165,6 @@ const MAX_TIME_S: f64 = 315_360_000.0;
 /// Highest accepted power: a megawatt.
 const MAX_POWER_W: f64 = 1e6;
 
-/// The TOML of a script.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ScriptToml {

@@ -5,10 +5,11 @@
 //! {"first":0,"before_ns":1000,"after_ns":2500,"readings":[[12000000,0,0,0],null]}
 //! ```
 //!
-//! A reading is `[energy_uj, uncertainty_uj, stamp_ns, epoch]`, or null if the domain did not answer. A domain with a power
-//! sensor beside its counter has `shape_uj` as a fifth number, or alone if the counter was not read. `first` is the index of
-//! the source's first domain. With `loop` the trace restarts at its end, else it keeps its last readings. Owns the format
-//! and the lookup. Every error has the line and, if possible, the field. Memory is limited by `MAX_READINGS`.
+//! A reading is `[energy_uj, uncertainty_uj, stamp_ns, epoch]`, or null if the domain did not answer. A domain with a
+//! power sensor beside its counter has `shape_uj` as a fifth number, or alone if the counter was not read. `first` is
+//! the index of the source's first domain. With `loop` the trace restarts at its end, else it keeps its last
+//! readings. Owns the format and the lookup. Every error has the line and, if possible, the field. Memory is limited
+//! by `MAX_READINGS`.
 
 use std::io::{BufRead, Read};
 
@@ -75,8 +76,8 @@ impl RecordedTrace {
         Ok(trace)
     }
 
-    /// The reading of a domain `since_start_ns` after the start, with a stamp relative to the start. A looped trace restarts
-    /// after `period_ns`, the length of one round.
+    /// The reading of a domain `since_start_ns` after the start, with a stamp relative to the start. A looped trace
+    /// restarts after `period_ns`, the length of one round.
     pub fn reading(&self, domain: usize, since_start_ns: u64) -> EnergyReading {
         let Some(series) = self.readings.get(domain) else { return EnergyReading::default() };
         let period_ns = (self.end_ns - self.start_ns).max(1);
@@ -111,7 +112,7 @@ impl RecordedTrace {
         gaps.min().unwrap_or(1_000_000).max(1)
     }
 
-    /// Takes one line; gives the number of readings in it.
+    /// Adds the readings of one line; returns their number.
     fn add_sample(&mut self, number: usize, line: &[u8]) -> Result<usize, ParseTraceError> {
         let sample = TraceSample::parse(number, line)?;
         let count = sample.readings.len();
@@ -151,7 +152,7 @@ impl DomainReadings {
         Ok(())
     }
 
-    /// By how much a whole round adds to energy, uncertainty and epoch.
+    /// The increase of energy, uncertainty and epoch per round.
     fn round_growth(&self) -> EnergyReading {
         let shapes =
             || self.readings.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
@@ -173,7 +174,7 @@ impl DomainReadings {
         }
     }
 
-    /// The reading at `at` as it looks in round `round`.
+    /// The reading with index `at`, shifted to round `round`.
     fn reading(&self, at: usize, round: u64, period_ns: u64, start_ns: u64) -> EnergyReading {
         let reading = self.readings[at].1;
         let growth = if round == 0 { EnergyReading::default() } else { self.round_growth() };
@@ -218,12 +219,10 @@ pub struct ParseTraceError {
 }
 
 impl ParseTraceError {
-    /// An error of a whole line.
     fn line(line: usize, reason: impl Into<String>) -> ParseTraceError {
         ParseTraceError { line, field: None, reason: reason.into() }
     }
 
-    /// An error of a field.
     fn field(line: usize, field: &str, reason: impl Into<String>) -> ParseTraceError {
         ParseTraceError { line, field: Some(field.into()), reason: reason.into() }
     }
@@ -290,7 +289,6 @@ struct TraceSample {
     before_ns: u64,
     /// The clock after it; not before `before_ns`.
     after_ns: u64,
-    /// One reading for each domain.
     readings: Vec<EnergyReading>,
 }
 
