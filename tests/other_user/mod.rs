@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 
 use crate::support::{self, TestClient, TestDaemon, sleep_ms};
 
-/// A user and its groups. Groups that every Linux has replace those of wattspan; their numbers follow the base system's.
+/// A user and its groups. Groups that every Linux has replace those of wattspan; their numbers follow the base
+/// system's.
 #[derive(Debug, Clone, Copy)]
 pub struct TestUser {
     pub uid: u32,
@@ -46,7 +47,8 @@ pub fn command_as(directory: &Path, user: TestUser) -> Command {
     // Other users may be unable to read the directory of the test program.
     let program = directory.join("client");
     if !program.exists() {
-        // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not be run.
+        // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not
+        // be run.
         let own = std::env::current_exe().unwrap();
         assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     }

@@ -19,7 +19,8 @@ pub fn requests() -> u64 {
     REQUESTS.get()
 }
 
-// SAFETY: every request is passed unchanged to `System`, which keeps the contract; counting touches no allocated memory.
+// SAFETY: every request is passed unchanged to `System`, which keeps the contract; counting touches no allocated
+// memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         REQUESTS.set(REQUESTS.get() + 1);

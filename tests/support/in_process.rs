@@ -91,7 +91,8 @@ impl InProcessService {
             (at(to_ns) - at(from_ns)) / 1e6
         };
         let (one, other) = (between(self.start_bounds_ns.0), between(self.start_bounds_ns.1));
-        // An error in the start shifts both ends alike; the worst case is the peak power for as long as the start is uncertain.
+        // An error in the start shifts both ends alike; the worst case is the peak power for as long as the start is
+        // uncertain.
         let peak_mw = self.script.domains[domain].profile.peak_mw() as f64;
         let uncertainty_uj = peak_mw * (self.start_bounds_ns.1 - self.start_bounds_ns.0) as f64 / 1e6;
         ((one + other) / 2.0, uncertainty_uj)
