@@ -446,8 +446,8 @@ fn error_types_end_in_error() {
     Allowed::read("error_names").check(named, "error types whose name does not end in Error");
 }
 
-/// A platform stub is code for every platform but some (`cfg(not(…))`) that replaces another module, or code in a file
-/// of another name. Foreign functions are not stubs.
+/// A platform stub is code for every platform but some (`cfg(not(…))`) that replaces another module, or code in a
+/// file of another name. Foreign functions are not stubs.
 #[test]
 fn platform_stubs_end_in_unsupported() {
     let modules = modules();
