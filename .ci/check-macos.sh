@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Checks the macOS build on Linux: clippy on everything, and a link to Mach-O, for both of Apple's architectures. Nothing is
-# run: what runs on a Mac only a Mac can tell.
+# Checks the macOS build on Linux: clippy on all targets, and a link to Mach-O, for both of Apple's architectures. The
+# programs cannot run here, so only a Mac can test them.
 #
 #   .ci/check-macos.sh            both targets
 #   .ci/check-macos.sh prove      a wrong type, a wrong symbol and a lint, each of which must fail the check
 #
-# Needs a Debian of x86_64 with rustup's toolchain, and nothing of Apple's: Debian's own rustc has the source of the standard
-# library, which is built once for each target; rustup's rust-lld links Mach-O; and the libraries are lists of symbols, of
-# libSystem those that zig ships, of the frameworks those that the crates declare. The daemon loads IOReport at run time,
-# so that its symbols are not checked here but by tests/apple.rs. All of it is kept, about 0.9 GB, in
-# WATTSPAN_APPLE_CACHE (default: ~/.cache/wattspan-apple).
+# Needs Debian on x86_64 with rustup's toolchain, and no files of Apple's. Debian's rustc has the source of the standard
+# library, which is built once for each target; rustup's rust-lld links Mach-O. The libraries are lists of symbols: for
+# libSystem those shipped with zig, for the frameworks those that the crates declare. The daemon loads IOReport at run
+# time, so tests/apple.rs checks its symbols instead. The cache, about 0.9 GB, is in WATTSPAN_APPLE_CACHE
+# (default: ~/.cache/wattspan-apple).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -24,7 +24,7 @@ fail() { printf 'check-macos: %s\n' "$*" >&2; exit 1; }
 
 command -v apt-get >/dev/null || fail "needs Debian's packages (rustc-web); on a Mac, run cargo clippy and cargo build"
 
-# Debian's rustc and clippy with the library's source: unpacked beside the system, never installed.
+# Debian's rustc and clippy with the library's source: unpacked into the cache, never installed.
 unpack() {
     depends() {
         apt-cache show --no-all-versions "$1" 2>/dev/null |
@@ -68,7 +68,7 @@ version=$("$RUSTC" -V)
 lld=$(dirname "$(dirname "$cargo")")/lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld
 [ -x "$lld" ] || fail "rustup's toolchain has no rust-lld at $lld"
 
-# The standard library for a target, built once and put where that rustc looks for it.
+# The standard library for a target, built once and placed where Debian's rustc looks for it.
 standard_library() {
     local lib=$sysroot/usr/lib/rustlib/$1/lib seed=$kept/seed
     [ "$(cat "$lib/.done" 2>/dev/null)" != "$version" ] || return 0
@@ -86,7 +86,7 @@ standard_library() {
     echo "$version" >"$lib/.done"
 }
 
-# A stub of a library: FILE INSTALL_NAME, with its symbols on standard input.
+# A stub library: FILE INSTALL_NAME, with its symbols on standard input.
 stub() {
     mkdir -p "$(dirname "$1")"
     {
@@ -97,13 +97,13 @@ stub() {
     } >"$1"
 }
 
-# What a crate declares of names that begin with a prefix.
+# The names with a prefix that a crate declares.
 declared() {
     find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$1"-[0-9]* -name '*.rs' -exec cat {} + |
         grep -oE "pub (unsafe )?(static|fn) +$2[A-Za-z0-9_]+" | awk '{ print $NF }'
 }
 
-# A compiler of C for a target, since SQLite and ring bring some: zig's, with the words that it does not know left out.
+# A C compiler for a target, for SQLite and ring: zig's, without the options that it does not support.
 c_compiler() { # TARGET
     local file=$programs/cc-$1
     cat >"$file" <<CC
@@ -133,7 +133,7 @@ stub_sdk() {
         say "makes the stubs of the system's libraries"
         rm -rf "$sdk"
         mkdir -p "$sdk/usr/lib"
-        # rust-lld does not know the newest architecture's name.
+                # rust-lld does not support the newest architecture's name.
         sed 's/arm64e\.x1-/arm64-/g' "$(find "$zig" -path '*libc/darwin/libSystem.tbd')" >"$sdk/usr/lib/libSystem.tbd"
         echo '{"Version":"27.0"}' >"$sdk/SDKSettings.json"
         for library in libc libm libpthread libdl; do ln -sf libSystem.tbd "$sdk/usr/lib/$library.tbd"; done
@@ -157,12 +157,12 @@ link() { # TARGET
     "$cargo" build --locked --quiet --bins --target "$1"
     for program in wattspan wattspand; do
         local file=$CARGO_TARGET_DIR/$1/debug/$program
-        # The first word of a Mach-O of 64 bits, little endian.
+                # The magic number of a 64-bit Mach-O file, little-endian.
         [ "$(od -An -tx4 -N4 "$file" | tr -d ' ')" = feedfacf ] || fail "$file is no Mach-O"
     done
 }
 
-# Each change to a copy of the source must fail, and for the reason it was made for.
+# Each change to a copy of the source must fail, for its intended reason.
 prove() {
     local copy=$root/target/macos-prove target=${targets%% *}
     must_fail() { # STEP REASON FILE SED-EXPRESSION
@@ -189,7 +189,7 @@ for target in $targets; do
 done
 say "$version, $("$cargo" -V)"
 for target in $targets; do standard_library "$target"; done
-# What was built on another copy of the standard library is of no use with this one, and cargo cannot see that.
+# Artifacts built with another copy of the standard library are invalid, which cargo cannot detect.
 library=$(for target in $targets; do stat -c '%n %Y' "$sysroot/usr/lib/rustlib/$target/lib/.done"; done)
 if [ "$(cat "$CARGO_TARGET_DIR/.library" 2>/dev/null)" != "$library" ]; then
     rm -rf "$CARGO_TARGET_DIR"

@@ -1,15 +1,15 @@
-//! How far accounts are from the truth, beside two rules that people use today, on simulated machines.
+//! The error of accounts, and that of two attribution rules in use today, on simulated machines.
 //!
 //! The machine's true power is known at every instant: idle power, more while queries run, and noise. A RAPL-like
 //! counter moves every 1 ms, an NVML-like one every 100 ms. Queries of one length follow each other with gaps, in 1, 8
-//! or 64 lanes. Three answers to "what did this query use?" are held against the true share (power split equally
-//! among the queries that run at each instant):
+//! or 64 lanes. Three estimates of a query's energy are compared with the true share (the power split equally among the
+//! queries that run at each instant):
 //!
-//! - ours: the attributor's account;
+//! - wattspan: the attributor's account;
 //! - tail rule: counter samples every 50 ms; a query gets its last sample minus the previous query's last sample;
 //! - ends rule: the counter at the query's end minus the counter at its begin.
 //!
-//! The last column of ours says for how many queries the truth lay within the guaranteed error: it must be all.
+//! The last column for wattspan is the fraction of queries whose truth was within the guaranteed error: it must be all.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ struct Case {
     ceiling_mw: u64,
     idle_mw: u64,
     query_mw: u64,
-    /// A sensor of power beside the counter, which shows something new this often; 0: none.
+    /// The update interval of a power sensor in addition to the counter; 0: no sensor.
     sensor_ns: u64,
 }
 
@@ -60,10 +60,10 @@ const NVML: Case = Case {
     sensor_ns: 0,
 };
 
-/// The same counter, and beside it POWER_INSTANT at 50 Hz, each value the mean of the 20 ms before it.
+/// The same counter with POWER_INSTANT at 50 Hz, each value the mean of the 20 ms before it.
 const NVML_SHAPED: Case = Case { counter: "  + power, 50 Hz", sensor_ns: 20 * MS, ..NVML };
 
-/// Spread of relative errors, per cent.
+/// Distribution of relative errors, in percent.
 struct ErrorStatistics {
     mean: f64,
     p95: f64,
@@ -82,7 +82,7 @@ impl ErrorStatistics {
     }
 }
 
-/// Queries in lanes, each followed by a gap of its own; and the machine that runs them.
+/// Queries in lanes, each followed by a gap, and the machine that runs them.
 fn schedule(
     case: &Case,
     query_ns: u64,
@@ -118,7 +118,7 @@ fn schedule(
     (spans, GroundTruth::new(&steps, case.update_ns, rng.range(0, case.update_ns), case.quantum_uj))
 }
 
-/// The attributor's accounts, with messages at their edges and a sampler with its jitter.
+/// The attributor's accounts, with each message at its edge and a sampler with jitter.
 fn attributed_accounts(
     case: &Case,
     spans: &[Vec<WeightInterval>],
@@ -163,7 +163,7 @@ fn attributed_accounts(
     accounts
 }
 
-/// The trapezoid over what a power sensor shows, as a source makes it.
+/// The trapezoidal integral of a power sensor, as a source computes it.
 #[derive(Default)]
 struct Sensor {
     energy_pj: u128,
@@ -189,7 +189,7 @@ fn opening(index: usize, at_ns: u64) -> NewSpan {
     NewSpan::new(index.to_string(), at_ns)
 }
 
-/// Samples every 50 ms; last sample inside minus the last sample of the query that ended before.
+/// The tail rule: samples every 50 ms; last sample inside minus the last sample of the query that ended before.
 fn last_sample_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
     let last_sample = |to_ns: u64| truth.counter_uj(to_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..spans.len()).collect();
@@ -221,7 +221,7 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
     let (spans, truth) = schedule(case, query_ms * MS, lanes, rng);
     let truths = true_shares_uj(&truth, &spans);
     let accounts = attributed_accounts(case, &spans, &truth, rng);
-    // An account without a share or an error would hold any truth.
+    // An account without a share or an error would contain any truth.
     let share = |account: &Account| account.share_uj.expect("each account has a share") as f64;
     let bound = |account: &Account| account.error_uj.expect("each account has an error") as f64;
     assert_eq!(accounts.len(), truths.len());
@@ -276,7 +276,7 @@ fn main() {
     let mut begun = rng.clone();
     for case in [&RAPL, &NVML, &NVML_SHAPED] {
         if case.sensor_ns > 0 {
-            // The same machine and queries as for the case before, so that the rows can be held against each other.
+            // The same machine and queries as in the case before, so that the rows can be compared.
             rng = begun.clone();
         }
         begun = rng.clone();

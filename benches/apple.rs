@@ -1,10 +1,8 @@
-//! What a read of IOReport costs, Apple's own part of it left out: our calls, the decoding, and the stand-in library that
-//! answers them, which makes every object of a sample anew.
+//! CPU time of a read of IOReport without Apple's own part: wattspan's calls, the decoding, and the fake library, which
+//! creates every object of a sample again.
 //!
-//! Owns the figure in CPU time, for the chips with the fewest and the most meters, and where the whole group had to be
-//! subscribed to. The target is 20 us, the stand-in's part included.
-//!
-//! `cargo bench --bench apple`
+//! Measured for the chips with the fewest and the most meters, and with a subscription to the whole group. The target
+//! is 20 us, including the fake library's part. Run with `cargo bench --bench apple`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -34,7 +32,8 @@ fn main() {
         let what = format!("{chip}: {meters} meters of {channels} channels");
         match whole {
             false => table.at_most(&what, Some(cost), TARGET_US, "us"),
-            // Never where the system takes a part of the group; nearly all of it is the stand-in making channels.
+            // Does not occur where the system accepts a part of the group; most of the time goes to the fake creating
+            // channels.
             true => table.note(&what, Some(cost), "us"),
         }
     }
@@ -45,7 +44,7 @@ fn main() {
     assert_eq!(library.get_global(Mac::Misused), 0);
 }
 
-/// Microseconds of this thread's CPU time for one read, and how many domains it gives.
+/// Microseconds of this thread's CPU time per read, and the number of domains.
 fn cost(library: &Library, source: &str) -> (f64, usize) {
     let mut found = discover(&library.settings(), &Clock::Machine);
     let opened = found.opened.iter_mut().find(|opened| opened.name == source).expect("it is there");

@@ -1,7 +1,8 @@
 //! Cost of one attribution in process: open + close + settle of a span, by number of open spans and of domains.
 //!
-//! Targets (2 cores, noisy: the ratio rows are the ones to hold): 150 ns with 10,000 spans open and 4 domains;
-//! at 1,000,000 open at most 6 times that; 16 domains at most 3 times what 4 cost.
+//! Targets (2 cores, noisy: compare the ratio rows): 150 ns with 10,000 spans open and 4 domains; with 1,000,000 open
+//! at
+//! most 6 times that; with 16 domains at most 3 times the cost with 4.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,7 +18,7 @@ use wattspan::attribution::{
 use wattspan::domain::{Domain, DomainKind};
 
 const MS: u64 = 1_000_000;
-/// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.
+/// Pairs between two samples of a 1 kHz sampler: 100,000 pairs per second.
 const PAIRS_EACH_MS: usize = 100;
 
 struct AttributionBench {
@@ -83,7 +84,7 @@ impl AttributionBench {
         for index in 0..self.domains {
             self.attributor.add_reading(index, self.now_ns - 500, self.now_ns, &reading);
         }
-        // As often as the daemon looks while spans close.
+        // As often as the daemon samples usage while spans close.
         if self.subject != 0 && self.now_ns.is_multiple_of(10 * MS) {
             let (at_ns, subject) = (self.now_ns, self.subject);
             let used = [SubjectUsage { subject, amount: Some(at_ns / 3), disjoint: true }];
@@ -106,7 +107,7 @@ impl AttributionBench {
         }
     }
 
-    /// `ticks` milliseconds with opens and closes in them; nanoseconds for each pair, settling included.
+    /// Runs `ticks` milliseconds of opens and closes; returns nanoseconds per pair, including settling.
     fn run(&mut self, ticks: usize) -> f64 {
         let begun = Instant::now();
         for _ in 0..ticks {
@@ -127,7 +128,7 @@ fn best(open: usize, domains: usize, accounts: bool) -> f64 {
     best_of(AttributionBench::new(open, domains, accounts, false))
 }
 
-/// The same for spans of a process: without its parts and with them, by turns, for a fair comparison.
+/// The best times without and with process shares, measured alternately.
 fn with_process_share(accounts: bool) -> (f64, f64) {
     let turns = (0..3)
         .map(|_| [false, true].map(|process| best_of(AttributionBench::new(10_000, 4, accounts, process))));
@@ -149,8 +150,9 @@ fn row(what: &str, target: f64, value: f64, unit: &str) {
     println!("{what:<58} target {target:>7.1} {unit:<2}  {value:>8.1} {unit:<2}  {word}");
 }
 
-/// `--short OPEN DOMAINS TICKS RUNS`: one bench, the best of so many runs of so many ticks of 100 pairs; for a profiler that
-/// counts instructions (the difference between two counts of ticks leaves its own set-up out) and for busy machines.
+/// `--short OPEN DOMAINS TICKS RUNS`: one bench, the best of RUNS runs of TICKS ticks of 100 pairs. For busy machines,
+/// and
+/// for profilers that count instructions (the difference between two values of TICKS excludes the set-up).
 fn short(mut numbers: impl Iterator<Item = usize>) {
     let mut number = |otherwise| numbers.next().unwrap_or(otherwise);
     let mut bench = AttributionBench::new(number(10_000), number(4), false, false);

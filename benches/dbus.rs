@@ -1,7 +1,8 @@
-//! What the bus costs: an open and a close over it against bare calls (`org.freedesktop.DBus.Peer.Ping`, which the
-//! daemon answers without asking its service) through the same bus, in the same run; and the same pair on the socket.
+//! Cost of an open and a close over D-Bus, against bare calls (`org.freedesktop.DBus.Peer.Ping`, which the daemon
+//! answers
+//! without its service) over the same bus in the same run, and against the same pair on the socket.
 //!
-//! Needs `dbus-daemon`; without it, it says so. Run it with `cargo bench --bench dbus` on a quiet machine.
+//! Skips without `dbus-daemon`. Run with `cargo bench --bench dbus` on a quiet machine.
 
 #[path = "../tests/support/dbus.rs"]
 mod dbus;
@@ -19,7 +20,7 @@ use table::Table;
 use zbus::Variant;
 use zbus::message::Flags;
 
-/// Rounds, alternating so that all kinds see the same disturbances; the median round counts.
+/// Rounds, interleaved so that all kinds see the same disturbances; the median round counts.
 const ROUNDS: usize = 7;
 
 /// Calls of each kind in a round.
@@ -47,7 +48,7 @@ fn main() {
         }
         rounds
     });
-    // The first one warms up.
+    // The first round is a warm-up.
     rounds.remove(0);
     let of = |what: fn(&Round) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(what).collect();

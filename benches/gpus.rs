@@ -1,11 +1,14 @@
-//! What eight NVIDIA boards cost beside two CPU sockets, and whom a slow call into their driver delays.
+//! Cost of eight NVIDIA boards next to two CPU sockets, and delays that slow calls into their driver cause elsewhere.
 //!
-//! Owns the figures for the daemon's CPU time while a span is open at the default rates, by thread, and for the lateness of a
-//! CPU source's ticks while boards answer in 7 ms. The boards are the tests' stand-in library, which cost what they are told
-//! to; the sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has no msr PMU.
-//! The daemon is the program itself.
+//! Measures the daemon's CPU time by thread while a span is open at the default rates, and the lateness of a CPU
+//! source's
+//! ticks while boards respond in 7 ms. The boards belong to the tests' fake library, with a configured cost per read;
+//! the
+//! sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has no msr PMU.
+//! The
+//! daemon is the program itself.
 //!
-//! `cargo bench --bench gpus`, on a quiet machine, as root for real-time ticks.
+//! Run with `cargo bench --bench gpus` on a quiet machine, as root for real-time ticks.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -71,7 +74,7 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
     delays(&mut table, each)
 }
 
-/// A CPU source's lateness beside boards of 7 ms, against its lateness without them.
+/// A CPU source's lateness next to boards that respond in 7 ms, against its lateness without them.
 fn delays(table: &mut Table, each: Duration) -> Result<(), Box<dyn std::error::Error>> {
     for (what, knob) in [("asleep", Knob::SleepNs), ("of CPU", Knob::BurnNs)] {
         let machine = machine(knob, 7_000_000)?;
@@ -103,11 +106,11 @@ fn lateness(
     Ok(cpu.ok_or("the stand-in sockets were not found")?.stats())
 }
 
-/// Boards behind a library, and sockets behind a tree.
+/// Boards of a fake library, and sockets of a fake tree.
 struct Machine {
     library: Library,
     tree: tempfile::TempDir,
-    /// The mechanism that shows the sockets.
+    /// The mechanism that provides the sockets' counters.
     sockets: &'static str,
 }
 
@@ -169,7 +172,7 @@ fn events(tree: &Path, kind: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The program, on this machine; ended with this value.
+/// The program on this machine; killed on drop.
 struct Daemon {
     child: Child,
     socket: PathBuf,
@@ -213,13 +216,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Already gone is as good.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What all threads whose name begins so have spent.
+/// The CPU time of all threads whose name begins with `thread`.
 fn of(spent: &[(String, u64)], thread: &str) -> u64 {
     spent.iter().filter(|(name, _)| name.starts_with(thread)).map(|(_, ns)| ns).sum()
 }

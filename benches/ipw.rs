@@ -1,8 +1,8 @@
 //! Time and memory of a report over many queries.
 //!
-//! Targets: 1,000,000 rows in 3 s and 500 MB at most, rows read and every figure with its interval computed; and time that
-//! grows with the rows and no faster. `WATTSPAN_BENCH_ROWS=10000000` adds a report over that many (their file takes
-//! 450 bytes a row). The rows are generated: 8 subjects, 3 domains, a failed query in a thousand.
+//! Targets for 1,000,000 rows, read and with every figure and interval computed: 3 s and 500 MB at most; the time must
+//! grow no faster than the number of rows. `WATTSPAN_BENCH_ROWS=10000000` adds a report over that many (the file takes
+//! 450 bytes per row). The rows are generated: 8 subjects, 3 domains, one failed query in a thousand.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -32,7 +32,7 @@ fn main() {
     shown.at_most("1,000,000 rows: read and report", Some(million.all_s), 3.0, "s");
     shown.note("1,000,000 rows: CPU time of both, over all cores", Some(million.cpu_s), "s");
     shown.at_most("1,000,000 rows: peak memory", million.peak_mb, 500.0, "MB");
-    // A tenth of the rows still draws all the resamples, whose cost does not grow.
+    // A tenth of the rows draws as many resamples, whose cost does not grow.
     shown.note("  100,000 rows: read and report", Some(small.all_s), "s");
     let more = std::env::var("WATTSPAN_BENCH_ROWS").ok().and_then(|rows| rows.parse::<usize>().ok());
     if let Some(rows) = more.filter(|rows| *rows > MILLION) {
@@ -67,7 +67,7 @@ fn measured(rows: usize) -> Measured {
     Measured { read_s, all_s, cpu_s, peak_mb }
 }
 
-/// A run of so many rows, written line by line.
+/// Writes a run of `rows` rows, line by line.
 fn written(rows: usize) -> PathBuf {
     let run = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ipw-{}-{rows}", std::process::id()));
     std::fs::create_dir_all(&run).expect("the build's folder can be written");
@@ -148,20 +148,21 @@ fn row(at: usize, rng: u64) -> QueryRow {
     }
 }
 
-/// CPU time of this process: what tells a slow program from a busy machine.
+/// CPU time of this process, which distinguishes a slow program from a busy machine.
 fn cpu_s() -> f64 {
     let at = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     at.tv_sec as f64 + at.tv_nsec as f64 / 1e9
 }
 
-/// The most memory since the start, or since it was last forgotten; told on Linux.
+/// Peak memory since the start or the last [`forget_peak`], in MB; Linux only.
 fn peak_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }
 
-/// What the rows' writing used is no part of the report's. Where the kernel does not allow it, the peak is the larger one.
+/// Resets the peak, so that it excludes the writing of the rows. Where the kernel does not allow it, the peak is
+/// higher.
 fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

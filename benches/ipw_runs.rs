@@ -1,12 +1,13 @@
-//! What `wattspan ipw` measures beside what is true and beside the public harness's rule; and what the client costs.
+//! Energies of `wattspan ipw` against the truth and against the public harness's rule; and the cost of the client.
 //!
-//! Real time, real sockets: a stub of a server, the runner, and a meter on a simulated machine with known truth, whose
+//! Real time and real sockets: a stub server, the runner, and a meter on a simulated machine with known truth, whose
 //! counter moves every 1 ms. Two tables:
 //!
-//! - errors: each query's energy against its true share, for the runner's rows and for the tail rule (counter samples every
-//!   50 ms; a query gets its last sample minus the last sample of the query that ended before), which is the harness's;
-//! - cost: 128 streams that pour 10,000 tokens a second in all, from a server in a process of its own; processor time of
-//!   this process, which is the runner, its metering thread, and the meter itself.
+//! - errors: each query's energy against its true share, for the runner's rows and for the harness's tail rule (counter
+//!   samples every 50 ms; a query gets its last sample minus the last sample of the query that ended before);
+//! - cost: 128 streams with 10,000 tokens per second in all, from a server in another process; CPU time of this
+//! process,
+//!   which contains the runner, its metering thread, and the meter.
 
 #[path = "../tests/support/in_process.rs"]
 mod in_process;
@@ -28,7 +29,7 @@ use wattspan::ipw::run::Workload;
 
 const MS: u64 = 1_000_000;
 
-/// A package whose power changes between counter updates, and slowly too.
+/// A package whose power changes between counter updates, and also slowly.
 const MACHINE: &str = r#"
 [[domain]]
 name = "package-0"
@@ -39,7 +40,7 @@ ceiling_w = 250
 jitter_ns = 50_000
 "#;
 
-/// Relative errors in per cent: their mean and the worst.
+/// Relative errors in percent: their mean and the worst.
 struct Errors {
     mean: f64,
     worst: f64,
@@ -53,7 +54,7 @@ impl Errors {
     }
 }
 
-/// What the harness's rule would have said of these queries.
+/// The energies of these queries by the harness's rule.
 fn last_sample_rule(machine: &InProcessService, rows: &[QueryRow]) -> Vec<f64> {
     let sample = |at_ns: u64| machine.counter_uj(0, at_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..rows.len()).collect();
@@ -102,13 +103,13 @@ fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
         tail.mean,
         tail.worst
     );
-    // Over no query the next check would hold. On a busy machine some edges come after the horizon.
+    // Without any query the next check would pass. On a busy machine some edges come after the horizon.
     assert_eq!(rows.len(), questions * repeats as usize, "a query has no row");
     assert!(mine.len() * 2 > rows.len(), "{} of {} queries have an energy", mine.len(), rows.len());
     assert_eq!(inside, mine.len(), "an account's error did not hold the truth");
 }
 
-/// 32 questions 12 times are three whole waves of 128.
+/// 32 questions, repeated 12 times, are three full waves of 128.
 const QUESTIONS: usize = 32;
 
 fn processor_ns() -> u64 {
@@ -141,7 +142,7 @@ fn cost(llm: &LlmStub, at_once: usize, model: &'static str, tokens_each: u64, re
     assert_eq!((rows.len(), failed), (QUESTIONS * repeats as usize, 0), "queries were lost");
 }
 
-/// The server in a process of its own, whose costs are not the client's.
+/// Runs `work` with a server in another process, whose cost is thus not measured.
 fn with_stub_process(work: impl FnOnce(&LlmStub)) {
     let itself = std::env::current_exe().expect("this program has a name");
     let server = Command::new(itself).arg(SERVE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -149,7 +150,7 @@ fn with_stub_process(work: impl FnOnce(&LlmStub)) {
     let mut address = String::new();
     BufReader::new(server.stdout.as_mut().expect("piped")).read_line(&mut address).expect("an address");
     work(&LlmStub::attach(address.trim().parse().expect("an address")));
-    // The server ends with its standard input.
+    // The server exits at the end of its standard input.
     drop(server.stdin.take());
     server.wait().expect("it was started");
 }

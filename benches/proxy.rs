@@ -1,8 +1,9 @@
-//! What the proxy adds: time to the first byte, time to each streamed chunk, memory for a stream; against the same stub
-//! asked directly, in alternating rounds of one run.
+//! Cost of the proxy: time to the first byte, time to each streamed chunk, memory per stream; against direct requests
+//! to
+//! the same stub, in alternating rounds of one run.
 //!
-//! Prints a table of values against targets. The stub and the clients run in this process, proxy and daemon beside it.
-//! Run it with `cargo bench --bench proxy` on a quiet machine: every hop of a chunk is a wake-up of another process.
+//! Prints a table of values and targets. The stub and the clients run in this process, proxy and daemon in others. Run
+//! with `cargo bench --bench proxy` on a quiet machine: every hop of a chunk wakes another process.
 
 mod table;
 
@@ -21,13 +22,13 @@ use wattspan::clock::monotonic_ns;
 /// Rounds, alternating; the median round's difference counts.
 const ROUNDS: usize = 7;
 
-/// Requests in a round.
+/// Requests per round.
 const REQUESTS: usize = 100;
 
-/// Chunks in a round.
+/// Chunks per round.
 const CHUNKS: usize = 500;
 
-/// Streams at once.
+/// Concurrent streams.
 const STREAMS: usize = 2000;
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -100,7 +101,7 @@ impl Proxy {
     }
 }
 
-/// A server: `/v1/completions/N` answers with a stream of N chunks, 1 ms apart, each with the time it was sent at.
+/// A server that answers `/v1/completions?n=N` with a stream of N chunks, 1 ms apart, each with the time of sending.
 fn stub() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -150,7 +151,7 @@ fn request(count: usize) -> Vec<u8> {
     format!("POST /v1/completions?n={count} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n").into_bytes()
 }
 
-/// Asks over a kept connection; calls `each` with what every read gave, up to the end of the reply.
+/// Sends a request over a kept-alive connection; calls `each` with the data of every read, up to the end of the reply.
 fn ask(stream: &mut TcpStream, count: usize, mut each: impl FnMut(&[u8])) {
     let mut buffer = vec![0; 1 << 16];
     let mut tail = Vec::new();
@@ -200,7 +201,7 @@ fn chunk_times(to: SocketAddr) -> f64 {
     histogram.value_at_quantile(0.5) as f64 / 1e3
 }
 
-/// What the proxy adds to a time, in alternating rounds.
+/// The latency that the proxy adds, in alternating rounds.
 fn added_latency(
     table: &mut Table,
     what: &str,
@@ -220,7 +221,7 @@ fn added_latency(
     table.at_most(&format!("{what}, added, p50"), median(&mut added), most_us, "us");
 }
 
-/// Many streams at once, each with a chunk four times a second, from a stub that waits for all of them.
+/// Many concurrent streams with four chunks per second each, from a stub that waits for all of them.
 fn streams(table: &mut Table, warm: &Proxy) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let directory = tempfile::tempdir().expect("a directory");

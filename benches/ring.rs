@@ -1,9 +1,7 @@
-//! What the ring costs: a push with none, one and two hostile readers, a read, a search, and untouched memory.
+//! Cost of the ring: a push with zero, one and two hostile readers, a read, a search, and untouched memory.
 //!
-//! Owns the figures behind "nothing that a reader does can make the sampler late" and "a history costs nothing until it
-//! is filled".
-//!
-//! `cargo bench --bench ring`
+//! Verifies that readers cannot delay the sampler, and that a history uses no memory until it is filled. Run with
+//! `cargo bench --bench ring`.
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -21,7 +19,7 @@ use table::Table;
 
 const DOMAINS: usize = 4;
 const PUSHES: u64 = 200_000;
-/// Between pushes the readers get the cache lines to themselves, as they do between ticks.
+/// The readers have the cache lines to themselves between pushes, as they do between ticks.
 const PAUSE: Duration = Duration::from_micros(5);
 
 fn main() -> ExitCode {
@@ -36,7 +34,7 @@ fn main() -> ExitCode {
 
 fn measure() -> Result<(), Box<dyn std::error::Error>> {
     let mut table = Table::new(&format!("ring: {DOMAINS} domains"));
-    // First, while the allocator has nothing to recycle.
+    // First, while the allocator has no freed memory to reuse.
     let before = resident_kib()?;
     let untouched = ring(1 << 20, DOMAINS);
     let grown_mib = (resident_kib()?.saturating_sub(before)) as f64 / 1024.0;
@@ -63,7 +61,7 @@ fn measure() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Times single pushes (with the two clock reads around them) while readers copy the newest samples without a pause.
+/// Times single pushes (including two clock reads) while readers copy the newest samples without a pause.
 fn measure_pushes(readers: usize) -> Result<Histogram<u64>, hdrhistogram::CreationError> {
     let (mut writer, reader) = ring(4096, DOMAINS);
     let mut pushed = Histogram::new(3)?;
@@ -106,14 +104,14 @@ fn measure_reads(table: &mut Table) {
     table.note("read of the newest sample", Some(read_ns), "ns");
     let follow_ns = mean_ns(|round| assert!(reader.read(newest - round % 60_000, black_box(&mut into))));
     table.note("read of one sample after the other", Some(follow_ns), "ns");
-    // A prime stride through the instants, so that no search resembles the one before.
+    // A prime stride through the instants, so that consecutive searches differ.
     let find_ns = mean_ns(|round| {
         assert!(reader.find_at_or_before(35_000_000 + round * 7_919_023 % 60_000_000).is_some())
     });
     table.note("search by time in 65,536 samples", Some(find_ns), "ns");
 }
 
-/// A counter of 50 W that moves each millisecond, read at 1 kHz and at 4 kHz.
+/// A counter of 50 W that moves every millisecond, read at 1 kHz and at 4 kHz.
 fn measure_profile(table: &mut Table) {
     for (rate, step_ns) in [("1 kHz", 1_000_000), ("4 kHz", 250_000)] {
         let mut profile = CounterProfile::new(true);

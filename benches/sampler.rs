@@ -1,11 +1,13 @@
-//! What a sampler costs and how late its ticks are, on four files that stand in for counters.
+//! CPU time of a sampler and lateness of its ticks, on four files that simulate counters.
 //!
-//! Owns the figures for CPU time (of this whole process, idle, at 1 kHz and at 10 kHz) and for lateness while every CPU is
-//! kept busy by other processes. The source reads and parses four kept-open files in memory, which costs what four
-//! powercap files cost and more than one perf group. Missed ticks are to be held against the floor: what a real-time
-//! thread loses on this machine that never sleeps at all.
+//! CPU time is that of this whole process, idle, at 1 kHz and at 10 kHz; lateness is measured while other processes
+//! keep
+//! every CPU busy. The source reads and parses four open files in memory, which costs as much as four powercap files
+//! and
+//! more than one perf group. Compare missed ticks with the floor: those that a real-time thread that never sleeps loses
+//! on this machine.
 //!
-//! `cargo bench --bench sampler`, as root or with RLIMIT_RTPRIO for the real-time rows.
+//! Run with `cargo bench --bench sampler`, as root or with RLIMIT_RTPRIO for the real-time rows.
 
 use std::fs::File;
 use std::io::Write;
@@ -77,8 +79,9 @@ fn measure(duration: Duration) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How many ticks of 1 kHz, in %, a thread that never sleeps and calls nothing loses because the machine takes its CPU
-/// away (a hypervisor, mostly), and for how long that was watched. No sampler can miss fewer.
+/// The fraction of 1 kHz ticks, in %, that a thread without sleep and system calls loses because the machine takes its
+/// CPU
+/// away (usually a hypervisor), and the seconds observed. No sampler can miss fewer.
 fn measure_steal(duration: Duration) -> std::io::Result<(f64, f64)> {
     let lost = Arc::new(AtomicU64::new(0));
     let spinner =
@@ -90,11 +93,11 @@ fn measure_steal(duration: Duration) -> std::io::Result<(f64, f64)> {
     Ok((100.0 * lost.load(Ordering::Relaxed) as f64 / watched_ms as f64, watched_ms as f64 / 1000.0))
 }
 
-/// Not a meter at all: each read spins on the clock and counts the milliseconds at which it was not running.
+/// A source without a counter: each read spins on the clock and counts the milliseconds in which it did not run.
 struct Spinner(Arc<AtomicU64>);
 
 impl Spinner {
-    /// Less than what makes the kernel throttle real-time threads.
+    /// Below the runtime at which the kernel throttles real-time threads.
     const SPIN_NS: u64 = 450_000_000;
 }
 
@@ -112,7 +115,7 @@ impl Source for Spinner {
     }
 }
 
-/// Lateness in µs and missed ticks in %, against limits for the 99th percentile and the misses where there are any.
+/// Prints lateness in µs and missed ticks in %, against limits for the p99 and the misses where given.
 fn report_lateness(
     table: &mut Table,
     rate_hz: f64,
@@ -138,7 +141,7 @@ fn report_lateness(
     table.note(&label("read p50"), us(ticks.read_cost_ns), "us");
 }
 
-/// From a switch to fast while slow to the end of the reading that it asked for.
+/// The time from a switch to the fast rate, while slow, to the end of the reading that it triggers.
 fn measure_wake_up(table: &mut Table) -> std::io::Result<()> {
     let sampler =
         sampler::start(opened()?, &SamplerSettings { linger_ns: 0, ..slow_settings() }, Clock::Machine)?;
@@ -168,7 +171,7 @@ fn measure_wake_up(table: &mut Table) -> std::io::Result<()> {
 
 /// CPU time of this process while `sampler` runs, in % of one core.
 fn cpu_percent(sampler: &Sampler, duration: Duration) -> f64 {
-    // Past the start, so that it is the steady state.
+    // After the start-up, in the steady state.
     std::thread::sleep(Duration::from_millis(200));
     let (began, before) = (Instant::now(), process_time());
     std::thread::sleep(duration);
@@ -200,7 +203,7 @@ fn fast_sampler(rate_hz: f64) -> std::io::Result<Sampler> {
     Ok(sampler)
 }
 
-/// Other processes that keep every CPU busy; dropping ends them.
+/// Processes that keep every CPU busy; killed on drop.
 struct CpuLoad(Vec<Child>);
 
 impl CpuLoad {
@@ -216,14 +219,14 @@ impl CpuLoad {
 impl Drop for CpuLoad {
     fn drop(&mut self) {
         for burner in &mut self.0 {
-            // Already gone is as good.
+            // It may have exited already.
             let _ = burner.kill();
             let _ = burner.wait();
         }
     }
 }
 
-/// Four kept-open files with a number in each, as powercap has them.
+/// Four open files with one number each, as in powercap.
 struct Files(Vec<File>);
 
 impl Source for Files {

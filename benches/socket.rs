@@ -1,8 +1,8 @@
-//! What the socket costs: round trips, oneway opens and pipelines against the floor of a bare Unix socket measured in
-//! the same run, and what an idle and a full daemon takes of the machine.
+//! Cost of the socket: round trips, oneway opens and pipelines against the floor of a bare Unix socket in the same run,
+//! and the resources of an idle and a full daemon.
 //!
-//! Prints a table: what, target, value, `ok` or `over`. Ratios within one run, because the absolute figures belong to the
-//! machine. Run it with `cargo bench --bench socket` on a quiet machine; the whole takes about half a minute.
+//! Prints a table: what, target, value, `ok` or `over`. Ratios within one run, because absolute figures depend on the
+//! machine. Run with `cargo bench --bench socket` on a quiet machine; it takes about half a minute.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use wattspan::protocol::{Call, CloseSpan, GetInfo, OpenSpan};
 /// Rounds, alternating with the floor so that both see the same disturbances; the median round counts.
 const ROUNDS: usize = 7;
 
-/// Round trips in a round.
+/// Round trips per round.
 const ROUND_TRIPS: usize = 4000;
 
 const MACHINE: &str = r#"
@@ -129,7 +129,7 @@ impl Daemon {
         }
     }
 
-    /// Processor time so far, of all threads.
+    /// CPU time so far, of all threads.
     fn processor(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()));
         let _ = stat;
@@ -175,7 +175,7 @@ fn close(span: &str) -> Vec<u8> {
     message(|out| Call::new(CloseSpan { span: span.into(), ..CloseSpan::default() }).encode(out))
 }
 
-/// Sends and waits for one answer.
+/// Sends a request and waits for one reply.
 fn round_trip(stream: &mut UnixStream, request: &[u8], buffer: &mut [u8]) {
     stream.write_all(request).expect("a daemon that reads");
     let mut length = 0;
@@ -248,7 +248,7 @@ fn round_trips(daemon: &Daemon, table: &mut Table) {
     table.row("CloseSpan round trip, p50 over the floor's", ratio(&closes), 3.0, true, "x");
 }
 
-/// What it costs to write to somebody who sleeps, p50 in ns: the request of each turn.
+/// The cost of writing to a sleeping peer, p50 in ns; `request` makes the message of each turn.
 fn wake_up_cost(stream: &mut UnixStream, request: impl Fn(usize) -> Vec<u8>) -> f64 {
     let mut times = Histogram::<u64>::new(3).expect("a histogram");
     for turn in 0..2000 {
@@ -256,7 +256,7 @@ fn wake_up_cost(stream: &mut UnixStream, request: impl Fn(usize) -> Vec<u8>) -> 
         let begun = Instant::now();
         stream.write_all(&request).expect("somebody who reads");
         note(&mut times, begun.elapsed());
-        // Asleep again by the next one: the cost includes the waking.
+        // The peer sleeps again by the next turn, so the cost includes waking it.
         std::thread::sleep(Duration::from_micros(200));
     }
     times.value_at_quantile(0.5) as f64
@@ -298,7 +298,7 @@ fn pipelined(daemon: &Daemon, table: &mut Table, what: &str) {
             while answers < PAIRS / BATCH * BATCH * 2 {
                 let length = reading.read(&mut buffer).expect("a daemon that answers");
                 assert!(length > 0, "the daemon hung up");
-                // A refusal is quick, and no pair.
+                // A refusal is fast and would inflate the rate.
                 let refused = memchr::memmem::find(&buffer[..length], b"{\"error\"").is_some();
                 assert!(!refused, "refused: {}", String::from_utf8_lossy(&buffer[..length.min(400)]));
                 answers += buffer[..length].iter().filter(|byte| **byte == 0).count();
@@ -319,7 +319,7 @@ fn pipelined(daemon: &Daemon, table: &mut Table, what: &str) {
 
 fn many_open(daemon: &Daemon, table: &mut Table) {
     const SPANS: usize = 100_000;
-    // What closed before settles first, so that only the open ones are weighed.
+    // Earlier closes settle first, so that only the open spans are measured.
     std::thread::sleep(Duration::from_secs(2));
     let before = daemon.resident_mb();
     let mut stream = daemon.connect();
@@ -343,7 +343,7 @@ fn many_open(daemon: &Daemon, table: &mut Table) {
 }
 
 fn idle(daemon: &Daemon, table: &mut Table) {
-    // The characterisation of the counters at the start is over by then.
+    // The characterisation of the counters at the start has finished by then.
     std::thread::sleep(Duration::from_secs(3));
     let (before, begun) = (daemon.processor(), Instant::now());
     std::thread::sleep(Duration::from_secs(10));

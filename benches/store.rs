@@ -1,8 +1,10 @@
-//! What it costs to keep accounts: how many a second, how many bytes each, how long a waiting close waits for the commit,
-//! how long history takes to read, and what a daemon under load does to memory.
+//! Cost of storing accounts: accounts per second, bytes per account, the wait of a close for the commit, the time to
+//! read
+//! history, and the memory of a daemon under load.
 //!
-//! Prints a table: what, target, value, `ok` or `over`. The disk is the one of the temporary directory (`TMPDIR`). Run it
-//! with `cargo bench --bench store`; the whole takes about a minute.
+//! Prints a table: what, target, value, `ok` or `over`. The disk is that of the temporary directory (`TMPDIR`). Run
+//! with
+//! `cargo bench --bench store`; it takes about a minute.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,10 +18,10 @@ use wattspan::domain::Grade;
 use wattspan::protocol::{Call, CloseSpan, OpenSpan};
 use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
 
-/// Accounts of the bulk.
+/// Accounts of the bulk load.
 const ACCOUNTS: u64 = 1_000_000;
 
-/// How many of them come together: what settles in 10 ms at 100,000 a second.
+/// Accounts per batch: those that settle in 10 ms at 100,000 per second.
 const BATCH: u64 = 1000;
 
 const MACHINE: &str = r#"
@@ -83,7 +85,7 @@ fn store(directory: &Path) -> Store {
     Store::start(settings(directory), |line| println!("{line}")).expect("a thread")
 }
 
-/// A name as the daemon gives it: nothing about it is in order.
+/// A span name like those that the daemon generates, in no order.
 fn name(at: u64) -> String {
     let mix = |at: u64| {
         at.wrapping_add(1)
@@ -170,7 +172,7 @@ fn bulk(dir: &Path) {
         append_time += taken.elapsed();
         if (at + 1) % BATCH == 0 {
             store.flush();
-            // No more than a second's worth ahead of the disk.
+            // At most one second ahead of the disk, at 100,000 accounts per second.
             wait(&store, (at + 1).saturating_sub(100_000));
         }
     }
@@ -270,7 +272,7 @@ impl Drop for Daemon {
     }
 }
 
-/// 10,000 closes a second for half a minute.
+/// 10,000 closes per second for half a minute.
 fn steady_load() {
     const SECONDS: u64 = 30;
     const EACH_MS: u64 = 10;

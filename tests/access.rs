@@ -1,6 +1,6 @@
-//! Several users at one daemon: who sees what, and whose limits are whose.
+//! Several users of one daemon: what each may see, and that limits apply per user.
 //!
-//! The rule itself is tested without users in `ipc::access`; every method for every kind of caller in `access_table`.
+//! `service::access` tests the rule itself without users; `access_table` tests every method with every kind of caller.
 
 #![cfg(target_os = "linux")]
 
@@ -147,7 +147,7 @@ fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
         error_of(full[4].clone()),
         ("QuotaExceeded".into(), json!({ "quota": "streams of one user", "limit": 1 }))
     );
-    // The refused watcher has gone, which leaves room for one connection of three.
+    // The refused stream's connection is closed, which leaves room for one of three connections.
     assert!(full[5].get("error").is_none());
     let too_many = ("QuotaExceeded".into(), json!({ "quota": "connections of one user", "limit": 3 }));
     assert_eq!(error_of(full[6].clone()), too_many);
@@ -156,7 +156,7 @@ fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
     assert!(free.iter().all(|answer| answer.get("error").is_none()), "{free:?}");
 }
 
-/// Of an answer to GetInfo, what must be the same whatever others do: all but the clock, and what is said of the caller.
+/// The part of a GetInfo reply that other users must not affect: all but the clock and the caller's own access.
 fn without_volatile_fields(answer: &serde_json::Value) -> serde_json::Value {
     let mut info = answer["parameters"].clone();
     info["now_ns"].take();
@@ -208,7 +208,7 @@ fn a_list_cursor_does_not_reveal_other_users_accounts() {
     let cursor = first["parameters"]["before"].clone();
     assert_eq!(first["parameters"]["accounts"][0]["span"], "b");
     assert_eq!(list(&daemon, ANN, &cursor)["parameters"]["accounts"][0]["span"], "a");
-    // Plain numbers are a few units apart; two of 62 random bits are so once in 10^15.
+    // Plain numbers differ by a few units; two random numbers of 62 bits do with a probability of 10^-15.
     let plain = list(&daemon, OPERATOR, &none)["parameters"]["before"].as_u64().unwrap();
     assert!(cursor.as_u64().unwrap().abs_diff(plain) > 4096, "{cursor} beside {plain}");
     let invalid = |answer: serde_json::Value| {
@@ -216,7 +216,7 @@ fn a_list_cursor_does_not_reveal_other_users_accounts() {
         assert_eq!((error.as_str(), of["field"].as_str()), ("InvalidValue", Some("before")));
         assert!(of["reason"].as_str().unwrap().contains("list again without it"), "{of}");
     };
-    // A number of the sequence, a cursor of another user, one of an earlier start.
+    // A plain sequence number, another user's cursor, and a cursor from before a restart.
     invalid(list(&daemon, ANN, &json!(plain)));
     invalid(list(&daemon, BOB, &cursor));
     daemon.kill();
@@ -279,7 +279,7 @@ fn credentials_of_a_connection_outlive_its_process() {
         json!([["GetInfo", {}], ["become", BOB.uid], ["GetInfo", {}], ["GetInfo", {}, 1]]),
     );
     let access: Vec<_> = replies.iter().map(|answer| answer["parameters"]["access"].as_str()).collect();
-    // A connection that is made afterwards is one of the new user, who is in no group here.
+    // A connection made afterwards belongs to the new user, which is in no access group.
     assert_eq!(access, [Some("admin"), None, Some("admin"), Some("none")]);
 }
 
@@ -299,7 +299,7 @@ fn an_inherited_or_passed_connection_keeps_its_creators_credentials() {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    // Root speaks, and is Ann: her process is gone by now, too.
+    // Root sends over Ann's connection: her process has exited by now.
     let mut of_ann = TestClient::from_stream(UnixStream::from(descriptor.unwrap()));
     assert_eq!(of_ann.call("GetInfo", json!({}))["access"], "span");
     of_ann.open("a");

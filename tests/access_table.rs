@@ -1,6 +1,6 @@
-//! Every method for every kind of caller, over the socket: what `fixtures/access.toml` says, which was written apart from
-//! the program's own table. A denied call says what it needs and nothing else; an allowed one answers sensibly; no
-//! caller sees a figure that is not for it, in any answer.
+//! Every method for every kind of caller, over the socket, against `fixtures/access.toml`, which was written
+//! independently of the program's own table. A denied call names only the access it needs; an allowed one returns a
+//! sensible reply; no caller sees a figure beyond its access in any reply.
 
 #![cfg(target_os = "linux")]
 
@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use support::{STEADY_MACHINE, TestClient, TestDaemon, error_of, get_u64, wait_until};
 use wattspan::protocol::METHOD_NAMES;
 
-/// Methods that the fixture names and that this version may not have yet.
+/// Methods that the fixture names and that this version may lack.
 const MAY_BE_MISSING: &[&str] = &["Reload"];
 
-/// What is asked here is more than a stranger may ask by default.
+/// The calls here exceed a stranger's default rate.
 const LIMITS: &str = "[limits]\nstranger_calls_burst = 1000\n";
 
-/// Access, least first.
+/// Access levels, least first.
 const ORDER: [&str; 5] = ["none", "coarse", "span", "telemetry", "admin"];
 
 type Table = BTreeMap<String, String>;
@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
     toml::from_str(include_str!("fixtures/access.toml")).unwrap()
 }
 
-/// The methods of this version's interface.
+/// The methods of the interface.
 fn methods() -> Vec<&'static str> {
     METHOD_NAMES.iter().filter_map(|name| name.strip_prefix("org.wattspan.Meter.")).collect()
 }
@@ -66,7 +66,7 @@ fn the_fixture_and_the_interface_have_the_same_methods() {
     }
 }
 
-/// The user that is a caller of this kind; root speaks for itself.
+/// The user for this kind of caller; `None` for root, which is this process.
 fn user(kind: &str) -> Option<TestUser> {
     Some(match kind {
         "unmapped" => other_user::UNMAPPED,
@@ -79,7 +79,7 @@ fn user(kind: &str) -> Option<TestUser> {
     })
 }
 
-/// Each method once, in an order in which each has something to say to whoever may.
+/// Each method once, in an order in which each has data to return to a caller with access.
 fn calls(now_ns: u64) -> Value {
     let (from_ns, to_ns) = (now_ns - 60_000_000, now_ns - 20_000_000);
     json!([
@@ -107,7 +107,7 @@ fn method_of(call: &Value) -> &str {
     call[if call[0] == "first" { 1 } else { 0 }].as_str().unwrap()
 }
 
-/// Whether an allowed answer says what its method is for.
+/// Asserts that an allowed reply contains what the method is for.
 fn assert_sensible(method: &str, access: &str, uid: u64, answer: &Value) {
     let replies = &answer["parameters"];
     let account = &replies["account"];
@@ -135,7 +135,7 @@ fn assert_sensible(method: &str, access: &str, uid: u64, answer: &Value) {
     assert!(good && answer.get("error").is_none(), "{access}: {method}: {answer}");
 }
 
-/// Every figure of energy or power in an answer, with its name.
+/// Collects every energy or power figure of a reply, with its name.
 fn figures(value: &Value, into: &mut Vec<(String, f64)>) {
     const NAMES: [&str; 3] = ["quantum_uj", "residual", "update_interval_ns"];
     match value {
@@ -155,7 +155,7 @@ fn figures(value: &Value, into: &mut Vec<(String, f64)>) {
     }
 }
 
-/// What an account of its own span may tell; all else is the host's.
+/// The figures that an account may show to its owner with coarse access; all others belong to the host.
 const OF_ACCOUNTS: [&str; 4] = ["share_uj", "window_uj", "error_uj", "mean_power_mw"];
 
 fn assert_discloses_no_more_than(access: &str, method: &str, answer: &Value) {
@@ -185,7 +185,7 @@ fn assert_answers(fixture: &Fixture, kind: &str, uid: u64, calls: &Value, answer
         let method = method_of(call);
         assert_discloses_no_more_than(access, method, answer);
         if method.starts_with("org.varlink.service.") {
-            // What the service is, and what it can be asked, is no secret.
+            // The service's identity and interface are public.
             assert!(answer.get("error").is_none(), "{kind}: {method}: {answer}");
         } else if !methods().contains(&method) {
             assert!(MAY_BE_MISSING.contains(&method));
@@ -247,7 +247,7 @@ fn as_root(daemon: &TestDaemon, calls: &Value) -> Vec<Value> {
         .collect()
 }
 
-/// A daemon in a user namespace in which only root has a number.
+/// A daemon in a user namespace that maps root only.
 struct NamespacedDaemon {
     child: Child,
     dir: tempfile::TempDir,
@@ -260,7 +260,7 @@ impl Drop for NamespacedDaemon {
     }
 }
 
-/// `None` where the system makes no such namespace.
+/// `None` where the system does not allow such a namespace.
 fn start_in_user_namespace() -> Option<NamespacedDaemon> {
     let can = Command::new("unshare").args(["-U", "-r", "true"]).stderr(Stdio::null()).status();
     if !can.is_ok_and(|status| status.success()) {
@@ -270,7 +270,7 @@ fn start_in_user_namespace() -> Option<NamespacedDaemon> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::write(dir.path().join("machine.toml"), STEADY_MACHINE).unwrap();
-    // Even the group whose number everything looks like that has none here gives nothing.
+    // Unmapped groups all appear as this one; even naming it must grant nothing.
     let groups =
         "[access]\ncoarse_group = \"nogroup\"\nspan_group = \"nogroup\"\ntelemetry_group = \"nogroup\"\n";
     std::fs::write(dir.path().join("wattspan.toml"), format!("{groups}{LIMITS}")).unwrap();
@@ -295,7 +295,7 @@ fn a_user_not_mapped_into_the_daemons_user_namespace_has_no_access() {
         let replies = call_as_at(&socket, user, calls.clone());
         assert_answers(&fixture, "unmapped", user.uid.into(), &calls, &replies);
     }
-    // Root outside is root inside, for there it has a number.
+    // Root outside is root inside, because it is mapped.
     let mut root = TestClient::from_stream(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     assert_eq!(root.call("GetInfo", json!({}))["access"], "admin");
 }

@@ -1,8 +1,8 @@
-//! IOReport and the System Management Controller through what a program really sees of them: a shared library with the same
-//! C symbols and reference counts, on Macs whose power is known.
+//! IOReport and the System Management Controller through a shared library with the C symbols and reference counts of
+//! Apple's, on Macs whose power is known.
 //!
-//! Discovery, reads, the attributor and its accounts are the program's own, its calls to Apple's functions too; the clock of the
-//! library and of the reader is turned by hand, so that nothing depends on how fast this machine is.
+//! Discovery, reads, attribution and the calls to Apple's functions are the program's own. The test advances the clock
+//! of library and reader, so that nothing depends on the speed of this machine.
 #![cfg(target_os = "linux")]
 
 mod fake {
@@ -30,15 +30,15 @@ use wattspan::sources::{Inventory, discover};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
-/// When the clock that is turned by hand begins; a batch was published just then.
+/// The start of the manual clock; a batch is published at this instant.
 const START_NS: u64 = 1_000 * S;
 
-/// A counter: its channel, nanojoules a count, its power over and over, and when it is published.
+/// A counter: its channel, its unit in nanojoules, its repeating power curve, and when it is published.
 struct FakeCounter {
     channel: &'static str,
     unit_nj: u128,
     curve: PowerProfile,
-    /// Nanoseconds between batches, by turns; empty: whenever it is asked for.
+    /// Nanoseconds between batches, repeated; empty: published at each read.
     batches: &'static [u64],
 }
 
@@ -74,7 +74,7 @@ impl FakeCounter {
     }
 }
 
-/// The M5 Max's batches, and the uneven ones of the M1 Ultra, with tails.
+/// Batch intervals of the M5 Max, and below the uneven ones of the M1 Ultra, with outliers.
 const BATCHES: &[u64] = &[2_030 * MS, 2_230 * MS, 2_110 * MS];
 const UNEVEN: &[u64] = &[750 * MS, 26 * MS, 1_320 * MS, 910 * MS, 1_190 * MS];
 
@@ -92,7 +92,7 @@ fn m4() -> Vec<FakeCounter> {
     ]
 }
 
-/// A Mac whose time stands still unless it is told.
+/// A Mac whose clock stands still until the test advances it.
 struct Machine {
     library: Library,
     clock: Clock,
@@ -144,7 +144,7 @@ impl Machine {
         self.read()[at]
     }
 
-    /// The account of a span over everything, read each 50 ms from two seconds before it to its settling.
+    /// The account of a span of every domain, read every 50 ms from two seconds before it until it settles.
     fn account(&mut self, from_ns: u64, to_ns: u64) -> Account {
         let domains = self.domains();
         let counted = domain_tree::counted_in_total(&domains, &vec![true; domains.len()]);
@@ -240,7 +240,7 @@ fn a_hundred_thousand_samples_leak_no_object_and_use_none_that_is_released() {
     let before = machine.library.get_global(Mac::Live);
     for nth in 1..=100_000 {
         if nth % 1_000 == 0 {
-            // Now and then the list changes under the reader, who looks at all names again.
+            // The list changes during the reads, and the reader examines all names again.
             machine.library.set("ANE0_0", Knob::Flags, nth / 1_000 % 2 * HIDDEN);
         }
         machine.read();
@@ -256,7 +256,7 @@ fn a_hundred_thousand_samples_leak_no_object_and_use_none_that_is_released() {
 
 #[test]
 fn energies_lie_within_their_bounds_with_batches_of_two_seconds() {
-    // Spans of all lengths, within one batch and over several, at edges that have nothing to do with them.
+    // Spans of many lengths, within one batch and over several, with edges unrelated to the batches.
     let spans = [(700, 40), (1_111, 333), (250, 1_900), (1_990, 2_100), (333, 4_321), (1_500, 9_876)];
     for (nth, (offset_ms, length_ms)) in spans.into_iter().enumerate() {
         let mut machine = Machine::new("m4", m4());
@@ -271,7 +271,7 @@ fn energies_lie_within_their_bounds_with_batches_of_two_seconds() {
                 (figure - truth).abs() <= error,
                 "{domain}, {length_ms} ms: {figure} ± {error} for {truth}"
             );
-            // And the bound is one: no wider than what the batches around the edges hold.
+            // The bound is also tight: no wider than the energy of the batches around the edges.
             let around = meter.true_uj(meter.batch_ns(from_ns), to_ns + 2_300 * MS);
             assert!(error <= around + 2_100.0, "{domain}, {length_ms} ms: ± {error} of {around}");
         }
@@ -298,7 +298,7 @@ fn nanojoules_are_not_lost_in_rounding_over_many_samples() {
     for nth in 1..=1_000 {
         machine.read_at(START_NS + nth * 500_000);
     }
-    // 1 mW for half a second, half a microjoule a sample.
+    // 1 mW for half a second, half a microjoule per sample.
     assert_eq!(machine.one("gpu").energy_uj - first.energy_uj, 500);
 }
 
@@ -330,7 +330,7 @@ fn an_idle_neural_engine_is_live_and_a_frozen_one_is_stuck() {
     }
     let interval_ns = profiles[cpu].update_interval_ns().expect("it was seen to move in batches");
     assert!((1_900 * MS..2_400 * MS).contains(&interval_ns), "{interval_ns}");
-    // As after a sleep, or on macOS 27: number and stamp stand still.
+    // As after a sleep, or on macOS 27: value and stamp stand still.
     let last = (machine.one("cpu"), machine.now_ns);
     machine.library.set("CPU Energy", Knob::Flags, FROZEN);
     machine.meters.remove(0);
@@ -371,7 +371,7 @@ fn a_counter_that_goes_back_or_jumps_starts_an_epoch_without_energy() {
     assert_eq!((later.energy_uj - reset.energy_uj, later.epoch), (4_000_000, reset.epoch));
     let jumped = show(&mut machine, 4_000_000_000);
     assert_eq!((jumped.energy_uj, jumped.epoch), (later.energy_uj, later.epoch + 1));
-    // Below zero is no count.
+    // A negative count is invalid.
     assert!(!show(&mut machine, u64::MAX).valid);
     assert_eq!(show(&mut machine, 4_000_001_000).epoch, jumped.epoch + 1);
 }
@@ -395,7 +395,7 @@ fn a_channel_that_vanishes_is_invalid_while_the_others_go_on_in_their_new_places
 fn reordered_channels_are_identified_by_their_elements() {
     let mut machine = Machine::new("m4", m4());
     machine.read_at(START_NS + 3 * S);
-    // A driver that restarts has its channels under other ids.
+    // A driver that restarts has its channels under new ids.
     machine.library.set("CPU Energy", Knob::Id, 77);
     let readings = machine.read_at(START_NS + 5 * S);
     assert!(readings.iter().all(|reading| reading.valid && reading.epoch == 0));
@@ -408,7 +408,7 @@ fn an_unknown_unit_is_refused_by_name_and_the_rest_is_metered() {
     assert_eq!(names(&inventory), ["cpu", "gpu", "ane", "gpu-sram"]);
     let reason = reasons(&inventory, "ioreport");
     assert!(reason.contains("\"DRAM\" counts in \"qJ\"") && reason.contains("please report"), "{reason}");
-    // No label at all is no unit either, and blanks around one are nothing.
+    // An empty label is not a unit either; blanks around a label are ignored.
     let list = fixture("m4").replace("DRAM\tmJ", "DRAM\t").replace("CPU Energy\tmJ", "CPU Energy\t mJ ");
     let inventory = discover(&Library::new(&list).settings(), &Clock::Machine);
     assert_eq!(names(&inventory), ["cpu", "gpu", "ane", "gpu-sram"]);
@@ -478,7 +478,7 @@ fn without_stamps_or_with_wrong_ones_the_time_of_the_read_stands_in_and_the_trut
         let (figure, error) = (cpu.share_uj.unwrap() as f64, cpu.error_uj.unwrap() as f64);
         assert!((figure - truth).abs() <= error, "{broken}: {figure} ± {error} for {truth}");
     }
-    // A stamp that stands still while the number moves is none, from then on.
+    // A stamp that stands still while the value moves is ignored from then on.
     let mut machine = Machine::new("m4", Vec::new());
     machine.library.publish("CPU Energy", 10, START_NS + S);
     machine.set_clock(START_NS + 2 * S);
@@ -488,7 +488,7 @@ fn without_stamps_or_with_wrong_ones_the_time_of_the_read_stands_in_and_the_trut
     assert_eq!((wrong.valid, wrong.stamp_ns), (true, 0));
     machine.library.publish("CPU Energy", 30, START_NS + 2 * S);
     assert_eq!(machine.one("cpu").stamp_ns, 0);
-    // One from the future is none either.
+    // A stamp in the future is ignored too.
     machine.library.set("GPU Energy", Knob::Stamp, ticks(START_NS + 50 * S));
     assert_eq!(machine.one("gpu").stamp_ns, 0);
 }
@@ -516,7 +516,7 @@ fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
         later.uncertainty_uj - first.uncertainty_uj >= 1_000_000_000,
         "between two looks it can have been anything"
     );
-    // It goes away, and is not repeated.
+    // The controller goes away, and the message is not repeated.
     machine.library.set_global(Mac::Controller, 0);
     assert!(!machine.read_at(machine.now_ns + S)[0].valid);
     machine.inventory = Inventory::default();

@@ -1,5 +1,5 @@
-//! The pipeline is the layout: a module imports only from those before it, every file says what it owns, and the
-//! house rules that a compiler does not check hold.
+//! The architecture as tests: modules import only from those before them in the pipeline, every file states what it
+//! owns, and the project's rules that the compiler does not check hold.
 
 #[path = "architecture/allowed.rs"]
 mod allowed;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use allowed::Allowed;
 use modules::Modules;
 
-/// Each module with all it may import, in the order of the pipeline.
+/// Each module with all modules that it may import, in the order of the pipeline.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("clock", &[]),
@@ -128,7 +128,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Names that say nothing about what is in the room.
+/// File names that do not describe their content.
 const BANNED_NAMES: &[&str] = &[
     "util", "utils", "common", "helper", "helpers", "misc", "core", "types", "error", "errors", "manager",
     "base", "prelude",
@@ -160,21 +160,21 @@ fn under_src(path: &Path) -> PathBuf {
     path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("under src").to_path_buf()
 }
 
-/// The top-level module a file belongs to; `None` for lib.rs and the programs.
+/// The top-level module of a file; `None` for lib.rs and the programs.
 fn module(path: &Path) -> Option<String> {
     let relative = under_src(path);
     let first = relative.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs").to_string();
     (first != "lib" && first != "bin").then_some(first)
 }
 
-/// The lines of a file that are code, tests left out.
+/// The lines of a file that are code, without its tests.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .take_while(|line| !line.starts_with("#[cfg(test)]"))
         .map(|line| line.split("//").next().unwrap_or(""))
 }
 
-/// The modules named by `crate::NAME` in a line, braces included.
+/// The modules that a line names by `crate::NAME`, also within braces.
 fn imports(line: &str) -> Vec<String> {
     let names =
         |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
@@ -295,7 +295,7 @@ fn no_file_has_a_todo_marker() {
     }
 }
 
-/// The files that may create files by themselves, each with the reason.
+/// The files that may create files directly, each with the reason.
 const FILE_CREATORS: &[(&str, &str)] = &[
     ("private_file.rs", "the one place for it"),
     ("cli/generate.rs", "manual pages are for everybody"),
@@ -333,11 +333,11 @@ fn files_are_created_in_one_place() {
     assert!(creates_a_file("    std::fs::write(file, bytes)"));
 }
 
-/// The files of the command line that write on standard streams: the one that makes hidden characters visible, and the
-/// line of a run, which is figures only.
+/// The files of the command line that write to standard streams: one makes control characters visible, the other
+/// prints the progress line of a run, which holds only figures.
 const STREAM_WRITERS: &[&str] = &["cli/output.rs", "cli/ipw/progress_line.rs"];
 
-/// Whether a line may write on a standard stream; a look at what the stream can show is none.
+/// Whether a line may write to a standard stream; a query of the stream's capabilities does not count.
 fn writes_on_a_stream(line: &str) -> bool {
     let rest = line.replace("of(&stdout())", "").replace("of(&stderr())", "");
     ["stdout()", "stderr()", "print!(", "println!("].iter().any(|part| rest.contains(part))
@@ -368,7 +368,7 @@ fn the_check_of_imports_can_fail() {
     assert!(imports("use super::clock;").is_empty());
 }
 
-/// A test that says by itself that it is skipped passes in CI, where [`tests/support/skip.rs`] fails it.
+/// A test that prints its own skip message would pass in CI, where [`tests/support/skip.rs`] makes skipping fail.
 #[test]
 fn only_the_function_that_fails_in_ci_skips_a_test() {
     let files = rust_files("tests");
@@ -383,7 +383,7 @@ fn modules() -> Modules {
     Modules::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
 }
 
-/// Files that import each other cannot be read, tested or moved one by one.
+/// Files that import each other cannot be read, tested or moved separately.
 #[test]
 fn files_import_each_other_in_no_circle() {
     let modules = modules();
@@ -394,13 +394,13 @@ fn files_import_each_other_in_no_circle() {
     Allowed::read("circles").check(named.collect(), "files that import each other in a circle");
 }
 
-/// One type has one file for its methods, two at most.
+/// The methods of a type are in one file, or two at most.
 #[test]
 fn a_type_has_its_methods_in_two_files_at_most() {
     let modules = modules();
     let mut files_of: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
     for file in &modules.files {
-        // A type's name is unique in its module only, so types of one name in two modules are distinguished by it.
+        // A type's name is unique only within its module, so the module is part of the key.
         let module = file.path.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
         for item in &file.syntax.items {
             let syn::Item::Impl(item) = item else { continue };
@@ -446,8 +446,8 @@ fn error_types_end_in_error() {
     Allowed::read("error_names").check(named, "error types whose name does not end in Error");
 }
 
-/// A module that stands in for another one where a platform lacks the mechanism: one for every platform but some
-/// (`cfg(not(…))`), or one in a file of another name. Foreign functions are no stubs.
+/// A platform stub is code for every platform but some (`cfg(not(…))`) that replaces another module, or code in a
+/// file of another name. Foreign functions are not stubs.
 #[test]
 fn platform_stubs_end_in_unsupported() {
     let modules = modules();
@@ -463,7 +463,7 @@ fn platform_stubs_end_in_unsupported() {
                 _ => None,
             });
             let cfg = item.attrs.iter().find(|attribute| attribute.path().is_ident("cfg"));
-            // What is there for every platform but macOS is Linux's own way, and no stub.
+            // Code for every platform but macOS is the Linux implementation, not a stub.
             let is_negated = cfg.and_then(|cfg| cfg.parse_args::<syn::Meta>().ok()).is_some_and(|meta| {
                 let of_linux =
                     meta.require_list().is_ok_and(|list| list.tokens.to_string().contains("macos"));
@@ -502,7 +502,7 @@ fn retired_names_do_not_come_back() {
     Allowed::read("retired_uses").check_counts(named, "names that vocabulary and writing rules retired");
 }
 
-/// How often `name` stands in `text` as words of its own.
+/// Occurrences of `name` in `text` as whole words.
 fn occurrences(text: &str, name: &str) -> usize {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     let alone = |at: &usize| {
@@ -511,7 +511,7 @@ fn occurrences(text: &str, name: &str) -> usize {
     text.match_indices(name).map(|(at, _)| at).filter(alone).count()
 }
 
-/// Source and documents that people read.
+/// The source files and documents that are checked.
 fn texts(root: &Path) -> Vec<PathBuf> {
     fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

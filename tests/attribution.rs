@@ -1,7 +1,7 @@
-//! Whole daemons on machines whose power is known: what accounts say, over the socket.
+//! Whole daemons on machines whose power is known: the accounts that clients receive over the socket.
 //!
-//! Truth is computed from the power and the edges that the account itself states, so no test depends on how quick this
-//! machine is.
+//! The truth is computed from the power and from the edges stated in the account, so no test depends on the speed of
+//! this machine.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{
     wait_until,
 };
 
-/// What `watts` come to between two instants, in microjoules.
+/// The energy of `watts` between two instants, in microjoules.
 fn truth_uj(watts: f64, from_ns: u64, to_ns: u64) -> f64 {
     watts * (to_ns - from_ns) as f64 / 1000.0
 }
@@ -38,10 +38,10 @@ fn a_span_alone_gets_everything_and_its_account_holds_the_truth() {
     for (domain, watts) in [("package-0", 80.0), ("core-0", 50.0), ("dram-0", 20.0)] {
         assert_holds(domain_row(&account["domains"], domain), truth_uj(watts, from_ns, to_ns));
     }
-    // The core lies within the package, so the sum is of package and memory.
+    // The core is part of the package, so the total is the sum of package and memory.
     assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
-    // A share is cut to whole microjoules after a division whose remainder is carried on (`unattributed_uj` has it), so it may
-    // be 1 below the window in each of the two counted domains, and is never above it.
+    // A share is rounded down to whole microjoules after a division whose remainder is carried over (to
+    // `unattributed_uj`), so it may be 1 below the window in each of the two counted domains, and is never above it.
     let (share_uj, window_uj) = (get_u64(&account, "share_uj"), get_u64(&account, "window_uj"));
     assert!(share_uj <= window_uj && window_uj - share_uj <= 2, "{share_uj} of {window_uj}");
     assert_eq!((&account["grade"], &account["peak_concurrency"]), (&json!("measured"), &json!(1)));
@@ -130,7 +130,7 @@ fn edges_are_at_the_clients_instants_and_not_before_the_horizon() {
     sleep_ms(30);
     let recent = client.close_and_settle("recent");
     let late = client.close_and_settle("late");
-    // A slow machine may let even the recent one wait too long; then the account must say so.
+    // On a slow machine even the recent edge may come after the horizon; then the account must say so.
     assert_eq!(get_u64(&recent, "opened_ns") - get_u64(&recent, "moved_ns"), recent_ns);
     assert!(get_u64(&late, "moved_ns") >= 30_000_000, "{late}");
     assert_eq!(get_u64(&late, "opened_ns") - get_u64(&late, "moved_ns"), late_ns);
@@ -209,7 +209,7 @@ fn a_waiting_close_gets_the_provisional_account_when_the_daemon_stops() {
     let mut client = daemon.client();
     client.open("a");
     client.send("CloseSpan", json!({ "span": "a", "wait_settled": true }), &[]);
-    // Its answer shows that the close was heard; it comes behind that of the close.
+    // A call after the close: once it is processed, so is the close.
     client.send("GetInfo", json!({}), &[]);
     let mut other = daemon.client();
     wait_until("the close is heard", || {
@@ -276,8 +276,9 @@ fn a_recording_replays_as_the_machine_it_was_taken_from() {
     std::fs::write(dir.path().join("wattspan.toml"), "").unwrap();
     let trace = dir.path().join("trace.jsonl");
     let mut first = support::daemon_command(dir.path()).arg("--record").arg(&trace).spawn().unwrap();
-    // Seconds, however busy the machine: at the recording's end the replay begins anew, with a gap, and the second daemon's
-    // span must not lie across it.
+    // Some seconds of recording, even on a busy machine: at its end the replay restarts with a gap, and the second
+    // daemon's
+    // span must not cross that gap.
     let lines = || std::fs::read_to_string(&trace).map_or(0, |text| text.lines().count());
     wait_until("enough is recorded", || lines() > 3_000);
     rustix::process::kill_process(rustix::process::Pid::from_child(&first), rustix::process::Signal::TERM)

@@ -1,8 +1,8 @@
-//! The `wattspan` program as a person calls it, on simulated machines whose power is known.
+//! The `wattspan` program from the command line, on simulated machines whose power is known.
 //!
-//! Owns the promises of the command line: exit statuses and signals pass through, results go where they belong, JSON
-//! has its fields, and a figure holds the truth within its error. Nothing depends on how fast this machine is: what a
-//! span should have used is computed from the edges that its account states.
+//! Covers the contract of the command line: exit statuses, signals, output streams, JSON fields, and that each figure
+//! contains the truth within its error. Nothing depends on the speed of this machine: the expected energy is computed
+//! from the edges that the account states.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,7 +30,7 @@ impl CliFixture {
         CliFixture { dir, machine }
     }
 
-    /// `wattspan` in an environment that knows of no daemon and no terminal.
+    /// `wattspan` in an environment without daemon and terminal.
     fn bare(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
         for variable in ["WATTSPAN_SOCKET", "NO_COLOR", "COLUMNS"] {
@@ -52,7 +52,7 @@ impl CliFixture {
     }
 }
 
-/// A `wattspand` on the simulated machine; ends with the test.
+/// A `wattspand` on the simulated machine; killed on drop.
 struct Daemon {
     process: Child,
     socket: PathBuf,
@@ -72,7 +72,7 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It says a line once it listens.
+        // It prints a line once it listens.
         let mut line = String::new();
         BufReader::new(process.stderr.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains("daemon.sock"), "the daemon did not start: {line}");
@@ -91,12 +91,12 @@ impl Drop for Daemon {
     }
 }
 
-/// Stands between `wattspan` and its daemon, and holds each CloseSpan until the test releases it.
+/// A proxy between `wattspan` and its daemon that holds each CloseSpan until the test releases it.
 struct Relay {
     socket: PathBuf,
-    /// One message for each CloseSpan that is held.
+    /// One message for each held CloseSpan.
     blocked_closes: Receiver<()>,
-    /// Releases one; where it is gone, nothing is held any more.
+    /// Releases one; once it is dropped, nothing is held any more.
     release: Sender<()>,
 }
 
@@ -126,7 +126,7 @@ impl Relay {
     }
 }
 
-/// Sends a signal and waits until the process has it, where the system shows that: two of a kind that wait are one.
+/// Sends a signal and, where the system shows it, waits until it is delivered: equal pending signals merge into one.
 fn deliver(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
     let pending = || {
@@ -151,7 +151,7 @@ fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error} in {:?}", text(bytes)))
 }
 
-/// What the account says, and what a machine of constant power used between the account's own edges.
+/// Compares the account with the energy of a machine of constant power between the account's own edges.
 fn assert_holds_the_truth(account: &Value, watts: u64) {
     let field = |name: &str| account[name].as_u64().unwrap_or_else(|| panic!("no {name} in {account}"));
     let truth_uj = watts * (field("closed_ns") - field("opened_ns")) / 1000;
@@ -224,7 +224,7 @@ fn signals_while_the_account_settles_cost_neither_the_report_nor_the_status() {
 fn a_signal_while_an_account_settles_ends_the_repetition_only_where_it_means_the_end() {
     let fixture = CliFixture::new();
     let daemon = Daemon::start(&fixture);
-    // Not INT, QUIT or HUP: the tests may run with those ignored, and then they end nothing.
+    // Not INT, QUIT or HUP: if the tests run with those ignored, they end nothing.
     for (signal, runs) in [(Signal::TERM, 2), (Signal::USR1, 3), (Signal::USR2, 3)] {
         let relay = Relay::start(&daemon);
         let mut command = fixture.bare();
@@ -374,12 +374,12 @@ fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
 #[test]
 fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end() {
     let fixture = CliFixture::new();
-    // Not INT, QUIT or HUP: whoever starts the tests may ignore them, and what is ignored cannot be trapped.
+    // Not INT, QUIT or HUP: if the tests run with those ignored, a shell cannot trap them.
     for (signal, name, runs) in
         [(Signal::TERM, "TERM", 1), (Signal::USR1, "USR1", 3), (Signal::USR2, "USR2", 3)]
     {
         let count = fixture.dir.path().join(name);
-        // Only the first run waits for its signal, and goes well all the same.
+        // Only the first run waits for its signal; it exits with 0.
         let script = format!(
             "echo x >> '{0}'; [ $(wc -l < '{0}') = 1 ] || exit 0; trap 'exit 0' {name}; echo ready; \
              for _ in $(seq 400); do sleep 0.05; done; exit 9",
@@ -464,8 +464,9 @@ fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // The list shows what settles from its beginning on, and its beginning shows nowhere: so there are spans until it
-    // has seen one.
+    // The stream shows spans that settle after it starts, and nothing shows when it starts: so the test makes spans
+    // until
+    // one appears.
     let mut watching = Some(watching);
     let mut spans = Vec::new();
     let seen = loop {
@@ -666,7 +667,7 @@ fn history_is_found_by_age_name_and_attribute_after_the_daemon_was_killed() {
     assert!(text(&doctor.stdout).contains("Accounts are on disk"), "{}", text(&doctor.stdout));
 }
 
-/// Domains inside each other, the outermost slow: what a short command used is below its error.
+/// Nested domains, the outermost slow: the energy of a short command is below its error.
 const NESTED: &str = r#"
 [[domain]]
 name = "core-0"
@@ -691,7 +692,7 @@ quantum_uj = 61
 ceiling_w = 9000
 "#;
 
-/// The line of a table that names a domain.
+/// The row of a table that names a domain.
 fn row<'a>(table: &'a str, domain: &str) -> &'a str {
     let named = |line: &&str| line.split_whitespace().next() == Some(domain);
     table.lines().find(named).unwrap_or_else(|| panic!("no row of {domain} in {table}"))
@@ -830,7 +831,7 @@ fn daemon_commands_reject_replay_and_config() {
             );
         }
     }
-    // A machine of one's own wins over the environment, and not over a daemon that is named beside it.
+    // --replay overrides the environment, and conflicts with --socket.
     let mut own = fixture.bare();
     own.env("WATTSPAN_SOCKET", &daemon.socket).arg("--replay").arg(&fixture.machine);
     let json_report = json(&own.args(["doctor", "--json"]).output().unwrap().stdout);
@@ -871,7 +872,7 @@ fn a_proxy_listens_at_a_hosts_name() {
     assert!(listens);
 }
 
-/// The cells of comma-separated values, as RFC 4180 has them, of files whose cells hold no line break.
+/// The cells of a CSV row (RFC 4180), for files whose cells contain no line break.
 fn cells(line: &str) -> Vec<String> {
     let (mut cells, mut quoted) = (vec![String::new()], false);
     for c in line.chars() {
@@ -959,13 +960,13 @@ fn the_open_spans_are_listed_with_their_figures_so_far() {
     assert_eq!(daemon.output(&fixture, &["spans", "--open", "--watch"]).status.code(), Some(2));
 }
 
-/// Every character that moves a cursor, ends a line, colours a screen or reorders it.
+/// Every character that moves a cursor, ends a line, changes colors or reorders text.
 fn hidden() -> impl Iterator<Item = char> {
     let codes = (1..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f, 0x61c]);
     codes.chain(0x202a..=0x202e).chain(0x2066..=0x2069).map(|code| char::from_u32(code).unwrap())
 }
 
-/// A name that shows itself for what it is only where each of its characters is made visible.
+/// A name that is displayed correctly only if each of its characters is made visible.
 fn hostile(name: &str) -> String {
     format!("{name}{}end", hidden().collect::<String>())
 }

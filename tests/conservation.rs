@@ -1,5 +1,5 @@
-//! Joules in = joules out, whatever happens: measured = attributed + unattributed, in integers, for every domain,
-//! under random schedules, gaps, resets and cancelled spans; and accounts that do not depend on the order of messages.
+//! Conservation of energy: measured = attributed + unattributed, in integers, for every domain, under random schedules,
+//! gaps, resets and cancelled spans. Also: accounts do not depend on the order of messages.
 
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
@@ -45,8 +45,8 @@ fn assert_balanced(attributor: &Attributor) {
     }
 }
 
-/// A random life: opens, closes, marks, weights, cancels; three domains of different cadence; readings that fail,
-/// counters that reset; the last domain may come while spans are open. Gives every settled account.
+/// Runs a random schedule of opens, closes, phases, weights and cancels on three domains with different intervals, with
+/// failing readings and counter resets; the last domain may appear while spans are open. Returns every settled account.
 fn run_random_schedule(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
     let mut rng = TestRng(seed | 1);
     let truths: Vec<GroundTruth> = (0..3).map(|_| random_truth(&mut rng)).collect();
@@ -101,7 +101,7 @@ fn run_random_schedule(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
     (attributor, out.into_iter().map(|(_, account)| account).collect())
 }
 
-/// Opens, closes, weighs, marks or cancels a random span at `now` or some milliseconds before.
+/// Opens, closes, weighs, marks or cancels a random span at `now` or some milliseconds earlier.
 fn apply_random_edge(
     rng: &mut TestRng,
     attributor: &mut Attributor,
@@ -154,8 +154,9 @@ proptest! {
                 .filter(|share| share.domain == balance.domain)
                 .map(|share| share.share_uj.unwrap_or(0))
                 .sum();
-            // Nothing is open: what accounts say is all that is attributed, but for spans that no reading vouched
-            // for, whose share is absent and whose energy is none.
+            // Nothing is open, so the accounts hold all attributed energy. A span without any valid reading has no
+            // share, and
+            // no energy is attributed to it.
             prop_assert_eq!(attributed_uj, balance.attributed_uj, "domain {}", index);
         }
     }
@@ -175,7 +176,7 @@ proptest! {
     }
 }
 
-/// The same edges, delivered in another order within the horizon, make the same accounts.
+/// The same edges, delivered in another order within the horizon, produce the same accounts.
 #[test]
 fn an_account_does_not_depend_on_the_order_of_messages() {
     let deliver = |shuffle: u64| -> Vec<Account> {
@@ -191,7 +192,7 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
             edges.push((from, span, true));
             edges.push((from + rng.range(30 * MS, 100 * MS), span, false));
         }
-        // Arrival: up to 9 ms after the edge, drawn anew for each delivery.
+        // Each message arrives up to 9 ms after its edge, with a new delay in each delivery.
         let mut late = TestRng(shuffle);
         let mut arrivals: Vec<(u64, u64, usize, bool)> =
             edges.iter().map(|&(at, span, open)| (at + late.range(0, 9 * MS), at, span, open)).collect();
@@ -278,7 +279,7 @@ fn moved_ns_sums_all_edges_that_were_moved_to_the_horizon() {
     let settled = pass(&mut attributor, 521 * MS, 600 * MS);
     assert_eq!(settled[0].1.moved_ns, (40 + 55 + 30 + 2) * MS);
     assert_eq!(settled[0].1.phases.last().unwrap().opened_ns, 510 * MS);
-    // An edge between the asked and the moved opening lies at the opening.
+    // An edge between the requested and the moved opening lies at the opening.
     let key = attributor.open(600 * MS, opening("again", 550 * MS, 1.0, None)).unwrap();
     attributor.set_weight(600 * MS, key, 2.0, 570 * MS).unwrap();
     assert_eq!(attributor.account(600 * MS, key).unwrap().moved_ns, (40 + 20) * MS);

@@ -1,4 +1,4 @@
-//! The contract, method by method and error by error, as any client sees it.
+//! The interface contract, method by method and error by error, as any client sees it.
 
 mod support;
 
@@ -8,7 +8,7 @@ use support::{
     sleep_ms, wait_until,
 };
 
-/// The span of each refusal below; 129 bytes, one more than a name may have.
+/// A name of 129 bytes, one more than allowed.
 const LONG: &str = "spanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanX";
 
 #[test]
@@ -328,7 +328,7 @@ fn a_span_watcher_gets_each_account_once_as_it_settles() {
     }
 }
 
-/// A stream has no first answer of its own: opens and settles spans until one is told.
+/// A stream has no initial reply: opens and settles spans until the first update arrives.
 fn wait_for_first_update(watcher: &mut TestClient, client: &mut TestClient) {
     watcher.stream().set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
     let mut turn = 0;
@@ -369,7 +369,7 @@ fn a_domain_watcher_gets_an_immediate_update_and_periodic_ones() {
 
 #[test]
 fn after_a_rest_the_first_tick_is_as_fresh_as_the_time_beside_it() {
-    // At rest the samplers read once a second: of these rests, some end long after the last reading.
+    // At rest the samplers read once per second; some of these rests end long after the last reading.
     for rest_ms in [1300, 1500, 1700, 1900] {
         let daemon = TestDaemon::start(STEADY_MACHINE);
         sleep_ms(rest_ms);
@@ -382,7 +382,7 @@ fn after_a_rest_the_first_tick_is_as_fresh_as_the_time_beside_it() {
         };
         let (first, second) = (tick(), tick());
         let power_mw = (second.1 - first.1) * 1_000_000 / (second.0 - first.0);
-        // 80 W; a first energy that is half a second old would make it 480 W.
+        // 80 W; with a first energy that is half a second old the result would be 480 W.
         assert!((60_000..140_000).contains(&power_mw), "{power_mw} mW after {rest_ms} ms");
     }
 }

@@ -148,12 +148,12 @@ fn a_user_without_a_system_directory_listens_under_its_own_runtime_directory() {
     let machine = dir.path().join("machine.toml");
     std::fs::write(&machine, STEADY_MACHINE).unwrap();
     let program = dir.path().join("wattspand");
-    // The build's directory may be closed to other users.
+    // Other users may be unable to read the build directory.
     assert!(
         Command::new("cp").arg(env!("CARGO_BIN_EXE_wattspand")).arg(&program).status().unwrap().success()
     );
     let mut command = Command::new(program);
-    // Root listens in the system's directory, so that under root the daemon runs as another user.
+    // Root listens in the system's directory, so under root the daemon runs as another user.
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
         command.uid(65_534).gid(65_534);

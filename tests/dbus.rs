@@ -1,7 +1,7 @@
-//! The meter on a message bus: the same service as on the socket, for the same callers.
+//! The service on a message bus: the same methods and access rules as on the socket.
 //!
-//! Each test has a private `dbus-daemon` with the policy that is installed. Other users are processes of their own
-//! (`setpriv`), so those tests need root; the bus serves only users with a name, hence users that every Debian has.
+//! Each test has a private `dbus-daemon` with the installed policy. Other users are separate processes (`setpriv`), so
+//! those tests need root. The bus serves only users with a name, hence users that every Debian has.
 
 #![cfg(target_os = "linux")]
 
@@ -20,10 +20,10 @@ use support::{
 };
 use zbus::Message;
 
-/// Three groups that every Linux has stand in for ours.
+/// Three groups that every Linux has replace those of wattspan.
 const ACCESS: &str = "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\ncoarse_group = \"adm\"\n";
 
-/// The kinds of callers of tests/fixtures/access.toml, by user, groups; none has a primary group of ours.
+/// The kinds of callers of tests/fixtures/access.toml, by user and groups; none has an access group as primary group.
 const CALLERS: &[(&str, u32, &str)] = &[
     ("unmapped", 65_534, "daemon,bin"),
     ("nobody", 5, ""),
@@ -47,12 +47,12 @@ fn can_change_users() -> bool {
     support::skip::can_change_users()
 }
 
-/// A process of this user that makes these calls on one connection, prints the answers, and then waits to be ended.
+/// A process of this user that makes these calls on one connection, prints the replies, and waits for end of input.
 fn caller(bus: &TestBus, uid: u32, groups: &str, calls: &Value) -> Child {
     let program = bus.path("client");
     if !program.exists() {
-        // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts
-        // meanwhile, and while that has it open it is "text file busy" for us.
+        // Copied by a separate process: another test's child could inherit our write descriptor, and running the copy
+        // would fail with ETXTBSY.
         let own = std::env::current_exe().unwrap();
         assert!(Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     }
@@ -69,7 +69,7 @@ fn caller(bus: &TestBus, uid: u32, groups: &str, calls: &Value) -> Child {
         .unwrap()
 }
 
-/// The answers to these calls of this user: `{"ok": …}` or `{"error": …, "words": …}`.
+/// The replies to these calls from this user: `{"ok": …}` or `{"error": …, "words": …}`.
 fn answers(bus: &TestBus, uid: u32, groups: &str, calls: Value) -> Vec<Value> {
     let output = caller(bus, uid, groups, &calls).wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -104,7 +104,7 @@ fn a_client_of_another_user() {
                 Err((error, words)) => println!("ANSWER {}", json!({ "error": error, "words": words })),
             }
         }
-        // The connection is kept until the other side has seen what it wanted.
+        // Keeps the connection open until the test has finished with it.
         let mut line = String::new();
         let _ = std::io::stdin().read_line(&mut line);
     });
@@ -223,7 +223,7 @@ fn who_may_call_what_is_the_same_as_on_the_socket() {
         let word = table[section][key].as_str().unwrap_or_else(|| panic!("{key} is not in the table"));
         ranks.iter().position(|rank| *rank == word).unwrap()
     };
-    // In this order, so that there is something to close.
+    // In this order, so that there is a span to close.
     let calls = [
         ("GetInfo", json!([])),
         ("OpenSpan", json!([{ "span": "s" }])),
@@ -322,7 +322,7 @@ fn the_policy_lets_only_the_daemons_user_own_the_name_and_no_user_set_properties
     if !can_change_users() {
         return;
     }
-    // As installed: there is no user of that name here, so nobody at all may own it.
+    // As installed: this user does not exist here, so no user may own the name.
     let Some(bus) = TestBus::with_owner("wattspan") else { return };
     if std::fs::read_to_string("/etc/passwd").unwrap_or_default().contains("\nwattspan:") {
         eprintln!("not skipped: this machine has a user wattspan, which is none of the callers");
@@ -446,7 +446,7 @@ fn garbage_is_refused_and_the_connection_goes_on() {
         }
         let long = client.call_any(ours, "GetSpan", &"x".repeat(100_000)).await.unwrap_err();
         assert_eq!(long.1, "message: is longer than 65536 bytes");
-        // Within the cap on the bus, beyond it in the words of the service.
+        // Within the cap of the bus; the JSON form exceeds it and is refused by the service.
         let escaped = client.call_any(ours, "GetSpan", &"\u{1}".repeat(40_000)).await.unwrap_err();
         assert_eq!(escaped.1, "message: is longer than 65536 bytes");
         client.call_ok("GetInfo", json!([])).await;
@@ -488,7 +488,7 @@ fn limits_count_socket_and_bus_together() {
     }
     let third = answers(&bus, 3, "daemon", json!([["GetInfo", []]])).remove(0);
     assert_eq!(third["words"], "the limit of 2 connections of one user is reached");
-    // Whoever was refused may come again once there is room.
+    // The refused user can connect again once there is room.
     for child in [&mut first, &mut second] {
         drop(child.stdin.take());
         child.wait().unwrap();
@@ -570,7 +570,7 @@ fn a_daemon_that_stops_answers_a_waiting_close_first() {
     assert!(daemon.wait().success());
 }
 
-/// Both, side by side.
+/// Runs two futures concurrently.
 async fn join<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
     let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
     let (mut first, mut second) = (None, None);

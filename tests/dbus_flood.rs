@@ -1,7 +1,7 @@
-//! A flood on the bus from somebody who may nothing: the service, the samplers and the memory do not notice.
+//! A flood on the bus from a user without access does not affect the service, the samplers or the memory.
 //!
-//! What it costs in time is printed and not judged: that is the machine's. The numbers that count are memory, answers on
-//! the socket meanwhile, and that the samplers go on.
+//! The time it costs is printed but not checked, because it depends on the machine. The checks are memory, replies on
+//! the socket during the flood, and continued sampling.
 
 #![cfg(target_os = "linux")]
 
@@ -19,16 +19,16 @@ use support::{STEADY_MACHINE, TestDaemon, get_u64, sleep_ms};
 use zbus::Message;
 use zbus::message::Flags;
 
-/// A user that every Debian has, in no group of ours.
+/// A user that every Debian has, in no access group.
 const STRANGER: u32 = 5;
 
-/// As many as one user gets connections of the service.
+/// The service's limit of connections per user.
 const CONNECTIONS: usize = 64;
 
-/// A little less than the most that the system bus passes on.
+/// Slightly less than the largest message that the system bus accepts.
 const LARGE: usize = 32 * 1024 * 1024 - 4096;
 
-/// What the daemon may take beside its quiet size: the calls that may wait, and what 64 lines take.
+/// Allowed growth of the daemon: queued calls, and the buffers of 64 connections.
 const ROOM: u64 = 24 << 20;
 
 fn start_on_bus() -> Option<(TestBus, TestDaemon)> {
@@ -41,10 +41,11 @@ fn start_on_bus() -> Option<(TestBus, TestDaemon)> {
     Some((bus, daemon))
 }
 
-/// A process of a stranger that does this.
+/// A process of a stranger that runs the helper test.
 fn flood(bus: &TestBus, helper: &str, at_once: usize) -> Child {
     let program = bus.path("flood");
-    // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
+    // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not be
+    // run.
     let own = std::env::current_exe().unwrap();
     assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     Command::new("setpriv")
@@ -109,7 +110,7 @@ fn many_small_calls_without_reading_replies() {
     });
 }
 
-/// The most memory since it was last asked, in bytes.
+/// Peak resident memory since the previous call, in bytes; resets the peak.
 fn peak(daemon: &TestDaemon) -> u64 {
     let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
     let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
@@ -121,7 +122,7 @@ fn peak(daemon: &TestDaemon) -> u64 {
 fn survives(helper: &str, at_once: usize) {
     let Some((bus, daemon)) = start_on_bus() else { return };
     let mut socket = daemon.client();
-    // All that the samplers' and the rings' memory will be, before the flood.
+    // Makes the samplers and rings allocate all their memory before the flood.
     socket.open("quiet");
     sleep_ms(300);
     socket.close_and_settle("quiet");
@@ -170,7 +171,7 @@ fn sixty_four_calls_of_32_mib_take_no_memory() {
     let available = std::fs::read_to_string("/proc/meminfo").unwrap();
     let line = available.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
-    // The bus holds every message whole while it comes in.
+    // The bus buffers every message completely while receiving it.
     let at_once = if kib > 6 << 20 { CONNECTIONS } else { 8 };
     println!("{at_once} at once");
     survives("calls_of_32_mib_side_by_side", at_once);

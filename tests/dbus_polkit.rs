@@ -1,7 +1,8 @@
-//! Polkit's part: who is asked about, and that everything but a clear yes is a no.
+//! The polkit check: which subject is checked, and that any answer but a clear yes is a no.
 //!
-//! The daemon's door to the bus runs in this process, with a stand-in for the service that refuses the reload to everybody
-//! but the daemon itself, and a stand-in for polkit that says what a test wants.
+//! The daemon's D-Bus server runs in this process, with a fake service that allows Reload to the daemon's own
+//! credentials
+//! only, and a fake polkit whose answer the test chooses.
 
 #![cfg(target_os = "linux")]
 
@@ -24,10 +25,10 @@ use zbus::{Message, MessageStream, Variant};
 
 const AUTHORITY: &str = "org.freedesktop.PolicyKit1";
 
-/// What polkit was asked: the subject's kind and name, the action, the flags.
+/// A request to polkit: the subject's kind and name, the action, the flags.
 type PolkitRequest = (String, String, String, u32);
 
-/// What the stand-in for polkit says.
+/// The answer of the fake polkit.
 #[derive(Clone, Copy)]
 enum PolkitReply {
     Yes,
@@ -37,9 +38,9 @@ enum PolkitReply {
     Failure,
 }
 
-/// The service: `Reload` is done for the daemon itself, and refused to all others.
+/// The fake service: performs `Reload` for the daemon's own credentials, and refuses it to all others.
 fn serve(mut connection: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
-    // What the bus states has no primary group; the daemon's own credentials do.
+    // Credentials from the bus have no primary group; the daemon's own have one.
     let own = connection.credentials.gid == rustix::process::getegid().as_raw();
     let mut message = Vec::new();
     let mut byte = [0];
@@ -63,7 +64,7 @@ fn serve(mut connection: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
     }
 }
 
-/// A bus with the door on it, polkit saying this, and what the two were asked.
+/// A bus with the D-Bus server, the fake polkit's answer, and the requests that polkit and the service received.
 struct PolkitFixture {
     bus: TestBus,
     requests: Receiver<PolkitRequest>,

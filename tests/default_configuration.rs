@@ -1,4 +1,4 @@
-//! The configuration file that packages install: every key there is, with its default, commented out.
+//! The installed configuration file: every key with its default, commented out.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use wattspan::config::Config;
 
 const FILE: &str = include_str!("../packaging/wattspan.toml");
 
-/// Keys that have no default; what the file shows of them is an example.
+/// Keys without a default; the file shows examples for them.
 const WITHOUT_DEFAULT: &[&str] = &[
     "socket",
     "idle_w.package-0",
@@ -20,7 +20,7 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "state_dir",
 ];
 
-/// The file with its settings in force.
+/// The file with its settings uncommented.
 fn uncommented() -> toml::Table {
     let in_force = |line: &str| match line.strip_prefix('#') {
         Some(setting) if !setting.starts_with(' ') => setting.to_owned(),
@@ -29,7 +29,7 @@ fn uncommented() -> toml::Table {
     FILE.lines().map(in_force).collect::<Vec<_>>().join("\n").parse().unwrap()
 }
 
-/// Every key as one writes it.
+/// Every key with its dotted path.
 fn keys(under: &str, table: &toml::Table) -> BTreeSet<String> {
     let each = |(key, value): (&String, &toml::Value)| match value {
         toml::Value::Table(table) => keys(&format!("{under}{key}."), table),
@@ -68,7 +68,7 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
 
 #[test]
 fn no_key_without_a_default_is_forgotten() {
-    // The parser names every key that it knows when it meets one that it does not.
+    // On an unknown key the parser lists every known one.
     for table in ["", "[source]", "[access]", "[limits]"] {
         let wrong = toml::from_str::<Config>(&format!("{table}\nno_such_key = 1\n")).unwrap_err().to_string();
         let known: Vec<&str> = wrong.split('`').skip(3).step_by(2).collect();

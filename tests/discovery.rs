@@ -1,4 +1,4 @@
-//! Discovery on stand-in machines: what is tried, what is stuck, what is doubly there, and when the estimate steps in.
+//! Discovery on fake machines: sources tried, stuck counters, duplicates, and when the estimate is used.
 
 mod fake;
 
@@ -16,7 +16,7 @@ const ESU_14: &str = "262143328850";
 const STAT: &str =
     "cpu  100 0 50 800 0 0 0 9 0 0\ncpu0 50 0 25 400 0 0 0 0 0 0\ncpu1 50 0 25 400 0 0 0 9 0 0\nbtime 1\n";
 
-/// What is where, by source and domain, with whether it advanced.
+/// Sources and domains found, each with whether its counter advanced.
 fn shape(found: &Inventory) -> Vec<(String, bool)> {
     let of = |source: &wattspan::sources::OpenedSource| {
         let pairs = source.domains.iter().zip(&source.advanced);
@@ -31,7 +31,7 @@ fn reason<'a>(found: &'a Inventory, source: &str) -> &'a str {
     found.absent.iter().find(|absent| absent.source == source).map_or("", |absent| absent.reason.as_str())
 }
 
-/// Adds to zones' counts every half a millisecond, until dropped.
+/// A thread that adds to the counters of zones every 0.5 ms, until dropped.
 struct CounterThread {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -46,7 +46,7 @@ impl CounterThread {
             while !stopped.load(Ordering::Relaxed) {
                 round += 1;
                 for (zone, power) in zones {
-                    // Never twice the same step, and the same in every zone of the same power.
+                    // Steps that never repeat, and are the same in every zone of the same power.
                     tree.energy(zone, 1_000_000 + round * power * 61 + (round * round % 97) * 610);
                 }
                 thread::sleep(Duration::from_micros(500));
@@ -110,7 +110,7 @@ fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
     fake_sysfs.zone("intel-rapl:0", "package-0", ESU_14, 5);
     fake_sysfs.zone("intel-rapl:1", "psys", ESU_14, 77);
     let running = CounterThread::start(&fake_sysfs, &[("intel-rapl:0", 300)]);
-    // A busy machine may not let the other thread run within one watch.
+    // On a busy machine the other thread may not run during one observation.
     let found = (0..50)
         .map(|_| discover(&fake_sysfs.settings(&["powercap", "estimate"]), &Clock::Machine))
         .find(|found| found.opened[0].advanced[0])

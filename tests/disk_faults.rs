@@ -1,7 +1,7 @@
-//! The ledger on disk where the disk is full, read-only, broken or silent: spans are answered all the same, it is said
-//! what is wrong, and when the disk is well again everything goes on by itself.
+//! The store on a full, read-only, broken or hanging disk: spans are answered all the same, the fault is reported, and
+//! when the disk recovers everything continues without intervention.
 //!
-//! The disks are real ones, mounted for the test, which needs root or FUSE; elsewhere the tests say so and stop.
+//! The disks are real file systems, mounted for the test, which needs root or FUSE; the tests skip without them.
 
 #![cfg(target_os = "linux")]
 
@@ -20,7 +20,7 @@ fn keeping(daemon: &TestDaemon) -> Value {
     daemon.client().call("GetInfo", json!({}))["keeping"].take()
 }
 
-/// Closes a span; how it was answered.
+/// Opens and closes a span; returns its final account.
 fn close_state(client: &mut TestClient, span: &str) -> Value {
     client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
     client.close_and_settle(span)
@@ -30,7 +30,7 @@ fn start_daemon_on(place: &Path) -> TestDaemon {
     TestDaemon::start_with_config(STEADY_MACHINE, &format!("state_dir = {place:?}\n"))
 }
 
-/// A file system of its own for the state directory; `None`, with the reason printed, where there can be none.
+/// A file system mounted for the state directory; `None`, with the reason printed, where none can be mounted.
 struct Mounted<'a>(&'a Path);
 
 impl<'a> Mounted<'a> {
@@ -156,7 +156,7 @@ fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
     let mut client = daemon.client();
     assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
     client.open("long");
-    // It is in the journal by then.
+    // Long enough for the open span to be written to disk.
     sleep_ms(2500);
     disk.set(WriteBehavior::Fail);
     assert_eq!(close_state(&mut client, "during")["durable"], false);
@@ -205,7 +205,7 @@ fn a_hanging_disk_delays_no_query_and_is_reported() {
     disk.set(WriteBehavior::Hang);
     client.open("unawaited");
     client.call("CloseSpan", json!({ "span": "unawaited" }));
-    // Nobody waits for it; but whatever the disk is asked from now on comes behind it.
+    // No client waits for this write, but every later disk operation queues after it.
     wait_until("it is handed to the disk", || keeping(&daemon)["waiting"] == 1);
     let mut other = daemon.client();
     other.send("GetSpan", json!({ "span": "nobody's" }), &[]);

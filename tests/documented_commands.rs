@@ -1,5 +1,6 @@
-//! What messages, help and documents advise exists: every flag and subcommand of ours that they name, in the program for
-//! which they name it; every group, feature and drop-in.
+//! Everything that messages, help and documents advise exists: each flag and subcommand, in the program with which it
+//! is
+//! named; each group, feature and drop-in.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, Command, CommandFactory};
 
-/// Flags of other programs that our texts name.
+/// Flags of other programs that the texts name.
 const FOREIGN_FLAGS: &[(&str, &str)] = &[
     ("cap-add", "docker, podman"),
     ("drive", "examples/fastapi_energy.py"),
@@ -18,8 +19,8 @@ const FOREIGN_FLAGS: &[(&str, &str)] = &[
     ("system", "groupadd"),
 ];
 
-/// Modules whose messages only the daemon prints, and those whose messages only `wattspan` prints. Messages of the other
-/// modules come from both programs, so that a flag in them has to be named together with its program.
+/// Modules whose messages only the daemon prints, and those whose messages only `wattspan` prints. Both programs print
+/// the messages of the other modules, so a flag there must be named together with its program.
 const DAEMON_MODULES: &[&str] = &["daemon", "server", "service", "dbus", "store"];
 const CLIENT_MODULES: &[&str] = &["cli", "client", "http", "ipw", "proxy"];
 
@@ -31,7 +32,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()))
 }
 
-/// The files below a directory with one of these endings.
+/// The files below a directory with one of these extensions.
 fn files(directory: &str, endings: &[&str]) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(root().join(directory)).unwrap().flatten() {
@@ -61,7 +62,7 @@ fn find_short(command: &Command, letter: char) -> Option<&Arg> {
     command.get_arguments().find(|arg| arg.get_short() == Some(letter))
 }
 
-/// The flags of a program, those of its subcommands included.
+/// The flags of a program and its subcommands.
 fn all_flags(command: &Command) -> BTreeSet<String> {
     let mut all: BTreeSet<String> =
         command.get_arguments().filter_map(Arg::get_long).map(str::to_owned).collect();
@@ -69,7 +70,7 @@ fn all_flags(command: &Command) -> BTreeSet<String> {
     all
 }
 
-/// The name in a word such as `[--interval`, `--color=never`, `--resume)`.
+/// The flag's name in a word such as `[--interval`, `--color=never`, `--resume)`.
 fn flag_in(word: &str) -> Option<&str> {
     let (before, name) = word.split_once("--")?;
     let end =
@@ -79,13 +80,13 @@ fn flag_in(word: &str) -> Option<&str> {
     sound.then_some(name)
 }
 
-/// What is wrong with a line of a shell on which one of our programs is called.
+/// Collects the errors in a shell line that calls one of the two programs.
 fn errors_in_call(line: &str, programs: &[Command; 2], wrong: &mut Vec<String>) {
     let words: Vec<&str> = line.split_whitespace().collect();
     for (at, word) in words.iter().enumerate() {
         let name = word.trim_matches(|c| "`'\"()$".contains(c)).rsplit('/').next().unwrap_or_default();
         let Some(program) = programs.iter().find(|program| program.get_name() == name) else { continue };
-        // `systemctl reload wattspand`, `dpkg -i wattspan`: a mention, unless what precedes runs it.
+        // `systemctl reload wattspand`, `dpkg -i wattspan`: a mention, unless the preceding word makes it a command.
         let runs = |before: &&str| {
             ["$", "&&", "|", ";", "&", "sudo", "exec", "time", "ExecStart="].contains(before)
                 || before.find('=').is_some_and(|at| at > 0)
@@ -100,7 +101,7 @@ fn errors_in_call(line: &str, programs: &[Command; 2], wrong: &mut Vec<String>) 
     }
 }
 
-/// Follows a call word by word, as the program's parser would.
+/// Checks a call word by word, as the program's parser would.
 fn check_arguments(program: &Command, words: &[&str]) -> Result<(), String> {
     let (mut command, mut words) = (program, words.iter());
     while let Some(word) = words.next() {
@@ -133,7 +134,7 @@ fn check_arguments(program: &Command, words: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// The pieces of a document that a reader may type: lines of code blocks, and what stands between backticks.
+/// The parts of a document that a reader may type: lines of code blocks, and text between backticks.
 fn code_fragments(text: &str) -> Vec<String> {
     let (mut blocks, mut prose, mut fenced) = (Vec::new(), String::new(), false);
     for line in text.lines() {
@@ -152,7 +153,8 @@ fn code_fragments(text: &str) -> Vec<String> {
     blocks
 }
 
-/// The string literals of a source file before its tests, comments left out; lines that a backslash continues are one.
+/// The string literals of a source file before its tests, without comments; literals continued by a backslash are
+/// joined.
 fn string_literals(text: &str) -> Vec<String> {
     let code = text.split("\n#[cfg(test)]").next().unwrap_or_default();
     let (mut all, mut literal) = (Vec::new(), None::<String>);
@@ -208,7 +210,7 @@ fn module(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Every text with where it comes from: documents, scripts, messages.
+/// Every text with its path: documents, scripts, messages.
 fn texts() -> Vec<(PathBuf, String)> {
     let whole = documents().into_iter().chain(scripts()).map(|path| (path.clone(), read(&path)));
     let messages = sources().into_iter().map(|path| (path.clone(), string_literals(&read(&path)).join("\n")));
@@ -244,7 +246,7 @@ fn every_flag_that_a_document_names_exists() {
     let known: BTreeSet<String> = programs().iter().flat_map(all_flags).collect();
     let (mut wrong, mut flags) = (Vec::new(), 0);
     for path in documents() {
-        // A flag by itself; calls of our programs are another test's, those of others are not ours.
+        // A flag by itself; another test checks calls of wattspan's programs, and other programs are not checked.
         let alone = |code: &String| code.starts_with(['-', '[']);
         for code in code_fragments(&read(&path)).iter().filter(|code| alone(code)) {
             flags += 1;
@@ -259,7 +261,7 @@ fn every_flag_that_a_document_names_exists() {
     assert!(flags > 30, "only {flags} flags were found");
 }
 
-/// What a message names that the program which prints it does not have. A flag may be qualified by its program.
+/// Collects what a message names that its program lacks. A flag may be qualified by its program.
 fn errors_in_message(message: &str, printed_by: &[&Command], programs: &[Command; 2]) -> Vec<String> {
     let words: Vec<&str> = message.split_whitespace().collect();
     let wrong = words.iter().enumerate().filter_map(|(at, word)| {
@@ -333,7 +335,7 @@ fn documented_packages_groups_features_and_drop_ins_exist() {
         let mut fault = |what: String| wrong.push(format!("{}: {what}", path.display()));
         for window in words.windows(3) {
             match window {
-                // Neither is in a registry.
+                // The package is in neither registry.
                 ["cargo" | "pip", "install", "wattspan"] => fault(window.join(" ")),
                 ["usermod", "-aG", names] if !names.starts_with('{') => {
                     let unknown = names.split(',').find(|name| !groups.iter().any(|group| group == name));

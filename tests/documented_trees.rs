@@ -1,7 +1,7 @@
-//! Machines as public documentation shows them: which domains are found, what lies in what, what is counted.
+//! Machines from public documentation: the domains found, how they nest, and which are counted.
 //!
-//! Each fixture says where its shape comes from. A value that its source does not show is "?", and stays meaningless
-//! here: nothing is said of energy (see `living_machines`), only of the tree.
+//! Each fixture names the source of its shape. A value that the source does not show is "?" and has no meaning here:
+//! these tests check the tree only, not energy.
 
 mod fake;
 
@@ -13,10 +13,10 @@ use wattspan::clock::Clock;
 use wattspan::sources::dedup::domain_tree::counted_in_total;
 use wattspan::sources::{SourceSettings, discover};
 
-/// What stands for a value that nobody showed.
+/// Replaces a value that the source does not show.
 const UNSHOWN: &str = "1000";
 
-/// The fixture as a tree, and the domains it says there are.
+/// The fixture as a tree, and the domains expected in it.
 fn read(fixture: &Path) -> (FakeSysfs, Vec<String>) {
     let (fake_sysfs, mut expected) = (FakeSysfs::new(), Vec::new());
     for line in fs::read_to_string(fixture).unwrap().lines().filter(|line| !line.starts_with('#')) {
@@ -44,7 +44,7 @@ fn documented_machines_have_the_documented_domains() {
     for fixture in fixtures {
         let (fake_sysfs, mut expected) = read(&fixture);
         let mut enabled = SourceSettings::default().enabled;
-        // This machine's own counters are not the fixture's.
+        // These sources would find this machine's own counters.
         enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
         let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
         let found = discover(&fake_sysfs.settings(&enabled), &Clock::Machine);

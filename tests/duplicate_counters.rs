@@ -1,6 +1,6 @@
-//! Two names of one counter are never counted twice, and two counters are not taken for one.
+//! Two names of one counter are never counted twice, and two counters are never treated as one.
 //!
-//! The machines' files live (see `fuse_sysfs`); each start is a whole meter, as `wattspan run` has one.
+//! Each machine's files are computed when read (see `fuse_sysfs`); each start is a whole meter, as in `wattspan run`.
 #![cfg(target_os = "linux")]
 
 mod fuse_sysfs;
@@ -22,15 +22,17 @@ use wattspan::protocol::{DaemonInfo, DomainStatus};
 
 const MS: u64 = 1_000_000;
 
-/// How long two independent counters of equal load may be undecided where the kernel does not number their packages.
+/// The time limit for the decision about two independent counters of equal load whose packages the kernel does not
+/// number.
 const DECIDED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Starts of a short run; `WATTSPAN_TEST_STARTS=100` makes it the long one.
+/// The number of starts; `WATTSPAN_TEST_STARTS=100` overrides the short run.
 fn starts(short: usize) -> usize {
     std::env::var("WATTSPAN_TEST_STARTS").map_or(short, |starts| starts.parse().unwrap())
 }
 
-/// A register of 2^-14 J that moves each millisecond by `least` counts and up to `spread` more, the same at each look.
+/// A register of 2^-14 J units that moves every millisecond by `least` counts plus less than `spread` more;
+/// deterministic.
 fn register(seed: u64, least: u64, spread: u64) -> impl Fn(u64) -> u64 + Clone + Send + Sync + 'static {
     const PERIOD: u64 = 1 << 14;
     let mut state = seed;
@@ -46,7 +48,7 @@ fn register(seed: u64, least: u64, spread: u64) -> impl Fn(u64) -> u64 + Clone +
     }
 }
 
-/// A package's zone as the kernel names and fills it (linux drivers/powercap/intel_rapl_common.c).
+/// A package's zone with the driver's names and units (linux drivers/powercap/intel_rapl_common.c).
 fn zone(
     machine: &mut FuseMachine,
     id: &str,
@@ -59,7 +61,7 @@ fn zone(
     machine.number(&format!("{path}/energy_uj"), move |at_ns| (counts(at_ns) & 0xFFFF_FFFF) * 61_035 / 1_000);
 }
 
-/// CPUs in so many packages, two in each.
+/// CPU topology with this many packages of two CPUs each.
 fn topology(machine: &mut FuseMachine, packages: usize) {
     for cpu in 0..2 * packages {
         let path = format!("sys/devices/system/cpu/cpu{cpu}/topology");
@@ -67,19 +69,19 @@ fn topology(machine: &mut FuseMachine, packages: usize) {
     }
 }
 
-/// 68 W, and as restless as a package is.
+/// 68 W, with the variation of a real package.
 const LOADED: (u64, u64) = (1_080, 70);
-/// An idle one, whose steps are of two sizes only: no levels prove anything of it.
+/// An idle package, whose steps have two sizes only: its levels prove nothing.
 const IDLE: (u64, u64) = (16, 2);
 
 const DIES: [&str; 2] = ["package-0-die-0", "package-0-die-1"];
 
-/// Seldom and equal steps: nothing is known of such a counter for a second.
+/// Rare and equal steps: for a second nothing can be concluded about such a counter.
 fn seldom(at_ns: u64) -> u64 {
     at_ns / (100 * MS) * 6_100
 }
 
-/// One counter under two names: a package's dies, or a mirrored zone with a package's name that no CPU is in.
+/// One counter under two names: a package's dies, or a mirrored zone named after a package without CPUs.
 fn one_counter_twice(names: [&str; 2], load: (u64, u64), packages: usize) -> FuseMachine {
     let mut machine = FuseMachine::new();
     topology(&mut machine, packages);
@@ -125,7 +127,7 @@ impl RunningMeter {
         self.client.info().unwrap()
     }
 
-    /// Asks until it is so, at most so long.
+    /// Polls until the condition holds; fails after `within`.
     fn wait_until(&self, within: Duration, what: &str, holds: impl Fn(&DaemonInfo) -> bool) -> DaemonInfo {
         let end = Instant::now() + within;
         loop {
@@ -153,13 +155,13 @@ fn second(info: &DaemonInfo) -> &DomainStatus {
     &info.domains[1]
 }
 
-/// Whether it is not known of two live domains if they are one.
+/// Whether both domains are live and it is undecided if they share a counter.
 fn is_in_doubt(info: &DaemonInfo) -> bool {
     let live = info.domains.iter().all(|domain| domain.liveness == Liveness::Live);
     live && second(info).duplicate == Some(Duplicate::Undecided)
 }
 
-/// The total is what these domains got, no more and no less.
+/// Asserts that the total is the sum of exactly these domains' shares.
 fn assert_total_is_of(account: &Account, names: &[&str]) {
     let share =
         |name: &&str| account.domains.iter().find(|share| share.domain == **name).unwrap().share_uj.unwrap();
@@ -253,7 +255,7 @@ fn the_readings_decide_where_the_kernel_does_not() {
 
 #[test]
 fn a_decision_holds_from_its_instant_on_and_never_backwards() {
-    // Both zones show the same seldom and equal steps, which prove nothing, until the second goes a way of its own.
+    // Both zones show the same rare and equal steps, which prove nothing, until the second diverges.
     let apart_ns = Arc::new(AtomicU64::new(u64::MAX));
     let mut machine = FuseMachine::new();
     let since_ns = Arc::clone(&apart_ns);
@@ -293,7 +295,7 @@ fn a_decision_holds_from_its_instant_on_and_never_backwards() {
 
 #[test]
 fn one_counter_in_two_numbered_packages_is_counted_once_when_its_levels_show_it() {
-    // A virtual machine may show one register of its host in two packages of its own.
+    // A virtual machine may show one register of its host in two of its own packages.
     let Some(mounted) = one_counter_twice(["package-0", "package-1"], LOADED, 2).mount() else { return };
     let meter = start(&mounted);
     let across = meter.client.open_span("across").unwrap();

@@ -1,5 +1,5 @@
-//! The service inside another process, over socket pairs, on a machine whose power changes all the time: every account
-//! holds the truth, which is computed here from the power alone.
+//! The service inside another process, over socket pairs, on a machine of varying power. Every account must contain the
+//! truth, which is computed here from the power alone.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! The truth lies within `error_uj`, always: random and bang-bang power, any sampling, spans alone and in crowds,
-//! weights that change. The truth is computed from the power profile itself, with nothing of the attributor's.
+//! The truth always lies within `error_uj`: random and on-off power, any sampling, single and concurrent spans,
+//! changing
+//! weights. The truth is computed from the power profile, without any code of the attributor.
 
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
@@ -24,26 +25,26 @@ fn wandering(rng: &mut TestRng) -> Vec<(u64, u64)> {
     (0..6000).map(|_| (rng.range(20 * US, 3 * MS), rng.range(2_000, 600_000))).collect()
 }
 
-/// When which span weighed what.
+/// The weights of each span over time, and the machine.
 struct SpanSchedule {
     truth: GroundTruth,
     spans: Vec<Vec<WeightInterval>>,
     sample_ns: (u64, u64),
     ceiling: bool,
     interval_known: bool,
-    /// A model in place of a counter: 300 W, give or take 300 W.
+    /// A model instead of a counter: 300 W ± 300 W.
     modelled: bool,
-    /// A power sensor beside the counter, right or wrong.
+    /// A power sensor in addition to the counter.
     sensor: PowerSensor,
 }
 
-/// What a power sensor says, integrated.
+/// The integrated power of a sensor.
 #[derive(Clone, Copy)]
 enum PowerSensor {
     None,
-    /// The truth.
+    /// The true energy.
     True,
-    /// Anything that grows.
+    /// An arbitrary increasing value.
     Nonsense,
 }
 
@@ -90,7 +91,7 @@ fn schedule(seed: u64) -> SpanSchedule {
     }
 }
 
-/// Feeds the plan to an attributor as a sampler and clients would, messages right at their edges.
+/// Feeds the schedule to an attributor as a sampler and clients would, with each message at its edge.
 fn run(schedule: &SpanSchedule, seed: u64) -> Vec<Account> {
     let mut rng = TestRng(seed.rotate_left(17) | 1);
     let ceiling = schedule.ceiling.then_some(CEILING_MW);
@@ -135,7 +136,7 @@ fn run(schedule: &SpanSchedule, seed: u64) -> Vec<Account> {
             }
             next += 1;
         }
-        // The counter is read somewhere between the two clock reads.
+        // The counter is read at some instant between the two clock reads.
         let window_ns = rng.range(1, 60 * US);
         let reading = if schedule.modelled {
             let energy_uj = now * 300 / 1_000;
@@ -150,7 +151,7 @@ fn run(schedule: &SpanSchedule, seed: u64) -> Vec<Account> {
             schedule.truth.reading(now + rng.range(0, window_ns))
         };
         shape_uj = schedule.sensor.shape_uj(&schedule.truth, now, shape_uj, &mut rng);
-        // A dear counter is not asked each time that the power is.
+        // A counter that is expensive to read is skipped in some of the sensor's reads.
         let valid = shape_uj == 0 || rng.range(0, 2) > 0;
         attributor.add_reading(0, now, now + window_ns, &EnergyReading { valid, shape_uj, ..reading });
         now += window_ns;
@@ -181,7 +182,7 @@ proptest! {
     }
 }
 
-/// The true share of each phase of an account, by cutting its span where the phases do.
+/// The true share of each phase of an account, with the span cut at the phase boundaries.
 fn true_phases_uj(schedule: &SpanSchedule, account: &Account, span: usize) -> Vec<f64> {
     account
         .phases
@@ -235,8 +236,9 @@ proptest! {
 
 #[test]
 fn the_error_is_no_larger_than_it_need_be() {
-    // Constant 100 W, a counter that moves every 1 ms, read every 250 us: a lone span of 500 ms is known to about
-    // one counter step at each end, not more; a bound of the whole energy would also hold, and be worth nothing.
+    // Constant 100 W, a counter that moves every 1 ms, read every 250 us: the energy of a lone span of 500 ms is known
+    // to
+    // about one counter step at each end. A bound of the whole energy would hold too, but would be useless.
     let truth = GroundTruth::new(&[(1, 100_000)], MS, 0, 1);
     let spans = vec![vec![WeightInterval { from_ns: 200_300 * US, to_ns: 700_700 * US, weight: 1.0 }]];
     let schedule = SpanSchedule {
@@ -282,7 +284,7 @@ fn a_long_span_among_many_short_ones_has_a_correct_and_useful_error() {
 #[test]
 fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
     // Each 20 ms step of the counter holds one burst of 2 J. In the step where the span opens (at 5 % of it) the
-    // burst came just before; in the step where it closes (at 95 %) it comes just after: the worst there is.
+    // burst comes just before; in the step where it closes (at 95 %) it comes just after: the worst case.
     let (step, burst) = (20 * MS, 10 * US);
     let early = [(burst, 200_000_000), (step - burst, 0)];
     let late = [(step - burst, 0), (burst, 200_000_000)];
@@ -312,7 +314,7 @@ fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
 
 #[test]
 fn a_models_uncertainty_of_the_idle_time_before_a_span_is_excluded() {
-    // 300 W give or take 300 W, read once a second until a span opens, which triggers a reading 50 us later.
+    // 300 W ± 300 W, read once per second until a span opens, which triggers a reading 50 us later.
     let mut attributor = Attributor::new(
         vec![domain("cpu", DomainKind::Cpu, 1, Some(CEILING_MW))],
         AttributionSettings::default(),
@@ -348,21 +350,22 @@ fn a_models_uncertainty_of_the_idle_time_before_a_span_is_excluded() {
     let account = &out[0].1;
     let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
     assert!(share.abs_diff(30_000_000) < 100_000, "{share}");
-    // 30 J for the span's own 100 ms, and a little for its edges; the 0.9 s before it are 270 J of doubt.
+    // 30 J for the span's own 100 ms, and a little for its edges; the uncertainty of the 0.9 s before it is 270 J.
     assert!((30_000_000 - 100_000..32_000_000).contains(&error), "{error}");
 }
 
 #[test]
 fn the_first_reading_may_be_as_old_as_the_counters_step() {
-    // 400 W, a counter that moves every 100 ms, read for the first time half-way: what that reading shows is
-    // 20 J below the truth, which a span that opens right after it must allow for, ceiling or not.
+    // 400 W, a counter that moves every 100 ms, first read half-way through a step: the value is 20 J below the truth.
+    // A
+    // span that opens right after it must allow for that, with or without a ceiling.
     for ceiling_mw in [None, Some(CEILING_MW)] {
         let truth = GroundTruth::new(&[(1, 400_000)], 100 * MS, 0, 1);
         let mut attributor = Attributor::new(
             vec![domain("gpu-0", DomainKind::Gpu, 1, ceiling_mw)],
             AttributionSettings::default(),
         );
-        // It closes where the counter moves, so that the other edge leaves no room.
+        // Closes at a counter update, so that this edge adds no uncertainty.
         let (opened_ns, closed_ns) = (50_950 * US, 200 * MS);
         let (mut out, mut key) = (Vec::new(), None);
         for tick in 0..400 {

@@ -1,4 +1,4 @@
-//! The estimate on a stand-in `/proc/stat`: the model, its interval, and the kernel's ticks.
+//! The estimate on a fake `/proc/stat`: the model, its interval, and the kernel's ticks.
 
 mod fake;
 #[path = "support/skip.rs"]
@@ -12,7 +12,7 @@ use wattspan::sources::{OpenedSource, SourceSettings, estimate};
 
 const MS: u64 = 1_000_000;
 
-/// Two CPUs, 10 W at rest and 110 W at full load, busy for no time yet.
+/// Two CPUs, 10 W idle and 110 W at full load, with no busy time yet.
 fn machine(start_ns: u64) -> (FakeSysfs, Clock, OpenedSource) {
     let (fake_sysfs, clock) = (FakeSysfs::new(), Clock::manual(start_ns));
     busy(&fake_sysfs, 0);
@@ -23,7 +23,7 @@ fn machine(start_ns: u64) -> (FakeSysfs, Clock, OpenedSource) {
     (fake_sysfs, clock, found.opened.into_iter().next().unwrap())
 }
 
-/// `ticks` of 10 ms in which a CPU was busy, spread over the five columns that count; idle, iowait and steal do not.
+/// Adds `ticks` of 10 ms to a CPU's busy time, over the five columns that count; idle, iowait and steal do not count.
 fn busy(fake_sysfs: &FakeSysfs, ticks: u64) {
     let (user, nice, system, irq) = (1_000 + ticks, 20, 300, 40);
     let line = format!("{user} {nice} {system} {} 777 {irq} 5 888 30 0", 500_000 - ticks);
@@ -58,7 +58,7 @@ fn idle_half_load_and_full_load_follow_the_model_with_its_interval_as_uncertaint
     if !ticks_are_10_ms() {
         return;
     }
-    // Over a second: ticks of both CPUs together, energy in joules, and how far the interval's farther end is.
+    // Over a second: ticks of both CPUs together, energy in joules, and the distance to the interval's farther end.
     for (ticks, energy_j, doubt_j) in [(0, 10, 100), (100, 60, 50), (200, 110, 100)] {
         let (fake_sysfs, clock, mut opened) = machine(0);
         read(&mut opened);
@@ -93,7 +93,7 @@ fn excess_busy_time_is_carried_over_and_the_ceiling_never_exceeded() {
     }
     let (fake_sysfs, clock, mut opened) = machine(0);
     read(&mut opened);
-    // 4 ticks of 10 ms within 10 ms of two CPUs: half of them fit, the others follow.
+    // 4 ticks of 10 ms within 10 ms of two CPUs: half of them fit, the others are carried over.
     clock.set(10 * MS);
     busy(&fake_sysfs, 4);
     assert_eq!(read(&mut opened).energy_uj, 1_100_000);
@@ -154,7 +154,7 @@ proptest! {
         let estimate_pj = u128::from(to.1.energy_uj - from.1.energy_uj) * 1_000_000;
         let doubt_pj = u128::from(to.1.uncertainty_uj - from.1.uncertainty_uj + opened.domains[0].quantum_uj) * 1_000_000;
         prop_assert!(truth_pj.abs_diff(estimate_pj) <= doubt_pj);
-        // And the estimate itself is never above full load.
+        // The estimate itself never exceeds full load.
         let most_pj = 110_000 * u128::from(to.1.stamp_ns - from.1.stamp_ns);
         prop_assert!(estimate_pj <= most_pj + 1_000_000);
     }

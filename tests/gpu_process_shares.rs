@@ -1,4 +1,4 @@
-//! GPUs' time by process, through a stand-in of NVIDIA's library and a whole meter.
+//! GPU time by process, through a fake of NVIDIA's library and a whole meter.
 #![cfg(target_os = "linux")]
 
 mod fake {
@@ -55,7 +55,7 @@ fn gpu(account: &Account, number: usize) -> &Share {
     account.domains.iter().find(|share| share.domain == name).unwrap()
 }
 
-/// The first account in which the GPU's part is known: the driver is asked for the first time when a span is open.
+/// The first account with a known GPU process share; the driver is first queried while a span is open.
 fn first_known_account(client: &Client, pid: u64) -> Account {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -86,13 +86,13 @@ fn a_board_is_split_by_what_its_processes_used_of_it() {
         let share = gpu(&account, 0);
         let part = share.process_uj.unwrap() as f64 / share.share_uj.unwrap() as f64;
         assert!((part - fraction).abs() < 0.01, "{part} of {fraction}");
-        // The other board does not tell: it is not split, and that is said.
+        // The other board has no utilization by process: its energy is not split, and the reason is reported.
         assert_eq!(gpu(&account, 1).process_uj, None);
     }
     let absent = client.info().unwrap().absent;
     let names_the_reason = absent.iter().any(|absent| absent.reason.starts_with("gpu-1: no part by process"));
     assert!(names_the_reason, "{absent:?}");
-    // Nobody computes: nothing fell to anybody, which is known.
+    // No process computes: the process share is a known zero.
     library.set(0, Knob::UserAPercent, 0);
     library.set(0, Knob::UserBPercent, 0);
     std::thread::sleep(Duration::from_millis(600));

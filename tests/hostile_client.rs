@@ -1,5 +1,5 @@
-//! Clients that vanish, flood, lie, send garbage, never read: a typed refusal or a closed connection for them, nothing
-//! for anybody else, and no memory that grows with what they send.
+//! Clients that disconnect, flood, lie, send garbage or never read get a typed error or a closed connection. Other
+//! clients are not affected, and memory does not grow with what they send.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{
 
 const INVALID: &str = "org.varlink.service.InvalidParameter";
 
-/// Everybody else is served as if nothing had happened.
+/// Asserts that other clients are served as before.
 fn assert_serves(daemon: &TestDaemon) {
     let mut client = daemon.client();
     let span = client.call("OpenSpan", json!({}))["span"].take();
@@ -121,7 +121,7 @@ fn partial_and_slow_messages_time_out() {
         !drip.send_raw(b" ")
     });
     assert!(half.is_disconnected());
-    // One that says nothing at all is no trouble to anybody.
+    // A connection that sends nothing at all stays open.
     quiet.call("GetInfo", json!({}));
     assert_serves(&daemon);
 }
@@ -278,13 +278,13 @@ fn a_daemon_without_descriptors_turns_the_newest_away_and_goes_on() {
     assert_serves(&daemon);
 }
 
-/// What the daemon has open.
+/// The files that the daemon has open.
 fn open_files(daemon: &TestDaemon) -> Vec<std::path::PathBuf> {
     let list = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().as_raw_nonzero())).unwrap();
     list.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok()).collect()
 }
 
-/// Has the daemon open all that it opens for itself: the ledger on disk, and what it looks at CPU times with.
+/// Makes the daemon open its own files: the database, and those from which it reads CPU times.
 fn warm_up(daemon: &TestDaemon) {
     let mut first = daemon.client();
     wait_until("the ledger is open", || first.call("GetInfo", json!({}))["keeping"]["durable"] == true);
@@ -349,7 +349,7 @@ fn clients_that_come_and_go_leave_nothing_behind() {
             }
         }
     }
-    // Fewer, where the look for the socket at the start was still connected then.
+    // May end below `before`, if the harness's first connection was still open when that was counted.
     let deadline = std::time::Instant::now() + support::TEST_TIMEOUT;
     while held() > before {
         assert!(std::time::Instant::now() < deadline, "{before} before, and still {:?}", open_files(&daemon));
@@ -441,7 +441,7 @@ fn a_client_with_expensive_queries_is_scheduled_fairly() {
     for _ in 0..20 {
         other.call("GetInfo", json!({}));
     }
-    // A turn of the one is some questions long, so the other's twenty are done long before.
+    // The daemon serves a few calls of one client per turn, so the other's twenty calls finish well before.
     assert!(answered.load(std::sync::atomic::Ordering::Relaxed) < QUESTIONS);
     assert!(sender.join().unwrap());
     reader.join().unwrap();
@@ -472,7 +472,7 @@ fn a_span_that_begins_a_moment_ahead_ends_with_its_client_and_can_be_closed_at_o
             watcher.call(method, json!({ "span": span }));
         }
     }
-    // What names an instant of its own is still held to it.
+    // An event with an explicit instant is still checked against the clock.
     let at_ns = ahead();
     watcher.call("OpenSpan", json!({ "span": "named", "at_ns": at_ns }));
     let before = json!(at_ns.as_u64().unwrap() - 1);

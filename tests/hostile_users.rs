@@ -1,9 +1,9 @@
-//! Members of the span group who take all they can, 1, 4 and 32 at once, within default limits: the daemon stays under
-//! half of its unit's MemoryMax, serves another user about as quickly as before, and gives the memory back.
+//! Members of the span group that use all their quotas, 1, 4 and 32 at once, within default limits. The daemon stays
+//! under half of its unit's MemoryMax, serves another user almost as fast as before, and releases the memory.
 //!
-//! The daemon runs in a memory control group with the unit's limit where one can be made; its own peak is checked in any
-//! case. How quickly it serves is judged of an optimised daemon (`WATTSPAN_TEST_DAEMON`), as in `.ci/run`.
-//! `WATTSPAN_HOSTILE_S` makes each attack last longer than its few seconds.
+//! The daemon runs in a memory control group with the unit's limit where one can be created; its own peak is checked in
+//! any case. Latency is checked only for an optimised daemon (`WATTSPAN_TEST_DAEMON`), as in `.ci/run`.
+//! `WATTSPAN_HOSTILE_S` sets the duration of each attack in seconds.
 
 #![cfg(target_os = "linux")]
 
@@ -23,26 +23,27 @@ use other_user::{GROUPS, TestUser};
 use serde_json::{Value, json};
 use support::{STEADY_MACHINE, TestClient, TestDaemon, encode_call};
 
-/// The unit that the daemon is installed with.
+/// The installed unit of the daemon.
 const UNIT: &str = include_str!("../systemd/wattspand.service");
 
-/// How long each attack lasts unless `WATTSPAN_HOSTILE_S` says otherwise: on an optimised daemon, and on another one.
+/// The default duration of each attack, with an optimised daemon and with another one.
 const ATTACK_S: f64 = 6.0;
 const BRIEF_ATTACK_S: f64 = 3.0;
 
-/// Another user's GetInfo calls in each of some runs, and the pause after each. The best run counts, with the attack and
-/// without: whatever else the machine does only ever makes a run slower.
+/// GetInfo calls of another user in each of several runs, and the pause after each. The best run counts, with and
+/// without
+/// the attack, because other load on the machine only makes a run slower.
 const CALLS: usize = 150;
 const RUNS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Bytes that may stay after the attackers have left beside what was there before: the samplers' history, which fills up
-/// meanwhile, SQLite's cache, and pages that small allocations between spans keep in part.
+/// Memory that may remain after the attackers have disconnected: the samplers' history, which fills up meanwhile,
+/// SQLite's cache, and pages partly kept by small allocations between spans.
 const MAY_STAY: u64 = 12 << 20;
 
 const MIB: u64 = 1 << 20;
 
-/// What a hostile member does, over and over.
+/// The calls that a hostile member repeats.
 #[derive(Debug, Clone, Copy)]
 enum Attack {
     Phases,
@@ -62,11 +63,11 @@ const ATTACKS: [Attack; 6] = [
     Attack::Mixture,
 ];
 
-/// Open spans of one user at default limits.
+/// Default limit of open spans per user.
 const SPANS: usize = 4096;
 
 impl Attack {
-    /// The call of this number.
+    /// The encoded call of this number.
     fn call(self, number: usize) -> Vec<u8> {
         let span = format!("s{}", number % SPANS);
         let pairs = || -> Value {
@@ -112,12 +113,12 @@ fn a_client_of_another_user() {
     }
 }
 
-/// Calls in batches, as many as the daemon takes, until the standard input ends; then says which quotas refused.
+/// Sends calls in batches until end of input; then prints which quotas refused calls.
 ///
-/// With `NEXT_AFTER_MS` it goes on to the next attack, over a connection of its own, again and again.
+/// With `NEXT_AFTER_MS` it changes to the next attack, on a new connection, repeatedly.
 fn attack_until_stdin_closes(socket: &Path, first: usize) {
     let next_after = std::env::var("NEXT_AFTER_MS").ok().map(|ms| Duration::from_millis(ms.parse().unwrap()));
-    // Who attacks competes for the daemon's memory and service, not for the test machine's few CPUs.
+    // The attacker should compete for the daemon's memory and service, not for the test machine's few CPUs.
     let _ = rustix::process::nice(15);
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -139,7 +140,7 @@ fn attack_until_stdin_closes(socket: &Path, first: usize) {
             && stream.write_all(&batch).is_ok()
             && take_answers(&mut stream, 50, &mut buffer, &mut quotas);
         if !alive {
-            // Hung up on: the spans are gone, and it begins anew.
+            // The daemon closed the connection: the spans are gone, so the numbering restarts.
             number = 0;
             std::thread::sleep(Duration::from_millis(5));
             let Ok(again) = UnixStream::connect(socket) else { continue };
@@ -149,7 +150,7 @@ fn attack_until_stdin_closes(socket: &Path, first: usize) {
     println!("ANSWER {}", json!({ "quotas": quotas, "calls": number }));
 }
 
-/// Takes so many answers and notes the quotas in them; false where the daemon hung up.
+/// Reads `count` replies and collects the quotas in them; `false` if the daemon closed the connection.
 fn take_answers(
     stream: &mut UnixStream,
     mut count: usize,
@@ -175,7 +176,7 @@ fn take_answers(
     true
 }
 
-/// An ordinary user: opens a few spans, asks now and then, and says how long answers took in the median.
+/// An ordinary user: opens a few spans, makes calls from time to time, and prints the median latency.
 fn ask(socket: &Path) {
     let mut client = TestClient::from_stream(UnixStream::connect(socket).unwrap());
     let open = |_| client.call("OpenSpan", json!({ "name": "an ordinary span" }))["span"].take();
@@ -199,7 +200,7 @@ fn ask(socket: &Path) {
     println!("ANSWER {}", json!({ "median_ns": took[CALLS / 2].as_nanos() as u64 }));
 }
 
-/// A process of this user beside the daemon.
+/// A process of another user that connects to the daemon.
 struct UserProcess {
     child: Child,
     out: BufReader<ChildStdout>,
@@ -222,7 +223,7 @@ impl UserProcess {
         Self { child, out }
     }
 
-    /// Ends its standard input; what it said.
+    /// Closes the process's standard input; returns its result.
     fn end(mut self) -> Value {
         drop(self.child.stdin.take());
         let mut result = Value::Null;
@@ -243,7 +244,7 @@ impl Drop for UserProcess {
     }
 }
 
-/// How long an ordinary user's questions take in the median, in the best of some runs.
+/// The median latency of an ordinary user's calls, in the best of several runs.
 fn median_ns(daemon: &TestDaemon) -> u64 {
     let runs = if support::optimised_daemon().is_some() { RUNS } else { 1 };
     (0..runs).map(|_| median_of_a_run_ns(daemon)).min().unwrap()
@@ -257,11 +258,11 @@ fn median_of_a_run_ns(daemon: &TestDaemon) -> u64 {
     result["median_ns"].as_u64().unwrap()
 }
 
-/// A memory control group with a limit, removed with this value.
+/// A memory control group with a limit; removed on drop.
 struct ControlGroup(PathBuf);
 
 impl ControlGroup {
-    /// Puts a process into a new one; `None`, with the reason printed, where none can be made.
+    /// Moves a process into a new control group; `None`, with the reason printed, where none can be created.
     fn around(pid: rustix::process::Pid, limit: u64) -> Option<Self> {
         let name = format!("wattspan-test-{}", pid.as_raw_nonzero());
         let limits = ["memory.max", "memory.limit_in_bytes"];
@@ -286,7 +287,7 @@ impl Drop for ControlGroup {
     }
 }
 
-/// A figure of the process's status, in bytes.
+/// A field of the process's status, in bytes.
 fn status_bytes(daemon: &TestDaemon, name: &str) -> u64 {
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).expect("it lives");
@@ -299,7 +300,7 @@ fn memory_max() -> u64 {
     value.strip_suffix('M').expect("in megabytes").parse::<u64>().unwrap() * MIB
 }
 
-/// The unit's priority for every thread, as far as this machine allows it.
+/// Sets the unit's nice level on every thread, as far as this machine allows it.
 fn take_priority(daemon: &TestDaemon) {
     let nice = UNIT.lines().find_map(|line| line.strip_prefix("Nice=")).unwrap();
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
@@ -307,7 +308,7 @@ fn take_priority(daemon: &TestDaemon) {
     let _ = Command::new("renice").args(["-n", nice, "-p"]).args(tasks).output();
 }
 
-/// One attack at a time: another one's daemon would take the CPUs from this one's.
+/// Serializes the attacks, which would otherwise compete for CPUs.
 static ATTACKING: Mutex<()> = Mutex::new(());
 
 fn attack_by(members: usize) {
@@ -322,7 +323,7 @@ fn attack_by(members: usize) {
     let group = ControlGroup::around(daemon.pid(), memory_max());
     let quiet_ns = median_ns(&daemon);
     let before = status_bytes(&daemon, "VmRSS");
-    // One member does everything in turn; of several each does something else.
+    // A single member runs all attacks in turn; several members run a different one each.
     let next_after = (members == 1).then(|| Duration::from_secs_f64(attack_s / ATTACKS.len() as f64));
     let begun = Instant::now();
     let attackers: Vec<UserProcess> = (0..members)
@@ -348,7 +349,7 @@ fn attack_by(members: usize) {
         !is_optimised || attacked_ns <= 3 * quiet_ns,
         "{attacked_ns} ns during the attack, {quiet_ns} ns without"
     );
-    // It falls in steps, as spans end and accounts reach the disk.
+    // Memory falls in steps, as spans end and accounts reach the disk.
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut after = status_bytes(&daemon, "VmRSS");
     while after > before + MAY_STAY {
@@ -357,10 +358,10 @@ fn attack_by(members: usize) {
         after = status_bytes(&daemon, "VmRSS");
     }
     println!("{} MiB before, {} MiB after", before / MIB, after / MIB);
-    // Not everything was taken, or nothing was tried.
+    // Some quota must have been reached, or the attack tested nothing.
     let refused = |result: &Value| result["quotas"].as_array().is_some_and(|quotas| !quotas.is_empty());
     assert!(members == 1 || result.iter().any(refused), "no quota was reached");
-    // It is the same daemon: it was never killed.
+    // The same daemon still serves: it was never killed.
     daemon.client().call("GetInfo", json!({}));
     drop(daemon);
     drop(group);

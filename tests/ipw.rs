@@ -1,4 +1,4 @@
-//! `wattspan ipw` as a user calls it: a simulated machine, a stub of a server with every vice, a directory.
+//! `wattspan ipw` from the command line, with a simulated machine, a faulty stub server, and a directory.
 
 #[path = "support/llm_stub.rs"]
 mod llm_stub;
@@ -24,7 +24,7 @@ quantum_uj = 1000
 ceiling_w = 600
 "#;
 
-/// As many cloud machines show it: a platform counter that never moves, and the package within it that does.
+/// As on many cloud machines: a platform counter that never moves, above a package whose counter does.
 const STUCK: &str = r#"
 [[domain]]
 name = "psys"
@@ -48,7 +48,7 @@ ceiling_w = 100
 stuck = true
 "#;
 
-/// A card that goes away some seconds after the start, and a package that stays.
+/// A GPU that goes away some seconds after the start, and a package that stays.
 const DEPARTING: &str = r#"
 [[domain]]
 name = "package-0"
@@ -82,7 +82,7 @@ impl IpwFixture {
     fn on(machine: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("machine.toml"), machine).unwrap();
-        // A busy machine tells the meter late, and what is tested is not how busy it is.
+        // On a busy machine messages reach the service late; the test does not measure the load of the test machine.
         std::fs::write(dir.path().join("long_horizon.toml"), "horizon_ms = 1000\n").unwrap();
         Self { dir, llm: LlmStub::start() }
     }
@@ -93,7 +93,7 @@ impl IpwFixture {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", output_text(&output)))
     }
 
-    /// The manifest of a run, changed by hand.
+    /// Edits the manifest of a run.
     fn edit(&self, run: &str, change: impl FnOnce(&mut Value)) {
         let path = self.path(run).join("run.json");
         let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -115,7 +115,7 @@ impl IpwFixture {
         command
     }
 
-    /// Asks a model the first twelve questions; gives the output, and the rows.
+    /// Runs the first twelve questions on a model; returns the output and the rows.
     fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
         let mut command = self.command("run");
         command.args(LONG_HORIZON_ARGS).args(["--url", &self.llm.url(), "--model", model, "-o", model]);
@@ -133,7 +133,7 @@ impl IpwFixture {
     }
 }
 
-/// The run ended as its rows say: well, or without any energy, as on a machine too busy to measure answers of a millisecond.
+/// Asserts the exit status that the rows imply. On a machine too busy to measure answers of 1 ms, no row has energy.
 fn assert_ended(output: &Output, rows: &[Value]) {
     let measured = rows.iter().any(|row| row["energy"]["share_uj"].is_u64());
     assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", output_text(output));
@@ -218,7 +218,7 @@ fn transient_failures_are_retried_and_permanent_ones_are_not() {
         assert!(rows.iter().all(|row| row["retries"] == 1 && row["score"] == 1.0), "{rows:?}");
     }
     let (_, mut rows) = fixture.run("drops", &[]);
-    // Rows come as their accounts do, which is not always the order of the questions.
+    // Rows are written as their accounts arrive, which may differ from the order of the questions.
     rows.sort_by_key(|row| row["began_ns"].as_u64());
     assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
     let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
@@ -349,7 +349,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
 }
 
 impl IpwFixture {
-    /// Whole lines, while a run writes.
+    /// Complete lines so far, while the run writes.
     fn rows_so_far(&self, run: &str) -> usize {
         std::fs::read_to_string(self.path(run).join("rows.jsonl"))
             .map_or(0, |text| text.matches('\n').count())
@@ -395,7 +395,7 @@ fn reports_are_written_in_every_format() {
     }
     let basis = "<p>accelerator only, idle power included, energy measured, <strong>simulated</strong>; 12 of 12 queries";
     assert!(page.contains(basis), "{page}");
-    // The real machine has no part in simulated joules.
+    // The manifest of a simulated run must not describe the real machine.
     let manifest: Value =
         serde_json::from_str(&std::fs::read_to_string(fixture.path("good-4/run.json")).unwrap()).unwrap();
     let machine = manifest["machine"].as_str().unwrap();
@@ -412,7 +412,7 @@ fn reports_are_written_in_every_format() {
     assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
 }
 
-/// Every character that moves a cursor, ends a line, colours a screen or reorders it.
+/// Every character that moves a cursor, ends a line, changes colors or reorders text.
 fn hidden() -> impl Iterator<Item = char> {
     let codes = (1..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f, 0x61c]);
     codes.chain(0x202a..=0x202e).chain(0x2066..=0x2069).map(|code| char::from_u32(code).unwrap())
@@ -459,7 +459,7 @@ fn no_text_of_a_run_is_shown_with_a_hidden_character() {
         let found: Vec<char> = shown.chars().filter(|&c| c != '\n' && hidden().any(|it| it == c)).collect();
         assert!(found.is_empty(), "{words:?}: {found:?} in {shown:?}");
         assert!(shown.contains("u{202e}") || shown.contains("u202e"), "{words:?} lost the name: {shown}");
-        // A line break of a name begins no line of its own; on a page it is a space.
+        // A line break in a name must not start a new line; on a page it is a space.
         let on_a_page = words.contains(&"--html");
         assert!(on_a_page || !shown.lines().any(|line| line.starts_with("\\u{b}")), "{words:?}: {shown}");
     }
@@ -574,7 +574,7 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
     std::fs::write(fixture.path("q.jsonl"), questions).unwrap();
     let (output, rows) = fixture.run("good", &["-q", "q.jsonl"]);
     assert_ended(&output, &rows);
-    // Rows come as their accounts do, which is not always the order of the questions.
+    // Rows are written as their accounts arrive, which may differ from the order of the questions.
     let score = |of: &str| &rows.iter().find(|row| row["id"] == of).unwrap()["score"];
     assert!(score("sky").is_null() && *score("sum") == 0.0, "{rows:?}");
     let judge = |more: &[&str]| {
@@ -721,7 +721,7 @@ fn a_run_goes_on_with_the_retries_and_the_warm_up_of_its_beginning() {
     assert_eq!(fixture.llm.requests(), 6, "{}", output_text(&again));
 }
 
-/// A figure that is there, with an interval around it.
+/// A figure that must exist, with an interval around it.
 fn figure(report: &Value, name: &str) -> f64 {
     let number =
         |of: &Value| of.as_f64().filter(|it| it.is_finite()).unwrap_or_else(|| panic!("{name}: {report}"));
@@ -749,7 +749,7 @@ fn a_domain_that_never_lives_is_no_part_of_a_run() {
     assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
     let names: Vec<_> = report["run"]["domains"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
     assert_eq!(names, ["package-0"]);
-    // The memory never lived either, so that this scope is the package.
+    // The memory was never live either, so this scope is the package.
     assert!((figure(&fixture.report("good-20", &["--scope", "compute"]), "power_w") - 80.0).abs() < 0.8);
 }
 

@@ -1,5 +1,5 @@
-//! Runs of questions by users whom the daemon lets know less, or nothing: nothing is asked for nothing, and few calls a
-//! second are enough.
+//! Runs of questions by users with little or no access to the daemon: without access the run fails before it sends a
+//! question, and a low call rate is sufficient.
 
 #![cfg(target_os = "linux")]
 
@@ -27,17 +27,17 @@ struct IpwFixture {
 }
 
 impl IpwFixture {
-    /// Where this process may be another user's; `limits` as in the configuration.
+    /// `None` where this process cannot start others of other users; `limits` is added to the configuration.
     fn new(limits: &str) -> Option<Self> {
         if !other_user::is_supported() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
-        // The program lies where others may not look.
+        // Other users may be unable to read the directory of the program.
         let own = env!("CARGO_BIN_EXE_wattspan");
         assert!(Command::new("cp").arg(own).arg(dir.path().join("wattspan")).status().unwrap().success());
-        // A busy machine tells the meter late, and what is tested is not how busy it is.
+        // On a busy machine messages reach the service late; the test does not measure the load of the test machine.
         let daemon =
             TestDaemon::start_with_config(STEADY_MACHINE, &format!("horizon_ms = 500\n{GROUPS}{limits}"));
         Some(Self { dir, llm: LlmStub::start(), daemon })
@@ -101,7 +101,7 @@ fn a_user_without_access_is_refused_before_the_first_question() {
 
 #[test]
 fn with_few_calls_a_second_every_query_is_metered_without_false_guarantees() {
-    // 4 queries of 0.9 s at a time take some 18 calls a second for their spans.
+    // 4 concurrent queries of 0.9 s need some 18 calls per second for their spans.
     let limits = "[limits]\ncoarse_calls_per_s = 100\ncoarse_calls_burst = 100\n";
     let Some(fixture) = IpwFixture::new(limits) else { return };
     let output = fixture.run(COARSE, &["--model", "good-600", "-n", "24", "-c", "4"]);
@@ -110,7 +110,7 @@ fn with_few_calls_a_second_every_query_is_metered_without_false_guarantees() {
     assert_eq!(rows.len(), 24);
     for row in &rows {
         assert!(row["energy"]["share_uj"].is_u64(), "{row}");
-        // The grid moved the edges, and only telemetry may know what the machine used in between.
+        // The grid moved the edges, and only telemetry access reveals the energy in between.
         let moved = row["energy"]["moved_ns"].as_u64() > Some(0);
         assert!(moved && row["energy"]["error_uj"].is_null(), "{row}");
     }
@@ -122,7 +122,7 @@ fn a_query_too_short_for_the_coarse_grid_is_marked() {
     let output = fixture.run(COARSE, &["--model", "good", "-n", "2"]);
     let measured = fixture.rows().iter().any(|row| row["energy"]["share_uj"].is_u64());
     assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", output_text(&output));
-    // On a busy machine a query may be as long as the grid is coarse.
+    // On a busy machine a query may be as long as the interval of the grid.
     for row in fixture.rows().iter().filter(|row| row["duration_ns"].as_u64() < Some(60_000_000)) {
         assert!(row["unmetered"].as_str().is_some_and(|why| why.contains("grid of 100 ms")), "{row}");
     }

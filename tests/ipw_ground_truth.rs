@@ -1,5 +1,5 @@
-//! What `wattspan ipw` measures against what is true: a server, a runner and a meter in this process, on a simulated machine
-//! whose power changes all the time. And a server that pours: nothing of what it says is lost.
+//! `wattspan ipw` against the truth: a server, a runner and a meter in this process, on a simulated machine of varying
+//! power. Also: no token of a fast server is lost.
 
 #[path = "support/in_process.rs"]
 mod in_process;
@@ -17,7 +17,7 @@ use wattspan::ipw::run_dir::for_each_text;
 
 const DOMAINS: [&str; 2] = ["package-0", "gpu-0"];
 
-/// Every query's energy holds the truth, every microjoule is accounted for, and every query has a row.
+/// Every query's energy contains the truth, every microjoule is accounted for, and every query has a row.
 fn assert_holds_ground_truth(at_once: usize, questions: usize) {
     let (machine, llm) = (InProcessService::start(VARYING_POWER_MACHINE, 2), LlmStub::start());
     let dir = tempfile::tempdir().unwrap();
@@ -27,7 +27,7 @@ fn assert_holds_ground_truth(at_once: usize, questions: usize) {
     assert!(rows.iter().all(|row| row.score == Some(1.0) && row.duration_ns >= 100_000_000));
     assert!(rows.iter().all(|row| row.energy.is_some()), "{rows:?}");
     let accounts = fetch_accounts(&client, &rows);
-    // This process only asks; a share of its own CPU time would be read as the server's.
+    // This process is only the client; a share of its own CPU time would be taken for the server's.
     let shares = accounts.iter().map(|account| (account.process, &account.process_reason));
     assert!(shares.clone().all(|share| share == (None, &None)), "{:?}", shares.collect::<Vec<_>>());
     let all: Vec<WeightInterval> = accounts.iter().map(weight_interval).collect();
@@ -72,7 +72,7 @@ fn queries_side_by_side_get_energies_that_hold_the_truth() {
 fn no_token_of_128_parallel_streams_is_lost() {
     let (machine, llm) = (InProcessService::start(VARYING_POWER_MACHINE, 2), LlmStub::start());
     let dir = tempfile::tempdir().unwrap();
-    // 128 streams of a token every 12.8 ms are 10,000 tokens a second, and nobody counts them but the client.
+    // 128 streams with a token every 12.8 ms are 10,000 tokens per second, which only the client counts.
     let spec =
         RunSpec { model: "pours-60-12800", pace: Workload::ClosedLoop(128), questions: 50, repeats: 6 };
     let (rows, client) = run_metered(&machine, &llm, &DOMAINS, &spec, dir.path());
@@ -104,7 +104,7 @@ fn a_rate_begins_queries_at_its_pace_whether_or_not_others_have_ended() {
     let (ended, mut rows) = run_questions(&llm, None, &[], &spec, dir.path());
     assert_eq!((ended.progress.finished, rows.len()), (40, 40));
     rows.sort_by_key(|row| row.began_ns);
-    // Never early, however late this machine is.
+    // A query never starts early, however late this machine runs.
     let early = |at: usize| rows[at].began_ns < before_ns + at as u64 * 20_000_000;
     assert!(!(0..40).any(early), "{rows:?}");
     let overlap =

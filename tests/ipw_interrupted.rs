@@ -1,5 +1,5 @@
-//! What befalls a run of questions: its meter dies, its disk is full, it is told to stop, it is killed. Nothing that was
-//! answered is lost, nothing is made up, and no span stays open.
+//! Interrupted runs of questions: the daemon dies, the disk is full, the run is stopped or killed. No answer is lost,
+//! no result is invented, and no span stays open.
 
 #[path = "support/llm_stub.rs"]
 mod llm_stub;
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{STEADY_MACHINE, TestDaemon, wait_until};
 
-/// A busy machine tells the meter late, and what is tested is not how busy it is.
+/// On a busy machine messages reach the service late; the test does not measure the load of the test machine.
 const LONG_HORIZON_CONFIG: &str = "horizon_ms = 1000";
 
 struct IpwFixture {
@@ -43,7 +43,7 @@ impl IpwFixture {
             .arg(self.daemon.socket())
             .args(["--url", &self.llm.url()])
             .args(words)
-            // One that goes on has its own.
+            // A resumed run has its own setting.
             .args(if words.contains(&"--resume") { &[][..] } else { &["--warm-up", "0"] })
             .current_dir(self.dir.path())
             .env_remove("OPENAI_API_KEY")
@@ -59,14 +59,14 @@ impl IpwFixture {
         rows(&self.run_dir())
     }
 
-    /// The command that a run prints for its continuation, as a shell runs it where the program is not on the PATH.
+    /// Runs the command that a run prints for its continuation, in a shell where the program is not on the PATH.
     fn resumed_as_printed(&self, printed: &str) -> Output {
         let (_, command) = printed.rsplit_once("resume with: ").expect(printed);
         let command = command.lines().next().unwrap();
         Command::new("sh").args(["-c", command]).current_dir(self.dir.path()).output().unwrap()
     }
 
-    /// Every span that the meter was told of has ended. Gives how many did not end well.
+    /// Waits until every span that the daemon knows has ended. Returns how many were abandoned.
     fn none_open(&self) -> usize {
         let mut client = self.daemon.client();
         let rows = self.rows();
@@ -80,7 +80,7 @@ impl IpwFixture {
                     client.call_raw("GetSpan", json!({ "span": format!("{run}-{}", number * 1000) }));
                 let account = &answer["parameters"]["account"];
                 abandoned += usize::from(account["state"] == "abandoned");
-                // A span that was never asked for is none.
+                // A span that was never opened is not found.
                 ["abandoned", "settled"].iter().any(|state| account["state"] == *state)
                     || answer["error"].is_string()
             });
@@ -89,7 +89,7 @@ impl IpwFixture {
     }
 }
 
-/// Whole rows, while a run writes them.
+/// Complete rows so far, while the run writes.
 fn rows(run: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(run.join("rows.jsonl")).unwrap_or_default();
     text.split_inclusive('\n').filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -124,7 +124,7 @@ fn a_restarted_meter_loses_energies_but_no_answers() {
         let (energy, reason) = (&row["energy"], row["unmetered"].as_str());
         assert_eq!(energy.is_null(), reason.is_some(), "{row}");
     }
-    // 100 W all the time, shared by four at most: what is told was measured.
+    // 100 W all the time, shared by at most four: each reported energy must match it.
     let rows = fixture.rows();
     let off_uj = |energy: &Value| {
         let uj = |name: &str| energy[name].as_f64().unwrap();
@@ -174,7 +174,7 @@ fn a_run_that_is_killed_leaves_no_span_open_and_goes_on() {
 #[test]
 fn a_full_disk_ends_a_run_with_its_reason_and_the_rest_is_asked_later() {
     let fixture = IpwFixture::new();
-    // A limit on the size of files, as the kernel's other way to refuse a write.
+    // A limit on the file size: another way in which the kernel refuses a write.
     let limited = |words: &[&str]| {
         let command = fixture.command(words);
         let mut shell = Command::new("sh");

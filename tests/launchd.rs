@@ -1,5 +1,5 @@
-//! The service on macOS, as far as it can be tried without one: its plist, and its installation with stand-ins for the
-//! system's commands.
+//! The service on macOS, as far as Linux can test it: its plist, and its installation with fakes of the system's
+//! commands.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -15,7 +15,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("launchd")
 }
 
-/// A property list as JSON, read by Python's own parser.
+/// A property list as JSON, parsed by Python's plistlib.
 fn parsed(plist: &Path) -> Value {
     let program = "import json, plistlib, sys; print(json.dumps(plistlib.load(open(sys.argv[1], 'rb'))))";
     let output = Command::new("python3").args(["-c", program]).arg(plist).output().expect("python3");
@@ -26,7 +26,7 @@ fn parsed(plist: &Path) -> Value {
 #[test]
 fn the_plist_has_only_keys_of_launchds_with_values_of_their_types() {
     let plist = parsed(&folder().join(format!("{LABEL}.plist")));
-    // launchd.plist(5). launchd ignores what it does not know, so that a misspelt key would never be seen.
+    // Keys of launchd.plist(5). launchd ignores unknown keys, so a misspelt key would go unnoticed.
     type Fits = fn(&Value) -> bool;
     let known: &[(&str, Fits)] = &[
         ("Label", Value::is_string),
@@ -65,7 +65,7 @@ fn the_socket_is_for_one_group_and_has_the_name_that_the_daemon_asks_for() {
     let plist = parsed(&folder().join(format!("{LABEL}.plist")));
     let socket = json!({ "Listener": {
         "SockFamily": "Unix", "SockType": "stream", "SockPathName": "/var/run/wattspan.sock",
-        // Decimal, as integers are in a property list; and closed until the installation sets the group.
+        // Decimal, as all integers in a property list; no access until the installation sets the group.
         "SockPathMode": 0o660, "SockPathOwner": 0, "SockPathGroup": 0,
     } });
     assert_eq!(plist["Sockets"], socket);
@@ -85,8 +85,8 @@ fn the_daemon_understands_the_arguments_that_the_plist_gives_it() {
     assert!(String::from_utf8(output.stdout).unwrap().contains("state_dir = \"/var/db/wattspan\""));
 }
 
-/// Stand-ins for the commands of macOS that the scripts call, which note what they are asked. `dscl` keeps records as files
-/// with a line for each key.
+/// Fakes of the macOS commands that the scripts call; they log their arguments. `dscl` keeps each record as a file with
+/// one line per key.
 struct Mac {
     dir: tempfile::TempDir,
 }
@@ -166,7 +166,7 @@ fn went_well(output: &Output) {
 fn the_installation_makes_groups_a_user_and_a_socket_for_the_group() {
     let mac = Mac::new();
     went_well(&mac.install());
-    // 320 is somebody's already.
+    // The group id 320 is already taken.
     assert!(mac.record("_Groups__wattspan").contains("PrimaryGroupID: 321"));
     assert!(mac.record("_Groups_wattspan").contains("PrimaryGroupID: 322"));
     assert!(mac.record("_Groups_wattspan-telemetry").contains("PrimaryGroupID: 323"));

@@ -1,7 +1,7 @@
-//! NVML through what a program really sees of it: a shared library with the same symbols, on boards whose power is known.
+//! NVML through a shared library with its symbols, on boards whose power is known.
 //!
-//! Discovery, reads, the attributor and its accounts are the program's own; the clock of the library and of the reader is
-//! turned by hand, so that nothing depends on how fast this machine is. Only where calls hang do real threads run.
+//! Discovery, reads and attribution are the program's own. The test advances the clock of library and reader, so that
+//! nothing depends on the speed of this machine. Real threads run only where calls hang.
 #![cfg(target_os = "linux")]
 
 mod fake {
@@ -29,13 +29,13 @@ use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover, disco
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
-/// When the clock that is turned by hand begins.
+/// The start of the manual clock.
 const START_NS: u64 = 100 * S;
-/// 70 W and 400 W by turns, as [`Library::new`] has it.
+/// Alternating 70 W and 400 W, the default curve of [`Library::new`].
 const USUAL: [(u64, u64); 2] = [(300 * MS, 70_000), (200 * MS, 400_000)];
 const OTHER: [(u64, u64); 3] = [(110 * MS, 300_000), (30 * MS, 40_000), (77 * MS, 150_000)];
 
-/// A machine whose time stands still unless it is told.
+/// A machine whose clock stands still until the test advances it.
 struct Machine {
     library: Library,
     clock: Clock,
@@ -65,13 +65,14 @@ impl Machine {
         self.clock.set(now_ns);
     }
 
-    /// Reads every source once: one reading for each domain.
+    /// Reads every source once: one reading per domain.
     fn read(&mut self) -> Vec<EnergyReading> {
         self.inventory.opened.iter_mut().flat_map(read).collect()
     }
 
-    /// Passes `ns` in steps of 10 ms, reading at each. A counter that was found too dear to be asked each time, as may
-    /// happen on a busy machine, stays at its last answer.
+    /// Advances `ns` in steps of 10 ms with a read at each. A counter that was skipped because it is too expensive, as
+    /// may
+    /// happen on a busy machine, keeps its previous reading.
     fn read_for(&mut self, ns: u64) -> Vec<EnergyReading> {
         let (until_ns, mut last) = (self.now_ns + ns, vec![EnergyReading::default(); self.domains().len()]);
         while self.now_ns < until_ns {
@@ -85,7 +86,7 @@ impl Machine {
         last
     }
 
-    /// The account of a span over everything, read each 10 ms from a second before it to a second after it.
+    /// The account of a span of every domain, read every 10 ms from a second before it to a second after it.
     fn account(&mut self, from_ns: u64, to_ns: u64) -> Account {
         self.account_while(from_ns, to_ns, |_, _| ())
     }
@@ -135,7 +136,7 @@ fn share<'a>(account: &'a Account, domain: &str) -> &'a Share {
     account.domains.iter().find(|share| share.domain == domain).unwrap_or_else(|| panic!("no {domain}"))
 }
 
-/// How far a share is from the truth, after a check that the guarantee holds.
+/// The distance of a share from the truth, after a check that it is within the guaranteed error.
 fn off_uj(share: &Share, truth_uj: f64) -> f64 {
     let (figure, error) = (share.share_uj.unwrap() as f64, share.error_uj.unwrap() as f64);
     assert!((figure - truth_uj).abs() <= error, "{figure} ± {error} for {truth_uj}");
@@ -178,7 +179,7 @@ fn two_boards_are_metered_apart_and_the_total_has_each_joule_once() {
 
 #[test]
 fn power_of_the_moment_places_energy_within_the_counters_steps_and_widens_no_bound() {
-    // Bursts of 40 ms within a counter step of 100 ms; spans that hold just one burst.
+    // Bursts of 40 ms within counter steps of 100 ms; each span contains exactly one burst.
     let curve = [(160 * MS, 60_000), (40 * MS, 500_000)];
     let (mut off, mut bounds) = ([0.0, 0.0], [0, 0]);
     for instant in [0, 1] {
@@ -188,7 +189,7 @@ fn power_of_the_moment_places_energy_within_the_counters_steps_and_widens_no_bou
         library.set(0, Knob::PhaseNs, 33 * MS);
         let mut machine = Machine::new(library);
         for nth in 1..=8 {
-            // Whole rounds of the curve after its begin.
+            // At a fixed offset in the repeating curve.
             let from_ns = machine.now_ns.div_ceil(200 * MS) * 200 * MS + 600 * MS + 150 * MS;
             let to_ns = from_ns + 60 * MS + nth;
             let account = machine.account(from_ns, to_ns);
@@ -198,7 +199,7 @@ fn power_of_the_moment_places_energy_within_the_counters_steps_and_widens_no_bou
         }
     }
     assert!(off[1] < off[0] / 2.0, "without a sensor {} µJ off, with it {} µJ", off[0], off[1]);
-    // The band is the counter's; only where in it our figure lies has changed.
+    // The bound comes from the counter; the sensor only changes where within it the share lies.
     assert!(bounds[1] < 2 * bounds[0], "{bounds:?}");
 }
 
@@ -276,7 +277,7 @@ fn a_mean_over_a_second_is_never_taken_for_the_power_of_the_moment() {
     hopper.set(0, Knob::Instant, 0);
     assert!(absent(&hopper).contains("neither an energy counter nor its power of the moment"));
 
-    // Turing's is instantaneous.
+    // On Turing the power is instantaneous.
     hopper.set(0, Knob::Architecture, 6);
     let mut machine = Machine::new(hopper);
     assert_eq!(machine.domains()[0].grade, Grade::Integrated);
@@ -336,7 +337,7 @@ fn a_board_that_falls_off_the_bus_is_silent_the_other_goes_on_and_no_joule_is_ma
         let back = machine.read_for(5 * S);
         assert!(back[0].valid && back[0].epoch > before[0].epoch);
         assert_eq!(back[1].epoch, 0);
-        // What it counts after its return is what was used after it, and no more.
+        // After its return the counter shows at most the energy used since then.
         let most_uj = true_uj(&USUAL, machine.now_ns - 5 * S - 100 * MS, machine.now_ns);
         assert!(((back[0].energy_uj - before[0].energy_uj) as f64) <= most_uj);
     }
@@ -442,7 +443,7 @@ fn an_expensive_counter_is_read_rarely_and_power_every_time() {
     machine.read_for(2 * S);
     let after = read_counts(&machine);
     assert_eq!(after.1 - before.1, 200);
-    // 2 ms of a core's 1 % each time: once in 200 ms, or more seldom where this machine is slow.
+    // Each read takes 2 ms, and 1 % of a core is allowed: one read in 200 ms, or fewer where this machine is slow.
     assert!((1..=11).contains(&(after.0 - before.0)), "{before:?} {after:?}");
     machine.set_clock(machine.now_ns + 60 * S);
     assert!(machine.read()[0].valid, "after a rest the counter is asked at once");
@@ -476,7 +477,7 @@ fn discovery_sees_live_counters_move_and_dead_ones_not() {
 fn boards_with_expensive_counters_are_live_and_their_first_reading_is_valid() {
     let library = Library::new(2);
     for board in [0, 1] {
-        // Together no more than once in 400 ms: longer than the watch.
+        // Both boards together: one read in 400 ms at most, which is longer than the observation at the start.
         library.set(board, Knob::BurnNs, 2_400_000);
     }
     let mut inventory = discover(&library.settings(), &Clock::Machine);
@@ -507,7 +508,7 @@ fn an_expensive_counter_is_read_often_enough_not_to_be_lost() {
     assert!((4..=6).contains(&valid), "asked once a second, and not at each read: {valid}");
 }
 
-/// Waits until something is so; a machine that never gets there fails.
+/// Polls until a condition holds; panics after the timeout.
 fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !so() {
@@ -566,7 +567,7 @@ fn a_library_that_hangs_at_the_start_keeps_the_source_starting_and_its_boards_co
     assert_eq!(names(&progress.found), ["gpu-0"]);
 }
 
-/// The program itself on the stand-in's boards.
+/// The program itself on the fake boards.
 struct Daemon {
     child: Child,
     folder: tempfile::TempDir,
@@ -646,7 +647,7 @@ fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_th
     wait_until("the boards are there", || {
         let info = client.info().unwrap();
         let live = info.domains.iter().filter(|domain| domain.counted && domain.liveness == Liveness::Live);
-        // Whichever board answers first is added first.
+        // The board that answers first is added first.
         let live: BTreeSet<&str> = live.map(|domain| domain.name.as_str()).collect();
         live == BTreeSet::from(["gpu-0", "gpu-1"]) && info.domains.len() == 2
     });

@@ -1,7 +1,7 @@
-//! perf with the real system calls: a stand-in `power` PMU whose events are the time stamp counter.
+//! perf with real system calls: a fake `power` PMU whose events are the time stamp counter.
 //!
-//! Few machines on which tests run have energy counters, but most have the `msr` PMU. A stand-in tree gives its type as
-//! that of `power` and its `tsc` as every energy event, so that the "energy" really advances, in the kernel.
+//! Few test machines have energy counters, but most have the `msr` PMU. A fake tree names its type as that of `power`
+//! and its `tsc` as every energy event, so that the "energy" advances in the kernel.
 #![cfg(target_os = "linux")]
 
 mod fake;
@@ -19,7 +19,7 @@ use wattspan::sources::{Inventory, OpenedSource, discover, perf};
 
 const SCALE: &str = "2.3283064365386962890625e-10\n";
 
-/// The stand-in with `events` on `cpumask`, all of them the counter `event`, or `None` where this machine has no msr PMU.
+/// The fake PMU with `events` on `cpumask`, all of them the counter `event`; `None` where this machine has no msr PMU.
 fn power(events: &[&str], cpumask: &str, event: &str) -> Option<FakeSysfs> {
     let Ok(kind) = fs::read_to_string("/sys/bus/event_source/devices/msr/type") else {
         skip::skip("the msr PMU", "the kernel shows it on x86 processors");
@@ -44,7 +44,7 @@ fn power(events: &[&str], cpumask: &str, event: &str) -> Option<FakeSysfs> {
     Some(fake_sysfs)
 }
 
-/// Opens perf on it, or says why this machine does not let the test.
+/// Opens perf on it; skips the test where this machine does not allow that.
 fn open(fake_sysfs: &FakeSysfs) -> Option<Vec<OpenedSource>> {
     let Inventory { opened, absent, .. } = perf::open(&fake_sysfs.settings(&["perf"]), &Clock::Machine);
     if absent.iter().any(|absent| absent.reason.contains("perf_event_open")) {
@@ -78,7 +78,7 @@ fn all_domains_of_a_package_come_out_of_one_group_read_and_advance() {
     let (second, _) = read(group);
     for reading in &second {
         assert!(reading.valid && reading.epoch == 0 && reading.stamp_ns == 0);
-        // 20 ms of some GHz in units of 2^-32 J are more than a millijoule and less than a joule.
+        // 20 ms at some GHz, in units of 2^-32 J, are more than a millijoule and less than a joule.
         assert!((1_000..1_000_000).contains(&reading.energy_uj), "{reading:?}");
     }
     let (least, most) = (second.iter().map(|r| r.energy_uj).min(), second.iter().map(|r| r.energy_uj).max());

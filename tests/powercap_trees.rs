@@ -1,4 +1,4 @@
-//! powercap on stand-in trees: names, wraps, twins, zones that vanish, zones that may not be read.
+//! powercap on fake trees: names, wraps, duplicates, zones that vanish, zones without read permission.
 
 mod fake;
 
@@ -39,7 +39,7 @@ fn read(opened: &mut OpenedSource) -> Vec<EnergyReading> {
     readings
 }
 
-/// An Intel server with two packages, one zone's count after the other.
+/// An Intel server with two packages.
 fn server() -> FakeSysfs {
     let fake_sysfs = FakeSysfs::new();
     fake_sysfs.vendor("GenuineIntel");
@@ -121,11 +121,11 @@ fn the_first_reading_is_a_baseline_and_the_next_gives_the_difference() {
     clock.set(MS);
     fake_sysfs.energy("intel-rapl:0", 1_000 + 61_035);
     let readings = read(&mut opened);
-    // 1 000 µJ are 17 counts, 62 035 are 1 017: a thousand counts of 2^-14 J.
+    // 1 000 µJ are 17 counts, 62 035 are 1 017: a difference of a thousand counts of 2^-14 J.
     assert_eq!(readings.iter().map(|reading| reading.energy_uj).collect::<Vec<_>>(), [61_035, 0, 0, 0, 0]);
 }
 
-/// Two counts of one zone, 1 ms apart: the energy in between.
+/// The energy between two values of a zone, read 1 ms apart.
 fn step(range_uj: &str, before_uj: u64, after_uj: u64) -> EnergyReading {
     let (fake_sysfs, clock) = (FakeSysfs::new(), Clock::manual(0));
     fake_sysfs.zone("intel-rapl:0", "package-0", range_uj, before_uj);
@@ -138,7 +138,7 @@ fn step(range_uj: &str, before_uj: u64, after_uj: u64) -> EnergyReading {
 
 #[test]
 fn a_wrap_is_the_range_and_one_unit() {
-    // 32 counts over the wrap are 1 953.125 µJ; the range alone as modulus would say 1 892.
+    // 32 counts over the wrap are 1 953.125 µJ; with the range alone as modulus it would be 1 892.
     let reading = step(ESU_14, 262_143_327_934, 976);
     assert_eq!((reading.energy_uj, reading.epoch), (1_953, 0));
     // The same with 2^-16 J: 488.28 µJ, not 473.
@@ -148,7 +148,7 @@ fn a_wrap_is_the_range_and_one_unit() {
 
 #[test]
 fn the_drivers_rounding_of_the_unit_is_undone() {
-    // 2^16 counts are 1 J, although the driver shows 15 258 nJ a count, and 15 300 for memory.
+    // 2^16 counts are 1 J, although the driver shows 15 258 nJ per count, and 15 300 for memory.
     assert_eq!(step(ESU_16, 0, 65_536 * 15_258 / 1_000).energy_uj, 1_000_000);
     assert_eq!(step(DRAM, 0, 65_536 * 15_300 / 1_000).energy_uj, 1_000_000);
     assert_eq!(step(ESU_14, 0, 16_384 * 61_035 / 1_000).energy_uj, 1_000_000);
@@ -216,14 +216,14 @@ fn a_zone_that_goes_away_is_invalid_and_comes_back_in_a_new_epoch() {
     clock.set(MS);
     fake_sysfs.energy("intel-rapl:0", 62_035);
     let before = read(&mut opened)[0];
-    // The driver is unloaded: the open file has nothing to say, and the path is gone.
+    // The driver is unloaded: the open file returns no data, and the path is gone.
     let path = fake_sysfs.sysfs().join("class/powercap/intel-rapl:0/energy_uj");
     fs::write(&path, "").unwrap();
     fs::remove_file(&path).unwrap();
     clock.set(2 * MS);
     let readings = read(&mut opened);
     assert!(!readings[0].valid && readings[1].valid, "only the one zone is away");
-    // It is back, but is looked for no more than once a second.
+    // The zone is back, but it is looked for at most once per second.
     fake_sysfs.energy("intel-rapl:0", 500_000);
     clock.set(3 * MS);
     assert!(!read(&mut opened)[0].valid);
@@ -245,7 +245,7 @@ fn nonsense_in_a_zone_is_no_reading() {
         fake_sysfs.sys_file("class/powercap/intel-rapl:0/energy_uj", text);
         assert!(!read(&mut opened)[0].valid, "{text:?}");
     }
-    // A count that this register cannot show.
+    // A value beyond the range of the register.
     clock.set(clock.now_ns() + 2_000 * MS);
     fake_sysfs.energy("intel-rapl:0", 300_000_000_000);
     assert!(!read(&mut opened)[0].valid);
@@ -262,14 +262,14 @@ fn a_machine_without_zones_says_which_driver_to_load() {
     assert!(empty.absent[0].reason.contains("no RAPL zone"), "{:?}", empty.absent);
 }
 
-/// Root reads everything, so under root this runs itself anew as nobody.
+/// Root can read everything, so under root the test runs itself again as user `nobody`.
 #[test]
 fn root_only_zones_give_a_remedy() {
     if rustix::process::geteuid().is_root() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("test");
         let own = std::env::current_exe().unwrap();
-        // The build's directory may be closed to other users.
+        // Other users may be unable to read the build directory.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert!(Command::new("cp").arg(own).arg(&program).status().unwrap().success());
         let arguments = ["--exact", "root_only_zones_give_a_remedy"];

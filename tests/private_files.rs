@@ -10,7 +10,7 @@ mod support;
 
 use support::{STEADY_MACHINE, TestDaemon, wait_until};
 
-/// A program under the usual umask, so that what it does not close stays open.
+/// A program under the usual umask, so that files without explicit modes are readable by all.
 fn program(path: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "umask 022; exec \"$0\" \"$@\"", path]).env_remove("WATTSPAN_SOCKET");
@@ -33,7 +33,7 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display())).mode() & 0o777
 }
 
-/// Everything below a directory, itself included.
+/// Every path below a directory, including the directory.
 fn tree(at: &Path) -> Vec<PathBuf> {
     let mut all = vec![at.to_owned()];
     if at.is_dir() {
@@ -53,7 +53,7 @@ fn assert_private(at: &Path, least_files: usize) {
     assert!(files >= least_files, "{files} files below {}", at.display());
 }
 
-/// A directory with a machine to replay, and a file that must stay as it is.
+/// A directory with a machine to replay, and a file that must not change.
 fn fixture_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("machine.toml"), STEADY_MACHINE).unwrap();
@@ -167,7 +167,7 @@ fn a_run_and_everything_made_of_it_are_the_owners_alone() {
     assert!(
         String::from_utf8_lossy(&printed.stdout).lines().filter(|line| line.starts_with('{')).count() > 1
     );
-    // A link in the place of the run's directory.
+    // A symbolic link in place of the run directory.
     fs::create_dir(dir.path().join("elsewhere")).unwrap();
     symlink("elsewhere", dir.path().join("run")).unwrap();
     let output = ipw(&["import", harness.to_str().unwrap(), "-o", "run"]);
@@ -229,8 +229,8 @@ fn a_user_with_a_capability_is_privileged_and_one_without_names_its_own_files() 
     const USER: u32 = 12_345;
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    // The build may lie where other users may not look. Copied by another process: what this one writes to, a program that
-    // another test starts meanwhile would hold open, and it could not be executed.
+    // Other users may be unable to read the build directory. Copied by a separate process: another test's child could
+    // inherit our write descriptor, and the copy could not be run.
     let (program, config) = (dir.path().join("wattspand"), dir.path().join("wattspan.toml"));
     let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_wattspand")).arg(&program).status().unwrap();
     assert!(copied.success());
@@ -241,7 +241,7 @@ fn a_user_with_a_capability_is_privileged_and_one_without_names_its_own_files() 
         command.args(ids).args(capabilities).arg(&program).args(["--check", "--config"]).arg(&config);
         command.output().unwrap()
     };
-    // Any capability does; this one containers have too.
+    // Any capability serves; containers have this one too.
     let privileged = ["--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"];
     for capabilities in [&[][..], &privileged] {
         assert!(check(capabilities).status.success(), "{}", output_text(&check(capabilities)));

@@ -1,4 +1,4 @@
-//! Process shares: they and a rest add up, follow the power, and are absent where no sample was taken.
+//! Process shares: with the rest they add up, they follow the power, and they are absent where no sample was taken.
 
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
@@ -43,7 +43,7 @@ impl AttributionFixture {
         fixture
     }
 
-    /// Lets so many milliseconds pass.
+    /// Advances the clock, with a reading every millisecond.
     fn advance_ms(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now_ns += MS;
@@ -59,7 +59,7 @@ impl AttributionFixture {
         }
     }
 
-    /// A usage sample; since the previous one the processes used this much, and others this much.
+    /// Adds a usage sample: the CPU time of each process since the previous sample, and that of other processes.
     fn sample(&mut self, rises: &[u64], others: u64) {
         self.busy += rises.iter().sum::<u64>() + others;
         for (used, rise) in self.used.iter_mut().zip(rises) {
@@ -117,8 +117,9 @@ fn random_truths(rng: &mut TestRng) -> Vec<GroundTruth> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Every process has a span over the same time. Whatever else is going on, no domain gives them more together than
-    /// the spans' share, and where they alone kept the machine busy only rounding is left over.
+    /// All processes have spans over the same time. In every domain their shares together never exceed the spans'
+    /// share, and
+    /// where no other process uses the CPU only the rounding is left.
     #[test]
     fn the_process_shares_and_the_rest_add_up(seed in any::<u64>(), alone in any::<bool>()) {
         let mut rng = TestRng(seed | 1);
@@ -126,12 +127,12 @@ proptest! {
         fixture.sample(&[0; 4], 0);
         let rounds = rng.range(1, 8);
         for _ in 0..rounds {
-            // Somebody else's span, so that a share is not the whole.
+            // Another span, so that a share is not the whole.
             let other = fixture.open(0, 2.5);
             let keys: Vec<SpanKey> = (0..4).map(|process| fixture.open(process, 1.0)).collect();
             for _ in 0..rng.range(1, 20) {
                 fixture.advance_ms(rng.range(1, 40));
-                // Time in which no process used anything would be the rest's.
+                // At least one process is active, because otherwise the energy would belong to the rest.
                 let rises = [u64::from(alone), 0, 0, 0].map(|least| rng.range(least, 9) * MS);
                 let others = if alone { 0 } else { rng.range(0, 9) * MS };
                 fixture.sample(&rises, others);
@@ -139,7 +140,7 @@ proptest! {
             keys.iter().for_each(|key| fixture.close(*key));
             fixture.close(other);
             fixture.advance_ms(3);
-            // What is used after the spans have closed moves nothing but the last interval.
+            // Usage after the close affects the last interval only.
             fixture.sample(&[MS; 4], if alone { 0 } else { MS });
             fixture.advance_ms(60);
             for domain in ["package-0", "core-0"] {
@@ -196,7 +197,7 @@ fn the_process_share_follows_the_power_and_not_only_the_mean_use() {
 
 #[test]
 fn a_weight_change_counts_for_the_time_in_which_it_holds() {
-    // The process runs alone in the first half; there its span has a hundredth of the domain, afterwards half.
+    // The process runs alone in the first half; there its span has 1 % of the domain, afterwards half.
     let mut fixture = AttributionFixture::new(steady(), 1);
     fixture.sample(&[0], 0);
     let other = fixture.open(0, 1.0);
@@ -242,7 +243,7 @@ fn a_span_longer_than_the_kept_rows_gets_the_same_process_share() {
 #[test]
 fn an_unsampled_process_share_is_absent_with_a_reason() {
     let mut fixture = AttributionFixture::new(steady(), 2);
-    // No look at all.
+    // No sample at all.
     let unseen = fixture.open(0, 1.0);
     fixture.advance_ms(100);
     fixture.close(unseen);
@@ -250,7 +251,7 @@ fn an_unsampled_process_share_is_absent_with_a_reason() {
     let account = fixture.account(unseen);
     assert_eq!((account.process_uj, share(&account, "package-0").process_uj), (None, None));
     assert!(account.process_reason.is_some());
-    // The first look comes long after the opening.
+    // The first sample comes long after the opening.
     let late = fixture.open(0, 1.0);
     fixture.advance_ms(200);
     fixture.sample(&[0, 0], 0);
@@ -259,7 +260,7 @@ fn an_unsampled_process_share_is_absent_with_a_reason() {
     fixture.close(late);
     fixture.advance_ms(20);
     assert_eq!(fixture.account(late).process_uj, None);
-    // Somebody cannot be looked at any more.
+    // A process that can no longer be sampled.
     let lost = fixture.open(1, 1.0);
     fixture.advance_ms(30);
     let used = [SubjectUsage { subject: fixture.subjects[1], amount: None, disjoint: true }];
@@ -303,7 +304,7 @@ fn a_subject_stays_as_long_as_a_span_refers_to_it() {
 
 #[test]
 fn weight_changes_older_than_the_kept_rows_still_count() {
-    // Again and again the process runs alone while its span has a hundredth of the domain, and not while it has half.
+    // The process repeatedly runs alone while its span has 1 % of the domain, and does not run while it has half.
     let mut fixture = AttributionFixture::new(steady(), 1);
     fixture.sample(&[0], 0);
     let other = fixture.open(0, 1.0);
@@ -326,7 +327,7 @@ fn weight_changes_older_than_the_kept_rows_still_count() {
 
 #[test]
 fn merged_weight_changes_split_by_their_mean_weight() {
-    // The weight flips every millisecond; the process uses a quarter of the machine throughout.
+    // The weight alternates every millisecond; the process uses a quarter of the machine throughout.
     let mut fixture = AttributionFixture::new(steady(), 1);
     fixture.sample(&[0], 0);
     let key = fixture.open(0, 1.0);

@@ -1,4 +1,4 @@
-//! A daemon on a simulated machine with real processes on it: which part of a span's energy fell to whom.
+//! Per-process attribution in a daemon on a simulated machine, with real processes.
 
 mod support;
 
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use support::{STEADY_MACHINE, TestClient, TestDaemon, domain_row, error_of, get_u64, sleep_ms};
 
-/// A process that is killed, and waited for, with this value.
+/// A child process that is killed and waited for on drop.
 struct ChildGuard(Child);
 
 impl ChildGuard {
@@ -48,7 +48,7 @@ fn open_all(client: &mut TestClient, pids: &[u32]) {
     }
 }
 
-/// Closes them at one instant.
+/// Closes the spans at one instant.
 fn close_all(client: &mut TestClient, pids: &[u32]) -> Vec<Value> {
     let at_ns = now_ns(client);
     for pid in pids {
@@ -78,7 +78,7 @@ fn a_busy_process_gets_more_than_a_sleeping_one_and_both_at_most_the_total() {
     }
     for (account, pid) in accounts.iter().zip(pids) {
         assert_eq!(account["process"], pid);
-        // The package, and the memory beside it; the cores are inside the package.
+        // The total is package plus memory; the cores are part of the package.
         let sum =
             ["package-0", "dram-0"].map(|name| get_u64(domain_row(&account["domains"], name), "process_uj"));
         assert_eq!(get_u64(account, "process_uj"), sum.iter().sum::<u64>());
@@ -90,7 +90,7 @@ fn a_busy_process_gets_more_than_a_sleeping_one_and_both_at_most_the_total() {
 fn children_that_start_and_exit_between_two_samples_are_not_lost() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
-    // Nearly all the time goes to children of a few milliseconds.
+    // Nearly all CPU time belongs to children of a few milliseconds.
     let parent =
         ChildGuard::shell("while :; do sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done'; done");
     let sleeper = ChildGuard::shell("exec sleep 1000");
@@ -132,7 +132,7 @@ fn a_process_that_dies_has_used_what_it_had_used() {
     let account = close_all(&mut client, &pids).remove(0);
     let (then, in_the_end) = (get_u64(&midway, "process_uj"), get_u64(&account, "process_uj"));
     assert!(then > 0 && in_the_end >= then / 2, "{then} µJ, and in the end {in_the_end} µJ");
-    // Whoever names it afterwards is told.
+    // A span for the exited process is refused.
     let (name, parameters) = client.call_error("OpenSpan", json!({ "process": burner.pid() }));
     assert_eq!(
         (name.as_str(), parameters["field"].as_str()),
@@ -159,7 +159,7 @@ fn numbers_that_name_no_process_are_refused_and_nothing_is_opened() {
     assert_eq!(client.call_error("CloseSpan", json!({ "span": "a" })).0, "NoSuchSpan");
 }
 
-/// A stand-in hierarchy of control groups with one group, `/a`.
+/// A fake control group hierarchy with one group, `/a`.
 struct CgroupTree(tempfile::TempDir);
 
 impl CgroupTree {
@@ -173,7 +173,7 @@ impl CgroupTree {
         Self(root)
     }
 
-    /// Both have used this many microseconds so far.
+    /// Sets the CPU time of the root and of `/a`, in microseconds.
     fn set(&self, top: u64, a: u64) {
         for (file, value) in [("a/cpu.stat", a), ("cpu.stat", top)] {
             let file = std::fs::File::options().write(true).open(self.0.path().join("fs/cgroup").join(file));
@@ -186,7 +186,7 @@ impl CgroupTree {
     }
 }
 
-/// Always as long, so that it can be written over while it is read.
+/// Of constant length, so that it can be overwritten while it is read.
 fn stat(usec: u64) -> String {
     format!("usage_usec {usec:012}\nuser_usec {usec:012}\nsystem_usec {:012}\n", 0)
 }
@@ -206,7 +206,7 @@ fn a_control_group_gets_its_share_and_escaping_paths_are_refused() {
     }
     client.call("OpenSpan", json!({ "span": "group", "cgroup": "/a" }));
     for turn in 1..=60 {
-        // A quarter of the time.
+        // A quarter of the CPU time.
         hierarchy.set(turn * 40_000, turn * 10_000);
         sleep_ms(10);
     }
@@ -235,13 +235,14 @@ fn another_users_process_is_refused_without_telemetry_access() {
     if !support::skip::can_change_users() {
         return;
     }
-    // Groups that every Linux has stand in for ours.
+    // Groups that every Linux has replace those of wattspan.
     let daemon = TestDaemon::start_with_config(
         STEADY_MACHINE,
         "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n",
     );
     let program = daemon.socket().with_file_name("client");
-    // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
+    // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not be
+    // run.
     let own = std::env::current_exe().unwrap();
     assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     let theirs = ChildGuard::shell("exec sleep 1000");
@@ -266,7 +267,7 @@ fn a_client_of_another_user() {
     let socket = std::env::var_os("SOCKET").expect("the other test says where");
     let process: u32 = std::env::var("PROCESS").unwrap().parse().unwrap();
     let mut client = TestClient::from_stream(UnixStream::connect(socket).unwrap());
-    // One's own is always allowed.
+    // A user's own process is always allowed.
     client.call("OpenSpan", json!({ "process": std::process::id() }));
     let answer = client.call_raw("OpenSpan", json!({ "process": process }));
     if answer.get("error").is_some() {

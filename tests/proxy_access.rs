@@ -1,5 +1,5 @@
-//! Which clients of the proxy see energy: its own user, root and a group's members, over connections whose owner is
-//! known. Nothing that another client receives holds a figure.
+//! The clients of the proxy that may see energy: its own user, root and a group's members, over connections whose owner
+//! is known. No other client receives a figure.
 //!
 //! The clients run as other users (`setpriv`), so these tests need root.
 
@@ -28,7 +28,7 @@ const ROOT: TestUser = TestUser { uid: 0, groups: "" };
 const STRANGER: TestUser = TestUser { uid: 12_345, groups: "" };
 /// Its primary group in the group database is `daemon`.
 const DAEMON: TestUser = TestUser { uid: 1, groups: "" };
-/// Its processes have that group, the group database knows nothing of it.
+/// Its processes have that group, but the group database does not list the user.
 const IN_GROUP: TestUser = TestUser { uid: 12_346, groups: "daemon" };
 
 const PATHS: [&str; 3] = ["/v1/completions", "/v1/chat/completions", "/api/generate"];
@@ -39,10 +39,10 @@ const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n\
 const LINES: &str = "{\"model\":\"m\",\"response\":\"x\",\"done\":false}\n\
                      {\"model\":\"m\",\"response\":\"\",\"done\":true,\"prompt_eval_count\":3,\"eval_count\":2}\n";
 
-/// Words that only figures have.
+/// Strings that occur only where figures are.
 const FIGURES: [&str; 5] = ["_uj", "wattspan-energy", ": wattspan", "\"energy\"", "grade"];
 
-/// A server that answers each of the three paths in its own form.
+/// A server that answers each of the three paths in its own format.
 fn server() -> StubServer {
     StubServer::new(|mut connection| {
         while let Some(request) = connection.read_request() {
@@ -82,7 +82,7 @@ impl Setup {
         TestProxy::start_command(command, &upstream, &self.daemon.socket(), &flags).wait_for_daemon()
     }
 
-    /// All that a process of this user receives from the proxy at this address, in each version of HTTP.
+    /// Everything that a process of this user receives from the proxy at this address, in each version of HTTP.
     fn received(&self, user: TestUser, at: &str) -> Vec<String> {
         let mut command = other_user::command_as(self.daemon.socket().parent().unwrap(), user);
         let output = command.env("PROXY", at).output().unwrap();
@@ -147,7 +147,7 @@ fn over_http1(at: &str, path: &str) -> String {
             stream.read_to_end(&mut received).unwrap();
         }
     }
-    // The body without the sizes of its chunks.
+    // The body without its chunk sizes.
     let text = String::from_utf8(received).unwrap();
     let is_size = |line: &&str| usize::from_str_radix(line.trim(), 16).is_ok();
     text.split_inclusive("\r\n").filter(|line| !is_size(line)).collect::<String>().replace("\n\r\n", "\n")
@@ -279,7 +279,7 @@ fn a_client_whose_owner_is_unknown_sees_none_even_if_it_is_root() {
     setup.assert_sees(ROOT, &format!("http://127.0.0.1:{}", proxy.address.port()));
 }
 
-/// No packet is sent: connecting chooses a route and with it this machine's address.
+/// Sends no packet: connecting a UDP socket selects a route and with it this machine's address.
 fn address_beyond_loopback() -> Option<std::net::IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(SocketAddr::from(([203, 0, 113, 1], 9))).ok()?;

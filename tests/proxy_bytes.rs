@@ -1,4 +1,4 @@
-//! What passes through the proxy is what would pass without it: 1,000 replies, byte for byte.
+//! Replies through the proxy equal those without it: 1,000 replies, byte for byte.
 
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
@@ -12,7 +12,7 @@ use ground_truth::TestRng;
 use http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, header_value, short_pause};
 use support::{STEADY_MACHINE, TestDaemon};
 
-/// The replies; WATTSPAN_CASES tries so many times as many.
+/// Number of replies; multiplied by WATTSPAN_CASES.
 fn cases() -> u64 {
     1000 * std::env::var("WATTSPAN_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
@@ -35,7 +35,7 @@ enum Framing {
     Close,
 }
 
-/// A reply, and how it is cut; the same for the same seed.
+/// A reply and its splits, determined by the seed.
 struct ReplyScript {
     rng: TestRng,
     media: Media,
@@ -93,7 +93,7 @@ impl ReplyScript {
         head + "\r\n"
     }
 
-    /// The reply's bytes with their framing.
+    /// The bytes of the reply with their framing.
     fn framed(&mut self) -> Vec<u8> {
         if self.framing != Framing::Chunks {
             return self.body.clone();
@@ -133,7 +133,7 @@ impl ReplyScript {
         self.framing != Framing::Close
     }
 
-    /// Whether the energy has a place behind the body.
+    /// Whether a comment with the energy can follow the body.
     fn takes_comment(&self) -> bool {
         let ended = self.body.ends_with(b"\n\n") || self.body.ends_with(b"\n\r\n") || self.body.is_empty();
         self.media == Media::Events && !self.gzip && self.framing != Framing::Length && ended
@@ -211,7 +211,7 @@ fn gzipped(plain: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What the stub was sent, by seed.
+/// The requests that the stub received, by seed.
 type ReceivedMessages = Arc<Mutex<HashMap<u64, Vec<HttpMessage>>>>;
 
 fn stub(received: &ReceivedMessages) -> StubServer {
@@ -233,7 +233,7 @@ fn stub(received: &ReceivedMessages) -> StubServer {
     })
 }
 
-/// Asks with the seed's request, and gives the reply.
+/// Sends the seed's request and reads the reply.
 fn ask(connection: &mut HttpConnection, seed: u64) -> Option<HttpMessage> {
     let mut rng = TestRng(seed | 1);
     (0..3).for_each(|_| _ = rng.next_u64());
@@ -279,7 +279,7 @@ fn ask(connection: &mut HttpConnection, seed: u64) -> Option<HttpMessage> {
     Some(HttpMessage { informational, ..reply })
 }
 
-/// A message without what belongs to one hop, and without what the proxy adds.
+/// A message without hop-by-hop headers, and without what the proxy adds.
 fn bare(mut message: HttpMessage) -> HttpMessage {
     const OF_ONE_HOP: &[&str] =
         &["connection", "transfer-encoding", "x-hop", "te", "host", "keep-alive", "trailer"];
@@ -291,7 +291,7 @@ fn bare(mut message: HttpMessage) -> HttpMessage {
     };
     strip(&mut message.headers);
     strip(&mut message.trailers);
-    // The case of names is kept in heads; in trailers and early words they go on in lower case.
+    // Names keep their case in headers; in trailers and informational replies they become lower case.
     for headers in message.informational.iter_mut().map(|(_, headers)| headers).chain([&mut message.trailers])
     {
         headers.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
@@ -319,7 +319,7 @@ fn compare(seed: u64, direct: &HttpMessage, through: &HttpMessage, annotated: bo
         );
     }
     let (mut direct, through) = (bare(direct.clone()), bare(through));
-    // Trailers are for those who asked for them (RFC 9110, 6.5.1); the stub sends them to everybody.
+    // The proxy sends trailers only to clients that request them (RFC 9110, 6.5.1); the stub always sends them.
     if through.trailers.is_empty() && !direct.trailers.is_empty() {
         direct.trailers.clear();
     }

@@ -1,4 +1,4 @@
-//! Clients and servers that mean harm: refused, or passed on in a form that cannot be misread.
+//! Malicious clients and servers: refused, or forwarded in a form that cannot be misread.
 
 mod http_stub;
 mod support;
@@ -100,7 +100,7 @@ fn a_malformed_chunk_size_ends_the_request() {
         connection.send(request.as_bytes());
         let _ = connection.read_to_end();
     }
-    // The proxy still serves, or it would have kept everything back.
+    // The proxy still serves; it has not kept the first requests back.
     assert_eq!(status(&fixture, b"GET /after HTTP/1.1\r\nHost: t\r\n\r\n"), 200);
     let received = fixture.received.lock().unwrap();
     assert!(received.iter().any(|request| request.line.contains("/after")), "{received:?}");
@@ -248,7 +248,7 @@ fn a_web_socket_passes_through() {
 const UPGRADE: &[u8] =
     b"GET /v1/realtime HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
-/// A server that changes the protocol where it is asked to, and repeats every line from then on.
+/// A server that switches the protocol on request and then echoes every line.
 fn repeating() -> StubServer {
     StubServer::new(|mut connection| {
         while let Some(request) = connection.read_request() {
@@ -266,7 +266,7 @@ fn repeating() -> StubServer {
     })
 }
 
-/// A connection whose protocol has changed.
+/// A connection whose protocol has been switched.
 fn tunnel(proxy: &TestProxy) -> HttpConnection {
     let mut connection = HttpConnection::connect(proxy.address);
     connection.send(UPGRADE);
@@ -329,13 +329,13 @@ fn a_server_that_answers_without_asking_for_the_body_ends_nothing_but_the_reques
                 .as_bytes(),
         );
         assert_eq!(connection.read_reply().map(|reply| reply.status()), Some(401), "{path}");
-        // The body is asked for, once more and later than the server would be waited for.
+        // After its wait for "100 Continue" the proxy polls the unsent body; that must affect this request only.
         support::sleep_ms(1200);
         let mut other = HttpConnection::connect(proxy.address);
         other.send(b"GET /v1/models HTTP/1.1\r\nHost: t\r\n\r\n");
         assert_eq!(other.read_reply().map(|reply| reply.status()), Some(200), "{path}");
     }
-    // Where a panic ends the program it would be gone; a build that unwinds says it all the same.
+    // A panic ends a release build; a build that unwinds logs it.
     assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
     proxy.stop().assert_balanced();
 }

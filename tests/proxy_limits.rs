@@ -1,4 +1,4 @@
-//! A proxy whose user has few calls a second: it measures less, and leaves no span open.
+//! A proxy whose user has few calls per second measures fewer requests, and leaves no span open.
 //!
 //! The proxy runs as another user (`setpriv`), so these tests need root.
 
@@ -22,14 +22,14 @@ fn ask(proxy: &TestProxy) -> HttpMessage {
     connection.read_reply().expect("a reply")
 }
 
-/// A hundred requests, so many at once, through the proxy of a user with these calls a second; no span stays open.
+/// A hundred requests, `at_once` in parallel, through the proxy of a user with these limits; no span stays open.
 fn a_hundred_of_a_limited_user(limits: &str, at_once: usize) -> Option<ProxyCounters> {
     if !other_user::is_supported() {
         return None;
     }
     let daemon =
         TestDaemon::start_with_config(STEADY_MACHINE, &format!("{}[limits]\n{limits}", other_user::GROUPS));
-    // All are open before the first of them ends.
+    // All are open before the first one ends.
     let all_here = Barrier::new(at_once);
     let stub = StubServer::new(move |mut connection| {
         while connection.read_request().is_some() {

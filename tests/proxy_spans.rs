@@ -1,4 +1,4 @@
-//! What the proxy tells the daemon: every request one span, none lost, and the energy adds up.
+//! The proxy's spans at the daemon: one per request, none lost, and the energy adds up.
 
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
@@ -179,7 +179,7 @@ fn a_reply_that_comes_slowly_in_chunks_has_its_energy_in_a_trailer_that_is_annou
     let slowly = |request: &[u8]| {
         let mut connection = HttpConnection::connect(proxy.address);
         connection.send(request);
-        // The head waits for the body's end no longer than it may.
+        // The headers arrive before the end of the body.
         let mut reply = connection.read_head().unwrap();
         go_on.send(()).unwrap();
         connection.read_body(&mut reply, true);
@@ -193,7 +193,7 @@ fn a_reply_that_comes_slowly_in_chunks_has_its_energy_in_a_trailer_that_is_annou
     let trailer = energy(http_stub::header_value(&reply.trailers, "wattspan-energy").unwrap());
     let account = account(&daemon, &reply);
     assert_eq!(trailer["share_uj"], account["share_uj"].to_string());
-    // Who did not ask for trailers is sent none.
+    // A client that did not request trailers gets none.
     let reply = slowly(&inference_request("{}"));
     assert_eq!((reply.header("trailer"), reply.trailers.len()), (None, 0));
 }
@@ -251,7 +251,7 @@ fn a_daemon_that_stalls_delays_replies_no_more_than_a_bounded_while() {
     let proxy = start_proxy(&stub, &daemon, &["--patience", "50"]);
     wait_until("measured", || ask(&proxy, &inference_request("{}")).text().contains("\"settled\""));
     rustix::process::kill_process(daemon.pid(), rustix::process::Signal::STOP).unwrap();
-    // Each of them ends, although the daemon never answers while it is stopped.
+    // Each request ends, although the stopped daemon never answers.
     for _ in 0..50 {
         let reply = ask(&proxy, &inference_request("{}"));
         assert!(reply.is_complete && reply.text().contains("\"pending\""), "{}", reply.text());
@@ -364,7 +364,7 @@ fn a_client_that_does_not_read_is_not_read_for() {
     assert!(grown < 4 << 20, "{grown} bytes are kept for a client that does not read; {last} were sent");
 }
 
-/// Streams of random length; breaks off at random.
+/// Sends streams of random length; disconnects at random.
 fn serve_unreliably(mut connection: HttpConnection) {
     let mut rng = TestRng(0x5eed | u64::from(connection.stream().peer_addr().unwrap().port()) << 20);
     (0..5).for_each(|_| _ = rng.next_u64());
@@ -391,7 +391,7 @@ fn serve_unreliably(mut connection: HttpConnection) {
     }
 }
 
-/// Asks `rounds` times, and leaves at random.
+/// Sends `rounds` requests, and disconnects at random.
 fn request_unreliably(address: std::net::SocketAddr, seed: u64, rounds: u64) {
     let mut rng = TestRng(seed * 77 + 1);
     (0..5).for_each(|_| _ = rng.next_u64());
@@ -425,7 +425,7 @@ fn request_unreliably(address: std::net::SocketAddr, seed: u64, rounds: u64) {
     }
 }
 
-/// The final accounts so far, by span.
+/// Collects the final accounts so far, by span.
 fn settled(daemon: &TestDaemon) -> Arc<Mutex<BTreeMap<String, Value>>> {
     let accounts = Arc::new(Mutex::new(BTreeMap::new()));
     let (mut watcher, into) = (daemon.client(), Arc::clone(&accounts));
@@ -502,7 +502,7 @@ fn no_span_is_lost_while_the_daemon_is_killed_and_comes_back() {
     let counters = proxy.stop();
     counters.assert_balanced();
     assert!(counters.closed > 0, "{counters:?}");
-    // What the daemon holds as open after the proxy is gone is nothing.
+    // Once the proxy has exited, no span is open at the daemon.
     wait_until("closed all", || {
         let accounts = daemon.client().call("ListSpans", json!({ "limit": 256 }))["accounts"].take();
         accounts
@@ -524,7 +524,7 @@ fn the_proxy_needs_a_daemon_and_says_so() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("needs a daemon"));
 }
 
-/// The fields of an account that are about a process.
+/// The fields of an account that belong to a process share.
 fn process_share(account: &Value) -> Vec<&str> {
     ["process", "cgroup", "process_uj", "process_reason"]
         .into_iter()

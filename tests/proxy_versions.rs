@@ -1,4 +1,4 @@
-//! HTTP/2 and TLS: to the proxy, and from it to the server.
+//! HTTP/2 and TLS, from clients to the proxy and from the proxy to the server.
 
 mod http_stub;
 mod support;
@@ -21,8 +21,8 @@ use wattspan::http::BufferedBody;
 
 const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n";
 
-/// A server of HTTP/2, over TLS where it has a configuration; answers with events and a trailer, and says how it was
-/// asked.
+/// An HTTP/2 server, over TLS if configured; replies with events and a trailer. Headers of the reply state the
+/// request's version, cookie and body length.
 async fn serve(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>) {
     while let Ok((stream, _)) = listener.accept().await {
         let tls = tls.clone();
@@ -64,7 +64,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Starts `serve` on a thread of its own, and gives its address.
+/// Starts `serve` on a thread of its own; returns its address.
 fn upstream(tls: Option<tokio_rustls::TlsAcceptor>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -155,7 +155,7 @@ fn an_http2_server_without_100_continue_gets_the_body() {
     proxy.stop().assert_balanced();
 }
 
-/// A server's TLS with a certificate of its own, and the file that a client trusts it by.
+/// A server's TLS configuration with a new certificate, and the file by which a client trusts it.
 fn tls(directory: &Path, protocols: &[&[u8]]) -> (tokio_rustls::TlsAcceptor, std::path::PathBuf) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
     let file = directory.join("trusted.pem");
@@ -212,7 +212,7 @@ fn a_stream_reset_counts_as_a_client_disconnect() {
     let stub = StubServer::new(|mut connection| {
         connection.read_request();
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n: a\r\n");
-        // Ends with an end of file where the proxy hangs up.
+        // Returns at end of file, when the proxy closes the connection.
         let _ = connection.read_to_end();
     });
     let proxy =

@@ -1,5 +1,5 @@
-//! Every quota of `[limits]`, from a table: what is at the limit is taken, one above is refused with its name and the
-//! limit. A quota that has no row here, and no test elsewhere that is named here, fails.
+//! Every quota of `[limits]`, from a table: a call at the limit is accepted, the next one is refused with the quota's
+//! name and limit. Fails for a quota without a row here or a named test elsewhere.
 
 #![cfg(target_os = "linux")]
 
@@ -14,7 +14,7 @@ use support::{
     SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, encode_call, error_of, sleep_ms, wait_until,
 };
 
-/// Quotas that have no exact edge, and the test of `hostile_client` that holds each.
+/// Quotas without an exact limit, each with its test in `hostile_client`.
 const TESTED_IN_HOSTILE_CLIENT: &[(&str, &str)] = &[
     ("unread_bytes", "a_caller_that_never_reads_is_not_read_from_and_then_given_up"),
     ("stall_s", "partial_and_slow_messages_time_out"),
@@ -24,13 +24,13 @@ const TESTED_IN_HOSTILE_CLIENT: &[(&str, &str)] = &[
 const TESTED_SEPARATELY: &[&str] =
     &["message_bytes", "connections", "remembered_accounts", "remembered_bytes", "weight_changes_per_span"];
 
-/// A quota of one user or of all: how it is set, and what reaches it.
+/// A quota of one user or of all users: its configuration and the calls that reach it.
 struct QuotaCase {
     key: &'static str,
     limits: &'static str,
-    /// In which group the user is; absent: root, for quotas of all users together.
+    /// The user's group; absent: root, for quotas of all users together.
     group: Option<&'static str>,
-    /// The calls that the limit allows, then the one that it does not.
+    /// The calls that the limit allows, then the one that it refuses.
     calls: fn() -> Vec<Value>,
     quota: &'static str,
     limit: u64,
@@ -41,7 +41,7 @@ fn opens(many: usize) -> Vec<Value> {
 }
 
 fn questions(many: usize) -> Vec<Value> {
-    // Over several connections: they are the user's and not the connection's.
+    // Over several connections: the quota is the user's, not the connection's.
     (0..many).map(|at| json!(["GetInfo", {}, at % 3])).collect()
 }
 
@@ -208,7 +208,7 @@ fn what_is_at_the_limit_is_taken_and_one_above_is_refused_with_its_name() {
     }
 }
 
-/// What the row's calls are answered; then another user is served as if nothing had happened.
+/// The replies to the row's calls; asserts that another user is still served.
 fn answers_of(row: &QuotaCase) -> Option<Vec<Value>> {
     let daemon =
         TestDaemon::start_with_config(STEADY_MACHINE, &format!("{GROUPS}[limits]\n{}\n", row.limits));
@@ -270,7 +270,7 @@ fn the_largest_message_is_taken_and_one_byte_more_is_not() {
 #[test]
 fn the_last_connection_of_all_is_taken_and_one_more_is_not() {
     let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nconnections = 3\n");
-    // The one by which the harness saw that the daemon listens may not have gone yet.
+    // The harness's connection from the start may still be open.
     let mut three: Vec<TestClient> = Vec::new();
     wait_until("three are in", || {
         let mut client = daemon.client();
@@ -343,7 +343,7 @@ fn calls_without_a_waiting_reader_are_never_dropped_silently() {
             ["CloseSpan", { "span": "a" }]
         ]),
     );
-    // The third weight is one call too many: that is the answer to it, and then the line is dead.
+    // The third weight is one call too many: the reply says so, and then the daemon closes the connection.
     let exceeded = ("QuotaExceeded".into(), json!({ "quota": "calls a second", "limit": 1 }));
     assert_eq!(error_of(replies[4].clone()), exceeded);
     assert_eq!(replies[5], Value::Null, "hung up");
@@ -403,7 +403,7 @@ fn a_flood_of_calls_is_disconnected_and_the_others_are_served() {
     let replies = call_as(&daemon, TestUser { uid: 12_304, groups: "" }, flood.into());
     let done = replies.iter().filter(|answer| answer["parameters"]["access"] == "none").count();
     let refused = replies.iter().filter(|answer| answer.get("error").is_some()).count();
-    // A refusal costs a quarter of a call, and ten calls may be owed; a little comes in all the while.
+    // A refusal costs a quarter of a call, and up to ten calls may be owed; the allowance grows slowly meanwhile.
     assert!(done == 10 && (40..50).contains(&refused), "{done} done, {refused} refused");
     let root = daemon.client().call("GetInfo", json!({}));
     assert_eq!(root["access"], "admin");
@@ -441,7 +441,7 @@ fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weig
                 (0..batch).flat_map(|at| encode_call("SetWeight", weight(done + at), &[])).collect();
             assert!(client.send_raw(&calls));
             let answers: Vec<Value> = (0..batch).map(|_| client.receive().unwrap()).collect();
-            // Too many wait for a counter: those are settled in a moment.
+            // The others are refused while too many changes wait for a counter update, which settles them in a moment.
             let taken = answers.iter().filter(|answer| answer.get("error").is_none()).count();
             done += taken;
             if taken < batch {
@@ -464,8 +464,8 @@ fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weig
     assert!(many < 3 * few, "{many:?} after {CHANGES} changes, {few:?} after one");
 }
 
-/// Pairs sent as fast as the daemon takes them, over three connections: settling keeps up with the calls, so that no quota of
-/// what waits to settle is reached.
+/// Opens and closes spans as fast as the daemon accepts them, over three connections: settling keeps up with the calls,
+/// so that no quota on unsettled data is reached.
 #[test]
 fn spans_that_are_opened_and_closed_at_full_speed_are_never_refused() {
     const PAIRS: usize = 25_000;
@@ -475,7 +475,7 @@ fn spans_that_are_opened_and_closed_at_full_speed_are_never_refused() {
         let mut reading = stream.try_clone().unwrap();
         let answers = std::thread::spawn(move || {
             let (mut buffer, mut answers, mut refused) = (vec![0; 1 << 16], 0, 0);
-            // Of a reply across two reads only the end is seen: one of thousands.
+            // A reply split across two reads is recognised by its end only; that concerns one in thousands.
             while answers < 2 * PAIRS {
                 let length = reading.read(&mut buffer).unwrap();
                 assert!(length > 0, "the daemon hung up");

@@ -1,4 +1,4 @@
-//! Recorded traces as a source: what was recorded comes back, and what a broken trace says.
+//! Recorded traces as a source: replayed readings equal the recorded ones, and errors of broken traces.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ fn header() -> String {
     text.lines().next().unwrap().to_owned()
 }
 
-/// The scripted laptop for a tenth of a second, read every millisecond, as a recording that loops.
+/// The scripted laptop for a tenth of a second, read every millisecond, as a repeating recording.
 fn recording() -> (Vec<Domain>, Vec<u8>) {
     let script = Script::parse(&std::fs::read_to_string(machine("laptop.toml")).unwrap()).unwrap();
     let clock = Clock::manual(5_000 * MS);
@@ -40,7 +40,7 @@ fn recording() -> (Vec<Domain>, Vec<u8>) {
     (opened.domains, out)
 }
 
-/// Starts what `text` recorded at 9 s of a clock that the test turns.
+/// Starts a replay of `text`, recorded at 9 s of a manual clock.
 fn started(text: &[u8]) -> (OpenedSource, Clock) {
     let clock = Clock::manual(9_000 * MS);
     let opened = replay::start_trace(RecordedTrace::parse(text).unwrap(), &clock);
@@ -252,7 +252,7 @@ fn the_power_within_a_counters_steps_is_recorded_and_replayed() {
         shape_uj,
         ..EnergyReading::default()
     };
-    // The counter is asked in every second read, the power in every one; the second domain has no such sensor.
+    // The counter is read in every second sample, the power in every one; the second domain has no power sensor.
     let shown = |tick: u64| {
         [reading(tick.is_multiple_of(2), 100 * (tick / 2 + 1), 60 * tick + 1), reading(true, tick * 10, 0)]
     };
@@ -267,7 +267,7 @@ fn the_power_within_a_counters_steps_is_recorded_and_replayed() {
     for tick in 0..10 {
         assert_eq!(read(&mut opened, &clock, tick * MS + 1), shown(tick), "{tick}");
     }
-    // The next round goes on from where this one ended.
+    // The next round continues from where this one ended.
     let next = read(&mut opened, &clock, 10 * MS + 1 + MS + 1);
     assert_eq!(next[0].shape_uj, 600 + 60 + 1);
     assert_eq!(next[1].energy_uj, 100 + 10);

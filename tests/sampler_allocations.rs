@@ -1,4 +1,4 @@
-//! The sampler's tick asks for no memory: counted on its own thread, from inside the source that it reads.
+//! The sampler's tick allocates no memory; the source that it reads counts on the sampler's own thread.
 
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -14,12 +14,12 @@ mod counting_allocator_ffi;
 #[global_allocator]
 static ALLOCATOR: counting_allocator_ffi::Counting = counting_allocator_ffi::Counting;
 
-/// So many ticks, more than the ring holds.
+/// Number of ticks, more than the ring holds.
 const TICKS: usize = 200;
 
-/// Notes how often its thread had asked for memory at each read, and reports once it has enough.
+/// A source that records its thread's allocation count at each read, and sends the counts once it has enough.
 struct CountingSource {
-    /// Full from the start, so that noting asks for nothing.
+    /// Allocated at its full size at the start, so that recording allocates nothing.
     request_counts: Box<[u64; TICKS]>,
     reads: usize,
     report: Sender<[u64; TICKS]>,
@@ -62,7 +62,7 @@ fn sampler_reads_allocate_no_memory() {
     let settings =
         SamplerSettings { characterisation_ns: 20_000_000, ring_samples: 64, ..SamplerSettings::default() };
     let sampler = sampler::start(opened, &settings, Clock::Machine).unwrap();
-    // Through all speeds: characterisation, slow and fast.
+    // Through all rates: characterisation, slow and fast.
     std::thread::sleep(Duration::from_millis(40));
     sampler.set_fast(true);
     let request_counts = reported.recv_timeout(Duration::from_secs(60)).unwrap();

@@ -1,4 +1,4 @@
-//! The daemon under a service manager: what it tells it, and its configuration read again while it runs.
+//! The daemon under a service manager: its notifications, and reloading its configuration while it runs.
 
 mod support;
 
@@ -31,7 +31,7 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_b
     let changed =
         json!({ "changed": ["idle_w.core-0", "limits.message_bytes"], "needs_restart": ["history_s"] });
     assert_eq!(reloaded, changed);
-    // Whoever is connected already is bound too.
+    // The new limit applies to existing connections too.
     let long = json!({ "span": "a", "name": "x".repeat(2000) });
     for (broken, key) in [
         ("[limits]\nmessage_bytes = 60000\nstall_s = 'soon'\n", "stall_s"),
@@ -65,7 +65,7 @@ fn what_holds_only_in_part_until_a_restart_is_named_on_both_sides() {
         let reloaded = client.call("Reload", json!({}));
         (reloaded["changed"].clone(), reloaded["needs_restart"].clone())
     };
-    // The socket was made for the group of then.
+    // The socket was created for the group configured then.
     let (span, coarse) = (json!(["access.span_group"]), json!(["access.coarse_group"]));
     assert_eq!(reload("span_group = 'games'\n"), (span.clone(), span.clone()));
     assert_eq!(reload("span_group = 'games'\n"), (json!([]), span.clone()), "as long as it is so");
@@ -73,7 +73,7 @@ fn what_holds_only_in_part_until_a_restart_is_named_on_both_sides() {
     assert_eq!(reload("span_group = 'daemon'\ncoarse_group = 'games'\n"), (coarse.clone(), coarse));
     assert!(daemon.log().contains("access.coarse_group changed; access.coarse_group needs a restart"));
 
-    // Nobody is at this address; it is tried again and again.
+    // There is no bus at this address; the daemon keeps trying.
     let bus = "bus = 'unix:path=/nonexistent/bus'\n";
     let daemon = TestDaemon::start_with_config(STEADY_MACHINE, bus);
     std::fs::write(configuration(&daemon), format!("{bus}[limits]\nmessage_bytes = 2048\n")).unwrap();
@@ -90,7 +90,7 @@ fn a_hangup_reads_the_configuration_again_and_the_daemon_goes_on() {
     std::fs::write(configuration(&daemon), "idle_rate_hz = 200.0\n").unwrap();
     kill_process(daemon.pid(), Signal::HUP).unwrap();
     wait_until("it says so", || daemon.log().contains("reloaded: idle_rate_hz changed"));
-    // At the rate of before, this many would take longer than anybody waits.
+    // At the old rate, this many ticks would take longer than the test's timeout.
     let before = ticks();
     wait_until("the samplers tick at the new rate", || ticks() > before + 100);
     std::fs::write(configuration(&daemon), "idle_rate_hz = \n").unwrap();
@@ -98,7 +98,7 @@ fn a_hangup_reads_the_configuration_again_and_the_daemon_goes_on() {
     wait_until("it says why not", || daemon.log().contains("not reloaded, nothing changed"));
 }
 
-/// A daemon under a manager of ours.
+/// A daemon under a fake service manager.
 struct ManagedDaemon {
     child: Child,
     manager: UnixDatagram,
@@ -127,7 +127,7 @@ impl ManagedDaemon {
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     }
 
-    /// The next message that is no sign of life.
+    /// The next message other than WATCHDOG=1.
     fn next_message(&self) -> String {
         std::iter::repeat_with(|| self.receive()).find(|message| message != "WATCHDOG=1\n").unwrap()
     }
@@ -164,7 +164,7 @@ fn the_watchdog_is_notified_while_it_runs_and_not_while_it_is_stopped() {
         assert_eq!(managed.receive(), "WATCHDOG=1\n");
     }
     managed.signal(Signal::STOP);
-    // What was said before it stopped is still there.
+    // Messages sent before the stop are still queued.
     managed.manager.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
     let mut bytes = [0; 512];
     let mut left = 0;
@@ -181,7 +181,7 @@ fn the_watchdog_is_notified_while_it_runs_and_not_while_it_is_stopped() {
 fn a_reload_takes_no_parameters() {
     let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "");
     let mut client = daemon.client();
-    // A misspelt wish must not be taken for none.
+    // An unknown parameter must be refused, not ignored.
     client.send_raw(&encode_call("Reload", json!({ "force": true }), &[]));
     let (name, parameters) = error_of(client.receive().unwrap());
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Scripted machines as a source: what their counters show against the known truth, and what a broken script says.
+//! Scripted machines as a source: their counters against the known truth, and errors of broken scripts.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ fn script(name: &str) -> Script {
     Script::parse(&std::fs::read_to_string(machine(name)).unwrap()).unwrap()
 }
 
-/// The machine, started at 7 s of a clock that the test turns.
+/// The machine, started at 7 s of a manual clock.
 fn started(script: Script) -> (OpenedSource, Clock) {
     let clock = Clock::manual(7_000 * MS);
     let opened = replay::start_script(script, &clock);
@@ -107,7 +107,7 @@ fn late_updates_come_in_their_order_and_never_before_their_time() {
         moves += u32::from(pair[1].1.energy_uj > pair[0].1.energy_uj);
     }
     for (at_ns, reading) in &seen[0] {
-        // 1000 W are 1 µJ a nanosecond, so the energy names the update's instant.
+        // 1000 W are 1 µJ per nanosecond, so the energy equals the instant of the update.
         let update_ns = reading.energy_uj;
         assert!(update_ns <= *at_ns && at_ns - update_ns < 2 * MS + 1_000);
     }

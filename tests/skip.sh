@@ -1,8 +1,9 @@
-# Skipping a check where this machine lacks something; sourced by the checks' shell scripts.
+# Skips a check where this machine lacks something it needs; sourced by the shell scripts of the checks.
 # shellcheck shell=bash
 
-# Says that a check is skipped: what this machine lacks, and the reason or the remedy. With CI=true the script ends with 1,
-# since a check that did not run proves nothing there; tests/support/skip.rs does the same for Rust's tests.
+# Prints that a check is skipped, with what is missing and the reason or the remedy. With CI=true the script exits with
+# 1,
+# because a check that did not run proves nothing; tests/support/skip.rs does the same for the Rust tests.
 skip() { # LACKING REASON
   echo "SKIPPED: this machine lacks $1: $2"
   [ "${CI:-}" != true ] || exit 1

@@ -22,7 +22,7 @@ use wattspan::embedded::EmbeddedMeter;
 use wattspan::protocol::{DaemonInfo, DomainStatus};
 use wattspan::sources::SourceSettings;
 
-/// How long anything may take before a test gives up; only ever a limit, never an expectation.
+/// The time after which a waiting test fails. No test expects anything to take this long.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
@@ -33,7 +33,7 @@ fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// The program itself on such a machine, as a service manager starts it.
+/// The program itself on such a machine, started as a service manager does.
 struct Daemon {
     child: Child,
     folder: tempfile::TempDir,
@@ -62,7 +62,7 @@ impl Daemon {
         Self { child, folder, manager }
     }
 
-    /// Waits for READY=1, which fails where it does not come.
+    /// Waits for READY=1; fails if it does not come.
     fn ready_client(&self) -> Client {
         let mut message = [0; 1_024];
         loop {
@@ -93,7 +93,7 @@ fn measure_span(client: &Client, length: Duration) -> Account {
     span.close().unwrap()
 }
 
-/// The total is unknown because all time of this domain is.
+/// Asserts that the total is unknown because this domain's energy is unknown throughout.
 fn assert_total_unknown_for(account: &Account, domain: &str) {
     assert_eq!((account.share_uj, account.window_uj, account.error_uj), (None, None, None), "{account:?}");
     let share = account.domains.iter().find(|share| share.domain == domain).unwrap();
@@ -104,7 +104,7 @@ fn assert_total_unknown_for(account: &Account, domain: &str) {
 const PACKAGE: SquareWave = SquareWave::steady(60_000);
 const CARD: SquareWave = SquareWave::steady(90_000);
 
-/// A package's zone and a graphics card, read by two mechanisms; the zone's count blocks when it is opened.
+/// A package's zone and a GPU, read by two mechanisms; opening the zone's counter blocks.
 fn package_and_card() -> Option<MountedMachine> {
     let mut machine = FuseMachine::new();
     let zone = "sys/class/powercap/intel-rapl:0";
@@ -161,7 +161,7 @@ fn a_file_that_blocks_when_opened_delays_no_readiness_and_its_domain_comes_later
     assert!(package.attributed_uj > 0);
 }
 
-/// A machine without a counter but one whose file is a pipe that nothing writes: opening it blocks for ever.
+/// A machine whose only counter is a pipe without a writer: opening it blocks forever.
 fn pipe() -> FakeSysfs {
     let fake_sysfs = FakeSysfs::new();
     fake_sysfs.proc_file("stat", "cpu  100 0 50 800 0 0 0 9 0 0\ncpu0 100 0 50 800 0 0 0 9 0 0\nbtime 1\n");
@@ -190,7 +190,7 @@ fn a_source_that_ends_without_a_domain_makes_totals_known_again() {
     let client = daemon.ready_client();
     assert_total_unknown_for(&measure_span(&client, Duration::from_millis(30)), "powercap");
     let across = client.open_span("across").unwrap();
-    // A writer lets the open succeed, and a pipe shows no number at an offset.
+    // A writer lets the open succeed, but a pipe cannot be read at an offset.
     drop(fs::OpenOptions::new().write(true).open(pipe_of(&fake_sysfs)).unwrap());
     wait_until("the source has answered", || named(&client.info().unwrap(), "powercap").is_none());
     assert!(client.info().unwrap().absent.iter().any(|absent| absent.source == "powercap"));

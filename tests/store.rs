@@ -1,5 +1,5 @@
-//! The ledger on disk, seen from outside: what was answered is still there after `kill -9`, whatever the disk does spans
-//! are answered, and what is wrong is said.
+//! The store from a client's view: accounts answered as durable survive `kill -9`, spans are answered whatever the disk
+//! does, and faults are reported.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{
     SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, encode_call, get_u64, sleep_ms, wait_until,
 };
 
-/// Everything that a list gives, page by page, the latest first.
+/// All pages of a list, latest account first.
 fn list(client: &mut TestClient, mut question: Value) -> Vec<Value> {
     let mut all = Vec::new();
     loop {
@@ -84,13 +84,13 @@ fn an_open_span_comes_back_as_interrupted_and_its_name_may_be_used_again() {
     assert_eq!((&account["state"], &account["name"]), (&json!("interrupted"), &json!("first")));
     let length = get_u64(&account, "closed_ns") - get_u64(&account, "opened_ns");
     assert!(length >= 1_000_000_000, "{account}");
-    // 100 W, as far as readings vouched for it.
+    // 100 W for the time covered by readings.
     let known_ns = length - get_u64(&account["domains"][0], "unknown_ns").min(length);
     assert!(get_u64(&account, "share_uj") > known_ns / 20_000, "{account}");
     assert_eq!(client.call_error("GetSpan", json!({ "span": "cancelled" })).0, "NoSuchSpan");
     assert_eq!(client.call_error("CloseSpan", json!({ "span": "long" })).0, "NoSuchSpan");
     assert!(daemon.log().contains("1 spans were open"), "{}", daemon.log());
-    // The newest of a name is meant; both are listed.
+    // A name refers to its newest span; both are listed.
     client.call("OpenSpan", json!({ "span": "long", "name": "second" }));
     assert_eq!(client.call("GetSpan", json!({ "span": "long" }))["account"]["state"], "open");
     let second = client.close_and_settle("long");
@@ -121,11 +121,11 @@ fn a_stop_keeps_what_is_open_or_not_settled_as_interrupted() {
     assert_eq!(client.call("GetSpan", json!({ "span": "open" }))["account"]["state"], "interrupted");
 }
 
-/// What a client was told, by span.
+/// The accounts that a client received, by span.
 type AnsweredAccounts = HashMap<String, Value>;
 
-/// Opens and closes as fast as it is answered, until the daemon goes away; gives every final account it was told. Half of
-/// them ask for it, the others are asked about until they are final.
+/// Opens and closes spans until the daemon goes away; returns every final account received. Half of the closes wait for
+/// the final account, the others poll for it.
 fn run_spans(
     mut client: TestClient,
     prefix: &str,
@@ -172,7 +172,7 @@ fn run_spans(
     answered_accounts
 }
 
-/// `WATTSPAN_ROUNDS` of them; 20 where nothing is said.
+/// The number of rounds is `WATTSPAN_ROUNDS`, 20 by default.
 #[test]
 fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load() {
     let rounds = std::env::var("WATTSPAN_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
@@ -190,7 +190,7 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
                 scope.spawn(move || run_spans(client, &format!("r{round}-{at}"), stop, answers))
             };
             let threads: Vec<_> = clients.into_iter().enumerate().map(bill).collect();
-            // Every other life begins with its first answers, so that there are some on however busy a machine.
+            // Every other round waits for its first replies, so that there are some even on a busy machine.
             if round % 2 == 0 {
                 wait_until("some are answered", || answers.load(Ordering::Relaxed) >= 4);
             }
@@ -215,7 +215,7 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
     assert!(lines <= 2 * (rounds + 1), "{}", daemon.log());
 }
 
-/// Closes a span; how it was answered.
+/// Opens and closes a span; returns its final account.
 fn close_state(client: &mut TestClient, span: &str) -> Value {
     client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
     client.close_and_settle(span)
@@ -266,7 +266,7 @@ fn a_ledger_of_a_newer_version_is_left_alone() {
     let file = daemon.state().join("ledger.sqlite");
     daemon.terminate();
     daemon.wait();
-    // The schema's version lies at byte 60 of the file, big end first (sqlite.org/fileformat2.html, 1.3).
+    // The schema's version is at byte 60 of the file, big-endian (sqlite.org/fileformat2.html, 1.3).
     let mut bytes = std::fs::read(&file).unwrap();
     assert_eq!(bytes[60..64], [0, 0, 0, 2]);
     bytes[63] = 3;
@@ -296,7 +296,7 @@ fn of_two_daemons_on_one_directory_the_second_waits_for_the_first_to_go() {
 
 #[test]
 fn a_simulated_machines_accounts_are_kept_only_with_a_state_directory() {
-    // Whatever names the place keeps the test's support from giving one.
+    // If the configuration contains `state_dir`, the test support adds none.
     let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "# no state_dir\n");
     assert_eq!(keeping(&daemon), Value::Null);
     assert_eq!(close_state(&mut daemon.client(), "a").get("durable"), None);
@@ -313,7 +313,7 @@ fn where_nothing_is_to_be_kept_nothing_is() {
     assert_eq!(names(&list(&mut client, json!({}))), ["a"]);
 }
 
-/// Copies a state directory's files; the lock is made anew.
+/// Copies a state directory's files; the copy of the lock file is unlocked.
 fn copy_state(from: &Path, to: &Path) {
     let _ = std::fs::remove_dir_all(to);
     std::fs::create_dir(to).unwrap();
@@ -323,7 +323,7 @@ fn copy_state(from: &Path, to: &Path) {
     }
 }
 
-/// A daemon that has answered accounts as durable and is gone; its state directory can be damaged and tried again.
+/// A stopped daemon that had answered accounts as durable; its state directory can be damaged and tried repeatedly.
 struct SavedState {
     daemon: TestDaemon,
     saved: PathBuf,
@@ -331,13 +331,13 @@ struct SavedState {
 }
 
 impl SavedState {
-    /// `cleanly`: it was asked to stop, so that all is in the database; else killed, so that all is in the WAL.
+    /// `cleanly`: stopped by SIGTERM, so that all data is in the database; otherwise killed, so that all is in the WAL.
     fn new(count: usize, cleanly: bool) -> Self {
         let mut daemon = TestDaemon::start(STEADY_MACHINE);
         let mut client = daemon.client();
         let mut accounts = Vec::new();
         for at in 0..count {
-            // Names that a client chooses, and such as the daemon gives.
+            // Names chosen by a client, and names like those that the daemon generates.
             let span = if at % 2 == 0 { format!("job-{at}") } else { format!("{at:032x}") };
             client.call(
                 "OpenSpan",
@@ -358,8 +358,8 @@ impl SavedState {
         Self { daemon, saved, accounts }
     }
 
-    /// Begins anew from what was saved, damaged by `damage`, and looks every account up: gives how many were answered
-    /// unchanged. Every other one is a typed error.
+    /// Restarts the daemon on the saved state, damaged by `damage`, and queries every account: returns how many were
+    /// unchanged. Every other query must return a typed error.
     fn try_damage(&mut self, what: &str, damage: impl FnOnce(&Path)) -> usize {
         let state = self.daemon.state();
         copy_state(&self.saved, &state);
@@ -384,7 +384,7 @@ impl SavedState {
         unchanged
     }
 
-    /// Lists everything; damage is stated wherever an account is missing. Gives how many were listed.
+    /// Lists all accounts; the damage must be reported wherever one is missing. Returns how many were listed.
     fn list_past_damage(&self, what: &str) -> usize {
         let mut client = self.daemon.client();
         let (mut question, mut listed, mut damaged) = (json!({ "limit": 256 }), Vec::new(), false);
@@ -415,7 +415,7 @@ impl SavedState {
     }
 }
 
-/// Flips `count` bits of a file, the same ones for a seed.
+/// Flips `count` bits of a file, determined by the seed.
 fn flip_bits(file: &Path, seed: u64, count: usize) {
     let mut bytes = std::fs::read(file).unwrap();
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -467,7 +467,7 @@ fn an_account_in_a_damaged_log_is_answered_unchanged_or_as_damaged_and_the_loss_
     let gone = |state: &Path| std::fs::remove_file(state.join("ledger.sqlite-wal")).unwrap();
     assert_eq!(answered.try_damage("no log", gone), 0);
     lost(&answered, "no log");
-    // It is shown, and what comes next is kept beside it.
+    // The loss is reported, and new accounts are stored.
     answered.daemon.restart();
     wait_until("it is open", || keeping(&answered.daemon)["durable"] == true);
     assert!(keeping(&answered.daemon)["reason"].as_str().unwrap().contains("may be lost since"));
@@ -499,7 +499,9 @@ fn an_emptied_database_and_a_missing_table_are_damage() {
     assert_eq!(answered.try_damage("no rows", |state| sql(state, "DELETE FROM account")), 0);
     assert_eq!(answered.try_damage("no table", |state| sql(state, "DROP TABLE account")), 0);
     let some = "DELETE FROM account WHERE id BETWEEN 20 AND 29";
-    // Of the nineteen before them the nine of given names: the latest of a chosen name may be among the missing ones.
+    // Of the nineteen rows before the gap, only the nine generated names count: for a chosen name, the missing rows may
+    // hold
+    // a newer span.
     assert_eq!(answered.try_damage("ten rows missing", |state| sql(state, some)), 31 + 9);
     let all = "UPDATE account SET figures = (SELECT figures FROM account WHERE id = 2)";
     assert_eq!(answered.try_damage("another's figures", |state| sql(state, all)), 1);
@@ -528,14 +530,15 @@ fn an_account_in_a_database_that_was_unlinked_is_not_durable() {
         daemon.restart();
         let mut client = daemon.client();
         assert_eq!(client.call("GetSpan", json!({ "span": "after" }))["account"], after);
-        // It waited, and is in the new one by now: what was answered as durable is there, and the rest does no harm.
+        // The account was queued and is in the new database: accounts answered as durable are there, and extra ones are
+        // harmless.
         let found = client.call("GetSpan", json!({ "span": "during" }))["account"].take();
         assert_eq!((&found["durable"], &found["share_uj"]), (&json!(true), &during["share_uj"]));
         assert_eq!(client.call_error("GetSpan", json!({ "span": "before" })).0, "StoreDamaged");
     }
 }
 
-/// What a command of the client prints, on both streams, in one line.
+/// The output of a `wattspan` command, both streams on one line.
 fn wattspan(daemon: &TestDaemon, arguments: &[&str]) -> String {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"));
     let output = command.args(arguments).arg("--socket").arg(daemon.socket()).output().unwrap();
@@ -557,7 +560,7 @@ fn how_long_accounts_are_kept_at_the_present_rate_is_shown() {
         / get_u64(&health, "bytes_per_account") as f64
         / get_u64(&health, "accounts_per_h") as f64;
     let keeps_s = get_u64(&health, "keeps_s") as f64;
-    // The three are rounded, each by itself.
+    // The three figures are rounded separately.
     assert!((keeps_s - fills_s).abs() < 2.0 + fills_s / 20.0, "{health}");
     let doctor = wattspan(&daemon, &["doctor"]);
     assert!(

@@ -1,8 +1,8 @@
-//! Machines whose files live: what is read of them while they move is compared with the truth.
+//! Fake sysfs trees whose files change over time: the readings are compared with the truth.
 //!
-//! Each machine's power is a wave in closed form, so the true energy of any interval is known; nothing of the meter's goes
-//! into it. The shapes of the trees come from the kernel's documentation, named at each; their values are computed, none is
-//! a recording.
+//! Each machine's power is a wave in closed form, so the true energy of any interval is known without the meter's code.
+//! The shapes of the trees come from the kernel's documentation, named at each; their values are computed, not
+//! recorded.
 #![cfg(target_os = "linux")]
 
 mod fuse_sysfs;
@@ -25,7 +25,7 @@ use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover};
 
 const MS: u64 = 1_000_000;
 
-/// How long a register stands still.
+/// The update interval of the registers.
 const UPDATE_NS: u64 = MS;
 
 fn discover_sources(mounted: &MountedMachine, enabled: &[&str]) -> Inventory {
@@ -49,14 +49,14 @@ fn reasons(inventory: &Inventory) -> String {
     inventory.absent.iter().map(|absent| format!("{}: {}\n", absent.source, absent.reason)).collect()
 }
 
-/// Names of what makes up the total where everything lives.
+/// Names of the domains in the total, if all are live.
 fn counted_names(inventory: &Inventory) -> Vec<String> {
     let domains = domains(inventory);
     let counted = counted_in_total(&domains, &vec![true; domains.len()]);
     domains.into_iter().zip(counted).filter(|(_, counted)| *counted).map(|(domain, _)| domain.name).collect()
 }
 
-/// Reads everything each millisecond through an attributor, with one span of 120 ms in the middle.
+/// Reads everything every millisecond through an attributor, with one span of 120 ms in the middle.
 fn account(inventory: &mut Inventory, read: impl Fn(&mut OpenedSource, &mut [EnergyReading])) -> Account {
     let listed = domains(inventory);
     let counts = counted_in_total(&listed, &vec![true; listed.len()]);
@@ -102,13 +102,13 @@ fn measure(inventory: &mut Inventory) -> Account {
     })
 }
 
-/// The true energy of a span, of several waves together.
+/// The true energy of several waves over a span.
 fn truth_uj(account: &Account, waves: &[SquareWave]) -> f64 {
     let (from, to) = (account.opened_ns, account.closed_ns.unwrap());
     waves.iter().map(|wave| (wave.energy_pj(to) - wave.energy_pj(from)) as f64 / 1e6).sum()
 }
 
-/// The truth lies within the error of a domain's share, and the error is worth having.
+/// Asserts that the truth is within the error of a domain's share, and that the error is at most `worth` × the truth.
 fn assert_holds(account: &Account, domain: &str, waves: &[SquareWave], worth: f64) {
     let share = account.domains.iter().find(|share| share.domain == domain).unwrap();
     let (shown, error) = (share.share_uj.unwrap() as f64, share.error_uj.unwrap() as f64);
@@ -118,15 +118,15 @@ fn assert_holds(account: &Account, domain: &str, waves: &[SquareWave], worth: f6
     assert!(error <= truth * worth, "{domain}: {shown} ± {error} says nothing, truth {truth}");
 }
 
-/// The total is what was counted, once each.
+/// Asserts that the total contains the truth of all counted waves.
 fn assert_total_holds(account: &Account, waves: &[SquareWave]) {
     let (shown, error) = (account.share_uj.unwrap() as f64, account.error_uj.unwrap() as f64);
     let truth = truth_uj(account, waves);
     assert!((shown - truth).abs() <= error, "total {shown} ± {error}, truth {truth}");
 }
 
-/// A zone as the driver fills it (linux drivers/powercap/intel_rapl_common.c), whose 32-bit register wraps `wrap_uj` after
-/// the machine was built.
+/// A zone with the driver's files (linux drivers/powercap/intel_rapl_common.c), whose 32-bit register wraps `wrap_uj`
+/// after the machine was built.
 fn zone(
     machine: &mut FuseMachine,
     id: &str,
@@ -143,7 +143,7 @@ fn zone(
     let waves = waves.to_vec();
     let counts = move |at: u64| waves.iter().map(|wave| wave.counts(at, UPDATE_NS, shift)).sum::<u64>();
     let wrap = (u128::from(wrap_uj) << shift) / 1_000_000;
-    // How long the host has been up decides what `counts` says by now, so this goes round as the register does.
+    // `counts` depends on the host's uptime, so the offset is computed modulo 2^64, as the register wraps modulo 2^32.
     let offset = 0_u64.wrapping_sub(wrap as u64).wrapping_sub(counts(monotonic_ns()));
     machine.number(&format!("{path}/energy_uj"), move |at| {
         (counts(at).wrapping_add(offset) & 0xFFFF_FFFF) * unit_nj / 1_000
@@ -189,7 +189,7 @@ fn powercap_matches_the_ground_truth_over_wraps_and_counts_the_platform_once() {
 #[test]
 fn a_zone_that_wraps_while_it_is_read_goes_on_in_the_same_epoch() {
     let mut machine = FuseMachine::new();
-    // 100 W reach the wrap 30 ms from now, and again never in this test.
+    // 100 W reach the wrap 30 ms from now, and not again during this test.
     let steady = SquareWave::steady(100_000);
     zone(&mut machine, "intel-rapl:0", "package-0", &[steady], 15_258, 16, 3_000_000);
     let Some(mounted) = machine.mount() else { return };
@@ -220,7 +220,7 @@ fn mirrored_zones_are_no_independent_pair_and_unreadable_zones_give_a_remedy() {
     assert!(reasons.contains("package-1: energy_uj is for root alone"), "{reasons}");
 }
 
-/// A zone that is a link to another's count under a name of its own.
+/// A zone whose counter is a link to another zone's, under a name of its own.
 fn machine_twin(machine: &mut FuseMachine, id: &str, name: &str, of: &str) {
     let path = format!("sys/class/powercap/{id}");
     machine.text(&format!("{path}/name"), name);
@@ -249,7 +249,7 @@ fn a_zone_that_goes_away_leaves_a_gap_and_comes_back_without_extra_energy() {
     assert!(readings[0].energy_uj - before.energy_uj < 10_000_000, "what passed meanwhile is not known");
 }
 
-/// A chip of a card on the PCI bus: `sys/class/hwmon/hwmonN` with its files, `device` a link.
+/// A chip of a PCI card: `sys/class/hwmon/hwmonN` with its files, `device` as a link.
 fn chip(machine: &mut FuseMachine, nth: usize, name: &str, device: &str) -> String {
     let path = format!("sys/class/hwmon/hwmon{nth}");
     machine.text(&format!("{path}/name"), name);
@@ -307,8 +307,9 @@ fn the_tiles_of_i915_lie_within_their_card_and_a_sleeping_card_is_left_asleep() 
     assert!(readings.iter().all(|reading| !reading.valid), "missing is not zero");
 }
 
-/// `gpu_metrics` 1.3 as the driver fills it once a millisecond (linux kgd_pp_interface.h): the accumulator at 24, the
-/// driver's stamp at 32, the mean power in watts at 22.
+/// `gpu_metrics` 1.3 as the driver fills it once per millisecond (linux kgd_pp_interface.h): the accumulator at byte
+/// 24,
+/// the driver's stamp at 32, the mean power in watts at 22.
 fn gpu_metrics(now_ns: u64, count: u64, power_w: u16) -> Vec<u8> {
     let mut table = vec![0_u8; 120];
     table[..4].copy_from_slice(&[120, 0, 1, 3]);
@@ -319,7 +320,7 @@ fn gpu_metrics(now_ns: u64, count: u64, power_w: u16) -> Vec<u8> {
     table
 }
 
-/// A card of AMD's; its accumulator as told.
+/// An AMD GPU with the given accumulator and power.
 fn amd_card(
     machine: &mut FuseMachine,
     nth: usize,
@@ -359,7 +360,7 @@ fn an_accumulator_of_amd_counts_in_two_to_the_minus_16_joules() {
 #[test]
 fn four_amd_cards_are_each_read_by_the_best_counter() {
     let mut machine = FuseMachine::new();
-    // A live one, its second die, one that stands still, and one that counts microjoules.
+    // A live one, its second die without energy and power, one that stands still, and one that counts microjoules.
     amd_card(&mut machine, 0, "0000:03:00.0", |at| (CARD.counts(at, MS, 16), 107));
     amd_card(&mut machine, 1, "0000:04:00.0", |_| (0, 0));
     amd_card(&mut machine, 2, "0000:05:00.0", |_| (77_777, 107));
@@ -377,7 +378,7 @@ fn four_amd_cards_are_each_read_by_the_best_counter() {
     let grades: Vec<_> = domains(&inventory).iter().map(|domain| domain.grade).collect();
     assert_eq!(grades, [Grade::Measured, Grade::Integrated, Grade::Integrated]);
     let account = measure(&mut inventory);
-    // What a momentary sensor does not see is in its doubt: up to three times the board's limit at any time.
+    // A momentary sensor misses changes, which its uncertainty covers: up to three times the board's limit at any time.
     for name in ["amdgpu-1", "amdgpu-2"] {
         assert_holds(&account, name, &[CARD], 9.0);
     }
@@ -418,7 +419,7 @@ fn a_card_that_sleeps_is_not_woken_and_is_metered_once_it_is_awake() {
     assert!(reading[0].valid && reading[0].energy_uj >= 5 * 15_000, "{reading:?}");
 }
 
-/// One of Grace's meters, in the layout before Linux 6.13 (`device/`) or after. Shape: linux
+/// A power meter of NVIDIA's Grace, in the layout before Linux 6.13 (`device/`) or after. Shape: linux
 /// Documentation/hwmon/acpi_power_meter.rst and the labels of NVIDIA's Grace performance tuning guide.
 fn grace_meter(machine: &mut FuseMachine, nth: usize, label: &str, waves: &'static [SquareWave], old: bool) {
     let chip = format!("sys/class/hwmon/hwmon{nth}");
@@ -456,13 +457,13 @@ fn grace_is_counted_by_its_module_and_its_means_are_within_their_bound() {
     assert_eq!(domain(&inventory, "module-0").grade, Grade::Integrated);
     assert_eq!(counted_names(&inventory), ["module-0"]);
     let account = measure(&mut inventory);
-    // Means over 50 ms on a span of 120: the edges are blurred, and the error says by how much.
+    // Means over 50 ms on a span of 120 ms: the edges are blurred, which the error must cover.
     assert_holds(&account, "module-0", &[CPU0, MEMORY, REST, HOPPER], 5.0);
     assert_holds(&account, "cpu-0", &[CPU0], 5.0);
     assert_total_holds(&account, &[CPU0, MEMORY, REST, HOPPER]);
 }
 
-/// An INA3221 as Jetson boards have it. Shape: linux Documentation/hwmon/ina3221.rst; labels: the device trees of
+/// An INA3221 as on Jetson boards. Shape: linux Documentation/hwmon/ina3221.rst; labels: the device trees of
 /// tegra234-p3767 and -p3701.
 fn ina3221(machine: &mut FuseMachine, nth: usize, rails: &[(&str, SquareWave)]) {
     let chip = chip(machine, nth, "ina3221", &format!("sys/devices/platform/c240000.i2c/i2c-1/1-004{nth}"));
@@ -567,7 +568,7 @@ fn a_battery_is_metered_while_it_discharges_and_never_counted() {
         machine.text(&format!("{path}/type"), "Battery");
         machine.text(&format!("{path}/scope"), scope);
         machine.text(&format!("{path}/voltage_now"), "12000000");
-        // Some drivers show the current of a discharge below zero.
+        // Some drivers show the discharge current as negative.
         machine.bytes(&format!("{path}/current_now"), move |at, _| {
             format!("-{}\n", draw.power_uw(at) / 12).into_bytes()
         });
@@ -594,8 +595,8 @@ fn a_battery_is_metered_while_it_discharges_and_never_counted() {
     assert!(!reading[0].valid, "a battery that charges delivers nothing that could be told");
 }
 
-/// Register files of CPUs 0 to 3, two to a package: the unit's register and the energies, each answered at its offset
-/// (msr(4); linux arch/x86/include/asm/msr-index.h).
+/// MSR files of CPUs 0 to 3, two per package: the unit register and the energy registers, each at its offset (msr(4);
+/// linux arch/x86/include/asm/msr-index.h).
 fn registers(machine: &mut FuseMachine, memory_shift: u32) {
     machine.text("proc/cpuinfo", "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\nflags\t\t: fpu");
     for cpu in 0..4_usize {
@@ -643,7 +644,7 @@ fn registers_that_may_not_be_read_name_the_capability() {
     assert!(reasons(&inventory).contains("CAP_SYS_RAWIO"), "{}", reasons(&inventory));
 }
 
-/// Until a comparison was possible: on a busy machine one watch may see too little.
+/// Repeats discovery until a comparison was possible: on a busy machine one observation may see too little.
 fn compared(mounted: &MountedMachine) -> Inventory {
     (0..50)
         .map(|_| discover_sources(mounted, &["powercap", "msr"]))

@@ -1,8 +1,7 @@
-//! A client that nobody here wrote: the `varlink` package of the Python package index, as its users would use it.
+//! An independent client: the `varlink` package of the Python package index, used as its documentation describes.
 //!
-//! It comes from the environment (a virtual environment named by `WATTSPAN_VARLINK_PYTHON`, or `python3` where the
-//! package is installed), else from the package index into a temporary one; where none of that can be had the test
-//! says so and stops.
+//! It comes from the environment (a virtual environment named by `WATTSPAN_VARLINK_PYTHON`, or a `python3` that has the
+//! package), else from the package index into a temporary environment. The tests skip where neither works.
 
 mod support;
 
@@ -11,7 +10,7 @@ use std::process::Command;
 
 use support::{STEADY_MACHINE, TestDaemon};
 
-/// The version that is known to work; a moving one would test the index.
+/// Pinned: a moving version would test the package index.
 const PACKAGE: &str = "varlink==31.0.0";
 
 const CLIENT: &str = r#"
@@ -54,7 +53,7 @@ with varlink.Client.new_with_address("unix:" + sys.argv[1]) as client:
 print("the peer is content")
 "#;
 
-/// A Python that has the package.
+/// A Python interpreter that has the package.
 fn python(dir: &Path) -> Option<PathBuf> {
     let has = |python: &Path| {
         Command::new(python)

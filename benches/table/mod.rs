@@ -1,21 +1,21 @@
 //! The table that every bench prints: what was measured, its target, and whether it was met.
 //!
-//! Owns the words `pass` and `over`; a bench that misses a target says so and still exits with 0, since a loaded machine is
-//! not a defect. Absolute figures only mean something on a quiet machine.
+//! A bench that misses a target prints `over` and still exits with 0, because a loaded machine is not a defect.
+//! Absolute
+//! figures are meaningful only on a quiet machine.
 
-/// Rows in the order in which they were measured.
 pub struct Table {
     over: usize,
 }
 
 impl Table {
-    /// Prints the head.
+    /// Prints the title and the column heads.
     pub fn new(title: &str) -> Self {
         println!("{title}\n{:<52} {:>12} {:>12}  verdict", "what", "value", "target");
         Self { over: 0 }
     }
 
-    /// A value that must not exceed its target; `None` could not be measured.
+    /// Prints a value that must not exceed its target; `None`: not measured.
     pub fn at_most(&mut self, what: &str, value: Option<f64>, target: f64, unit: &str) {
         let verdict = match value {
             Some(value) if value <= target => "pass",
@@ -26,7 +26,7 @@ impl Table {
         println!("{what:<52} {:>12} {:>12}  {verdict}", figure(value, unit), figure(Some(target), unit));
     }
 
-    /// A value without a target.
+    /// Prints a value without a target.
     pub fn note(&mut self, what: &str, value: Option<f64>, unit: &str) {
         println!("{what:<52} {:>12} {:>12}", figure(value, unit), "");
     }

@@ -1,19 +1,18 @@
-//! Allow-lists of the rules that do not hold everywhere yet: `tests/architecture/allowed/NAME.txt`, one finding a line.
+//! Allow-lists for rules that do not hold everywhere yet: `tests/architecture/allowed/NAME.txt`, one finding per line.
 //!
-//! Invariant: a list only shrinks. A finding that is not listed fails, and so does a listed one that is gone.
+//! Invariant: a list only shrinks. A finding that is not listed fails, and so does a listed one that no longer occurs.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One allow-list.
 pub struct Allowed {
     path: PathBuf,
     lines: BTreeSet<String>,
 }
 
 impl Allowed {
-    /// Reads the list; one that does not exist is empty.
+    /// Reads the list; a missing file is an empty list.
     pub fn read(name: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/architecture/allowed");
         let path = folder.join(name).with_extension("txt");
@@ -31,7 +30,7 @@ impl Allowed {
         assert!(gone.is_empty(), "no longer found; remove these lines from {list}:\n  {}", gone.join("\n  "));
     }
 
-    /// Compares findings that end in a count, `TEXT: N`: a listed count is the most that is allowed.
+    /// Compares findings that end in a count, `TEXT: N`; a listed count is the maximum allowed.
     pub fn check_counts(&self, found: BTreeSet<String>, what: &str) {
         let split = |line: &String| -> (String, usize) {
             let (text, count) = line.rsplit_once(": ").expect("a finding with its count");

@@ -1,7 +1,7 @@
-//! The modules of `src/` as a graph of files: which file names an item of which other.
+//! The modules of `src/` as a graph of files, with an edge from each file to those whose items it names.
 //!
-//! Invariant: an edge stands for a path in code outside tests. A path through a re-export (`pub use`) leads to the file
-//! that defines the item, so that a folder's `mod.rs` is not charged with what it only passes on.
+//! Invariant: an edge represents a path in code outside tests. A path through a re-export (`pub use`) leads to the file
+//! that defines the item, so that a directory's `mod.rs` has no edges for what it only re-exports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,16 +14,15 @@ type ModulePath = Vec<String>;
 
 /// A source file with its syntax tree, tests removed.
 pub struct SourceFile {
-    /// Relative to `src/`.
+    /// Path relative to `src/`.
     pub path: String,
-    /// The tree.
     pub syntax: syn::File,
     module: ModulePath,
 }
 
 /// Every file below `src/`.
 pub struct Modules {
-    /// In the order of their paths.
+    /// Sorted by path.
     pub files: Vec<SourceFile>,
     by_module: BTreeMap<ModulePath, usize>,
 }
@@ -43,7 +42,7 @@ impl Modules {
                 syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             syntax.items.retain(|item| !is_test(item));
             let module = module_path(&relative);
-            // A stub for other platforms (`#[path]`) has a path of its own here and is found by no import.
+            // A stub for other platforms (`#[path]`) has its own path here; no import leads to it.
             by_module.insert(module.clone(), files.len());
             files.push(SourceFile { path: relative.display().to_string(), syntax, module });
         }
@@ -70,7 +69,7 @@ impl Modules {
                 let ups = path.iter().take_while(|segment| *segment == "super").count();
                 (from[..from.len().checked_sub(ups)?].to_vec(), &path[ups..])
             }
-            // A child module named without `self::`; a name that was imported counts where it was imported.
+            // A child module named without `self::`; an imported name counts where it was imported.
             first if self.is_child(from, first) => (from.clone(), path),
             _ => return None,
         };
@@ -96,7 +95,7 @@ impl Modules {
         self.by_module.contains_key(&child)
     }
 
-    /// Where `file` passes `name` on from another file, that file.
+    /// If `file` re-exports `name` from another file, that file.
     fn through_reexport(&self, file: usize, name: &str, depth: usize) -> Option<usize> {
         let of = &self.files[file];
         for item in &of.syntax.items {
@@ -150,7 +149,7 @@ struct Paths {
 
 impl<'ast> Visit<'ast> for Paths {
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        // What a module passes on to others it does not need itself.
+        // A re-export is not a use by the module itself.
         if matches!(item.vis, syn::Visibility::Inherited) {
             let mut leaves = Vec::new();
             flatten(&item.tree, &mut Vec::new(), &mut leaves);

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# A throw-away Debian with a real systemd as PID 1 and a real system bus, in which the package is installed and tried.
+# A disposable Debian with a real systemd as PID 1 and a real system bus, for tests of the installed package.
 #
 #   boot.sh up DIR              copy the cached root file system to DIR/rootfs, boot it, wait until it runs
 #   boot.sh inside DIR CMD...   run a command in it
-#   boot.sh down DIR            power it off; its files stay for the post-mortem
-#   boot.sh can                 whether this machine can do that; says why not
+#   boot.sh down DIR            power it off; its files are kept for analysis
+#   boot.sh can                 whether this machine can boot it; if not, prints why
 #
-# The root file system is made once (mmdebstrap, some 40 s) and kept in ${XDG_CACHE_HOME:-~/.cache}/wattspan-booted, outside
-# the checkout. Needs root and namespaces; installs what it needs with apt. CAP_PERFMON and perf_event_open work inside,
-# and /sys/bus/event_source is the host's.
+# The root file system is built once (mmdebstrap, some 40 s) and cached in ${XDG_CACHE_HOME:-~/.cache}/wattspan-booted,
+# outside the checkout. Needs root and namespaces; installs its own requirements with apt. CAP_PERFMON and
+# perf_event_open
+# work inside, and /sys/bus/event_source is the host's.
 set -euo pipefail
 verb=${1:?up, inside, down or can}
 release=bookworm
@@ -31,7 +32,7 @@ install() {
   fi
 }
 
-# The base is named for what is in it, so that a change of the list above makes a new one.
+# The name contains a checksum of the package list, so that a change of the list builds a new base.
 base() { echo "$cache/$release-$(echo "$packages" | cksum | cut -d' ' -f1).tar"; }
 
 make_base() {
@@ -53,9 +54,9 @@ up() {
   if [ ! -d "$dir/rootfs" ]; then
     mkdir "$dir/rootfs.part"
     tar -C "$dir/rootfs.part" -xf "$(base)" --exclude='./dev/*'
-    # What is excluded above must not be excluded from the package that is tried here.
+        # Files excluded from the base above must not be excluded from the package under test.
     rm -f "$dir"/rootfs.part/etc/dpkg/dpkg.cfg.d/*mmdebstrap*
-    # A journal on disk, so that what a restart said is still there.
+        # A persistent journal, so that messages from before a restart are kept.
     mkdir -p "$dir/rootfs.part/var/log/journal"
     mv "$dir/rootfs.part" "$dir/rootfs"
   fi

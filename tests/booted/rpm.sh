@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The .rpm as packaging/build made it: lists what the .deb contains, and installs into an empty root.
+# The .rpm from packaging/build: contains the same files as the .deb, and installs into an empty root.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/skip.sh

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The package in a booted Debian: installed, started, asked, stopped in every way, upgraded, removed, purged. What CI runs.
+# The package in a booted Debian: installed, started, queried, stopped in every way, upgraded, removed, purged. CI runs
+# it.
 #
 #   tests/booted/test.sh            after cargo build --release --locked
-#   KEEP=1 tests/booted/test.sh     leaves the machine's files for a look (target/booted)
+#   KEEP=1 tests/booted/test.sh     keeps the machine's files for analysis (target/booted)
 #
-# Skipped where a system cannot be booted (not root, no namespaces), which fails with CI=true. Every check is one line of
-# output; the first that fails ends it, with the daemon's journal.
+# Skipped where a system cannot be booted (not root, no namespaces); with CI=true that fails. Each check prints one
+# line;
+# the first failure ends the script and prints the daemon's journal.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=tests/booted
@@ -19,7 +21,7 @@ if ! why=$("$boot" can); then
 fi
 
 in_() { timeout 60 "$boot" inside "$machine" "$@"; }
-# As a user, with the user's groups.
+# Runs a command as a user, with the user's groups.
 as() { local user=$1; shift; in_ setpriv --reuid="$user" --regid="$user" --init-groups "$@"; }
 client() { python3 /root/client.py "$@"; }
 ok() { printf '   ok  %s\n' "$*"; }
@@ -35,9 +37,9 @@ show() { in_ systemctl show -P "$1" "${2:-wattspand.service}"; }
 daemons() { in_ sh -c 'grep -slx wattspand /proc/[0-9]*/comm | wc -l'; }
 active() { for _ in $(seq 1 100); do [ "$(show ActiveState)" = active ] && return; sleep 0.05; done; fail "it does not run"; }
 ms() { echo $(($(date +%s%N) / 1000000)); }
-# The monotonic clock, which is that of the machine inside too.
+# The monotonic clock, which the booted machine shares.
 us() { python3 -c 'import time; print(time.monotonic_ns() // 1000)'; }
-# Until another process than this one serves.
+# Waits until a new process serves.
 again() {
   for _ in $(seq 1 400); do
     [ "$(show MainPID)" != "$1" ] && [ "$(show ActiveState)" = active ] && return
@@ -45,14 +47,14 @@ again() {
   done
   fail "it is not restarted"
 }
-# One field of a JSON answer, by a Python expression over `it`.
+# One field of a JSON reply, by a Python expression over `it`.
 field() { python3 -c 'import json, sys; it = json.loads(sys.stdin.read().strip().splitlines()[-1]); print(eval(sys.argv[1]))' "$1"; }
-# The machine that is measured from the next restart on, and further configuration.
+# Sets the simulated machine from the next restart on, and further configuration.
 measure() { cat >"$machine/rootfs/etc/wattspan/machine.toml"; printf '[source]\nreplay = "/etc/wattspan/machine.toml"\n%s' "${1:-}" >"$machine/rootfs/etc/wattspan/wattspan.toml.d/50-test.toml"; }
 restart() { in_ systemctl restart wattspand.service; active; }
-# The meter shows the power PMU's counters as the kernel itself answers for them: a live one with its energy, a stuck one as
-# stuck, without energy and counted in no total; the estimate exactly where no counter is live; and nothing else, unless
-# the system has other mechanisms.
+# Asserts that the daemon shows the power PMU's counters as the kernel does: a live one with its energy; a stuck one as
+# stuck, without energy and in no total; the estimate exactly where no counter is live; and no other domain, unless the
+# system has other mechanisms.
 shows() { # SYSFS WHAT
   local expected said
   expected=$(python3 $here/client.py counters "$1")
@@ -63,9 +65,9 @@ shows() { # SYSFS WHAT
   is "$(field 'any(domain["liveness"] == "live" and domain["counted"] for domain in it["domains"])' <<<"$said")" True "$2: something is counted"
   [ -n "$(others "$1")" ] || is "$(field 'sorted({domain["source"] for domain in it["domains"]} - {"perf", "estimate"})' <<<"$said")" "[]" "$2: other sources are"
 }
-# What a system has of other mechanisms.
+# Lists the other mechanisms of a system.
 others() { find -L "$1/class/powercap" "$1/class/hwmon" "$1/class/power_supply" "$1/class/drm" /proc/driver/nvidia -mindepth 1 -maxdepth 1 2>/dev/null || true; }
-# A stand-in for the power PMU below /etc/wattspan/sys, which has the type and the events of another: TYPE NAME=EVENT...
+# A fake power PMU below /etc/wattspan/sys with the type and the events of another PMU: TYPE NAME=EVENT...
 fake_pmu() {
   local tree=$machine/rootfs/etc/wattspan/sys devices kind=$1 event
   devices=$tree/bus/event_source/devices
@@ -113,7 +115,7 @@ shows /sys "as installed"
 
 echo "== confinement"
 pid=$(show MainPID)
-# The unit's filter forbids capset, so CAP_PERFMON stays; perf_event_open, which alone it is good for, is refused.
+# The unit's filter forbids capset, so CAP_PERFMON stays; perf_event_open, its only use here, is refused.
 is "$(in_ sh -c "cat /proc/$pid/task/*/status" | grep -E '^(CapPrm|CapEff):' | sort -u | awk '{print $2}' | sort -u)" 0000004000000000 "every thread has CAP_PERFMON at most"
 is "$(in_ sh -c "cat /proc/$pid/task/*/status" | grep -E '^CapAmb:' | awk '{print $2}' | sort -u)" 0000000000000000 "and can hand none on"
 is "$(in_ sh -c "cat /proc/$pid/task/*/status" | grep -E '^NoNewPrivs:' | sort -u | tr -d '\t')" "NoNewPrivs:1" "every thread"
@@ -145,8 +147,9 @@ in_ chmod 660 /run/wattspan/wattspan.sock
 has "$(as ann python3 /root/client.py descriptors)" "hung up" "whoever sends descriptors is let go"
 
 echo "== the second door"
-# A script tests/booted/with-*.sh checks what is beside the socket (the system bus), on the machine that is up now. It is
-# sourced, so that it has the words above; it leaves the machine as it found it.
+# The scripts tests/booted/with-*.sh check further parts (the system bus) on the running machine. They are sourced, so
+# that
+# they can use the functions above, and restore the machine's state.
 tried=0
 for more in "$here"/with-*.sh; do
   # shellcheck disable=SC1090
@@ -216,11 +219,11 @@ ok "kill -9: it runs again after $((($(show ActiveEnterTimestampMonotonic) - beg
 as ann python3 /root/client.py besiege 4 >"$machine/siege" &
 siege=$!
 best=10000
-# A busy machine needs more tries to show what it can.
+# On a busy machine several tries are needed for a representative time.
 for _ in $(seq 1 20); do
   in_ systemctl reset-failed wattspand.service
   in_ systemctl restart wattspand.service
-  # By the manager's own clock, from the end of the old one's service to the new one's READY.
+    # By the manager's clock, from the end of the old service to the new one's READY.
   took=$((($(show ActiveEnterTimestampMonotonic) - $(show ActiveExitTimestampMonotonic)) / 1000))
   [ $took -ge $best ] || best=$took
   [ $best -gt 250 ] || break
@@ -234,7 +237,7 @@ is "$(field 'all(row["measured_uj"] == row["attributed_uj"] + row["unattributed_
 
 echo "== stop answers who waits"
 measure <<<$'[[domain]]\nname = "package-0"\nkind = "package"\nprofile = [[1.0, 80]]\nupdate_ns = 20_000_000_000'
-# However slow this machine is: nothing settles before the stop.
+# With this setting nothing settles before the stop, however slow this machine is.
 echo 'patience_ms = 60000.0' >"$machine/rootfs/etc/wattspan/wattspan.toml.d/70-test.toml"
 restart
 as ann python3 /root/client.py await-close >"$machine/awaited" &
@@ -264,7 +267,7 @@ else
 fi
 
 echo "== a platform counter that never moves"
-# The kernel's software events: one counts CPU time, the other (dummy) nothing, ever.
+# The kernel's software events: one counts CPU time, the other (dummy) never counts.
 software=$(in_ cat /sys/bus/event_source/devices/software/type)
 for events in "energy-psys=0x09" "energy-psys=0x09 energy-pkg=0x00"; do
   read -r -a words <<<"$events"
@@ -306,7 +309,7 @@ rm -rf "$machine/rootfs/etc/wattspan/"{wattspan.toml.d,machine.toml,sys,proc} "$
 in_ dpkg -P wattspan >"$machine/dpkg.log" 2>&1 || { cat "$machine/dpkg.log"; fail "purge"; }
 is "$(in_ systemctl list-units --all --no-legend 'wattspan*' | wc -l)" 0 "units that systemd knows"
 files >"$machine/after"
-# Users stay by Debian's policy; the rest are those of the users made here.
+# Users stay, by Debian's policy; the remaining differences belong to the users made by this script.
 left=$(comm -13 "$machine/before" "$machine/after" | grep -vE '^\./etc/(passwd|group|shadow|gshadow|\.pwd\.lock)' || true)
 is "$left" "" "files left behind"
 is "$(in_ getent passwd wattspan | cut -d: -f1)" wattspan "the user stays, by policy"

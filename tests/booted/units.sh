@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The units as they are in the repository: systemd-analyze verify has nothing to say, and the service's exposure is at most
-# 0.8, offline, whatever system this runs on. The drop-ins are verified with it; their exposure is printed, not bounded.
+# The units of the repository: systemd-analyze verify reports nothing, and the service's exposure is at most 0.8,
+# offline,
+# whatever system this runs on. The drop-ins are verified with it; their exposure is printed, without a limit.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/skip.sh
 command -v systemd-analyze >/dev/null || { skip "systemd-analyze" "install systemd"; exit 0; }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-# verify looks for the programs; any will do, in the place of those of the package.
+# verify checks that the programs exist; any program serves, in place of those of the package.
 units() {
   rm -rf "${folder:?}"/*
   cp systemd/wattspand.service systemd/wattspand.socket "$folder"
@@ -19,7 +20,7 @@ for drop_in in "" systemd/examples/*.conf; do
   said=$(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
   [ -z "$said" ] || { echo "systemd-analyze verify ${drop_in:-the units}: $said"; exit 1; }
 done
-# A unit with a word that systemd does not know, or verify is silent whatever it is given.
+# Self-test: verify must report a unit with an unknown setting.
 units
 sed -i '/^\[Service\]/a NoSuchWord=yes' "$folder/wattspand.service"
 case $(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1 || true) in

@@ -1,8 +1,8 @@
-# The system bus in the booted machine; sourced by test.sh, whose words it uses. Leaves the machine as it found it.
+# The system bus in the booted machine; sourced by test.sh, whose functions it uses. Restores the machine's state.
 # shellcheck shell=bash
 bus() { as "$1" busctl --json=short "${@:2}" org.wattspan.Wattspan1 /org/wattspan/Wattspan1; }
 call_() { as "$1" busctl --json=short call org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 "${@:2}"; }
-# An account as the bus tells it, its figures alone, in the socket's words.
+# The figures of an account from the bus, under the socket's field names.
 figures='{k: it[k] for k in ("span", "state", "share_uj", "error_uj", "window_uj", "opened_ns", "closed_ns", "uid")}'
 
 for _ in $(seq 1 100); do in_ busctl status org.wattspan.Wattspan1 >/dev/null 2>&1 && break; sleep 0.05; done
@@ -10,14 +10,14 @@ is "$(in_ busctl --json=short call org.freedesktop.DBus /org/freedesktop/DBus or
   "$(in_ id -u wattspan)" "on the bus its name belongs to the user"
 has "$(bus ann introspect 2>/dev/null || as ann busctl introspect org.wattspan.Wattspan1 /org/wattspan/Wattspan1)" "OpenSpan" "everybody finds its methods"
 
-# One account, made through the socket, as both doors tell it.
+# An account made through the socket, read through socket and bus.
 as ann python3 /root/client.py call OpenSpan '{"span": "both"}' CloseSpan '{"span": "both", "wait_settled": true}' >/dev/null
 unwrapped='(lambda it: '"$figures"')({k: v["data"] for k, v in it["data"][0].items()})'
 by_bus=$(call_ ann GetSpan s both | field "$unwrapped")
 by_socket=$(as ann python3 /root/client.py call GetSpan '{"span": "both"}' | field '(lambda it: '"$figures"')(it["parameters"]["account"])')
 is "$by_bus" "$by_socket" "a span through the socket has one account at both doors"
 
-# And one opened through the bus by a caller that leaves: abandoned, and the same at both doors.
+# A span opened through the bus by a caller that disconnects: abandoned, and equal through socket and bus.
 span=$(call_ ann OpenSpan 'a{sv}' 0 | field 'it["data"][0]')
 for _ in $(seq 1 100); do
   by_bus=$(call_ ann GetSpan s "$span" | field "$unwrapped")

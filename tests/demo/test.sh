@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The demo as its users run it: on this machine, on one with a stuck counter and on one without (both simulated),
-# interrupted and resumed by the command that it prints, without a network, and where nothing can be measured.
+# The demo as its users run it: on this machine, on simulated ones with a stuck counter and without a counter,
+# interrupted and resumed by the printed command, without a network, and where nothing can be measured.
 #
 #   tests/demo/test.sh [PROGRAM]    PROGRAM: a built wattspan; by default the demo builds one
 #
-# Needs Python with venv and the package index. The first check that fails ends it.
+# Needs Python with venv and the package index. The first failure ends the script.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -15,7 +15,7 @@ log=$target/demo-log
 mkdir -p "$log"
 work=$(mktemp -d)
 trap 'rm -rf "$work"; [ -z "${hole:-}" ] || kill "$hole"' EXIT
-# Only ever a limit: a product that waits for the network as pip does by itself waits for minutes.
+# An upper limit; without its own limit the demo would wait as long as pip does for the network, which is minutes.
 FALLBACK_LIMIT_S=60
 
 ok() { printf '   ok  %s\n' "$*"; }
@@ -37,7 +37,7 @@ both() { # LOG OPTIONS...
 }
 server_is_gone() {
   local state
-  # A zombie waits for its parent and runs no more.
+    # A zombie no longer runs; it waits for its parent.
   state=$(ps -o stat= -p "$(cat "$place/llm/server.pid")" || true)
   case $state in "" | Z*) ;; *) fail "the model's server still runs ($state)" ;; esac
 }
@@ -82,7 +82,7 @@ both resumed --watts 100
 ok "resumed after $kept questions by: $command"
 
 echo "== without a network"
-# A port that takes connections and never answers, and one that refuses them.
+# A port that accepts connections and never replies, and one that refuses them.
 python3 -c '
 import socket, sys, time
 hole, closed = socket.socket(), socket.socket()

@@ -1,4 +1,4 @@
-//! A stand-in `/sys` and `/proc` in a folder that vanishes with the test.
+//! A fake `/sys` and `/proc` in a temporary directory.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use wattspan::sources::SourceSettings;
 
-/// The two roots.
+/// The two root directories.
 pub struct FakeSysfs {
     root: TempDir,
 }
 
 impl FakeSysfs {
-    /// Both roots, empty.
     pub fn new() -> Self {
         let fake_sysfs = Self { root: tempfile::tempdir().unwrap() };
         fs::create_dir_all(fake_sysfs.sysfs()).unwrap();
@@ -30,7 +29,7 @@ impl FakeSysfs {
         self.root.path().join("proc")
     }
 
-    /// Settings that know nothing but these roots and `enabled`.
+    /// Settings that refer only to these roots and the sources in `enabled`.
     pub fn settings(&self, enabled: &[&str]) -> SourceSettings {
         SourceSettings {
             sysfs_root: self.sysfs(),
@@ -40,17 +39,17 @@ impl FakeSysfs {
         }
     }
 
-    /// A file under `/sys`.
+    /// Writes a file under `/sys`.
     pub fn sys_file(&self, path: &str, text: &str) {
         write(&self.sysfs().join(path), text);
     }
 
-    /// A file under `/proc`.
+    /// Writes a file under `/proc`.
     pub fn proc_file(&self, path: &str, text: &str) {
         write(&self.proc().join(path), text);
     }
 
-    /// A powercap zone with its name, its range and its count.
+    /// Adds a powercap zone with its name, range and counter.
     pub fn zone(&self, id: &str, name: &str, range_uj: &str, energy_uj: u64) {
         let zone = format!("class/powercap/{id}");
         self.sys_file(&format!("{zone}/name"), &format!("{name}\n"));
@@ -58,12 +57,12 @@ impl FakeSysfs {
         self.energy(id, energy_uj);
     }
 
-    /// What a zone counts now.
+    /// Sets a zone's counter.
     pub fn energy(&self, id: &str, energy_uj: u64) {
         self.sys_file(&format!("class/powercap/{id}/energy_uj"), &format!("{energy_uj}\n"));
     }
 
-    /// The processor's maker.
+    /// Sets the processor's vendor.
     pub fn vendor(&self, vendor: &str) {
         let text = format!(
             "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 6\nmodel\t\t: 106\nflags\t\t: fpu\n"
@@ -74,6 +73,6 @@ impl FakeSysfs {
 
 fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    // In place, as the kernel does: an open descriptor sees the new text.
+    // Written in place, as the kernel does: an open descriptor sees the new text.
     fs::write(path, text).unwrap();
 }

@@ -1,7 +1,6 @@
-//! A disk that fails when it is told to: one folder of files in memory, mounted through FUSE.
+//! A disk that fails on demand: one directory of files in memory, mounted through FUSE.
 //!
-//! Owns the mount (unmounted when dropped), and what the disk does with a write: take it, refuse it with an I/O error, or
-//! not answer.
+//! Owns the mount (unmounted on drop) and the result of writes: success, EIO, or no answer.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -17,22 +16,20 @@ use fuser::{
 };
 use tempfile::TempDir;
 
-/// What the disk does with a write.
+/// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum WriteBehavior {
-    /// Takes it.
     Succeed,
-    /// Refuses it: EIO.
+    /// Fails with EIO.
     Fail,
-    /// Gives no answer until the behavior changes, at most [`MAX_HANG`]: a test that fails meanwhile must end.
+    /// No answer until the behavior changes, at most [`MAX_HANG`], so that a failed test still ends.
     Hang,
 }
 
-/// The longest that nothing is answered.
+/// The longest time without an answer.
 pub const MAX_HANG: Duration = Duration::from_secs(15);
 
-/// The mounted disk.
 pub struct FaultyDisk {
     session: Option<BackgroundSession>,
     behavior: Arc<AtomicU8>,
@@ -40,7 +37,7 @@ pub struct FaultyDisk {
 }
 
 impl FaultyDisk {
-    /// Mounts it; `None`, with the reason printed, where this system lets nobody mount.
+    /// Mounts it; returns `None` and prints the reason where this system does not allow the mount.
     pub fn mount() -> Option<Self> {
         let mount_point = tempfile::tempdir().unwrap();
         let behavior = Arc::new(AtomicU8::new(WriteBehavior::Succeed as u8));
@@ -54,12 +51,11 @@ impl FaultyDisk {
         }
     }
 
-    /// Where it is mounted.
     pub fn path(&self) -> &Path {
         self.mount_point.path()
     }
 
-    /// What it does with writes from now on.
+    /// Sets the result of all writes from now on.
     pub fn set(&self, behavior: WriteBehavior) {
         self.behavior.store(behavior as u8, Ordering::SeqCst);
     }
@@ -87,7 +83,7 @@ struct Files {
 }
 
 impl Files {
-    /// Whether a write is taken.
+    /// Whether a write succeeds.
     fn accepts_write(&self) -> bool {
         let until = Instant::now() + MAX_HANG;
         loop {
@@ -249,7 +245,7 @@ impl Filesystem for Files {
         if !self.accepts_write() {
             return reply.error(Errno::EIO);
         }
-        // Whoever has it open goes on with it.
+        // Open descriptors stay valid after the removal.
         let gone = self.contents.lock().unwrap().names.remove(name);
         if gone.is_some() { reply.ok() } else { reply.error(Errno::ENOENT) }
     }

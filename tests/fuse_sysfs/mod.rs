@@ -1,8 +1,7 @@
-//! A machine whose files are computed at the moment they are read: a small FUSE file system.
+//! A small FUSE file system whose files are computed when they are read, as in sysfs.
 //!
-//! What a program reads of sysfs is not a stored text but an answer of the driver's, as of now. Owns the mount (unmounted
-//! when dropped), the answers, and what is hidden or denied meanwhile. Direct IO, so that a kept-open descriptor sees
-//! each answer anew, as it does in sysfs.
+//! Owns the mount (unmounted on drop), the content, and which paths are hidden or denied. Uses direct I/O, so that each
+//! read of an open descriptor computes the content again.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -20,7 +19,7 @@ use tempfile::TempDir;
 use wattspan::clock::monotonic_ns;
 use wattspan::sources::SourceSettings;
 
-/// What a file answers at an instant of the monotonic clock, from an offset on.
+/// A file's content at an instant of the monotonic clock, from an offset on.
 type FileContent = Box<dyn Fn(u64, u64) -> Vec<u8> + Send + Sync>;
 
 enum Node {
@@ -29,13 +28,13 @@ enum Node {
     File(FileContent),
 }
 
-/// The files of a machine, before it lives.
+/// The files of a machine before it is mounted.
 pub struct FuseMachine {
     nodes: Vec<(PathBuf, Node)>,
 }
 
 impl FuseMachine {
-    /// `sys`, `proc` and `cpu`, empty.
+    /// Creates `sys`, `proc` and `cpu`, empty.
     pub fn new() -> Self {
         let mut machine = Self { nodes: vec![(PathBuf::new(), Node::Folder)] };
         ["sys/class", "proc", "cpu"].iter().for_each(|folder| machine.folder(Path::new(folder)));
@@ -57,36 +56,36 @@ impl FuseMachine {
         self.nodes.push((path.into(), node));
     }
 
-    /// A file that always says the same.
+    /// Adds a file with constant content.
     pub fn text(&mut self, path: &str, text: &str) {
         let line = format!("{text}\n").into_bytes();
         self.bytes(path, move |_, _| line.clone());
     }
 
-    /// A file that shows a number as of now.
+    /// Adds a file that shows a number computed at the time of the read.
     pub fn number(&mut self, path: &str, number: impl Fn(u64) -> u64 + Send + Sync + 'static) {
         self.bytes(path, move |now_ns, _| format!("{}\n", number(now_ns)).into_bytes());
     }
 
-    /// A file that answers for an instant and an offset.
+    /// Adds a file whose content depends on the instant and the offset.
     pub fn bytes(&mut self, path: &str, answer: impl Fn(u64, u64) -> Vec<u8> + Send + Sync + 'static) {
         self.add(path, Node::File(Box::new(answer)));
     }
 
-    /// A link to another place of the machine.
+    /// Adds a symbolic link.
     pub fn link(&mut self, path: &str, target: &str) {
         let up: PathBuf = Path::new(path).parent().unwrap().components().map(|_| "..").collect();
         self.folder(Path::new(target));
         self.add(path, Node::Link(up.join(target)));
     }
 
-    /// A file that answers as another does.
+    /// Adds a file with the content of another one.
     pub fn alias(&mut self, path: &str, of: &str) {
         let up: PathBuf = Path::new(path).parent().unwrap().components().map(|_| "..").collect();
         self.add(path, Node::Link(up.join(of)));
     }
 
-    /// Mounts it; `None`, with the reason printed, where this system lets nobody mount.
+    /// Mounts it; returns `None` and prints the reason where this system does not allow the mount.
     pub fn mount(self) -> Option<MountedMachine> {
         let mount_point = tempfile::tempdir().unwrap();
         let (hidden, denied, blocked) = (Arc::default(), Arc::default(), BlockedOpens::default());
@@ -108,13 +107,12 @@ impl FuseMachine {
     }
 }
 
-/// Paths, and everything below them.
+/// Paths, each with everything below it.
 type PathSet = Arc<Mutex<BTreeSet<PathBuf>>>;
 
-/// Paths whose opening blocks, and the answers to those that wait.
+/// Paths whose opening blocks, and the replies that are pending.
 type BlockedOpens = Arc<Mutex<(BTreeSet<PathBuf>, Vec<ReplyOpen>)>>;
 
-/// A mounted machine; unmounted when dropped.
 pub struct MountedMachine {
     session: Option<BackgroundSession>,
     hidden: PathSet,
@@ -124,7 +122,7 @@ pub struct MountedMachine {
 }
 
 impl MountedMachine {
-    /// Settings that know nothing but this machine.
+    /// Settings that refer only to this machine.
     pub fn settings(&self, enabled: &[&str]) -> SourceSettings {
         SourceSettings {
             sysfs_root: self.mount_point.path().join("sys"),
@@ -135,29 +133,29 @@ impl MountedMachine {
         }
     }
 
-    /// Takes a path away, as an unloaded driver does: open files answer ENODEV.
+    /// Removes a path as an unloaded driver does: open files return ENODEV.
     pub fn hide(&self, path: &str) {
         self.hidden.lock().unwrap().insert(path.into());
     }
 
-    /// Brings it back.
+    /// Restores a hidden path.
     pub fn show(&self, path: &str) {
         self.hidden.lock().unwrap().remove(Path::new(path));
     }
 
-    /// Blocks whoever opens it, until it is released.
+    /// Blocks every open of a path until [`Self::release`].
     pub fn block(&self, path: &str) {
         self.blocked.lock().unwrap().0.insert(path.into());
     }
 
-    /// Opens everything that was blocked.
+    /// Completes every blocked open.
     pub fn release(&self) {
         let (paths, waiting) = std::mem::take(&mut *self.blocked.lock().unwrap());
         drop(paths);
         waiting.into_iter().for_each(opened);
     }
 
-    /// Lets nobody open it.
+    /// Fails every open of a path with EACCES.
     pub fn deny(&self, path: &str) {
         self.denied.lock().unwrap().insert(path.into());
     }
@@ -179,7 +177,7 @@ struct Tree {
     blocked: BlockedOpens,
 }
 
-/// Direct IO, so that a kept-open descriptor sees each answer anew.
+/// Direct I/O, so that each read of an open descriptor computes the content again.
 fn opened(reply: ReplyOpen) {
     reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
 }
@@ -269,7 +267,7 @@ impl Filesystem for Tree {
             Some((path, Node::File(_))) if Self::holds(&self.hidden, path) => reply.error(Errno::ENODEV),
             Some((path, Node::File(answer))) => {
                 let bytes = answer(monotonic_ns(), offset);
-                // A register file answers for the offset itself; all others from their beginning.
+                // An MSR file interprets the offset as a register; all others have plain content.
                 let from = if path.ends_with("msr") { 0 } else { bytes.len().min(offset as usize) };
                 reply.data(&bytes[from..bytes.len().min(from + size as usize)]);
             }
@@ -294,54 +292,51 @@ impl Filesystem for Tree {
     }
 }
 
-/// Power as a square wave, whose energy is known in closed form at every instant.
+/// A square wave of power, whose energy is known in closed form at every instant.
 #[derive(Debug, Clone, Copy)]
 pub struct SquareWave {
-    /// All the time.
+    /// The power outside the pulse.
     pub low_mw: u64,
-    /// On top of it in the first part of each period.
+    /// Added during the first part of each period.
     pub extra_mw: u64,
-    /// How long a period is.
     pub period_ns: u64,
-    /// And its first part.
+    /// The length of that first part.
     pub on_ns: u64,
 }
 
 impl SquareWave {
-    /// Power that never changes.
     pub const fn steady(low_mw: u64) -> Self {
         Self { low_mw, extra_mw: 0, period_ns: 1_000_000, on_ns: 0 }
     }
 
-    /// A wave.
     pub const fn new(low_mw: u64, high_mw: u64, period_ns: u64, on_ns: u64) -> Self {
         Self { low_mw, extra_mw: high_mw - low_mw, period_ns, on_ns }
     }
 
-    /// The energy since the clock's zero, picojoules.
+    /// Energy since the clock's zero, in picojoules.
     pub fn energy_pj(&self, at_ns: u64) -> u128 {
         let (whole, rest) = (at_ns / self.period_ns, at_ns % self.period_ns);
         let on_ns = u128::from(whole) * u128::from(self.on_ns) + u128::from(rest.min(self.on_ns));
         u128::from(self.low_mw) * u128::from(at_ns) + u128::from(self.extra_mw) * on_ns
     }
 
-    /// The same in whole microjoules.
+    /// Energy since the clock's zero, in whole microjoules.
     pub fn energy_uj(&self, at_ns: u64) -> u64 {
         (self.energy_pj(at_ns) / 1_000_000) as u64
     }
 
-    /// The power at an instant, microwatts.
+    /// Power at an instant, in microwatts.
     pub fn power_uw(&self, at_ns: u64) -> u64 {
         let on = at_ns % self.period_ns < self.on_ns;
         (self.low_mw + if on { self.extra_mw } else { 0 }) * 1_000
     }
 
-    /// The mean power over the `window_ns` before an instant, microwatts.
+    /// Mean power over the `window_ns` before an instant, in microwatts.
     pub fn mean_uw(&self, at_ns: u64, window_ns: u64) -> u64 {
         ((self.energy_pj(at_ns) - self.energy_pj(at_ns - window_ns)) / u128::from(window_ns)) as u64 * 1_000
     }
 
-    /// What a register that moves each `update_ns` counted by then, in units of 2^-`shift` J.
+    /// The count of a register that moves every `update_ns`, in units of 2^-`shift` J.
     pub fn counts(&self, at_ns: u64, update_ns: u64, shift: u32) -> u64 {
         let updated_ns = at_ns / update_ns * update_ns;
         ((self.energy_pj(updated_ns) << shift) / 1_000_000_000_000) as u64

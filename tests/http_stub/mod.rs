@@ -1,7 +1,7 @@
-//! HTTP as bytes: a server and a client that say exactly what a test wants, and a proxy between them.
+//! HTTP as bytes: a stub server, a client, and a `wattspan proxy` between them.
 //!
-//! Owns the life of one `wattspan proxy` and of the stub before which it stands. The stub answers with bytes, not with
-//! messages, so that splits, framings and nonsense of any kind can be sent.
+//! Owns the proxy process and the stub. The stub sends bytes instead of messages, so that tests can send any split,
+//! framing or malformed reply.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
@@ -15,41 +15,37 @@ use std::time::Duration;
 
 use crate::support::TEST_TIMEOUT;
 
-/// A message as it came.
+/// A received message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpMessage {
     /// The informational replies before it: status line and headers.
     pub informational: Vec<(String, Vec<(String, String)>)>,
-    /// Request line or status line.
     pub line: String,
-    /// Headers, in their order and case.
+    /// Headers, in the order and case in which they were received.
     pub headers: Vec<(String, String)>,
-    /// The body, without its framing.
+    /// The body with the framing removed.
     pub body: Vec<u8>,
-    /// The trailers.
     pub trailers: Vec<(String, String)>,
-    /// It ended as its framing says.
+    /// Whether the message ended as its framing requires.
     pub is_complete: bool,
 }
 
 impl HttpMessage {
-    /// A header's value, whatever its case.
+    /// A header's value; the name is matched case-insensitively.
     pub fn header(&self, name: &str) -> Option<&str> {
         header_value(&self.headers, name)
     }
 
-    /// The status.
     pub fn status(&self) -> u16 {
         self.line.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
     }
 
-    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// A header's value, whatever its case.
+/// A header's value; the name is matched case-insensitively.
 pub fn header_value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
@@ -60,12 +56,10 @@ pub struct HttpConnection {
 }
 
 impl HttpConnection {
-    /// To this address.
     pub fn connect(address: SocketAddr) -> Self {
         Self::from_stream(TcpStream::connect(address).unwrap())
     }
 
-    /// Over a connection.
     pub fn from_stream(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -73,22 +67,21 @@ impl HttpConnection {
         HttpConnection { reader: BufReader::new(stream) }
     }
 
-    /// Sends bytes as they are; whether they were taken.
+    /// Sends raw bytes; returns whether all were written.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.reader.get_mut().write_all(bytes).is_ok()
     }
 
-    /// Ends the connection at once.
+    /// Closes the connection at once.
     pub fn shutdown(&self) {
         let _ = self.reader.get_ref().shutdown(Shutdown::Both);
     }
 
-    /// The connection.
     pub fn stream(&self) -> &TcpStream {
         self.reader.get_ref()
     }
 
-    /// The next line without its end; `None` at the connection's end.
+    /// The next line without its line break; `None` at the end of the connection.
     pub fn read_line(&mut self) -> Option<String> {
         let mut line = Vec::new();
         let count = self.reader.read_until(b'\n', &mut line).ok()?;
@@ -96,7 +89,7 @@ impl HttpConnection {
             .then(|| String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
     }
 
-    /// Everything up to the connection's end.
+    /// Everything up to the end of the connection.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let _ = self.reader.read_to_end(&mut rest);
@@ -116,7 +109,6 @@ impl HttpConnection {
         }
     }
 
-    /// A reply with its body.
     pub fn read_reply(&mut self) -> Option<HttpMessage> {
         let mut message = HttpMessage::default();
         loop {
@@ -135,19 +127,18 @@ impl HttpConnection {
         Some(message)
     }
 
-    /// A request with its body.
     pub fn read_request(&mut self) -> Option<HttpMessage> {
         let mut message = self.read_head()?;
         self.read_body(&mut message, false);
         Some(message)
     }
 
-    /// A request's head.
+    /// A request's or reply's first line and headers.
     pub fn read_head(&mut self) -> Option<HttpMessage> {
         Some(HttpMessage { line: self.read_line()?, headers: self.read_headers()?, ..HttpMessage::default() })
     }
 
-    /// The body of a message whose head is there.
+    /// Reads the body of a message whose head was read.
     pub fn read_body(&mut self, message: &mut HttpMessage, to_the_end: bool) {
         let chunked = message.header("transfer-encoding").is_some();
         let length = message.header("content-length").and_then(|length| length.parse::<usize>().ok());
@@ -177,16 +168,15 @@ impl HttpConnection {
     }
 }
 
-/// A server that answers with bytes.
+/// A server that replies with raw bytes.
 pub struct StubServer {
-    /// Where it listens.
     pub address: SocketAddr,
     stop: Arc<Mutex<bool>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl StubServer {
-    /// One whose every connection is handled by `handle`, on a thread of its own.
+    /// Runs `handle` for each connection, on a thread of its own.
     pub fn new(handle: impl Fn(HttpConnection) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -204,7 +194,7 @@ impl StubServer {
         StubServer { address, stop, thread: Some(thread) }
     }
 
-    /// One that answers every request with the same bytes, and keeps the connection.
+    /// Answers every request with the same bytes, and keeps the connection open.
     pub fn with_reply(reply: impl Into<Vec<u8>>) -> Self {
         let reply = reply.into();
         StubServer::new(
@@ -221,24 +211,23 @@ impl Drop for StubServer {
     }
 }
 
-/// A running proxy.
 pub struct TestProxy {
     child: Child,
-    /// Where it listens; unspecified for a Unix socket.
+    /// The listening address; unspecified for a Unix socket.
     pub address: SocketAddr,
-    /// The listening address as it stated it.
+    /// The listening address as the proxy printed it.
     pub at: String,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl TestProxy {
-    /// Before the server at `upstream` (an URL), asking the daemon at `socket`.
+    /// Starts a proxy for the server at the URL `upstream`, with the daemon at `socket`.
     pub fn start(upstream: &str, socket: &Path, flags: &[&str]) -> Self {
         Self::start_with_env(upstream, socket, flags, &[])
     }
 
-    /// The same with environment variables.
+    /// As `start`, with environment variables.
     pub fn start_with_env(
         upstream: &str,
         socket: &Path,
@@ -250,12 +239,12 @@ impl TestProxy {
         Self::start_command(command, upstream, socket, flags)
     }
 
-    /// The same as a process of another user, in this group only. Needs root and setpriv.
+    /// As `start`, as a process of another user that is in this group only. Needs root and setpriv.
     pub fn start_as_user(uid: u32, group: &str, upstream: &str, socket: &Path) -> Self {
         Self::start_as_user_with_flags(uid, group, upstream, socket, &[])
     }
 
-    /// The same with flags.
+    /// As `start_as_user`, with flags.
     pub fn start_as_user_with_flags(
         uid: u32,
         group: &str,
@@ -263,9 +252,10 @@ impl TestProxy {
         socket: &Path,
         flags: &[&str],
     ) -> Self {
-        // The program lies where others may not look.
+        // Other users may be unable to read the directory of the program.
         let program = socket.parent().unwrap().with_file_name("wattspan");
-        // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts.
+        // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not
+        // be run.
         let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_wattspan")).arg(&program).status();
         assert!(copied.unwrap().success());
         let mut command = Command::new("setpriv");
@@ -274,13 +264,13 @@ impl TestProxy {
         Self::start_command(command, upstream, socket, flags)
     }
 
-    /// The proxy that this command starts.
+    /// Starts the proxy by this command.
     pub fn start_command(mut command: Command, upstream: &str, socket: &Path, flags: &[&str]) -> Self {
         command.args(["proxy", "--upstream", upstream]);
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        // Elsewhere the user of a TCP connection is not known.
+        // Other systems do not reveal the user of a TCP connection.
         if cfg!(not(target_os = "linux")) && !flags.contains(&"--annotate-all") {
             command.arg("--annotate-all");
         }
@@ -309,43 +299,41 @@ impl TestProxy {
         TestProxy { child, address, at, log, reader: Some(reader) }
     }
 
-    /// What it said so far, but for its first line.
+    /// The log so far, without the first line.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until it has found the daemon.
+    /// Waits until the proxy has connected to the daemon.
     pub fn wait_for_daemon(self) -> Self {
         crate::support::wait_until("met the meter", || self.log().contains("connected to the daemon at"));
         self
     }
 
-    /// Its process.
     pub fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }
 
-    /// Its resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Asks it to end, and waits until it has heard.
+    /// Sends SIGTERM, and waits until the proxy logs that it is stopping.
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         crate::support::wait_until("heard that it is to end", || self.log().contains("stopping"));
     }
 
-    /// Lets it end; the counters of its last words.
+    /// Stops the proxy; returns the counters that it logs at exit.
     pub fn stop(self) -> ProxyCounters {
         self.terminate();
         self.wait_for_exit()
     }
 
-    /// Waits for it to end; the counters of its last words.
+    /// Waits for the proxy to exit; returns the counters that it logs then.
     pub fn wait_for_exit(mut self) -> ProxyCounters {
         self.child.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
@@ -360,18 +348,18 @@ impl Drop for TestProxy {
     }
 }
 
-/// What a proxy counted.
+/// The counters that a proxy logs at exit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProxyCounters {
-    /// Spans by what became of them.
+    /// Spans opened; each is also in one of the next four.
     pub opened: u64,
-    /// With an account.
+    /// Spans closed, with an account.
     pub closed: u64,
-    /// Forgotten.
+    /// Spans cancelled, without an account.
     pub cancelled: u64,
-    /// Their connection was lost.
+    /// Spans whose connection to the daemon was lost.
     pub abandoned: u64,
-    /// By the daemon.
+    /// Spans that the daemon refused to open.
     pub refused: u64,
     /// Requests without a span.
     pub unmeasured: u64,
@@ -395,25 +383,24 @@ impl ProxyCounters {
         }
     }
 
-    /// Every span that was opened has ended, one way or the other.
+    /// Asserts that every opened span has ended in some way.
     pub fn assert_ended(&self) {
         let ended = self.closed + self.cancelled + self.abandoned + self.refused;
         assert_eq!(self.opened, ended, "{self:?}");
     }
 
-    /// No span was lost.
+    /// Asserts that no span was lost or refused.
     pub fn assert_balanced(&self) {
         assert_eq!(self.opened, self.closed + self.cancelled + self.abandoned, "{self:?}");
         assert_eq!(self.refused, 0, "{self:?}");
     }
 }
 
-/// A short pause, in which the other side reads what was sent.
+/// Sleeps briefly, so that the peer can read what was sent.
 pub fn short_pause() {
     std::thread::sleep(Duration::from_micros(200));
 }
 
-/// A request for an inference.
 pub fn inference_request(body: &str) -> Vec<u8> {
     format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}",

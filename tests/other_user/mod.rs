@@ -1,8 +1,7 @@
-//! Callers of every kind: processes of other users, who say to the daemon what a test tells them to.
+//! Processes of other users, which make the calls that a test gives them.
 //!
-//! Owns the way to another user's process (`setpriv` of util-linux gives it user and groups) and what it says there. Each
-//! program that uses it has a test `a_client_of_another_user`, which is that process. Needs root; elsewhere the tests
-//! say so and stop.
+//! Starts them with `setpriv` of util-linux, which sets user and groups. Each test program that uses this module has a
+//! test `a_client_of_another_user`, which is the body of that process. Needs root; the tests skip without it.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
@@ -18,16 +17,16 @@ use serde_json::{Value, json};
 
 use crate::support::{self, TestClient, TestDaemon, sleep_ms};
 
-/// A user and its groups. Groups that every Linux has stand in for ours; their numbers follow the base system's.
+/// A user and its groups. Groups that every Linux has replace those of wattspan; their numbers follow the base
+/// system's.
 #[derive(Debug, Clone, Copy)]
 pub struct TestUser {
-    /// Its number.
     pub uid: u32,
-    /// By name, with commas; empty: none.
+    /// Group names separated by commas; may be empty.
     pub groups: &'static str,
 }
 
-/// Says which groups stand in.
+/// The configuration that names those groups.
 pub const GROUPS: &str = "
 [access]
 coarse_group = \"games\"
@@ -35,20 +34,21 @@ span_group = \"daemon\"
 telemetry_group = \"bin\"
 ";
 
-/// What a user that has no number here looks like.
+/// How a user appears that has no number in this user namespace.
 pub const UNMAPPED: TestUser = TestUser { uid: 65_534, groups: "games,daemon,bin" };
 
-/// Whether this process may start others of other users.
+/// Whether this process can start processes of other users.
 pub fn is_supported() -> bool {
     support::skip::can_change_users()
 }
 
-/// A process of this user that will run the test `a_client_of_another_user` of this program.
+/// A command that runs the test `a_client_of_another_user` of this program as this user.
 pub fn command_as(directory: &Path, user: TestUser) -> Command {
-    // The test program lies where others may not look.
+    // Other users may be unable to read the directory of the test program.
     let program = directory.join("client");
     if !program.exists() {
-        // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
+        // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not
+        // be run.
         let own = std::env::current_exe().unwrap();
         assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     }
@@ -66,17 +66,17 @@ pub fn command_as(directory: &Path, user: TestUser) -> Command {
     command
 }
 
-/// What the daemon answers to these calls, in a process of this user.
+/// The daemon's replies to these calls from a process of this user.
 pub fn call_as(daemon: &TestDaemon, user: TestUser, calls: Value) -> Vec<Value> {
     call_as_at(&daemon.socket(), user, calls)
 }
 
-/// The same of any daemon.
+/// As `call_as`, for any daemon's socket.
 pub fn call_as_at(socket: &Path, user: TestUser, calls: Value) -> Vec<Value> {
     run_calls(command_as(socket.parent().unwrap(), user).env("SOCKET", socket), calls)
 }
 
-/// What the daemon answers to these calls of a process of this user that came by this connection otherwise.
+/// As `call_as_at`, from a process that was given this connection instead of making its own.
 pub fn call_as_over(socket: &Path, user: TestUser, connection: UnixStream, calls: Value) -> Vec<Value> {
     let mut command = command_as(socket.parent().unwrap(), user);
     let connection = Stdio::from(std::os::fd::OwnedFd::from(connection));
@@ -90,13 +90,13 @@ fn run_calls(command: &mut Command, calls: Value) -> Vec<Value> {
     stdout.lines().filter_map(|line| serde_json::from_str(line.split_once("ANSWER ")?.1).ok()).collect()
 }
 
-/// The other user's process: makes the calls it finds in its environment and prints the answers.
+/// The body of the other user's process: makes the calls in its environment and prints the replies.
 ///
-/// A call is `[method, parameters, connection, [flag, ...]]`, the latter two where they are not 0 and none. Besides
-/// there are "connect" (one connection more, and a question over it), "watch" (a stream that stays silent for a
-/// moment, or its refusal), "first" (the first answer of a stream over a connection of its own), "become" (another user,
-/// by its number), "hand over" (a connection, to whoever is at the other end of the standard input), and "compare" (how
-/// long questions after two spans take).
+/// A call is `[method, parameters, connection, [flag, ...]]`; the last two default to 0 and none. Other commands:
+/// "connect" (open one more connection and make a call over it), "watch" (a stream that sends nothing for a moment, or
+/// its error), "first" (the first reply of a stream over its own connection), "become" (change the user, by number),
+/// "hand over" (pass a connection to the process that reads the other end of standard input), and "compare" (the
+/// latency of calls about two spans).
 pub fn run_as_other_user() {
     let socket = std::env::var_os("SOCKET").expect("the other test says where");
     let calls: Value = serde_json::from_str(&std::env::var("CALLS").unwrap()).unwrap();
@@ -132,7 +132,7 @@ pub fn run_as_other_user() {
             "first" => {
                 let mut next = connect();
                 next.send(call[1].as_str().unwrap(), json!({}), &["more"]);
-                // Something to see; whether this user may is not the question here.
+                // A span to look at, whether or not this user may open one.
                 clients[0].call_raw("OpenSpan", json!({ "span": "seen" }));
                 clients[0].call_raw("CloseSpan", json!({ "span": "seen", "wait_settled": true }));
                 next.receive().unwrap()
@@ -171,13 +171,13 @@ pub fn run_as_other_user() {
     }
 }
 
-/// Asks after two spans by turns, often; the medians of how long that took, and by how many of its own standard
-/// deviations the rank sum of the first differs from what it would be if there were no difference.
+/// Queries two spans by turns, many times. Returns the median latencies, and the difference of the first's rank sum
+/// from its expectation without a difference, in its own standard deviations.
 fn compare_latency(client: &mut TestClient, one: &str, other: &str) -> Value {
     const ROUNDS: usize = 50_000;
     let mut took: Vec<(u128, bool)> = Vec::new();
     for turn in 0..ROUNDS {
-        // Neither is always the one that comes after the pause.
+        // Alternates the order, because the first query comes after the pause.
         for first in [turn % 2 == 0, turn % 2 == 1] {
             let begun = Instant::now();
             client.call_raw("GetSpan", json!({ "span": if first { one } else { other } }));

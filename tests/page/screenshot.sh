@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Opens the report's page in a headless Chromium, light and dark, wide and narrow, and fails where the page logs anything,
-# asks for anything but itself, lacks a picture, has an empty one, clips or overlaps its labels, or is wider than its
-# window. Leaves the screenshots for people: screenshot.sh WATTSPAN [DIRECTORY]
+# Opens the report's page in a headless Chromium, light and dark, wide and narrow. Fails if the page logs a message,
+# loads
+# any other file, lacks a picture or has an empty one, clips or overlaps its labels, or is wider than its window.
+# Keeps the screenshots for review: screenshot.sh WATTSPAN [DIRECTORY]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../skip.sh"
@@ -21,7 +22,7 @@ python3 "$here/run.py" "$work/run"
 "$wattspan" ipw report "$work/run" --html "$out/report.html" --price-per-kwh 0.3 --co2-per-kwh 400 >/dev/null
 cp "$here/look.html" "$work/look.html"
 
-# A profile of its own for each call. No name resolves: neither the page nor the browser itself reaches anybody.
+# A separate profile for each call. No name resolves, so neither the page nor the browser reaches the network.
 browse() {
   local profile; profile=$(mktemp -d -p "$work")
   timeout 120 "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files \
@@ -30,7 +31,8 @@ browse() {
     --enable-logging=stderr --log-level=0 "$@" 2>"$work/log"
 }
 
-# A page that asks for a file, is too wide and lacks its pictures: all of it must be found, or what follows proves nothing.
+# Self-test: a page that loads a file, is too wide and lacks its pictures. Every fault must be found, or the check is
+# void.
 sed 's#<svg#<svg hidden style="display:none"#g; s#</html>#<img src="x.png"><div style="width:3000px">wide</div></html>#' "$out/report.html" >"$work/broken.html"
 browse --window-size=1300,900 --dump-dom "file://$work/look.html#$work/broken.html|1280|900" >"$work/dom"
 for found in 'asks for' 'the page is [0-9]* wide' '0 x 0'; do

@@ -1,4 +1,4 @@
-//! Compiles the ring for the model checker, and without the fence that `RING_HOLE` names.
+//! Compiles the ring for the model checker; `RING_HOLE` names a fence to leave out.
 
 fn main() {
     println!("cargo::rerun-if-env-changed=RING_HOLE");

@@ -1,4 +1,4 @@
-//! The ring and its vocabulary, as the program has them, for the model checker: see `src/ring/model.rs`.
+//! The program's ring and its types, for the model checker: see `src/ring/model.rs`.
 
 #![allow(dead_code, reason = "the rest of the program is not here")]
 

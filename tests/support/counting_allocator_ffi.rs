@@ -1,25 +1,26 @@
-//! An allocator that counts, for tests which say that something allocates nothing.
+//! A counting allocator, for tests that check that code allocates nothing.
 //!
-//! Owns one number for each thread: how often it asked for memory. Passes every request on to the system's allocator.
+//! Counts allocation requests per thread and passes every request on to the system's allocator.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator with a count.
+/// The system's allocator with a per-thread request count.
 pub struct Counting;
 
 thread_local! {
-    // A constant without a destructor: reading it never allocates and works to the end of the thread.
+    // A constant without a destructor: reading it never allocates, and it stays valid until the thread ends.
     static REQUESTS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often the calling thread has asked for memory.
+/// Allocation requests of the calling thread so far.
 pub fn requests() -> u64 {
     REQUESTS.get()
 }
 
-// SAFETY: every request goes unchanged to `System`, which keeps the contract; counting touches no memory of theirs.
+// SAFETY: every request is passed unchanged to `System`, which keeps the contract; counting touches no allocated
+// memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         REQUESTS.set(REQUESTS.get() + 1);

@@ -1,7 +1,7 @@
-//! A private message bus that is like the system's, and clients on it.
+//! A private message bus configured like the system bus, and clients on it.
 //!
-//! Owns the life of one `dbus-daemon` with the policy that is installed, in which the name may be owned by whoever runs
-//! the tests. Where there is no `dbus-daemon` the tests say so and stop.
+//! Owns one `dbus-daemon` with the installed policy, extended so that the user of the tests may own the name. Tests
+//! skip where there is no `dbus-daemon`.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
@@ -19,7 +19,7 @@ pub const PATH: &str = "/org/wattspan/Wattspan1";
 pub const INTERFACE: &str = "org.wattspan.Wattspan1";
 pub const ERROR: &str = "org.wattspan.Wattspan1.Error.";
 
-/// What the system bus says before any service's policy is read.
+/// The system bus's configuration ahead of any service's policy.
 const SYSTEM: &str = r#"
   <policy context="default">
     <allow user="*"/>
@@ -35,25 +35,24 @@ const SYSTEM: &str = r#"
     <allow send_destination="org.freedesktop.DBus"/>
   </policy>"#;
 
-/// A running bus.
 pub struct TestBus {
     child: Child,
     dir: tempfile::TempDir,
 }
 
 impl TestBus {
-    /// A bus on which the user of this test may own the name; `None`, loudly, where there is none to be had.
+    /// Starts a bus on which the test's user may own the name; skips the test and returns `None` where none can run.
     pub fn start() -> Option<Self> {
         let user = rustix::process::geteuid().as_raw().to_string();
         Self::with_owner(&user)
     }
 
-    /// A bus on which only this user may own the name, `wattspan` as installed.
+    /// Starts a bus on which only `user` may own the name: `wattspan`, as installed.
     pub fn with_owner(user: &str) -> Option<Self> {
         Self::with(user, "")
     }
 
-    /// The same with one more policy, which this user may need to own another name.
+    /// As `with_owner`, with one more policy, which `user` may need to own another name.
     pub fn with(user: &str, more: &str) -> Option<Self> {
         if Command::new("dbus-daemon").arg("--version").output().is_err() {
             crate::support::skip::skip("dbus-daemon", "install dbus");
@@ -74,35 +73,32 @@ impl TestBus {
         Some(Self { child, dir })
     }
 
-    /// Ends it, and starts it anew at the same place.
+    /// Stops the bus and starts it again at the same address.
     pub fn restart(&mut self) {
         self.stop();
         self.child = spawn(self.dir.path());
     }
 
-    /// Ends it.
     pub fn stop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let _ = std::fs::remove_file(self.dir.path().join("bus"));
     }
 
-    /// Where a program that other users run may lie.
+    /// A path in a directory from which other users can run programs.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Its address.
     pub fn address(&self) -> String {
         format!("unix:path={}", self.dir.path().join("bus").display())
     }
 
-    /// The line of the daemon's configuration that names it.
+    /// The line of the daemon's configuration that names this bus.
     pub fn config_line(&self) -> String {
         format!("bus = {:?}\n", self.address())
     }
 
-    /// A new client.
     pub async fn client(&self) -> BusClient {
         BusClient::connect(&self.address()).await
     }
@@ -137,28 +133,26 @@ fn spawn(dir: &Path) -> Child {
     child
 }
 
-/// Runs a test's async part.
+/// Runs the asynchronous part of a test.
 pub fn block_on<T>(of: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(of)
 }
 
-/// The next message.
 pub async fn next_message(messages: &mut MessageStream) -> Option<zbus::Result<Message>> {
     use zbus::export::futures_core::Stream;
     std::future::poll_fn(|context| std::pin::Pin::new(&mut *messages).poll_next(context)).await
 }
 
-/// A client on the bus.
 pub struct BusClient {
     pub bus: Connection,
 }
 
-/// What a call came to: the answer, or a refusal's name and words.
+/// The result of a call: the reply, or the error's name and message.
 pub type CallResult = Result<Value, (String, String)>;
 
 impl BusClient {
-    /// On the bus at this address.
+    /// Connects to the bus at `address`.
     pub async fn connect(address: &str) -> Self {
         Self { bus: zbus::connection::Builder::address(address).build().await.unwrap() }
     }
@@ -176,34 +170,34 @@ impl BusClient {
         }
     }
 
-    /// A call that needs no service.
+    /// A call that the bus itself answers, without any service.
     pub async fn ping_bus(&self) -> zbus::Result<Message> {
         self.bus.call_method(Some(NAME), PATH, Some("org.freedesktop.DBus.Peer"), "Ping", &()).await
     }
 
-    /// Calls a method of the meter; arguments as in JSON.
+    /// Calls a method of the daemon's interface, with arguments given as JSON.
     pub async fn call(&self, member: &str, arguments: Value) -> CallResult {
         let message = message(member, &arguments, Flags::empty());
         parse_reply(self.send(message).await)
     }
 
-    /// Calls, and gives the answer.
+    /// Calls a method that must succeed; returns its reply.
     pub async fn call_ok(&self, member: &str, arguments: Value) -> Value {
         self.call(member, arguments.clone()).await.unwrap_or_else(|no| panic!("{member} {arguments}: {no:?}"))
     }
 
-    /// Calls, and gives the last word of the refusal's name.
+    /// Calls a method that must fail; returns the last component of the error's name.
     pub async fn call_error(&self, member: &str, arguments: Value) -> String {
         let (name, _) = self.call(member, arguments).await.expect_err("a refusal");
         name.strip_prefix(ERROR).unwrap_or(&name).to_owned()
     }
 
-    /// Calls and wants no answer.
+    /// Calls a method without expecting a reply.
     pub async fn oneway(&self, member: &str, arguments: Value) {
         self.bus.send(&message(member, &arguments, Flags::NO_REPLY_EXPECTED)).await.unwrap();
     }
 
-    /// Sends any call and waits for its answer.
+    /// Sends a call and waits for its reply.
     pub async fn send(&self, message: Message) -> Message {
         let mut messages = MessageStream::from(&self.bus);
         let serial = message.primary_header().serial_num();
@@ -216,7 +210,7 @@ impl BusClient {
         }
     }
 
-    /// Any call on any interface of the daemon.
+    /// Calls a method of any interface of the daemon.
     pub async fn call_any<B>(&self, interface: Option<&str>, member: &str, body: &B) -> CallResult
     where
         B: serde::Serialize + zbus::DynamicType,
@@ -229,12 +223,10 @@ impl BusClient {
         parse_reply(self.send(call.build(body).unwrap()).await)
     }
 
-    /// A property.
     pub async fn property(&self, name: &str) -> CallResult {
         self.call_any(Some("org.freedesktop.DBus.Properties"), "Get", &(INTERFACE, name)).await
     }
 
-    /// All properties.
     pub async fn properties(&self) -> Value {
         self.call_any(Some("org.freedesktop.DBus.Properties"), "GetAll", &INTERFACE).await.unwrap()
     }
@@ -260,7 +252,7 @@ fn parse_reply(answer: Message) -> CallResult {
     }
 }
 
-/// A call of the meter's interface, its arguments as in JSON.
+/// Builds a call of the daemon's interface, with arguments given as JSON.
 pub fn message(member: &str, arguments: &Value, flags: Flags) -> Message {
     let call = Message::method_call(PATH, member).destination(NAME).interface(INTERFACE).with_flags(flags);
     let text = |at: usize| arguments[at].as_str().unwrap().to_owned();
@@ -302,7 +294,7 @@ fn variant(value: &Value) -> Variant<'static> {
     }
 }
 
-/// What the bus gives, as JSON.
+/// Converts a D-Bus value to JSON.
 pub fn to_json(value: &Variant) -> Value {
     match value {
         Variant::Bool(so) => json!(so),

@@ -1,18 +1,17 @@
-//! A machine whose true energy is known at every instant, and a counter on it as hardware would show it.
+//! A machine whose true energy is known at every instant, and a counter on it that behaves like hardware.
 //!
-//! Owns a power profile (piecewise constant, microwatts) and a counter that moves every `update_ns`, in steps of
-//! `quantum_uj`. Only tests and benches use it; the attributor sees nothing but readings.
+//! Owns a power profile (piecewise constant) and a counter that moves every `update_ns`, in steps of `quantum_uj`.
+//! Only tests and benches use it; the attributor sees only readings.
 
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-/// A small generator of numbers that every run repeats.
+/// A small deterministic random number generator.
 #[derive(Debug, Clone)]
 pub struct TestRng(pub u64);
 
 impl TestRng {
-    /// The next number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -20,27 +19,27 @@ impl TestRng {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number in `low..=high`.
+    /// A random number in `low..=high`.
     pub fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.next_u64() % (high - low + 1)
     }
 }
 
-/// A domain with known truth.
+/// A domain whose true energy is known.
 #[derive(Debug, Clone)]
 pub struct GroundTruth {
     /// (from, milliwatts, energy in picojoules up to `from`)
     steps: Vec<(u64, u64, u128)>,
-    /// How often the counter moves.
+    /// The update interval of the counter.
     pub update_ns: u64,
-    /// When it first does.
+    /// The instant of the counter's first update.
     pub phase_ns: u64,
-    /// Its unit.
+    /// The step of the counter.
     pub quantum_uj: u64,
 }
 
 impl GroundTruth {
-    /// A machine that draws `steps` of (duration_ns, milliwatts), the last one for ever.
+    /// Creates a machine from steps of (duration_ns, milliwatts); the last step never ends.
     pub fn new(steps: &[(u64, u64)], update_ns: u64, phase_ns: u64, quantum_uj: u64) -> Self {
         let (mut at, mut energy, mut list) = (0_u64, 0_u128, Vec::new());
         for &(duration_ns, mw) in steps {
@@ -58,7 +57,7 @@ impl GroundTruth {
         energy + u128::from(mw) * u128::from(at_ns.saturating_sub(from))
     }
 
-    /// What the counter shows at `at_ns`, microjoules.
+    /// The counter's value at `at_ns`, in microjoules.
     pub fn counter_uj(&self, at_ns: u64) -> u64 {
         let updates = at_ns.saturating_sub(self.phase_ns) / self.update_ns;
         let updated_ns = if at_ns < self.phase_ns { 0 } else { self.phase_ns + updates * self.update_ns };
@@ -77,7 +76,7 @@ impl GroundTruth {
     }
 }
 
-/// The description of a simulated domain.
+/// Describes a simulated domain.
 pub fn domain(name: &str, kind: DomainKind, quantum_uj: u64, ceiling_mw: Option<u64>) -> Domain {
     Domain {
         name: name.into(),
@@ -92,18 +91,15 @@ pub fn domain(name: &str, kind: DomainKind, quantum_uj: u64, ceiling_mw: Option<
     }
 }
 
-/// One edge of a span's weight over time, for the true share.
+/// An interval of constant weight of a span, for computing the true share.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightInterval {
-    /// From here
     pub from_ns: u64,
-    /// to here
     pub to_ns: u64,
-    /// the span weighed this much.
     pub weight: f64,
 }
 
-/// True shares in microjoules: at each instant the power is split by the weights open at that instant.
+/// True shares in microjoules: at each instant the power is split by the weights that are open then.
 pub fn true_shares_uj(truth: &GroundTruth, spans: &[Vec<WeightInterval>]) -> Vec<f64> {
     let mut edges: Vec<u64> = spans.iter().flatten().flat_map(|held| [held.from_ns, held.to_ns]).collect();
     edges.sort_unstable();

@@ -1,6 +1,6 @@
-//! A meter in this process, on a machine whose true energy is known between any two instants.
+//! A service in this process, on a simulated machine whose true energy between any two instants is known.
 //!
-//! Owns the service's thread and the ends of its socket pairs; the truth is computed here, from the power alone.
+//! Owns the service's thread and the ends of its socket pairs. The truth is computed here, from the power alone.
 
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
@@ -15,7 +15,7 @@ use wattspan::sources::Inventory;
 use wattspan::sources::replay::script::Script;
 use wattspan::sources::replay::start_script;
 
-/// Restless: power changes between counter updates, and the counters differ in pace and step.
+/// Power changes between counter updates, and the counters differ in update interval and step.
 pub const VARYING_POWER_MACHINE: &str = r#"
 [[domain]]
 name = "package-0"
@@ -34,28 +34,26 @@ quantum_uj = 1000
 ceiling_w = 500
 "#;
 
-/// The time that a span held its part of the machine.
+/// An interval in which a span had a constant weight on the simulated machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightInterval {
-    /// From here.
     pub from_ns: u64,
-    /// To here.
     pub to_ns: u64,
-    /// Beside the others.
+    /// The weight, relative to the other spans.
     pub weight: f64,
 }
 
-/// A service in a thread of this process; dropping it waits until its last client has hung up.
+/// A service in a thread of this process; dropping it waits until the last client has disconnected.
 pub struct InProcessService {
     script: Script,
-    /// When the machine began, at the earliest and at the latest.
+    /// The earliest and the latest instant at which the machine may have started.
     start_bounds_ns: (u64, u64),
     unused_connections: Mutex<Vec<UnixStream>>,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
 impl InProcessService {
-    /// On this machine, with so many connections.
+    /// Starts a service on this machine, with this many connections.
     pub fn start(machine: &str, connections: usize) -> Self {
         let script = Script::parse(machine).unwrap();
         let clock = Clock::Machine;
@@ -63,7 +61,7 @@ impl InProcessService {
         let opened = start_script(script.clone(), &clock);
         let start_bounds_ns = (before_ns, monotonic_ns());
         let inventory = Inventory { opened: vec![opened], ..Inventory::default() };
-        // A busy machine tells the meter late, and what is tested is not how busy it is.
+        // On a busy machine messages reach the service late; the test does not measure the load of the test machine.
         let config = Config { horizon_ms: 500.0, ..Config::default() };
         let settings = StartupSettings::from_config(&config);
         let service = ServiceBuilder::start(settings, inventory, clock, |_| ()).unwrap().build().unwrap();
@@ -74,32 +72,33 @@ impl InProcessService {
         Self { script, start_bounds_ns, unused_connections: Mutex::new(client_ends), thread }
     }
 
-    /// A connection, while there are any left.
+    /// Takes one of the remaining connections.
     pub fn connection(&self) -> UnixStream {
         self.unused_connections.lock().unwrap().pop().expect("a connection is left")
     }
 
-    /// What a domain's counter would show at an instant if it had no steps; microjoules since the machine began.
+    /// A domain's counter at an instant if it had no steps, in microjoules since the machine started.
     pub fn counter_uj(&self, domain: usize, at_ns: u64) -> f64 {
         let since_ns = at_ns.saturating_sub(self.start_bounds_ns.0);
         self.script.domains[domain].profile.energy_pj(since_ns) as f64 / 1e6
     }
 
-    /// True energy of a domain between two instants, in microjoules, with half the width of what is not known about the
-    /// machine's start.
+    /// True energy of a domain between two instants, in microjoules, with the half-width of the uncertainty that comes
+    /// from the machine's start.
     pub fn energy_uj(&self, domain: usize, from_ns: u64, to_ns: u64) -> (f64, f64) {
         let between = |start_bounds_ns: u64| {
             let at = |ns: u64| self.script.domains[domain].profile.energy_pj(ns - start_bounds_ns) as f64;
             (at(to_ns) - at(from_ns)) / 1e6
         };
         let (one, other) = (between(self.start_bounds_ns.0), between(self.start_bounds_ns.1));
-        // The start shifts both ends alike: at the worst the peak for as long as the start is not known.
+        // An error in the start shifts both ends alike; the worst case is the peak power for as long as the start is
+        // uncertain.
         let peak_mw = self.script.domains[domain].profile.peak_mw() as f64;
         let uncertainty_uj = peak_mw * (self.start_bounds_ns.1 - self.start_bounds_ns.0) as f64 / 1e6;
         ((one + other) / 2.0, uncertainty_uj)
     }
 
-    /// What a span truly used of a domain, beside all the others, and the doubt about it.
+    /// The true share of a span in a domain, given all spans, and its uncertainty; both in microjoules.
     pub fn share_uj(&self, domain: usize, span: WeightInterval, all: &[WeightInterval]) -> (f64, f64) {
         let mut edges: Vec<u64> = all.iter().flat_map(|held| [held.from_ns, held.to_ns]).collect();
         edges.sort_unstable();
@@ -121,7 +120,7 @@ impl Drop for InProcessService {
     fn drop(&mut self) {
         self.unused_connections.lock().unwrap().clear();
         if let Some(thread) = self.thread.take() {
-            // Without a listener and without clients there is nothing left to serve.
+            // Without a listener and without clients nothing is left to serve.
             thread.join().unwrap().unwrap();
         }
     }

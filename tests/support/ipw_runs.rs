@@ -1,6 +1,6 @@
-//! Runs of questions inside this process: a stub of a server, a meter on a machine with known truth, a directory.
+//! Runs of questions inside this process: a stub server, a meter on a machine with known truth, and a directory.
 //!
-//! Owns the wiring, and what the queries truly used.
+//! Owns the wiring between them; the true energy of the queries comes from the simulated machine.
 
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
@@ -23,19 +23,18 @@ use wattspan::ipw::scope::{RunDomain, live_domains};
 use super::in_process::{InProcessService, WeightInterval};
 use super::llm_stub::LlmStub;
 
-/// What is asked of a server.
+/// The questions of a run and how they are sent.
 pub struct RunSpec {
-    /// The stub's vice, or virtue.
+    /// The model, which selects the stub's behavior.
     pub model: &'static str,
-    /// How queries follow each other.
+    /// How queries follow each other: closed loop or open loop.
     pub pace: Workload,
-    /// How many questions.
     pub questions: usize,
-    /// How often each.
+    /// Repetitions of each question.
     pub repeats: u32,
 }
 
-/// Asks in this process; gives every row.
+/// Runs the questions in this process; returns every row.
 pub fn run_questions(
     llm: &LlmStub,
     metering: Option<MeteringHandle>,
@@ -87,7 +86,7 @@ pub fn run_questions(
     (ended, rows)
 }
 
-/// A run of `spec` on a machine with known truth: its rows, their accounts, and a client for more.
+/// Runs `spec` on a machine with known truth; returns the rows, their accounts, and a client for further calls.
 pub fn run_metered(
     machine: &InProcessService,
     llm: &LlmStub,
@@ -110,7 +109,7 @@ pub fn run_metered(
     (rows, client)
 }
 
-/// The meter's accounts of all of a run's queries, in the order of the rows; a query without energy has one all the same.
+/// The accounts of all queries of a run, in the order of the rows. A query without energy has an account too.
 pub fn fetch_accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
     let all = client.recent_accounts(Some(10_000)).unwrap();
     let of = |row: &QueryRow| {
@@ -124,7 +123,7 @@ pub fn fetch_accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
     rows.iter().map(of).collect()
 }
 
-/// When an account held its share.
+/// The interval in which the account's span was open.
 pub fn weight_interval(account: &Account) -> WeightInterval {
     let to_ns = account.closed_ns.expect("a settled span has closed");
     WeightInterval { from_ns: account.opened_ns, to_ns, weight: account.weight }

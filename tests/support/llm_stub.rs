@@ -1,7 +1,7 @@
-//! A stub of an inference server, with every vice that real ones have.
+//! A stub inference server that reproduces the faults of real ones.
 //!
-//! Owns a listener and a thread for each connection. What it does to a request is named by the model that is asked for, so
-//! that one server serves all tests. It speaks HTTP/1.1 by hand, since a library would refuse to misbehave.
+//! Owns a listener and a thread for each connection. The requested model selects the behavior, so that one server
+//! serves all tests. It speaks HTTP/1.1 by hand, because a library would refuse to send malformed replies.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
@@ -15,12 +15,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use wattspan::ipw::question::{Question, built_in};
 
-/// The model that is listed where the base path is `/evil/v1`: it would clear the screen.
+/// The model listed where the base path is `/evil/v1`; printed unescaped, it would clear the screen.
 pub const HOSTILE_MODEL_NAME: &str = "evil\u{1b}[2J";
 
-/// A running stub.
 pub struct LlmStub {
-    /// Where it listens.
     pub address: SocketAddr,
     state: Arc<StubState>,
 }
@@ -33,12 +31,12 @@ struct StubState {
 }
 
 impl LlmStub {
-    /// A server that knows the answers to the built-in questions.
+    /// Starts a server that can answer the built-in questions.
     pub fn start() -> Self {
         Self::with_answers(built_in())
     }
 
-    /// A server that knows the answers to these.
+    /// Starts a server that can answer these questions.
     pub fn with_answers(questions: Vec<Question>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -48,24 +46,23 @@ impl LlmStub {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (Ok(stream), state) = (stream, Arc::clone(&shared)) else { return };
-                // A client that goes away in the middle is no news.
+                // A client that disconnects in the middle of a reply is expected.
                 std::thread::spawn(move || drop(serve(stream, &state)));
             }
         });
         Self { address, state }
     }
 
-    /// One that runs already, in another process.
+    /// Refers to a server that already runs in another process.
     pub fn attach(address: SocketAddr) -> Self {
         Self { address, state: Arc::default() }
     }
 
-    /// Its base URL.
     pub fn url(&self) -> String {
         format!("http://{}/v1", self.address)
     }
 
-    /// How many questions it was asked so far.
+    /// Questions received so far.
     pub fn requests(&self) -> usize {
         self.state.requests.load(Ordering::Relaxed)
     }
@@ -102,7 +99,7 @@ fn serve(stream: TcpStream, state: &StubState) -> std::io::Result<()> {
         }
         let request: Value = serde_json::from_slice(&body).unwrap();
         state.requests.fetch_add(1, Ordering::Relaxed);
-        // A server that closes its kept connections while the next question is on its way.
+        // Simulates a server that closes a kept-alive connection while the next question is on its way.
         if served > 0 && request["model"] == "drops" {
             return Ok(());
         }
@@ -119,7 +116,7 @@ fn write_json_error(out: &mut TcpStream, status: &str, message: &str) -> std::io
     write_response(out, status, "application/json", &body)
 }
 
-/// Answers one question; `false`: hangs up.
+/// Answers one question; `false` closes the connection.
 fn answer_question(
     out: &mut TcpStream,
     path: &str,
@@ -194,7 +191,7 @@ fn answer_question(
     write_event_stream(out, &model, &words, pause, request["stream_options"]["include_usage"] == true)
 }
 
-/// What a judge says; one that is cut off has only thought aloud so far.
+/// A judge's reply; where it is cut off, it holds reasoning only.
 fn judge_reply(prompt: &str, cut_off: bool) -> Value {
     if cut_off {
         let verdict = "<think>I must end with exactly \"Verdict: correct\" or \"Verdict: incorrect";
@@ -206,7 +203,7 @@ fn judge_reply(prompt: &str, cut_off: bool) -> Value {
         "usage": {"prompt_tokens": 90, "completion_tokens": 9}})
 }
 
-/// Many tokens at a steady pace, uncounted: "pours-COUNT-MICROSECONDS".
+/// Many tokens at a steady rate, without a usage count: "pours-COUNT-MICROSECONDS".
 struct TokenStream {
     count: usize,
     each: Duration,
@@ -232,7 +229,7 @@ impl TokenStream {
                     "data: {{\"id\":\"chatcmpl-0123456789\",\"object\":\"chat.completion.chunk\",\"created\":1763800000,\"model\":\"pours\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\" {number}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}\n\n"
                 ),
             )?;
-            // A late thread catches up, so that the pace holds in all.
+            // A late thread catches up, so that the average rate holds.
             let due = began + self.each * (number as u32 + 1);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }

@@ -1,17 +1,17 @@
-//! Skipping a test where this machine lacks something.
+//! Skips a test where this machine lacks something it needs.
 //!
-//! Owns the one line that says so. Invariant: where the environment has CI=true, a skipped test fails, since a check that
-//! did not run proves nothing there; `.ci/run` installs what tests need.
+//! Invariant: with CI=true a skipped test fails, because a check that did not run proves nothing. `.ci/run` installs
+//! what tests need.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
-/// What a machine that runs CI may lack: no package brings it.
+/// What a CI machine may lack, because no package provides it.
 const MAY_LACK: [&str; 2] = ["GPU", "Mac"];
 
-/// Says that a test is skipped: what this machine lacks, and the reason or the remedy. The test returns after it.
+/// Prints that a test is skipped, with what is missing and the reason or the remedy. The test must return after it.
 ///
 /// # Panics
-/// With CI=true, unless what is lacking stands in [`MAY_LACK`].
+/// With CI=true, unless what is missing is in [`MAY_LACK`].
 #[track_caller]
 pub fn skip(lacking: &str, reason: impl std::fmt::Display) {
     let line = format!("skipped: this machine lacks {lacking}: {reason}");
@@ -20,7 +20,7 @@ pub fn skip(lacking: &str, reason: impl std::fmt::Display) {
     eprintln!("{line}");
 }
 
-/// Whether this process may start others of other users; skips the test otherwise.
+/// Whether this process can start processes of other users; skips the test otherwise.
 #[track_caller]
 pub fn can_change_users() -> bool {
     let root = rustix::process::geteuid().is_root();

@@ -1,11 +1,11 @@
-/* A stand-in for CoreFoundation, IOKit and libIOReport: the symbols that wattspan calls, on a Mac that exists only in
- * two files beside the library.
+/* A fake of CoreFoundation, IOKit and libIOReport: the symbols that wattspan calls, on a Mac simulated by two files
+ * next to the library.
  *
- * "<library>.words" is mapped, so that a test turns the machine's knobs while it is read: words of 64 bits, laid out as in
- * mod.rs. "<library>.channels" lists the channels of the group "Energy Model", a name, a tab and a unit's label a line.
- * Every object has a reference count and a mark; the words tell how many are alive and how often one was used that was
- * not, was of another kind, or was changed by somebody who did not make it. Signatures are those of Apple's public
- * headers; IOReport's are what the programs that call it agree on.
+ * "<library>.words" is mapped, so that a test can change the machine at run time: words of 64 bits, laid out as in
+ * mod.rs. "<library>.channels" lists the channels of the group "Energy Model", one per line: name, tab, unit label.
+ * Every object has a reference count and a type tag; the words count live objects, and uses of objects that were freed,
+ * had another type, or were changed by code that did not create them. Signatures are those of Apple's public headers;
+ * IOReport has none, so its signatures are those that the programs that call it agree on.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -49,7 +49,7 @@ typedef struct object {
 static volatile uint64_t *words;
 static struct { char *name, *label; Object *name_text, *label_text; } channels[MOST_CHANNELS];
 static int channel_count;
-/* The last objects that died: kept, so that whoever still uses one is seen. */
+/* The last freed objects: kept, so that a use after free is detected. */
 enum { GRAVES = 8192 };
 static Object *graves[GRAVES];
 static unsigned long buried;
@@ -82,7 +82,7 @@ static void map_once(void)
         fclose(list);
 }
 
-/* Sources open on threads of their own, so whatever they share is safe to use from several. */
+/* Sources open on threads of their own, so the file is mapped once, thread-safely. */
 static void map(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -105,7 +105,7 @@ static Object *make(enum kind kind)
     return made;
 }
 
-/* The object, where it is alive and of the kind; 0 stands for any kind. */
+/* The object if it is live and of this kind; 0 matches any kind. */
 static Object *as(Ref ref, enum kind kind)
 {
     Object *object = (Object *)ref;
@@ -320,7 +320,7 @@ static Object *permanent(Object **kept, const char *of)
     return *kept;
 }
 
-/* What a channel shows now, and when it was published: by its words, or by its power and its batches. */
+/* A channel's value and stamp: from its words, or computed from its power and its batches. */
 static void show(int channel, int64_t *value, uint64_t *stamp)
 {
     volatile uint64_t *k = knobs(channel);

@@ -1,7 +1,7 @@
-//! A stand-in for Apple's libraries, built by the test that wants it, and the Mac behind it.
+//! A fake of Apple's libraries, built by the test that uses it, and its simulated Mac.
 //!
-//! Each test has a copy of its own, so that its Mac is its own too: words in a file that the library maps, which a test
-//! turns while the program reads, and a list of channels. The library counts what lives and what was misused.
+//! Each test has its own copy and thus its own Mac: a file of words that the library maps and the test changes at run
+//! time, and a list of channels. The library counts live objects and misuse.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -21,50 +21,50 @@ const KEYS_AT: u64 = HEAD + CHANNEL * MAX_CHANNELS;
 const KEY: u64 = 8;
 const MAX_KEYS: u64 = 32;
 
-/// Knobs of the whole Mac; the order is that of `apple.c`.
+/// Settings of the whole Mac, in the order of `apple.c`.
 #[derive(Debug, Clone, Copy)]
 pub enum Mac {
-    /// Its clock; 0: the real one.
+    /// The clock in ticks; 0: the real clock.
     NowTicks,
-    /// Nanoseconds a tick, above ...
+    /// Nanoseconds per tick: numerator.
     Numerator,
-    /// ... and below the line.
+    /// Nanoseconds per tick: denominator.
     Denominator,
     GroupAbsent,
-    /// IOReport subscribes to the whole group only.
+    /// IOReport accepts a subscription to the whole group only.
     RefusesPart,
     RefusesAll,
     NoSamples,
-    /// Objects that are alive.
+    /// Live objects.
     Live,
-    /// Uses of what is dead, of another kind, or somebody else's.
+    /// Uses of an object that was freed, has another type, or must not be changed by the caller.
     Misused,
-    /// Entries and connections of IOKit's that are alive.
+    /// Live IOKit entries and connections.
     Entries,
     /// 0: none; 1: Intel's; 2: Apple silicon's.
     Controller,
-    /// What it answers to being opened.
+    /// The status with which opening the controller fails.
     ControllerRefuses,
     ControllerCalls,
     Samples,
-    /// Channels in the last sample.
+    /// Number of channels in the last sample.
     Sampled,
 }
 
-/// Knobs of one channel.
+/// Settings of one channel.
 #[derive(Debug, Clone, Copy)]
 pub enum Knob {
     Value,
     /// In ticks; 0: now.
     Stamp,
-    /// See `HIDDEN`, ...
+    /// A combination of `HIDDEN` and the constants after it.
     Flags,
     Id,
-    /// Counts by itself from here on.
+    /// The power from which the channel counts by itself.
     PowerMw,
-    /// And is published so often; 0: whenever it is asked for.
+    /// The interval at which that count is published; 0: at each read.
     BatchNs,
-    /// Nanojoules a count.
+    /// Nanojoules per count.
     UnitNj,
 }
 
@@ -77,16 +77,16 @@ pub const FROZEN: u64 = 16;
 pub const INTEL: u64 = 1;
 pub const SILICON: u64 = 2;
 
-/// Ticks of Apple silicon: 24 MHz.
+/// Nanoseconds per tick of Apple silicon, as a fraction: 24 MHz.
 pub const TICK: (u64, u64) = (125, 3);
 
-/// What a chip's channels are, from the fixtures.
+/// The list of a chip's channels, from the fixtures.
 pub fn fixture(chip: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/ioreport/{chip}.channels"));
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The libraries, with their Mac.
+/// The libraries, with their simulated Mac.
 pub struct Library {
     folder: TempDir,
     memory: File,
@@ -94,7 +94,7 @@ pub struct Library {
 }
 
 impl Library {
-    /// A Mac with these channels, a name, a tab and a unit's label a line, whose clock is the real one.
+    /// Creates a Mac with the real clock and these channels; each line has a name, a tab and a unit label.
     pub fn new(list: &str) -> Self {
         static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
         let folder = tempfile::tempdir().unwrap();
@@ -111,46 +111,41 @@ impl Library {
         library
     }
 
-    /// Where it is.
     pub fn path(&self) -> PathBuf {
         library_in(&self.folder)
     }
 
-    /// Settings that know nothing but this library.
+    /// Settings that refer only to this library.
     pub fn settings(&self) -> SourceSettings {
         let enabled = vec!["ioreport".to_owned(), "smc".to_owned()];
         SourceSettings { apple_library: Some(self.path()), enabled, ..SourceSettings::default() }
     }
 
-    /// Turns a knob of the Mac.
     pub fn set_global(&self, knob: Mac, value: u64) {
         self.write(knob as u64, value);
     }
 
-    /// A knob of the Mac.
     pub fn get_global(&self, knob: Mac) -> u64 {
         self.read(knob as u64)
     }
 
-    /// Turns a knob of the channel of this name.
     pub fn set(&self, channel: &str, knob: Knob, value: u64) {
         let nth = self.channels.iter().position(|name| name == channel);
         let nth = nth.unwrap_or_else(|| panic!("no channel {channel}")) as u64;
         self.write(HEAD + CHANNEL * nth + knob as u64, value);
     }
 
-    /// Publishes a value of a channel, as of an instant.
+    /// Publishes a channel's value with the stamp `at_ns`.
     pub fn publish(&self, channel: &str, value: u64, at_ns: u64) {
         self.set(channel, Knob::Value, value);
         self.set(channel, Knob::Stamp, ticks(at_ns));
     }
 
-    /// Sets the clock.
     pub fn set_clock(&self, now_ns: u64) {
         self.set_global(Mac::NowTicks, ticks(now_ns));
     }
 
-    /// Gives the controller a key.
+    /// Adds a key to the controller.
     pub fn key(&self, nth: u64, name: &[u8; 4], kind: &[u8; 4], value: &[u8]) {
         let mut bytes = [0; 8];
         bytes[..value.len()].copy_from_slice(value);
@@ -161,7 +156,7 @@ impl Library {
         }
     }
 
-    /// Makes IOKit answer this to questions about a key.
+    /// Sets the status that IOKit returns for a key.
     pub fn key_status(&self, nth: u64, status: u64) {
         self.write(KEYS_AT + KEY * nth + 5, status);
     }
@@ -177,7 +172,7 @@ impl Library {
     }
 }
 
-/// Compiles the library, once for each test program.
+/// Compiles the library once for each test program.
 fn build() -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/apple/apple.c");
@@ -197,7 +192,7 @@ pub fn ticks(ns: u64) -> u64 {
     u64::try_from(u128::from(ns) * u128::from(TICK.1) / u128::from(TICK.0)).unwrap()
 }
 
-/// What a stamp of these ticks is in nanoseconds, as the Mac says it.
+/// An instant in nanoseconds after rounding to ticks, as the Mac reports it.
 pub fn stamp_ns(ns: u64) -> u64 {
     u64::try_from(u128::from(ticks(ns)) * u128::from(TICK.0) / u128::from(TICK.1)).unwrap()
 }

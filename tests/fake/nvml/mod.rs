@@ -1,7 +1,7 @@
-//! A stand-in `libnvidia-ml.so`, built by the test that wants it, and the boards behind it.
+//! A fake `libnvidia-ml.so`, built by the test that uses it, and its simulated boards.
 //!
-//! Each test has a copy of its own, so that its boards are its own too. The boards are words in a file that the library
-//! maps: a test turns them while the program reads. The library's clock is the machine's until a test sets it.
+//! Each test has its own copy and thus its own boards: a file of words that the library maps and the test changes at
+//! run time. The library uses the machine's clock until a test sets it.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -19,30 +19,30 @@ const CURVE: u64 = 23;
 const MAX_STEPS: usize = 16;
 const MAX_BOARDS: u64 = 16;
 
-/// Knobs of the whole driver; the order is that of `nvml.c`.
+/// Settings of the whole driver, in the order of `nvml.c`.
 #[derive(Debug, Clone, Copy)]
 pub enum Driver {
     /// The library's clock; 0: CLOCK_MONOTONIC.
     NowNs,
     Boards,
-    /// What `nvmlInit` answers instead.
+    /// The status with which `nvmlInit` fails.
     Refusal,
     InitHangs,
-    /// Grows with each load of the driver.
+    /// Incremented each time the driver is loaded.
     Generation,
     Unloaded,
-    /// How often the library was initialised.
+    /// How many times the library was initialised.
     Inits,
 }
 
-/// Knobs of one board; the order is that of `nvml.c`.
+/// Settings of one board, in the order of `nvml.c`.
 #[derive(Debug, Clone, Copy)]
 pub enum Knob {
-    /// Its index.
+    /// The board's index.
     ShownAt,
-    /// What its UUID is made of.
+    /// The number from which its UUID is made.
     Name,
-    /// 0: none; 1: as a field and by its call; 2: by its call only.
+    /// 0: none; 1: as a field and by its function; 2: by its function only.
     Counter,
     /// Whether it has POWER_INSTANT.
     Instant,
@@ -51,18 +51,18 @@ pub enum Knob {
     Memory,
     /// 0: not supported; 1: on; 2: off.
     Mig,
-    /// What every call answers instead.
+    /// The status with which every call fails.
     Refuses,
-    /// Every call hangs while this is not 0.
+    /// Nonzero: every call hangs.
     Hangs,
     UpdateNs,
     PhaseNs,
     SensorNs,
-    /// The counter counts from here on.
+    /// The instant at which the counter starts.
     BaseNs,
-    /// What an energy costs: CPU time ...
+    /// CPU time of an energy read.
     BurnNs,
-    /// ... and time asleep.
+    /// Time asleep in an energy read.
     SleepNs,
     EnergyReads,
     PowerReads,
@@ -70,14 +70,14 @@ pub enum Knob {
     /// Whether it has `nvmlDeviceGetPowerUsage`.
     Usage,
     Architecture,
-    /// The sensor shows so much of the truth.
+    /// The ratio of the sensor's value to the true power, in thousandths.
     SensorPermille,
-    /// A call hangs in it, or has.
+    /// Calls that hang or have hung.
     BlockedCalls,
     Steps,
-    /// Whether the driver tells its use by process.
+    /// Whether the driver reports utilization by process.
     ProcessUsageSupported = 56,
-    /// Two processes, and what each uses of the board.
+    /// Two processes, and each one's utilization of the board.
     UserA,
     UserAPercent,
     UserB,
@@ -95,13 +95,14 @@ pub struct Library {
 }
 
 impl Library {
-    /// With so many boards, all alike: 70 W for 300 ms and 400 W for 200 ms, over and over; a counter that moves every
-    /// 100 ms and a sensor that moves every 20 ms.
+    /// Creates identical boards that repeat 70 W for 300 ms and 400 W for 200 ms; the counter moves every 100 ms and
+    /// the
+    /// sensor every 20 ms.
     pub fn new(boards: u64) -> Self {
         Self::built(boards, &[])
     }
 
-    /// With parts left out: `WITHOUT_FIELDS`, ...
+    /// As `new`, with parts left out of the library: `WITHOUT_FIELDS` and others, see `nvml.c`.
     pub fn built(boards: u64, without: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/nvml/nvml.c");
@@ -141,38 +142,33 @@ impl Library {
         self.curve(board, &[(300_000_000, 70_000), (200_000_000, 400_000)]);
     }
 
-    /// Where it is.
     pub fn path(&self) -> PathBuf {
         library_in(&self.folder)
     }
 
-    /// Settings that know nothing but this library.
+    /// Settings that refer only to this library.
     pub fn settings(&self) -> SourceSettings {
         let enabled = vec!["nvml".to_owned()];
         SourceSettings { nvml_library: Some(self.path()), enabled, ..SourceSettings::default() }
     }
 
-    /// Turns a knob of the driver.
     pub fn set_global(&self, knob: Driver, value: u64) {
         self.write(knob as u64, value);
     }
 
-    /// A knob of the driver.
     pub fn get_global(&self, knob: Driver) -> u64 {
         self.read(knob as u64)
     }
 
-    /// Turns a knob of a board.
     pub fn set(&self, board: u64, knob: Knob, value: u64) {
         self.write(HEAD + BOARD * board + knob as u64, value);
     }
 
-    /// A knob of a board.
     pub fn get(&self, board: u64, knob: Knob) -> u64 {
         self.read(HEAD + BOARD * board + knob as u64)
     }
 
-    /// Gives a board another power curve: (nanoseconds, milliwatts), over and over.
+    /// Sets a board's power curve: steps of (nanoseconds, milliwatts), repeated.
     pub fn curve(&self, board: u64, steps: &[(u64, u64)]) {
         assert!(steps.len() <= MAX_STEPS);
         for (nth, (ns, mw)) in steps.iter().enumerate() {
@@ -182,13 +178,13 @@ impl Library {
         self.set(board, Knob::Steps, steps.len() as u64);
     }
 
-    /// Loads another driver at `now_ns`: all counters are at 0, and handles of the one before are worth nothing.
+    /// Reloads the driver at `now_ns`: all counters start at 0, and handles of the previous driver are invalid.
     pub fn reload(&self, now_ns: u64) {
         self.set_global(Driver::Generation, self.get_global(Driver::Generation) + 1);
         (0..self.get_global(Driver::Boards)).for_each(|board| self.set(board, Knob::BaseNs, now_ns));
     }
 
-    /// The UUID that a board with this name has.
+    /// The UUID of a board with this `Name`.
     pub fn uuid(name: u64) -> String {
         format!("GPU-{name:08x}-0000-4000-8000-000000000000")
     }
@@ -205,6 +201,6 @@ impl Library {
 }
 
 fn library_in(folder: &TempDir) -> PathBuf {
-    // Its real name: loaders tell libraries apart by file, not by name.
+    // The library's real name: loaders distinguish libraries by file, not by name.
     folder.path().join("libnvidia-ml.so")
 }

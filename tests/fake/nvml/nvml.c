@@ -1,8 +1,8 @@
-/* A stand-in for libnvidia-ml.so.1: the symbols that wattspan uses, on boards that exist only in a file.
+/* A fake of libnvidia-ml.so.1: the symbols that wattspan uses, on boards simulated by a file.
  *
- * The file lies beside the library ("<library>.boards") and is mapped, so that a test turns the machine's knobs while it
- * is read: words of 64 bits, laid out as in mod.rs. Energy is the exact integral of each board's power curve at its last
- * counter update, in whole millijoules, as the real counter has it. Signatures and numbers are those of nvml.h (API 13).
+ * The file next to the library ("<library>.boards") is mapped, so that a test can change the machine at run time:
+ * words of 64 bits, laid out as in mod.rs. Energy is the exact integral of each board's power curve at its last
+ * counter update, in whole millijoules, as in the real counter. Signatures and numbers are those of nvml.h (API 13).
  * Parts can be left out at compile time: WITHOUT_FIELDS, WITHOUT_SHUTDOWN, WITHOUT_UUID.
  */
 #define _GNU_SOURCE
@@ -66,7 +66,7 @@ static uint64_t clock_ns(clockid_t clock)
 
 static uint64_t now_ns(void) { return words[NOW_NS] ? words[NOW_NS] : clock_ns(CLOCK_MONOTONIC); }
 
-/* The board's true energy from instant 0 of the clock, in picojoules: its curve, over and over. */
+/* The board's true energy since instant 0 of the clock, in picojoules; the curve repeats. */
 static unsigned __int128 energy_pj(volatile uint64_t *b, uint64_t at_ns)
 {
     uint64_t period_ns = 0;
@@ -87,7 +87,7 @@ static unsigned __int128 energy_pj(volatile uint64_t *b, uint64_t at_ns)
     return energy;
 }
 
-/* What the counter shows: the energy since the driver was loaded, at the last update. */
+/* The counter's value: the energy since the driver was loaded, at the last update. */
 static uint64_t counter_mj(volatile uint64_t *b, uint64_t part)
 {
     uint64_t at_ns = now_ns(), base_ns = b[BASE_NS];
@@ -98,7 +98,7 @@ static uint64_t counter_mj(volatile uint64_t *b, uint64_t part)
     return (uint64_t)((energy_pj(b, at_ns) - energy_pj(b, base_ns)) * part / 100 / 1000000000ull);
 }
 
-/* What the sensor shows: the mean of its last period, which may be off by a constant factor. */
+/* The sensor's value: the mean of its last period, times a constant factor. */
 static uint64_t power_mw(volatile uint64_t *b, uint64_t part)
 {
     uint64_t at_ns = now_ns() / b[SENSOR_NS] * b[SENSOR_NS];
@@ -109,7 +109,7 @@ static uint64_t power_mw(volatile uint64_t *b, uint64_t part)
         * b[SENSOR_PERMILLE] / 1000;
 }
 
-/* What every call about a board goes through first. A handle says board and driver. */
+/* The first step of every call about a board. A handle holds the board and the driver's generation. */
 static int enter(void *handle, volatile uint64_t **b)
 {
     uint64_t id = (uint64_t)handle;
@@ -147,7 +147,7 @@ int nvmlInit_v2(void)
     if (words[REFUSAL])
         return (int)words[REFUSAL];
     __sync_fetch_and_add(&words[INITS], 1);
-    /* As in the real one, only the first of all initialisations starts anything. */
+    /* As in the real library, only the first initialisation has an effect. */
     if (__sync_fetch_and_add(&references, 1) == 0)
         generation = words[GENERATION];
     return SUCCESS;
@@ -276,8 +276,8 @@ typedef struct {
     unsigned int smUtil, memUtil, encUtil, decUtil;
 } nvmlProcessUtilizationSample_t;
 
-/* Two processes at most, one sample each, of this moment; as in the real one "not found" where nobody computes, and a
- * call without room tells how much is needed. */
+/* At most two processes, one sample each, stamped now. As in the real library the status is "not found" where no
+ * process computes, and a call with too small a buffer returns the size needed. */
 int nvmlDeviceGetProcessUtilization(void *handle, nvmlProcessUtilizationSample_t *samples, unsigned int *count,
                                     unsigned long long lastSeen)
 {
@@ -307,7 +307,7 @@ int nvmlDeviceGetProcessUtilization(void *handle, nvmlProcessUtilizationSample_t
 }
 
 #ifndef WITHOUT_FIELDS
-/* The part of the board's energy that a scope has: the memory a quarter, the module half as much again. */
+/* A scope's energy in percent of the board's: memory 25, module 150. */
 static uint64_t part_of(unsigned int scope) { return scope == 1 ? 150 : scope == 2 ? 25 : 100; }
 
 static int field(volatile uint64_t *b, nvmlFieldValue_t *value)
