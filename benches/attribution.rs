@@ -1,8 +1,7 @@
 //! Cost of one attribution in process: open + close + settle of a span, by number of open spans and of domains.
 //!
 //! Targets (2 cores, noisy: compare the ratio rows): 150 ns with 10,000 spans open and 4 domains; with 1,000,000 open
-//! at
-//! most 6 times that; with 16 domains at most 3 times the cost with 4.
+//! at most 6 times that; with 16 domains at most 3 times the cost with 4.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -151,8 +150,7 @@ fn row(what: &str, target: f64, value: f64, unit: &str) {
 }
 
 /// `--short OPEN DOMAINS TICKS RUNS`: one bench, the best of RUNS runs of TICKS ticks of 100 pairs. For busy machines,
-/// and
-/// for profilers that count instructions (the difference between two values of TICKS excludes the set-up).
+/// and for profilers that count instructions (the difference between two values of TICKS excludes the set-up).
 fn short(mut numbers: impl Iterator<Item = usize>) {
     let mut number = |otherwise| numbers.next().unwrap_or(otherwise);
     let mut bench = AttributionBench::new(number(10_000), number(4), false, false);

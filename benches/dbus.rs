@@ -1,6 +1,5 @@
 //! Cost of an open and a close over D-Bus, against bare calls (`org.freedesktop.DBus.Peer.Ping`, which the daemon
-//! answers
-//! without its service) over the same bus in the same run, and against the same pair on the socket.
+//! answers without its service) over the same bus in the same run, and against the same pair on the socket.
 //!
 //! Skips without `dbus-daemon`. Run with `cargo bench --bench dbus` on a quiet machine.
 

@@ -1,12 +1,9 @@
 //! Cost of eight NVIDIA boards next to two CPU sockets, and delays that slow calls into their driver cause elsewhere.
 //!
 //! Measures the daemon's CPU time by thread while a span is open at the default rates, and the lateness of a CPU
-//! source's
-//! ticks while boards respond in 7 ms. The boards belong to the tests' fake library, with a configured cost per read;
-//! the
-//! sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has no msr PMU.
-//! The
-//! daemon is the program itself.
+//! source's ticks while boards respond in 7 ms. The boards belong to the tests' fake library, with a configured cost
+//! per read; the sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has
+//! no msr PMU. The daemon is the program itself.
 //!
 //! Run with `cargo bench --bench gpus` on a quiet machine, as root for real-time ticks.
 

@@ -1,6 +1,5 @@
 //! Cost of the proxy: time to the first byte, time to each streamed chunk, memory per stream; against direct requests
-//! to
-//! the same stub, in alternating rounds of one run.
+//! to the same stub, in alternating rounds of one run.
 //!
 //! Prints a table of values and targets. The stub and the clients run in this process, proxy and daemon in others. Run
 //! with `cargo bench --bench proxy` on a quiet machine: every hop of a chunk wakes another process.

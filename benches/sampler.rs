@@ -1,11 +1,9 @@
 //! CPU time of a sampler and lateness of its ticks, on four files that simulate counters.
 //!
 //! CPU time is that of this whole process, idle, at 1 kHz and at 10 kHz; lateness is measured while other processes
-//! keep
-//! every CPU busy. The source reads and parses four open files in memory, which costs as much as four powercap files
-//! and
-//! more than one perf group. Compare missed ticks with the floor: those that a real-time thread that never sleeps loses
-//! on this machine.
+//! keep every CPU busy. The source reads and parses four open files in memory, which costs as much as four powercap
+//! files and more than one perf group. Compare missed ticks with the floor: those that a real-time thread that never
+//! sleeps loses on this machine.
 //!
 //! Run with `cargo bench --bench sampler`, as root or with RLIMIT_RTPRIO for the real-time rows.
 
@@ -80,8 +78,7 @@ fn measure(duration: Duration) -> std::io::Result<()> {
 }
 
 /// The fraction of 1 kHz ticks, in %, that a thread without sleep and system calls loses because the machine takes its
-/// CPU
-/// away (usually a hypervisor), and the seconds observed. No sampler can miss fewer.
+/// CPU away (usually a hypervisor), and the seconds observed. No sampler can miss fewer.
 fn measure_steal(duration: Duration) -> std::io::Result<(f64, f64)> {
     let lost = Arc::new(AtomicU64::new(0));
     let spinner =

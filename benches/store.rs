@@ -1,10 +1,8 @@
 //! Cost of storing accounts: accounts per second, bytes per account, the wait of a close for the commit, the time to
-//! read
-//! history, and the memory of a daemon under load.
+//! read history, and the memory of a daemon under load.
 //!
 //! Prints a table: what, target, value, `ok` or `over`. The disk is that of the temporary directory (`TMPDIR`). Run
-//! with
-//! `cargo bench --bench store`; it takes about a minute.
+//! with `cargo bench --bench store`; it takes about a minute.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

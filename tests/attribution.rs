@@ -277,8 +277,7 @@ fn a_recording_replays_as_the_machine_it_was_taken_from() {
     let trace = dir.path().join("trace.jsonl");
     let mut first = support::daemon_command(dir.path()).arg("--record").arg(&trace).spawn().unwrap();
     // Some seconds of recording, even on a busy machine: at its end the replay restarts with a gap, and the second
-    // daemon's
-    // span must not cross that gap.
+    // daemon's span must not cross that gap.
     let lines = || std::fs::read_to_string(&trace).map_or(0, |text| text.lines().count());
     wait_until("enough is recorded", || lines() > 3_000);
     rustix::process::kill_process(rustix::process::Pid::from_child(&first), rustix::process::Signal::TERM)

@@ -465,8 +465,7 @@ fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
         .spawn()
         .unwrap();
     // The stream shows spans that settle after it starts, and nothing shows when it starts: so the test makes spans
-    // until
-    // one appears.
+    // until one appears.
     let mut watching = Some(watching);
     let mut spans = Vec::new();
     let seen = loop {

@@ -155,8 +155,7 @@ proptest! {
                 .map(|share| share.share_uj.unwrap_or(0))
                 .sum();
             // Nothing is open, so the accounts hold all attributed energy. A span without any valid reading has no
-            // share, and
-            // no energy is attributed to it.
+            // share, and no energy is attributed to it.
             prop_assert_eq!(attributed_uj, balance.attributed_uj, "domain {}", index);
         }
     }

@@ -1,8 +1,7 @@
 //! The polkit check: which subject is checked, and that any answer but a clear yes is a no.
 //!
 //! The daemon's D-Bus server runs in this process, with a fake service that allows Reload to the daemon's own
-//! credentials
-//! only, and a fake polkit whose answer the test chooses.
+//! credentials only, and a fake polkit whose answer the test chooses.
 
 #![cfg(target_os = "linux")]
 

@@ -1,6 +1,5 @@
 //! Everything that messages, help and documents advise exists: each flag and subcommand, in the program with which it
-//! is
-//! named; each group, feature and drop-in.
+//! is named; each group, feature and drop-in.
 
 use std::collections::BTreeSet;
 use std::fs;

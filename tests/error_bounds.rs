@@ -1,6 +1,5 @@
 //! The truth always lies within `error_uj`: random and on-off power, any sampling, single and concurrent spans,
-//! changing
-//! weights. The truth is computed from the power profile, without any code of the attributor.
+//! changing weights. The truth is computed from the power profile, without any code of the attributor.
 
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
@@ -237,8 +236,7 @@ proptest! {
 #[test]
 fn the_error_is_no_larger_than_it_need_be() {
     // Constant 100 W, a counter that moves every 1 ms, read every 250 us: the energy of a lone span of 500 ms is known
-    // to
-    // about one counter step at each end. A bound of the whole energy would hold too, but would be useless.
+    // to about one counter step at each end. A bound of the whole energy would hold too, but would be useless.
     let truth = GroundTruth::new(&[(1, 100_000)], MS, 0, 1);
     let spans = vec![vec![WeightInterval { from_ns: 200_300 * US, to_ns: 700_700 * US, weight: 1.0 }]];
     let schedule = SpanSchedule {
@@ -357,8 +355,7 @@ fn a_models_uncertainty_of_the_idle_time_before_a_span_is_excluded() {
 #[test]
 fn the_first_reading_may_be_as_old_as_the_counters_step() {
     // 400 W, a counter that moves every 100 ms, first read half-way through a step: the value is 20 J below the truth.
-    // A
-    // span that opens right after it must allow for that, with or without a ceiling.
+    // A span that opens right after it must allow for that, with or without a ceiling.
     for ceiling_mw in [None, Some(CEILING_MW)] {
         let truth = GroundTruth::new(&[(1, 400_000)], 100 * MS, 0, 1);
         let mut attributor = Attributor::new(

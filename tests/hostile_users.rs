@@ -31,8 +31,7 @@ const ATTACK_S: f64 = 6.0;
 const BRIEF_ATTACK_S: f64 = 3.0;
 
 /// GetInfo calls of another user in each of several runs, and the pause after each. The best run counts, with and
-/// without
-/// the attack, because other load on the machine only makes a run slower.
+/// without the attack, because other load on the machine only makes a run slower.
 const CALLS: usize = 150;
 const RUNS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(3);

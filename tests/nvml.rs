@@ -71,8 +71,7 @@ impl Machine {
     }
 
     /// Advances `ns` in steps of 10 ms with a read at each. A counter that was skipped because it is too expensive, as
-    /// may
-    /// happen on a busy machine, keeps its previous reading.
+    /// may happen on a busy machine, keeps its previous reading.
     fn read_for(&mut self, ns: u64) -> Vec<EnergyReading> {
         let (until_ns, mut last) = (self.now_ns + ns, vec![EnergyReading::default(); self.domains().len()]);
         while self.now_ns < until_ns {

@@ -118,8 +118,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// All processes have spans over the same time. In every domain their shares together never exceed the spans'
-    /// share, and
-    /// where no other process uses the CPU only the rounding is left.
+    /// share, and where no other process uses the CPU only the rounding is left.
     #[test]
     fn the_process_shares_and_the_rest_add_up(seed in any::<u64>(), alone in any::<bool>()) {
         let mut rng = TestRng(seed | 1);

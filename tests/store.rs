@@ -500,8 +500,7 @@ fn an_emptied_database_and_a_missing_table_are_damage() {
     assert_eq!(answered.try_damage("no table", |state| sql(state, "DROP TABLE account")), 0);
     let some = "DELETE FROM account WHERE id BETWEEN 20 AND 29";
     // Of the nineteen rows before the gap, only the nine generated names count: for a chosen name, the missing rows may
-    // hold
-    // a newer span.
+    // hold a newer span.
     assert_eq!(answered.try_damage("ten rows missing", |state| sql(state, some)), 31 + 9);
     let all = "UPDATE account SET figures = (SELECT figures FROM account WHERE id = 2)";
     assert_eq!(answered.try_damage("another's figures", |state| sql(state, all)), 1);

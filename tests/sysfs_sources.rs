@@ -308,8 +308,7 @@ fn the_tiles_of_i915_lie_within_their_card_and_a_sleeping_card_is_left_asleep() 
 }
 
 /// `gpu_metrics` 1.3 as the driver fills it once per millisecond (linux kgd_pp_interface.h): the accumulator at byte
-/// 24,
-/// the driver's stamp at 32, the mean power in watts at 22.
+/// 24, the driver's stamp at 32, the mean power in watts at 22.
 fn gpu_metrics(now_ns: u64, count: u64, power_w: u16) -> Vec<u8> {
     let mut table = vec![0_u8; 120];
     table[..4].copy_from_slice(&[120, 0, 1, 3]);

@@ -1,8 +1,7 @@
 //! The table that every bench prints: what was measured, its target, and whether it was met.
 //!
 //! A bench that misses a target prints `over` and still exits with 0, because a loaded machine is not a defect.
-//! Absolute
-//! figures are meaningful only on a quiet machine.
+//! Absolute figures are meaningful only on a quiet machine.
 
 pub struct Table {
     over: usize,

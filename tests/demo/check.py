@@ -62,7 +62,7 @@ interval = figures["per_watt"].get("interval")
 require(interval is not None, "its IPW has no interval")
 ipw = (figures["per_watt"]["value"], interval["low"], interval["high"])
 require(all(map(math.isfinite, ipw)) and 0 <= ipw[1] <= ipw[0] <= ipw[2] and 0 < ipw[0] and ipw[1] < ipw[2], f"IPW {ipw}")
-# The definition, over again: mean accuracy over the mean of the machine's power while each question was open.
+# IPW by its definition: mean accuracy over the mean of the machine's power while each question was open.
 watts = [row["energy"]["window_uj"] * 1e3 / row["energy"]["span_ns"] for row in rows]
 expected = sum(row["score"] for row in rows) / sum(watts)
 require(near(ipw[0], expected, 1e-6), f"IPW {ipw[0]}, and the rows make it {expected}")
@@ -80,7 +80,7 @@ if asked.page:
     require(f"<dt>at once<dd>{asked.at_once}" in page, f"{asked.page} is of another run")
 
 if asked.log:
-    # The table's cells are two spaces apart or more.
+    # The table's cells are at least two spaces apart.
     lines = [re.split(r"\s{2,}", line.strip()) for line in asked.log.read_text().splitlines()]
     heads = [line for line in lines if line[0] == "SUBJECT"]
     totals = [line for line in lines if line[:2] == ["all", f"{QUESTIONS}/{QUESTIONS}"]]

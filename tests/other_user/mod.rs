@@ -171,7 +171,7 @@ pub fn run_as_other_user() {
     }
 }
 
-/// Queries two spans by turns, many times. Returns the median latencies, and the difference of the first's rank sum
+/// Queries two spans alternately, many times. Returns the median latencies, and the difference of the first's rank sum
 /// from its expectation without a difference, in its own standard deviations.
 fn compare_latency(client: &mut TestClient, one: &str, other: &str) -> Value {
     const ROUNDS: usize = 50_000;

@@ -96,8 +96,7 @@ pub struct Library {
 
 impl Library {
     /// Creates identical boards that repeat 70 W for 300 ms and 400 W for 200 ms; the counter moves every 100 ms and
-    /// the
-    /// sensor every 20 ms.
+    /// the sensor every 20 ms.
     pub fn new(boards: u64) -> Self {
         Self::built(boards, &[])
     }
