@@ -8,8 +8,7 @@
 #
 # The root file system is built once (mmdebstrap, some 40 s) and cached in ${XDG_CACHE_HOME:-~/.cache}/wattspan-booted,
 # outside the checkout. Needs root and namespaces; installs its own requirements with apt. CAP_PERFMON and
-# perf_event_open
-# work inside, and /sys/bus/event_source is the host's.
+# perf_event_open work inside, and /sys/bus/event_source is the host's.
 set -euo pipefail
 verb=${1:?up, inside, down or can}
 release=bookworm

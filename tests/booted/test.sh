@@ -6,8 +6,7 @@
 #   KEEP=1 tests/booted/test.sh     keeps the machine's files for analysis (target/booted)
 #
 # Skipped where a system cannot be booted (not root, no namespaces); with CI=true that fails. Each check prints one
-# line;
-# the first failure ends the script and prints the daemon's journal.
+# line; the first failure ends the script and prints the daemon's journal.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=tests/booted
@@ -148,8 +147,7 @@ has "$(as ann python3 /root/client.py descriptors)" "hung up" "whoever sends des
 
 echo "== the second door"
 # The scripts tests/booted/with-*.sh check further parts (the system bus) on the running machine. They are sourced, so
-# that
-# they can use the functions above, and restore the machine's state.
+# that they can use the functions above, and restore the machine's state.
 tried=0
 for more in "$here"/with-*.sh; do
   # shellcheck disable=SC1090

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The units of the repository: systemd-analyze verify reports nothing, and the service's exposure is at most 0.8,
-# offline,
-# whatever system this runs on. The drop-ins are verified with it; their exposure is printed, without a limit.
+# offline, whatever system this runs on. The drop-ins are verified with it; their exposure is printed, without a limit.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/skip.sh

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Opens the report's page in a headless Chromium, light and dark, wide and narrow. Fails if the page logs a message,
-# loads
-# any other file, lacks a picture or has an empty one, clips or overlaps its labels, or is wider than its window.
+# loads any other file, lacks a picture or has an empty one, clips or overlaps its labels, or is wider than its window.
 # Keeps the screenshots for review: screenshot.sh WATTSPAN [DIRECTORY]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
