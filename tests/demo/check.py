@@ -1,8 +1,8 @@
-"""Checks a run of the demo: every question answered and covered, IPW finite and what the rows make it, with its interval.
+"""Checks a run of the demo: every question has an answer and energy, IPW is finite and matches the rows.
 
 check.py WATTSPAN RUN --at-once N [--watts W] [--left-out DOMAIN] [--page FILE] [--log FILE]
 
---watts: the power that the simulated machine draws all the time. --left-out: a domain that must not be part of the run.
+--watts: the constant power of the simulated machine. --left-out: a domain that must not be part of the run.
 --page, --log: the report's page and the demo's output, which must show the same IPW and interval.
 """
 
@@ -37,7 +37,7 @@ def near(one, other, within):
 
 
 def require_shown(where, value, low, high):
-    """The IPW and its interval as people read them: four digits."""
+    """Asserts that the shown IPW and interval match the report, rounded to four digits."""
     for name, shown, figure in zip(("value", "low end", "high end"), (value, low, high), ipw):
         require(near(float(shown), figure, 2e-3), f"{where} shows {shown} as IPW's {name}, and it is {figure}")
 
@@ -62,7 +62,7 @@ interval = figures["per_watt"].get("interval")
 require(interval is not None, "its IPW has no interval")
 ipw = (figures["per_watt"]["value"], interval["low"], interval["high"])
 require(all(map(math.isfinite, ipw)) and 0 <= ipw[1] <= ipw[0] <= ipw[2] and 0 < ipw[0] and ipw[1] < ipw[2], f"IPW {ipw}")
-# The definition, over again: mean accuracy over the mean of the machine's power while each question was open.
+# Recomputes the definition: mean accuracy / mean of the machine's power while each question was open.
 watts = [row["energy"]["window_uj"] * 1e3 / row["energy"]["span_ns"] for row in rows]
 expected = sum(row["score"] for row in rows) / sum(watts)
 require(near(ipw[0], expected, 1e-6), f"IPW {ipw[0]}, and the rows make it {expected}")
@@ -80,7 +80,7 @@ if asked.page:
     require(f"<dt>at once<dd>{asked.at_once}" in page, f"{asked.page} is of another run")
 
 if asked.log:
-    # The table's cells are two spaces apart or more.
+    # The table's cells are separated by at least two spaces.
     lines = [re.split(r"\s{2,}", line.strip()) for line in asked.log.read_text().splitlines()]
     heads = [line for line in lines if line[0] == "SUBJECT"]
     totals = [line for line in lines if line[:2] == ["all", f"{QUESTIONS}/{QUESTIONS}"]]
