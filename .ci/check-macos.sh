@@ -133,7 +133,7 @@ stub_sdk() {
         say "makes the stubs of the system's libraries"
         rm -rf "$sdk"
         mkdir -p "$sdk/usr/lib"
-                # rust-lld does not support the newest architecture's name.
+        # rust-lld does not support the newest architecture's name.
         sed 's/arm64e\.x1-/arm64-/g' "$(find "$zig" -path '*libc/darwin/libSystem.tbd')" >"$sdk/usr/lib/libSystem.tbd"
         echo '{"Version":"27.0"}' >"$sdk/SDKSettings.json"
         for library in libc libm libpthread libdl; do ln -sf libSystem.tbd "$sdk/usr/lib/$library.tbd"; done
@@ -157,7 +157,7 @@ link() { # TARGET
     "$cargo" build --locked --quiet --bins --target "$1"
     for program in wattspan wattspand; do
         local file=$CARGO_TARGET_DIR/$1/debug/$program
-                # The magic number of a 64-bit Mach-O file, little-endian.
+        # The magic number of a 64-bit Mach-O file, little-endian.
         [ "$(od -An -tx4 -N4 "$file" | tr -d ' ')" = feedfacf ] || fail "$file is no Mach-O"
     done
 }

@@ -1,9 +1,9 @@
-# A Homebrew formula. This repository is its own tap, and the formula builds what the tap has checked out:
+# Homebrew formula. This repository is its own tap; the formula builds the tap's checkout:
 #   brew tap wattspan/wattspan URL-OF-THIS-REPOSITORY
 #   brew install --HEAD wattspan/wattspan/wattspan
-#   brew services start wattspan          # the meter of the user who types this; one for all users: launchd/install.sh
+#   brew services start wattspan          # a daemon for the current user; launchd/install.sh installs one for all users
 class Wattspan < Formula
-  desc "Power meter that bills energy to a single question put to a language model"
+  desc "Energy meter for spans of time, such as one language-model request"
   license any_of: ["MIT", "Apache-2.0"]
   head "file://#{File.expand_path("..", __dir__)}", using: :git, branch: "main"
 
@@ -18,7 +18,7 @@ class Wattspan < Formula
     man8.install Dir[buildpath/"man/*.8"]
   end
 
-  # Homebrew's services run as the user who starts them: the socket and the state are that user's own.
+  # A Homebrew service runs as the user that starts it, so the socket and the state belong to that user.
   service do
     run [opt_bin/"wattspand", "--socket", var/"run/wattspan/wattspan.sock", "--state-dir", var/"lib/wattspan"]
     keep_alive successful_exit: false

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The energy of every request of a FastAPI server: three lines.
+"""Measures the energy of every request of a FastAPI server, with three added lines.
 
     pip install ./clients/python fastapi uvicorn
     fastapi_energy.py                       # serves on 127.0.0.1:8100
-    fastapi_energy.py --drive 16            # serves, asks itself 16 questions at once, and checks the sums
+    fastapi_energy.py --drive 16            # serves, sends itself 16 concurrent requests, checks the sums
 
-The "model" is a loop that keeps a CPU busy; a real one goes into its place. Needs a running wattspand for figures;
-without one the server serves, and says in each answer that there are none.
+The "model" is a loop that keeps a CPU busy, in place of a real one. The figures need a running wattspand; without one
+the server still works, and each response says that its energy is unknown.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ app.add_middleware(
 
 
 def token(number: int) -> str:
-    """Some 2 ms of work."""
+    """About 2 ms of work."""
     return hashlib.pbkdf2_hmac("sha256", b"prompt", str(number).encode(), 4000).hex()[:4]
 
 
 async def answer(tokens: int) -> AsyncIterator[str]:
-    """An answer in OpenAI's form, one token an event."""
+    """A response in OpenAI's format, one token per event."""
     for number in range(tokens):
         text = await asyncio.to_thread(token, number)
         yield f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n"
-    # The request's span is the current one here.
+    # The request's span is the current span here.
     wattspan.note(**{"gen_ai.usage.output_tokens": tokens})
     yield "data: [DONE]\n\n"
 
@@ -64,12 +64,12 @@ async def chat(body: dict[str, Any]) -> Any:
 
 @app.get("/energy")
 def energy() -> list[str]:
-    """The latest requests' energy."""
+    """Lists the energy of the latest requests."""
     return [str(account) for account in accounts[-20:]]
 
 
 def ask(port: int, tokens: int, stream: bool) -> dict[str, Any]:
-    """One question; what the answer says about its energy."""
+    """Sends one request; returns the energy from the response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request(
         "POST", PATH, json.dumps({"max_tokens": tokens, "stream": stream}), {"Content-Type": "application/json"}
@@ -85,7 +85,7 @@ def ask(port: int, tokens: int, stream: bool) -> dict[str, Any]:
 
 
 def drive(port: int, questions: int) -> bool:
-    """Asks all at once, every fourth without a stream; whether the sums hold."""
+    """Sends all requests concurrently, every fourth not streamed; returns whether the sums are correct."""
     before = wattspan.balance()
     results: list[Any] = [None] * questions
 
@@ -117,7 +117,7 @@ def drive(port: int, questions: int) -> bool:
 
 
 def sums_hold(before: list[dict[str, Any]]) -> bool:
-    """Requests + the rest = measured, for every domain, in whole microjoules."""
+    """Checks requests + unattributed = measured for every domain, in whole microjoules."""
     holds = True
     given_before = {domain["domain"]: domain["attributed_uj"] for domain in before}
     for domain in wattspan.balance():

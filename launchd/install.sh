@@ -1,10 +1,9 @@
 #!/bin/sh
-# Installs wattspand as a service of this Mac, for every user in the group "wattspan":
+# Installs wattspand as a launchd service for all users in the group "wattspan":
 #
 #   cargo build --release && sudo sh launchd/install.sh [DIRECTORY WITH wattspan AND wattspand]
 #
-# Can be run again, to update. launchd/uninstall.sh undoes it. Prints each step; nothing is left half done that a second
-# run does not mend.
+# Run it again to update, or to complete an interrupted installation. launchd/uninstall.sh reverts it. Prints each step.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,7 +20,7 @@ for program in wattspan wattspand; do
     [ -x "$from/$program" ] || fail "no $from/$program; build it with cargo build --release, or name its directory"
 done
 
-# The first number that neither a group nor a user has, below 500: those are not shown at the login window.
+# The first number from 320 that is neither a group ID nor a user ID. Below 500, users are not shown at the login window.
 free_number() {
     taken=$(dscl . -list /Groups PrimaryGroupID | awk '{print $2}'; dscl . -list /Users UniqueID | awk '{print $2}')
     number=320
@@ -63,7 +62,7 @@ if ! dscl . -read /Users/_wattspan UniqueID >/dev/null 2>&1; then
 fi
 
 step "programs, state, log"
-# Owned by root and writable by nobody else, the directories too, since launchd starts what is there.
+# Only root may write the programs and their directories, because launchd starts the daemon from there.
 install -d -o root -g wheel -m 0755 /usr/local/libexec /usr/local/bin /usr/local/etc/wattspan
 install -o root -g wheel -m 0755 "$from/wattspand" /usr/local/libexec/wattspand
 install -o root -g wheel -m 0755 "$from/wattspan" /usr/local/bin/wattspan
@@ -72,7 +71,7 @@ install -d -o _wattspan -g _wattspan -m 0750 /var/db/wattspan
 install -o root -g wheel -m 0644 "$here/wattspan.newsyslog.conf" /etc/newsyslog.d/wattspan.conf
 
 step "service $label"
-# A job that is loaded cannot be loaded again, and unloading takes a moment.
+# A loaded job cannot be loaded again, and unloading is asynchronous.
 if launchctl print "system/$label" >/dev/null 2>&1; then
     launchctl bootout "system/$label" || true
     for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Takes away what launchd/install.sh put in place:
+# Removes the installation of launchd/install.sh:
 #
 #   sudo sh launchd/uninstall.sh [--all]
 #
-# Settings, state, log, user and groups stay, for another installation; --all takes them away too.
+# Keeps settings, state, log, user and groups for a later installation; --all removes them too.
 set -eu
 
 label=org.wattspan.wattspand

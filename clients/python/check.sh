@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What every change of the Python package must pass: lints, Python 3.9's syntax and library, types, the tests on a real
+# The checks of the Python package: lints, Python 3.9's syntax and library, types, the tests on a real
 # daemon, and a wheel that installs and runs in an environment of its own. Needs Python 3.10 or later with venv (for
 # mypy), the package index, and a built wattspand (cargo build, or WATTSPAND=PATH).
 set -euo pipefail
@@ -35,7 +35,7 @@ rm -rf build src/*.egg-info "$work/dist" "$work/fresh"
 rm -rf build src/*.egg-info
 python3 -m venv "$work/fresh"
 "$work/fresh/bin/pip" install --quiet --disable-pip-version-check --no-index "$work"/dist/*.whl
-# Elsewhere, so that the checkout cannot stand in for the wheel; what OpenTelemetry's processor needs is not there.
+# In another directory, so that the checkout is not imported instead of the wheel; OpenTelemetry is not installed there.
 (cd "$work" && WATTSPAN_SOCKET=/nonexistent/wattspan.sock "$work/fresh/bin/python" -W error - <<'EOF'
 import importlib.metadata, importlib.resources, sys
 import wattspan, wattspan.asgi, wattspan.window

@@ -53,9 +53,9 @@ up() {
   if [ ! -d "$dir/rootfs" ]; then
     mkdir "$dir/rootfs.part"
     tar -C "$dir/rootfs.part" -xf "$(base)" --exclude='./dev/*'
-        # Files excluded from the base above must not be excluded from the package under test.
+    # Files excluded from the base above must not be excluded from the package under test.
     rm -f "$dir"/rootfs.part/etc/dpkg/dpkg.cfg.d/*mmdebstrap*
-        # A persistent journal, so that messages from before a restart are kept.
+    # A persistent journal, so that messages from before a restart are kept.
     mkdir -p "$dir/rootfs.part/var/log/journal"
     mv "$dir/rootfs.part" "$dir/rootfs"
   fi

@@ -1,12 +1,12 @@
-"""A client of the meter's socket inside the booted machine, for test.sh; it prints the answers.
+"""A client of the daemon's socket inside the booted machine, for test.sh; prints the replies.
 
-    client.py call METHOD [PARAMETERS]...      calls on one connection; one answer a line
+    client.py call METHOD [PARAMETERS]...      calls on one connection; one reply per line
     client.py hold SECONDS                     opens a span and holds it; prints how the connection ended
-    client.py await-close                      closes a span, waits for the final account, prints what comes
-    client.py besiege SECONDS                  connects again and again; prints how many came in and how many were refused
-    client.py descriptors                      sends a descriptor along; prints the answer and whether it was hung up on
-    client.py counters SYSFS                   asks the kernel, not the meter, for each counter of the power PMU; prints its
-                                               kind and whether it moves
+    client.py await-close                      closes a span, waits for the final account, prints the reply
+    client.py besiege SECONDS                  connects repeatedly; prints how many connections were accepted and refused
+    client.py descriptors                      sends a file descriptor; prints the reply and whether the connection was closed
+    client.py counters SYSFS                   reads each counter of the power PMU from the kernel, not from the daemon;
+                                               prints its kind and whether it moves
 """
 
 import ctypes, json, os, pathlib, socket, struct, sys, time
@@ -25,7 +25,7 @@ def message(method, parameters):
 
 
 def answer(meter):
-    """The next answer, or None where the daemon hung up."""
+    """The next reply, or None if the daemon closed the connection."""
     said = b""
     while not said.endswith(b"\0"):
         part = meter.recv(65536)
@@ -44,14 +44,14 @@ KINDS = {"cores": "core", "pkg": "package", "ram": "dram", "gpu": "uncore", "psy
 
 
 def cpus(text):
-    """The CPUs of a list as sysfs writes it: 0,4-6"""
+    """Parses a CPU list of sysfs: 0,4-6"""
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
 
 
 def opened(kind, config, cpu):
-    """A counter of this CPU; None where the kernel refuses it."""
+    """Opens a counter of this CPU; None if the kernel refuses it."""
     attributes = struct.pack("=IIQ", kind, 112, config).ljust(112, b"\0")
     system_call = {"x86_64": 298, "aarch64": 241}[os.uname().machine]
     every_process, no_group, close_on_exec = -1, -1, 8
@@ -60,7 +60,7 @@ def opened(kind, config, cpu):
 
 
 def counters(sysfs):
-    """Kind and liveness of each counter, by reading it twice with work between."""
+    """Prints kind and liveness of each counter, from two reads with work between them."""
     power = sysfs / "bus/event_source/devices/power"
     found = []
     for event in sorted(power.glob("events/energy-*")) if power.is_dir() else []:

@@ -221,7 +221,7 @@ best=10000
 for _ in $(seq 1 20); do
   in_ systemctl reset-failed wattspand.service
   in_ systemctl restart wattspand.service
-    # By the manager's clock, from the end of the old service to the new one's READY.
+  # By the manager's clock, from the end of the old service to the new one's READY.
   took=$((($(show ActiveEnterTimestampMonotonic) - $(show ActiveExitTimestampMonotonic)) / 1000))
   [ $took -ge $best ] || best=$took
   [ $best -gt 250 ] || break

@@ -37,7 +37,7 @@ both() { # LOG OPTIONS...
 }
 server_is_gone() {
   local state
-    # A zombie no longer runs; it waits for its parent.
+  # A zombie no longer runs; it waits for its parent.
   state=$(ps -o stat= -p "$(cat "$place/llm/server.pid")" || true)
   case $state in "" | Z*) ;; *) fail "the model's server still runs ($state)" ;; esac
 }

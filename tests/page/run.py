@@ -1,4 +1,4 @@
-"""Writes a made-up run of a few hundred queries into a directory, for looking at its report: run.py DIRECTORY [concurrency]"""
+"""Writes a synthetic run of a few hundred queries, to review its report: run.py DIRECTORY [concurrency]"""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""What a span costs its caller, against the targets. Needs a daemon: WATTSPAN_SOCKET, or the usual places.
+"""Measures a span's cost to the caller against the targets. Needs a daemon: WATTSPAN_SOCKET, or the default paths.
 
 python bench/cost.py [--rounds N]
 """
@@ -19,8 +19,8 @@ BATCH = 25
 
 
 def timed(work: Callable[[], object], rounds: int) -> list[float]:
-    """Microseconds of each round, sorted. Now and then the daemon gets time: the cost to the caller is asked for, not
-    how fast a queue fills."""
+    """Microseconds of each round, sorted. Pauses between batches give the daemon time to empty its queue, because the
+    cost to the caller is measured, not the throughput."""
     costs = []
     for number in range(rounds):
         if number % BATCH == 0:

@@ -1,4 +1,4 @@
-"""A real daemon on a simulated machine, for each test that asks for one."""
+"""Fixtures: a real daemon on a simulated machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 MACHINES = REPOSITORY / "tests" / "fixtures" / "machines"
 
 PATIENCE_S = 60.0
-"""How long anything may take before a test gives up; only ever a limit, never an expectation."""
+"""Timeout of every wait in the tests, in seconds; an upper limit, not an expected time."""
 
 STEADY = """
 [[domain]]
@@ -36,7 +36,7 @@ profile = [[1.0, 20]]
 quantum_uj = 15
 ceiling_w = 100
 """
-"""A machine that draws 100 W all the time, its counters as quick as RAPL's."""
+"""A machine with a constant power of 100 W, whose counters move as often as RAPL's."""
 
 SLUGGISH = """
 [[domain]]
@@ -45,14 +45,14 @@ kind = "package"
 profile = [[1.0, 80]]
 update_ns = 20_000_000_000
 """
-"""A machine whose only counter moves so seldom that nothing settles during a test."""
+"""A machine whose only counter moves so rarely that no account settles during a test."""
 
 
 class Daemon:
-    """One `wattspand`, killed with the test."""
+    """One `wattspand` process, killed at the end of the test."""
 
     def __init__(self, program: str, machine: str, configuration: str = "") -> None:
-        # Below /tmp whatever TMPDIR says: a socket's path has at most 107 bytes.
+        # Below /tmp, not TMPDIR, because a socket's path has at most 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="wattspan-", dir="/tmp"))
         self.directory.chmod(0o755)
         self.program = program
@@ -62,7 +62,7 @@ class Daemon:
         self.start()
 
     def start(self) -> None:
-        """Starts it, also anew after it ended, and waits for its socket."""
+        """Starts the daemon, or restarts it after it ended, and waits for its socket."""
         environment = {key: value for key, value in os.environ.items() if key != "WATTSPAN_SOCKET"}
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
@@ -84,17 +84,17 @@ class Daemon:
             probe.settimeout(PATIENCE_S)
             if probe.connect_ex(self.socket) != 0:
                 return False
-            # The socket is there before the counters are read; it answers once they are.
+            # The socket exists before the counters are read; the daemon replies once they are.
             probe.sendall(b'{"method":"org.wattspan.Meter.GetInfo"}\0')
             return probe.recv(1) == b"{"
 
     def kill(self) -> None:
-        """Ends it as a power cut would."""
+        """Kills the daemon with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def pause(self) -> None:
-        """Stops it in its tracks: it accepts, reads and answers nothing."""
+        """Stops the daemon with SIGSTOP: it accepts, reads and sends nothing."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -107,7 +107,7 @@ class Daemon:
 
 
 def until(what: str, so: Callable[[], bool]) -> None:
-    """Waits until something is so."""
+    """Waits until a condition is true."""
     deadline = time.monotonic() + PATIENCE_S
     while not so():
         assert time.monotonic() < deadline, f"never {what}"
@@ -116,7 +116,7 @@ def until(what: str, so: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    """The daemon's program: WATTSPAND, else what cargo built."""
+    """The daemon's program: WATTSPAND, else the cargo build."""
     named = os.environ.get("WATTSPAND")
     found = [named] if named else [str(REPOSITORY / "target" / kind / "wattspand") for kind in ("debug", "release")]
     for path in found:
@@ -141,7 +141,7 @@ def boot(program: str) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.fixture
 def daemon(boot: Callable[..., Daemon]) -> Iterator[Daemon]:
-    """A daemon on a steady machine, used by the usual meter."""
+    """A daemon on a steady machine, used by the default meter."""
     started = boot()
     wattspan.configure(started.socket)
     yield started

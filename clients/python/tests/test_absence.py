@@ -1,4 +1,4 @@
-"""Daemons that are not there, die, stall, speak nonsense or turn us away: the program goes on, and is told why."""
+"""Daemons that are absent, die, stall, send invalid data or refuse the client: the program continues, with a reason."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_daemon_that_was_started_anew_is_noticed_by_the_next_span(daemon: Daem
         pass
     assert first.energy_j is not None
     across = wattspan.begin("across")
-    # With the attendant gone nobody sees the connection end; only the next message does.
+    # Without the attendant thread only the next message detects the end of the connection.
     until("alone", lambda: all(thread.name != "wattspan" for thread in threading.enumerate()))
     daemon.kill()
     daemon.start()
@@ -135,7 +135,7 @@ def test_a_daemon_that_stops_in_its_tracks_keeps_nobody_waiting(daemon: Daemon) 
     daemon.pause()
     notes = {str(number): "x" * 1000 for number in range(20)}
     reasons = set()
-    # Far more than the socket and the backlog hold together.
+    # Far more than the socket's and the client's buffers hold together.
     for _ in range(LARGEST_BACKLOG // 20_000 + 60):
         with wattspan.span("stalled", attributes=notes) as s:
             pass
@@ -211,7 +211,7 @@ def test_a_forked_child_leaves_its_parents_connection_alone(daemon: Daemon) -> N
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            # What is inherited does nothing; what is opened here is the child's own.
+            # Inherited spans have no effect; spans opened here belong to the child.
             code = 1
             try:
                 s.phase("by the child")
@@ -274,7 +274,7 @@ def test_a_signal_handler_may_open_spans_in_the_middle_of_anything(daemon: Daemo
     try:
         spans = []
         until_then = time.monotonic() + 0.5
-        # Some 1,500 in all: however slow the daemon is meanwhile, that much is kept for it.
+        # About 1,500 in all: the client buffers that many, however slow the daemon is.
         while time.monotonic() < until_then:
             for _ in range(5):
                 with wattspan.span("work") as s:

@@ -1,4 +1,4 @@
-"""The FastAPI example, as a user runs it: a real server, concurrent requests, streamed and not."""
+"""The FastAPI example with a real server and concurrent requests, streamed and not streamed."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_windows_overlap_and_each_has_the_whole(daemon: Daemon, monkeypatch: pyt
     assert step.cpu_energy[0] is not None and step.dram_energy[0] is not None
     assert step.total_energy == pytest.approx(step.cpu_energy[0] + step.dram_energy[0])
     assert epoch.time > step.time > 0.05
-    # Observers take nothing: the span had the whole of its window.
+    # Windows take no energy: the span's share is its whole window.
     assert work.energy_j == pytest.approx(work.result().window_j, abs=2e-5)
     monitor.begin_window("epoch")
     with pytest.raises(ValueError, match="is open already"):
@@ -135,7 +135,7 @@ def test_windows_without_a_daemon_have_a_time_and_no_energy(nobody: None) -> Non
     assert measured.account.reason
 
 
-# ---- the middleware, called as a server would
+# ---- the middleware, called as by a server
 
 
 async def request(app: Any, path: str = "/v1/chat/completions", headers: Any = ()) -> list[Message]:
@@ -203,9 +203,9 @@ def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) 
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        # Cut inside an event, which a receiver throws away: a comment would complete it.
+        # Cut inside an event, which receivers discard; a comment would complete it.
         ([b"data: 1\n\n", b'data: {"half"'], False),
-        # No blank line behind it.
+        # No blank line after the event.
         ([b"data: 1\n\n", b"data: [DONE]"], False),
         ([b"data: [DONE]\n", b""], False),
         ([b"data: 1\r\n"], False),
@@ -273,7 +273,7 @@ def test_a_server_without_a_daemon_serves(nobody: None) -> None:
     assert accounts[0].reason
 
 
-# ---- OpenTelemetry, its real SDK
+# ---- OpenTelemetry, with the real SDK
 
 
 def exported(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:

@@ -1,4 +1,4 @@
-"""Spans on a real daemon: what they are told, and what nesting means."""
+"""Spans on a real daemon: their accounts, and nesting."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_two_spans_at_once_share_by_weight(daemon: Daemon) -> None:
         heavy.end(at)
         light_j, heavy_j = light.energy_j, heavy.energy_j
         assert light_j and heavy_j and light_j < heavy_j
-        # On a busy machine a message may come too late for its instant.
+        # On a busy machine a message may arrive after the horizon.
         return heavy_j == pytest.approx(3 * light_j, rel=1e-5)
 
     until("shared as 1 to 3", one_to_three)
@@ -111,7 +111,7 @@ def test_nesting_takes_nothing_from_anybody_and_loses_nothing(daemon: Daemon) ->
     inside = [retrieve.result(), embed.result(), generate.result()]
     assert account.nested.count == 3
     assert account.nested.share_uj == sum(each.share_uj or 0 for each in inside)
-    # Alone on the machine, so the whole window is its own, whatever was nested in it.
+    # The only root span, so its energy is the whole window, whatever is nested in it.
     assert account.energy_j == pytest.approx(account.window_j, abs=2e-5)
     assert retrieve.result().nested.share_uj == embed.result().share_uj
     assert account.own_energy_j is not None and account.energy_j is not None
@@ -129,7 +129,7 @@ def test_a_nest_takes_no_more_from_a_neighbour_than_one_span(daemon: Daemon) -> 
         time.sleep(0.6)
     neighbour.end()
     nest, other = outer.result(60).energy_j, neighbour.energy_j
-    # A third of it would be the neighbour's with two weights in the nest, a quarter with three.
+    # If nested spans and their parent had weight at once, the neighbour would get a third (two weights) or a quarter.
     assert nest and other and other / (nest + other) > 0.4
 
 
@@ -187,7 +187,7 @@ def test_concurrent_tasks_and_threads_do_not_mix(daemon: Daemon) -> None:
         worker = threading.Thread(target=thread)
         worker.start()
         worker.join()
-    # Since 3.14 a thread may inherit the context, as its interpreter was built.
+    # Since Python 3.14 a thread may inherit the context, depending on the interpreter's build.
     assert seen[-1][1] == "None" or "main" in seen[-1][1]  # type: ignore[operator]
 
 

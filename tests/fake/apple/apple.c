@@ -554,7 +554,7 @@ int32_t IOConnectCallStructMethod(uint32_t connection, uint32_t selector, const 
         return (int32_t)0xe00002c2;
     }
     if (!words[CONTROLLER])
-        return 0x10000003; /* MACH_SEND_INVALID_DEST: it went away */
+        return 0x10000003; /* MACH_SEND_INVALID_DEST: the service is gone */
     memset(answer, 0, sizeof *answer);
     for (int nth = 0; nth < MOST_KEYS; nth++) {
         volatile uint64_t *k = words + KEYS_AT + KEY * nth;

@@ -1,8 +1,7 @@
-"""What a span is told: its account.
+"""The account of a span: its energy and how it was measured.
 
-Owns the figures' shape. Fields in whole microjoules (`_uj`), milliwatts (`_mw`) and nanoseconds (`_ns`) are the
-daemon's words, of this span alone; properties in joules and watts (`_j`, `_w`) include the spans nested in it. What is
-not known is None, never 0.
+Fields in whole microjoules (`_uj`), milliwatts (`_mw`) and nanoseconds (`_ns`) are the daemon's values for this span
+alone; properties in joules and watts (`_j`, `_w`) include the spans nested in it. An unknown value is None, never 0.
 """
 
 from __future__ import annotations
@@ -12,28 +11,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 GRADES = ("measured", "modelled", "integrated", "estimated")
-"""Where a figure comes from, best first."""
+"""The origin of a figure, best first."""
 
 FINAL = ("settled", "abandoned", "interrupted")
-"""The states of an account that never changes again."""
+"""The states in which an account no longer changes."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A span's part of one domain."""
+    """A span's share of one domain."""
 
     domain: str
     grade: str
     window_uj: int | None
-    """Everything the domain used while the span was open."""
+    """Energy of the whole domain while the span was open."""
     share_uj: int | None
-    """This span's part of it."""
+    """This span's share of it."""
     idle_uj: int | None
-    """Of `share_uj`, what the domain would have used anyway."""
+    """The idle baseline in `share_uj`."""
     error_uj: int | None
     """Guaranteed: the true share is within `share_uj` ± `error_uj`."""
     unknown_ns: int
-    """Time inside the span for which no reading vouches."""
+    """Time inside the span that no reading covers."""
 
     @property
     def energy_j(self) -> float | None:
@@ -43,7 +42,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a span; the phases of a span add up to it. The time before the first mark has the name ""."""
+    """A part of a span; the phases of a span add up to it. The phase before the first mark has the name ""."""
 
     name: str
     opened_ns: int
@@ -59,19 +58,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class Nested:
-    """The sum over all spans nested in a span, and in those. None where a part is not known."""
+    """The sum over all spans nested in a span, at any depth. None if a part is unknown."""
 
     count: int = 0
     share_uj: int | None = 0
     idle_uj: int | None = 0
     error_uj: int | None = 0
     grade: str | None = None
-    """The worst of them."""
+    """The worst grade among them."""
     reason: str | None = None
-    """Why a part is not known."""
+    """Why a part is unknown."""
 
     def plus(self, account: Account) -> Nested:
-        """With one more span, and what is nested in it."""
+        """The sum with one more span and the spans nested in it."""
         inner = account.nested
         return Nested(
             self.count + 1 + inner.count,
@@ -85,44 +84,44 @@ class Nested:
 
 @dataclass(frozen=True)
 class Account:
-    """A span's result."""
+    """The result of a span."""
 
     available: bool
-    """The daemon gave an account. Where not, `reason` says why."""
+    """Whether the daemon returned an account. If not, `reason` says why."""
     reason: str | None
-    """Why there is no account, or why a figure is not known yet."""
+    """Why there is no account, or why a figure is unknown."""
     span: str
-    """Its name in the protocol."""
+    """The span's ID in the protocol."""
     name: str
     attributes: dict[str, str] = field(default_factory=dict)
     state: str = "unavailable"
-    """open, provisional, settled, abandoned, interrupted; unavailable where the daemon gave no account."""
+    """open, provisional, settled, abandoned, interrupted; unavailable if the daemon returned no account."""
     uid: int | None = None
     opened_ns: int | None = None
-    """What the split was made with, on the machine's monotonic clock."""
+    """The instant used for the attribution, on the machine's monotonic clock."""
     closed_ns: int | None = None
     moved_ns: int | None = None
-    """How far its edges (opening, closing, phases, weights) were moved from where they were asked for, together."""
+    """Sum of the distances by which its edges (opening, closing, phases, weights) were moved."""
     opened_unix_ns: int | None = None
     weight: float | None = None
     share_uj: int | None = None
-    """The sum over the counted domains, of this span without those nested in it."""
+    """The sum over the counted domains, of this span without the spans nested in it."""
     window_uj: int | None = None
-    """Everything the machine used while the span was open, whoever used it."""
+    """Energy of the whole machine while the span was open."""
     idle_uj: int | None = None
     error_uj: int | None = None
     grade: str | None = None
     mean_power_mw: int | None = None
     peak_concurrency: int | None = None
-    """Most spans open at once on the machine while this one was."""
+    """Maximum number of concurrently open spans on the machine while this one was open."""
     domains: tuple[Share, ...] = ()
     phases: tuple[Phase, ...] = ()
     nested: Nested = Nested()
     """The spans that were nested in this one."""
     simulated: bool = False
-    """A domain of it is replayed from a file: no hardware was read for it, whatever `grade` says."""
+    """One of its domains is replayed from a file and not read from hardware, whatever the grade."""
     at_least: bool = False
-    """The sums are lower bounds: two domains may show one counter or two, and count once until that is known."""
+    """The sums are lower bounds: two domains may read the same counter, and count once until this is decided."""
 
     @property
     def settled(self) -> bool:
@@ -131,32 +130,32 @@ class Account:
 
     @property
     def energy_j(self) -> float | None:
-        """What the block used, with everything nested in it."""
+        """Energy of the span, including the spans nested in it."""
         return joules(_sum((self.share_uj, self.nested.share_uj)))
 
     @property
     def own_energy_j(self) -> float | None:
-        """What it used itself, while no span nested in it was open."""
+        """Energy of the span itself, while no span nested in it was open."""
         return joules(self.share_uj)
 
     @property
     def error_j(self) -> float | None:
-        """Guaranteed: the truth is within `energy_j` ± `error_j`."""
+        """Guaranteed: the true energy is within `energy_j` ± `error_j`."""
         return joules(_sum((self.error_uj, self.nested.error_uj)))
 
     @property
     def idle_j(self) -> float | None:
-        """Of `energy_j`, what the machine would have used anyway."""
+        """The idle baseline in `energy_j`."""
         return joules(_sum((self.idle_uj, self.nested.idle_uj)))
 
     @property
     def window_j(self) -> float | None:
-        """Everything the machine used meanwhile."""
+        """Energy of the whole machine while the span was open."""
         return joules(self.window_uj)
 
     @property
     def duration_s(self) -> float | None:
-        """From its opening to its close."""
+        """Time from opening to close."""
         if self.opened_ns is None or self.closed_ns is None:
             return None
         return (self.closed_ns - self.opened_ns) / 1e9
@@ -169,17 +168,17 @@ class Account:
 
     @property
     def worst_grade(self) -> str | None:
-        """The grade of `energy_j`: the worst of this span's and of those nested in it."""
+        """The grade of `energy_j`: the worst grade of this span and the spans nested in it."""
         return worst((self.grade, self.nested.grade))
 
     @property
     def quality(self) -> str | None:
-        """`worst_grade`, with "simulated" after it for a replayed machine: what stands beside a printed figure."""
+        """`worst_grade`, followed by "simulated" for a replayed machine, for display beside a figure."""
         grade = self.worst_grade
         return f"{grade}, simulated" if grade is not None and self.simulated else grade
 
     def phase(self, name: str) -> Phase | None:
-        """The last phase of this name."""
+        """The last phase with this name."""
         return next((phase for phase in reversed(self.phases) if phase.name == name), None)
 
     def domain(self, name: str) -> Share | None:
@@ -197,12 +196,12 @@ class Account:
 
 
 def joules(energy_uj: int | None) -> float | None:
-    """Microjoules in joules."""
+    """Converts microjoules to joules."""
     return None if energy_uj is None else energy_uj / 1e6
 
 
 def worst(grades: Iterable[str | None]) -> str | None:
-    """The worst of those that are known."""
+    """The worst known grade."""
     known = [grade for grade in grades if grade is not None]
     return max(known, key=lambda grade: GRADES.index(grade) if grade in GRADES else len(GRADES), default=None)
 
@@ -217,12 +216,12 @@ def _sum(parts: Iterable[int | None]) -> int | None:
 
 
 def unavailable(span: str, name: str, reason: str) -> Account:
-    """The account of a span that nobody measured."""
+    """The account of a span that was not measured."""
     return Account(False, reason, span, name)
 
 
 def read(wire: dict[str, Any], nested: Nested, reason: str | None = None) -> Account:
-    """The account of the daemon's words; a field that this version does not know is passed over."""
+    """Parses an account of the daemon; fields unknown to this version are ignored."""
     shares = tuple(
         Share(
             each["domain"],
@@ -271,5 +270,5 @@ def read(wire: dict[str, Any], nested: Nested, reason: str | None = None) -> Acc
 
 
 def with_nested(account: Account, nested: Nested) -> Account:
-    """The same account, with what was nested in it."""
+    """The account with the sum over its nested spans."""
     return replace(account, nested=nested) if nested.count or nested.reason else account

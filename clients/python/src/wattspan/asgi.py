@@ -1,8 +1,8 @@
-"""An ASGI middleware: every HTTP request is a span.
+"""ASGI middleware that measures every HTTP request as a span.
 
-Owns a request's span from its arrival to the end of its answer, however it ends: whole, cut short by the client, or
-with an exception. An answer that is streamed has the phase "decode" from its first part on. Passes every message on as
-it is and at once, unless `annotate` asks for the energy in the answer. Knows no framework.
+A request's span lasts from its arrival to the end of its response: complete, cut short by the client, or an exception.
+A streamed response has the phase "decode" from its first part on. Messages are forwarded unchanged and without delay,
+unless `annotate` adds the energy to the response. Does not depend on a framework.
 
     app.add_middleware(EnergyMiddleware)                      # FastAPI, Starlette
     vllm serve MODEL --middleware wattspan.asgi.EnergyMiddleware
@@ -35,17 +35,17 @@ INFERENCE_PATHS = (
     "/api/embed",
     "/completion",
 )
-"""Paths of OpenAI's, Ollama's and llama.cpp's interfaces that run a model."""
+"""Inference endpoints of the OpenAI, Ollama and llama.cpp interfaces."""
 
 ANNOTATE_TIMEOUT_S = 0.5
-"""How long the end of an answer is held back for its energy, at most."""
+"""Maximum time for which the end of a response waits for its energy, in seconds."""
 
 
 class EnergyMiddleware:
-    """`paths`: None for all, a collection of paths, or a function of the path. `annotate`: the energy is told in the
-    answer, as headers where it comes in one part, as a last comment where it is a stream of events; its end waits for
-    the counters (some 15 to 120 ms). `on_account` gets each request's scope and final account, on another thread.
-    Inside the application the span is `wattspan.current()` and `scope["wattspan"]`."""
+    """`paths`: None for all, a collection of paths, or a function of the path. `annotate`: adds the energy to the
+    response, as headers of a response in one part, as a final comment in an event stream; the end of the response then
+    waits for a counter update (some 15 to 120 ms). `on_account` receives each request's scope and final account, on
+    another thread. Inside the application the span is `wattspan.current()` and `scope["wattspan"]`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class EnergyMiddleware:
             return
         method, path = scope.get("method", "?"), scope["path"]
         notes = [("http.request.method", method), ("url.path", path), ("traceparent", _header(scope, b"traceparent"))]
-        # A request is nobody's part, whatever span was open when the server was started.
+        # No parent: a span that was open when the server started must not adopt the requests.
         span = Span(self._meter or usual(), f"{method} {path}", attributes=notes, parent=None)
         answer = _Answer(span, send, self._annotate)
         scope["wattspan"] = span
@@ -82,7 +82,7 @@ class EnergyMiddleware:
 
 
 class _Answer:
-    """One request's answer on its way out."""
+    """The response to one request."""
 
     def __init__(self, span: Span, send: Send, annotate: bool) -> None:
         self._span = span
@@ -107,10 +107,10 @@ class _Answer:
         self._span.note(**{"http.response.status_code": message["status"]})
         headers = {key.lower(): value for key, value in message.get("headers", ())}
         self._events = headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-        # A comment would spoil a body whose length is told, or that is compressed.
+        # A comment would corrupt a body that has a declared length or is compressed.
         self._open_end = self._events and not headers.keys() & {b"content-length", b"content-encoding"}
         if self._annotate and not self._events:
-            # Held until it is known whether the answer has one part.
+            # Held back until it is known whether the response has one part.
             self._start = message
         else:
             await self._send(message)
@@ -132,8 +132,8 @@ class _Answer:
         await self._send(message)
 
     async def _told(self, message: Message) -> Message:
-        """Puts the energy where it still can be put; gives the last message."""
-        # Inside an event a comment would complete it; a receiver throws away what a stream cut off.
+        """Adds the energy to the headers or as a final comment, if possible; returns the last message."""
+        # Inside an event a comment would complete the event; receivers discard an incomplete event.
         between_events = not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
         if self._start is None and not (self._open_end and between_events):
             return message
@@ -153,7 +153,7 @@ class _Answer:
 
 
 def _figures(account: Account) -> dict[str, object]:
-    """What is told in an answer, in the words of `wattspan proxy`: what is not known is left out."""
+    """The figures in a response, with the field names of `wattspan proxy`; unknown values are omitted."""
     figures = {
         "state": account.state,
         "span": account.span,
@@ -171,7 +171,7 @@ def _whole(joules: float | None) -> int | None:
 
 
 def _dictionary(figures: dict[str, object]) -> bytes:
-    """A structured header (RFC 8941, where true is "?1"); the span has a header of its own."""
+    """A structured header (RFC 8941, where true is "?1"); the span ID has its own header."""
     members = ((key, "?1" if value is True else value) for key, value in figures.items() if key != "span")
     return ", ".join(f"{key}={value}" for key, value in members).encode()
 

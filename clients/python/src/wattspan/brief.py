@@ -1,6 +1,6 @@
-"""What is called most, in few words, on the process's usual meter.
+"""Convenience functions on the process's default meter and on the current span.
 
-Owns nothing: each function is one call on the usual meter or on the current span.
+Each function is one call and keeps no state.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def span(
     meter: Meter | None = None,
     **more: object,
 ) -> Span:
-    """A span for `with` or `async with`; it opens there.
+    """A span for `with` or `async with`, which open it.
 
-    `weight`: its part of shared energy relative to other open spans. `domains`: those it uses; all if None.
-    `parent`: None for none, else the current span. `attributes` and all other keywords are kept with the account."""
+    `weight`: its weight in the split of shared energy among the open spans. `domains`: those that it uses; all if None.
+    `parent`: by default the current span; None: no parent. `attributes` and other keywords are stored with the
+    account."""
     notes = [*(attributes or {}).items(), *more.items()]
     return Span(meter or usual(), name, attributes=notes, weight=weight, domains=domains, parent=parent)
 
@@ -49,39 +50,40 @@ def begin(
 
 
 def end(opened: Span, at_ns: int | None = None, **attributes: object) -> Span:
-    """Closes what `begin` opened."""
+    """Closes a span that `begin` opened."""
     return opened.end(at_ns, **attributes)
 
 
 def phase(name: str) -> None:
-    """Begins a phase of the current span; nothing where there is none."""
+    """Begins a phase of the current span, if there is one."""
     here = current()
     if here is not None:
         here.phase(name)
 
 
 def weight(given: float) -> None:
-    """Changes the current span's weight; nothing where there is none."""
+    """Changes the weight of the current span, if there is one."""
     here = current()
     if here is not None:
         here.weight(given)
 
 
 def note(**attributes: object) -> None:
-    """Notes something on the current span; nothing where there is none."""
+    """Adds attributes to the current span, if there is one."""
     here = current()
     if here is not None:
         here.note(**attributes)
 
 
 def info(timeout: float = 5.0) -> dict[str, Any]:
-    """The daemon, its clock, every domain, and what is not there with the reason: `GetInfo` as the contract has it.
-    Raises `Unavailable` where there is no daemon."""
+    """Returns the reply of `GetInfo`: the daemon, its clock, every domain, and unavailable sources with the reason.
+    Raises `Unavailable` without a daemon."""
     return usual().call("GetInfo", timeout)
 
 
 def balance(timeout: float = 5.0) -> list[dict[str, Any]]:
-    """Where the joules went since the daemon started: measured = attributed + unattributed, in whole microjoules, for
-    each domain: `GetBalance`. Raises `Unavailable` where there is no daemon, `Refused` without access."""
+    """Returns the reply of `GetBalance`: the energy balance of each domain since the daemon started, in whole
+    microjoules: measured = attributed + unattributed. Raises `Unavailable` without a daemon, `Refused` without
+    access."""
     answer: list[dict[str, Any]] = usual().call("GetBalance", timeout)["balance"]
     return answer

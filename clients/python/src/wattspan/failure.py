@@ -1,7 +1,6 @@
-"""Why there is no energy.
+"""The exceptions of the package.
 
-Owns the two exceptions, which are raised only where the user asked for it (`strict`, or a call that has nothing else to
-give, such as `info()`).
+They are raised only with `strict`, or by calls that cannot return anything else, such as `info()`.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ from typing import Any
 
 
 class Unavailable(Exception):
-    """No daemon, or none that answers. The text says why and where."""
+    """No daemon, or the daemon does not respond. The message has the reason and the socket."""
 
 
 class Refused(Unavailable):
-    """The daemon said no."""
+    """The daemon returned an error."""
 
     def __init__(self, error: str, parameters: dict[str, Any]) -> None:
         self.error = error.rpartition(".")[2]
         """The error's name in the contract: "AccessDenied", "QuotaExceeded"."""
         self.parameters = parameters
-        """What came with it."""
+        """The parameters of the error."""
         super().__init__(_sentence(self.error, parameters))
 
 

@@ -1,10 +1,10 @@
-"""One connection to the daemon, which never keeps its user waiting.
+"""One non-blocking connection to the daemon.
 
-Owns the socket, the bytes that it has not taken yet, and the calls that are not answered yet. Sending never blocks:
-what the socket does not take at once is kept, up to a bound, and sent by the attendant, a thread that lives only while
-something is awaited. Anything that leaves it unknown which answer comes next ends the link; the meter makes a new one.
+Owns the socket, the send buffer and the queue of pending calls. Sending never blocks: bytes that the socket does not
+accept are buffered, up to a limit, and sent by the attendant thread, which runs only while calls or bytes are pending.
+An error after which replies cannot be matched to calls ends the link, and the meter connects again.
 
-Used by the thread that holds the meter's lock, and by nobody else; only `wait` and `close` are called without it.
+The caller must hold the meter's lock, except for `wait` and `close`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import time
 from typing import Any, Callable, Optional
 
 LARGEST_BACKLOG = 1 << 20
-"""A daemon that leaves more than this unread is stalled."""
+"""Limit of the send buffer, in bytes; above it the daemon is regarded as stalled."""
 
 LARGEST_MESSAGE = 64 << 20
-"""A daemon that sends more than this without an end is not one."""
+"""Limit of one received message, in bytes."""
 
 STALLED_S = 10.0
-"""A daemon that takes or answers nothing for this long is stalled."""
+"""Time without progress after which the daemon is regarded as stalled, in seconds."""
 
 _FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
-# What came: the answer, or why there is none.
+# The callback of a call: the reply, or None and the reason.
 Heard = Callable[[Optional[dict[str, Any]], str], None]
 
 
 class Broken(Exception):
-    """The link is of no use any more; the text says why."""
+    """The link has failed; the message has the reason."""
 
 
 class Stalled(Broken):
-    """The daemon is there and does nothing; a new link would fare no better."""
+    """The daemon does not respond; a new link would not either."""
 
 
 class Link:
     """A connected socket."""
 
     def __init__(self, path: str) -> None:
-        """Connects without waiting. OSError where nobody listens, or the daemon accepts nobody."""
+        """Connects without blocking. Raises OSError if no process listens, or the accept queue is full."""
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -63,11 +63,11 @@ class Link:
 
     @property
     def busy(self) -> bool:
-        """Whether bytes wait to be sent or calls to be answered."""
+        """Whether bytes are buffered or calls are pending."""
         return bool(self._backlog or self._asked)
 
     def send(self, message: bytes, heard: Heard | None = None) -> None:
-        """Sends, or keeps what the socket does not take. `heard` gets the answer; None: a oneway call."""
+        """Sends, and buffers what the socket does not accept. `heard` receives the reply; None: a oneway call."""
         if heard is not None:
             if not self.busy:
                 self._moved_at = time.monotonic()
@@ -79,19 +79,19 @@ class Link:
         sent = self._write(message)
         if sent < len(message):
             self._moved_at = time.monotonic()
-            # Before whatever a signal handler has kept meanwhile: half a message ends before another begins.
+            # Ahead of messages that a signal handler buffered meanwhile, so that this message is completed first.
             self._backlog[:0] = message[sent:]
 
     def keep(self, message: bytes) -> None:
-        """Keeps bytes for later."""
+        """Buffers bytes."""
         if len(self._backlog) + len(message) > LARGEST_BACKLOG:
             raise Stalled("the daemon does not read what it is sent")
         self._backlog += message
 
     def flush(self) -> None:
-        """Sends what the socket takes now."""
+        """Sends as many buffered bytes as the socket accepts now."""
         if self._backlog:
-            # A copy: a signal handler that runs inside may add to the backlog.
+            # A copy, because a signal handler may append to the buffer during the call.
             sent = self._write(bytes(self._backlog[: 1 << 16]))
             if sent:
                 del self._backlog[:sent]
@@ -106,7 +106,7 @@ class Link:
             raise Broken(_said(error)) from None
 
     def receive(self) -> list[tuple[Heard, dict[str, Any]]]:
-        """The answers that are there. Does not wait."""
+        """Returns the replies that have arrived. Does not block."""
         if self._wrong:
             raise Broken(self._wrong)
         try:
@@ -127,7 +127,7 @@ class Link:
         for message in messages:
             answer = _read(message)
             if answer is None or not self._asked:
-                # What came before it is still good; the next look ends the link.
+                # Earlier replies are valid; the next call ends the link.
                 self._wrong = "the daemon's answer makes no sense"
                 break
             heard.append((self._asked.popleft(), answer))
@@ -139,7 +139,7 @@ class Link:
         return []
 
     def wait(self, timeout_s: float) -> None:
-        """Waits until the socket can be read, or written where something is to be sent."""
+        """Waits until the socket is readable, or writable if bytes are buffered."""
         events = select.POLLIN | (select.POLLOUT if self._backlog else 0)
         try:
             self._poll.register(self._fd, events)
@@ -147,11 +147,11 @@ class Link:
         except (OSError, ValueError):
             ready = [(self._fd, select.POLLNVAL)]
         if ready and ready[0][1] & select.POLLNVAL:
-            # Another thread gave the link up meanwhile; its successor is looked at next time.
+            # Another thread closed the link meanwhile; the next call uses its successor.
             time.sleep(0.001)
 
     def close(self) -> list[Heard]:
-        """Ends it; gives those that will hear nothing more."""
+        """Closes the link; returns the callbacks of the pending calls."""
         self._socket.close()
         unheard = list(self._asked)
         self._asked.clear()

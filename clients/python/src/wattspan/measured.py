@@ -1,7 +1,7 @@
-"""A decorator: every call of a function is a span.
+"""A decorator that measures every call of a function as a span.
 
-Owns the four kinds of functions: plain, async, generator, async generator. A generator's span is open from the first
-item that is asked for to the last, also while its consumer works; it is the current span only inside the generator.
+Supports plain, async, generator and async generator functions. A generator's span is open from the request for the
+first item to the end, including the time of its consumer; it is the current span only inside the generator.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def measured(
     name: str | None = None, *, on_account: Callable[[Account], object] | None = None, **options: Any
 ) -> Callable[[F], F]: ...
 def measured(name: Any = None, *, on_account: Callable[[Account], object] | None = None, **options: Any) -> Any:
-    """`@measured`, or `@measured("name", model="small", on_account=print)`. The name is the function's if none is
-    given; `options` are those of `wattspan.span`. `on_account` gets each final account, on another thread."""
+    """`@measured`, or `@measured("name", model="small", on_account=print)`. The default name is
+    that of the function; `options` are those of `wattspan.span`. `on_account` receives each final account, on another
+    thread."""
     if callable(name):
         return _wrap(name, None, None, {})
     return lambda function: _wrap(function, name, on_account, options)
@@ -82,7 +83,7 @@ def _wrap(
 
 
 def _each(items: Generator[Any, Any, Any], here: Span, closed: Callable[[Span], None]) -> Generator[Any, Any, Any]:
-    """Steps through `items`, with the span current inside each step only."""
+    """Iterates over `items`; the span is current only inside the generator's code."""
     step, given = items.send, None
     try:
         while True:

@@ -1,10 +1,10 @@
-"""The daemon as a process sees it: found, lost and found again.
+"""The client of the daemon: connection, reconnection and pending calls.
 
-Owns the process's one link, the attendant thread, and the names of spans. A daemon that is away costs one attempt to
-connect a second and no exception. In a forked child everything begins anew: the parent's socket is closed there, and
-nothing is written into it.
+Owns the process's link, the attendant thread, and the generator of span IDs. While the daemon is unreachable, the meter
+tries to connect once a second and raises no exception. A forked child starts with new state: it closes the parent's
+socket without writing to it.
 
-Invariant: while something is awaited, the attendant lives; it ends by itself a second after the last answer.
+Invariant: the attendant thread runs while calls or bytes are pending; it ends a second after the last reply.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from .link import Broken, Heard, Link, Stalled
 from .place import places
 
 RETRY_S = 1.0
-"""A daemon that was not there is not looked for again before this."""
+"""Delay before the next attempt after a failed connection, in seconds."""
 
 RECONNECT_S = 0.01
-"""A connection that is lost is not made anew more often than this."""
+"""Minimum interval between connections, in seconds."""
 
 LINGER_S = 1.0
-"""How long the attendant stays after the last answer."""
+"""Idle time after which the attendant thread ends, in seconds."""
 
 LOOK_S = 0.02
-"""How often the attendant looks up while it waits."""
+"""Poll interval of the attendant thread, in seconds."""
 
 FIRST_LOOK_S, SLOWEST_LOOK_S = 0.012, 0.25
-"""When a closed span's account is asked for again: at first after the daemon's horizon, then ever more slowly."""
+"""First and longest interval between requests for an account, in seconds; the first exceeds the daemon's horizon."""
 
 PATIENCE_S = 300.0
-"""An account that does not settle for this long is given as it is."""
+"""Time after which an account is returned without being settled, in seconds."""
 
 _log = logging.getLogger("wattspan")
 
@@ -53,7 +53,7 @@ _meters: weakref.WeakSet[Meter] = weakref.WeakSet()
 
 
 class Wait:
-    """A span whose final account is awaited."""
+    """A pending request for the final account of a span."""
 
     __slots__ = ("closing", "future", "latest", "look_s", "losses", "since", "span")
 
@@ -64,32 +64,32 @@ class Wait:
         self.look_s = FIRST_LOOK_S
         self.losses = 0
         self.latest: Answer | None = None
-        """The account when it was last looked at."""
+        """The latest account that was received."""
         self.future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
 
 
 class Meter:
-    """A way to the daemon. Every process has a usual one; make another for another socket."""
+    """A client of one daemon. Every process has a default one; create another for another socket."""
 
     def __init__(self, socket: str | None = None, *, strict: bool | None = None) -> None:
         self.socket = socket
-        """The only place to look, if it is named."""
+        """The path of the socket; None: the default search."""
         in_environment = os.environ.get(STRICT_VARIABLE, "") not in ("", "0", "false", "no")
         self.strict = in_environment if strict is None else strict
-        """Whether what cannot be measured raises."""
+        """Whether a failed measurement raises an exception."""
         self._begin()
         _meters.add(self)
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        # Re-entrant, because a signal handler or a finaliser may open or close a span in the middle of another's.
+        # Re-entrant, because a signal handler or a finalizer may open or close a span while another is being processed.
         self._lock = threading.RLock()
         self._sending = False
         self._link: Link | None = None
-        # Held while there is an attendant.
+        # Held while the attendant thread runs.
         self._attending = threading.Lock()
         self._unheard: list[Heard] = []
-        # What was to be sent in the middle of sending.
+        # Messages that were submitted while another was being sent.
         self._inside: collections.deque[bytes] = collections.deque()
         self._waits: list[tuple[float, int, Wait]] = []
         self._retry_at = 0.0
@@ -99,7 +99,7 @@ class Meter:
         self._prefix = f"py-{self._pid:x}-{os.urandom(6).hex()}-"
 
     def _own(self) -> None:
-        """Begins anew in a forked child."""
+        """Resets the state in a forked child."""
         if self._pid != os.getpid():
             link = self._link
             self._begin()
@@ -108,26 +108,26 @@ class Meter:
 
     @property
     def why(self) -> str:
-        """Why the last message did not go."""
+        """Why the last message was not sent."""
         return self._why
 
     def new_name(self) -> str:
-        """A name for a span that no other has, whatever process it is of."""
+        """Returns a span ID that is unique across processes."""
         self._own()
         return f"{self._prefix}{next(self._names):x}"
 
     def tell(self, message: bytes) -> bool:
-        """Sends oneway calls. False, with `why`, where there is no daemon. Never waits."""
+        """Sends oneway calls. Returns False, and sets `why`, without a daemon. Never blocks."""
         self._own()
         return self._send(message, None)
 
     def ask(self, method: str, parameters: Answer, heard: Heard) -> None:
-        """Sends a call; `heard` gets the answer on the attendant's thread. Never waits."""
+        """Sends a call; `heard` receives the reply on the attendant thread. Never blocks."""
         self._own()
         self._send(wire.call(method, parameters), heard)
 
     def call(self, method: str, timeout_s: float = 5.0, **parameters: Any) -> Answer:
-        """Asks and waits. Raises `Refused` where the daemon says no, `Unavailable` where it says nothing."""
+        """Sends a call and waits for the reply. Raises `Refused` on an error reply, `Unavailable` without a reply."""
         future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
 
         def heard(answer: Answer | None, reason: str) -> None:
@@ -145,7 +145,7 @@ class Meter:
             raise Unavailable(f"the daemon did not answer within {timeout_s:g} s") from None
 
     def settle(self, span: str, closing: bool) -> Wait:
-        """The final account of a span, as the wire has it. `closing`: it was closed by us, so it must not be open."""
+        """Requests the final account of a span. `closing`: this process closed the span, so it must not be open."""
         wait = Wait(span, closing)
         self._look(wait)
         return wait
@@ -156,7 +156,7 @@ class Meter:
     def _saw(self, wait: Wait, answer: Answer | None, reason: str) -> None:
         late = time.monotonic() - wait.since
         if answer is None:
-            # A daemon that was started anew may know the span from its ledger.
+            # A restarted daemon may have the span in its store.
             wait.losses += 1
             if wait.losses == 1:
                 self._look_again(wait)
@@ -174,7 +174,7 @@ class Meter:
         else:
             wait.latest = account
             if account["state"] == "open" and wait.closing and late > RETRY_S:
-                # The close was refused (its notes were too many for the user's quota, its time was impossible).
+                # The daemon refused the close: its attributes exceeded the user's quota, or its time was invalid.
                 self.tell(wire.oneway("CloseSpan", {"span": wait.span}))
             self._look_again(wait)
 
@@ -201,7 +201,7 @@ class Meter:
             return sent
 
     def _send_inside(self, message: bytes, heard: Heard | None) -> bool:
-        # In the middle of another message, of which the link may have sent a part, or that is connecting.
+        # Another message is being sent or is connecting; the link may have sent a part of it.
         if heard is not None:
             self._unheard.append(heard)
         else:
@@ -209,7 +209,7 @@ class Meter:
         return heard is None
 
     def _transmit(self, message: bytes, heard: Heard | None) -> bool:
-        # Twice, because a daemon that was started anew is noticed by sending to the old one.
+        # Twice, because a restart of the daemon is detected only by sending on the old connection.
         for _ in range(2):
             link = self._link or self._connect()
             if link is None:
@@ -238,12 +238,12 @@ class Meter:
             try:
                 self._link = Link(path)
             except (OSError, ValueError, AttributeError) as error:
-                # A closed door is told before an absent one, and the first place before the others.
+                # Reports a permission error rather than a missing socket, otherwise the error of the first path.
                 if not why or isinstance(error, PermissionError):
                     why = _why_not(path, error)
             else:
                 self.generation += 1
-                # At once where the daemon was started anew, but not for ever where it turns us away.
+                # Reconnects without delay after a restart, but limits the rate if the daemon closes every connection.
                 self._retry_at = now + RECONNECT_S
                 return self._link
         self._retry_at = now + RETRY_S
@@ -258,12 +258,12 @@ class Meter:
         return link.close() if link is not None else []
 
     def _attend(self) -> None:
-        # Looked at and taken in one step: a signal handler that runs in between must not start another.
+        # Atomic test and set: a signal handler that runs in between must not start a second thread.
         if self._attending.acquire(False):
             try:
                 threading.Thread(target=self._attendant, name="wattspan", daemon=True).start()
             except RuntimeError:
-                # The interpreter is on its way out; nobody will wait for an answer.
+                # The interpreter is shutting down; no thread will wait for a reply.
                 self._attending.release()
 
     def _attendant(self) -> None:
@@ -313,7 +313,7 @@ class Meter:
                 self._sending = False
 
     def flush(self, timeout_s: float = 0.2) -> None:
-        """Waits until the daemon has taken everything, but not for long."""
+        """Waits until the daemon has received all messages, for at most `timeout_s`."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             with self._lock:
@@ -323,7 +323,7 @@ class Meter:
             time.sleep(0.002)
 
     def close(self) -> None:
-        """Ends the connection. The daemon closes what is open as abandoned; the next span connects again."""
+        """Closes the connection. The daemon closes open spans as abandoned; the next span connects again."""
         self._own()
         with self._lock:
             self._unheard += self._give_up("the connection was closed")
@@ -334,10 +334,10 @@ def _hear(heard: Heard, answer: Answer | None, reason: str) -> None:
     try:
         heard(answer, reason)
     except concurrent.futures.InvalidStateError:
-        # Whoever waited has gone.
+        # The waiting caller has cancelled the future.
         pass
     except Exception:
-        # Words of another shape than the contract's may cost one account, but not the attendant.
+        # A malformed reply may lose one account, but must not end the attendant thread.
         _log.exception("the daemon's answer makes no sense")
 
 
@@ -359,7 +359,7 @@ def _in_child() -> None:
 
 
 def in_child(then: Callable[[], None]) -> None:
-    """Has `then` called in every forked child."""
+    """Registers `then` to be called in every forked child."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=then)
 

@@ -1,13 +1,13 @@
 """Energy on OpenTelemetry spans.
 
-Owns the delay between a span's end and its export. A span that has ended takes no attribute any more, and its final
-energy is known only after the next counter update; so this processor stands before the one that exports, holds each
-ended span until its account has settled, and passes on a copy with the attributes added.
+An ended span accepts no attributes, and its final energy is known only after the next counter update. This processor
+therefore precedes the exporting processor: it holds each ended span until its account has settled, and forwards a copy
+with the energy attributes.
 
     provider.add_span_processor(EnergySpanProcessor(BatchSpanProcessor(OTLPSpanExporter())))
 
-Every span that is recorded is measured (or those that `only` chooses), with the parents that OpenTelemetry gives them.
-No attribute is invented: where no energy is known, `wattspan.energy.reason` says why.
+All recorded spans are measured (or those that `only` selects), with their OpenTelemetry parents. If a span's energy is
+unknown, `wattspan.energy.reason` says why.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .usual import usual
 _log = logging.getLogger("wattspan")
 
 MOST_HELD = 4096
-"""Ended spans that wait for their energy; what comes beyond is passed on without."""
+"""Maximum number of ended spans that wait for their energy; further spans are forwarded without it."""
 
 ENERGY = "wattspan.energy.joules"
 OWN_ENERGY = "wattspan.energy.own_joules"
@@ -46,8 +46,8 @@ SPAN = "wattspan.span"
 
 
 class EnergySpanProcessor(SpanProcessor):
-    """`then`: the processor that exports. `only`: which spans are measured. `timeout`: how long an ended span is held
-    for its account, in seconds."""
+    """`then`: the exporting processor. `only`: selects the spans to measure. `timeout`: maximum time for which an ended
+    span waits for its account, in seconds."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class EnergySpanProcessor(SpanProcessor):
         self._hurry_at: float | None = None
 
     def _own(self) -> None:
-        """Begins anew in a forked child; what was open in the parent is the parent's."""
+        """Resets the state in a forked child; spans that were open in the parent belong to the parent."""
         if self._pid != os.getpid():
             self._begin()
 
@@ -92,7 +92,7 @@ class EnergySpanProcessor(SpanProcessor):
         self._open[context.span_id] = Span(self._meter or usual(), span.name, attributes=notes, parent=parent).begin()
 
     def _on_ending(self, span: SdkSpan) -> None:
-        # The SDK calls it in newer versions; the others may add attributes there.
+        # Called by newer versions of the SDK; other processors may add attributes in it.
         self._then._on_ending(span)
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -115,7 +115,7 @@ class EnergySpanProcessor(SpanProcessor):
             self._then.on_end(_with(span, {REASON: f"{MOST_HELD} spans wait for their energy already"}))
 
     def _hand_on(self) -> None:
-        """Passes ended spans on, in the order of their ends, as they settle."""
+        """Forwards ended spans as they settle, in the order of their ends."""
         while True:
             with self._changed:
                 self._handing_on = False
@@ -134,7 +134,7 @@ class EnergySpanProcessor(SpanProcessor):
             try:
                 self._then.on_end(_with(ended, figures))
             except Exception:
-                # This span is lost; without this thread all that follow would be.
+                # This span is lost; an exception would end the thread and lose all later spans.
                 _log.exception("the span %r was not passed on: the next processor failed", ended.name)
 
     def _patience(self) -> float:
@@ -144,7 +144,7 @@ class EnergySpanProcessor(SpanProcessor):
         return max(min(self._timeout, hurry_at - time.monotonic()), 0.0)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Waits for the accounts of what has ended, then has the next processor flush."""
+        """Waits for the accounts of all ended spans, then flushes the next processor."""
         self._own()
         end = time.monotonic() + timeout_millis / 1000
         with self._changed:
@@ -156,7 +156,7 @@ class EnergySpanProcessor(SpanProcessor):
 
     def shutdown(self) -> None:
         self._own()
-        # What has not settled by then goes without.
+        # Spans that have not settled by then are forwarded without energy.
         self._hurry_at = time.monotonic() + self._timeout
         self.force_flush(int(self._timeout * 2000) + 1000)
         self._then.shutdown()

@@ -1,7 +1,7 @@
-"""Where the daemon's socket is looked for.
+"""The search order of the daemon's socket.
 
-Owns the order: what the caller names, the environment, the usual places. A place that was named is the only one tried,
-so that a mistyped path is never answered by another daemon.
+The order is: the caller's path, the environment, the default paths. An explicit path is the only one tried, so that a
+mistyped path never connects to another daemon.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A span: a piece of work whose energy is asked for.
+"""A span: a period of work whose energy is measured.
 
-Owns a span's life in this process: its edges, its phases and weight, what is nested in it, and its account. Opening,
-marking and closing are told one way and never wait; the account is asked for when somebody wants it.
+Holds a span's state in this process: its edges, phases, weight, nested spans and account. Opening, marking and closing
+are oneway calls that never block; the account is requested only when the program needs it.
 
 **Nesting.** The daemon splits energy among all open spans. A span and one nested in it are the same work, so while a
-nested span is open its parent has weight 0 and takes nothing: what is used goes to the nested one, and the parent's
-`energy_j` is the sum of its own part and of everything nested. Nesting therefore moves no joule from or to anybody
-else, and the accounts of all spans still add up to what was measured. A span that is opened when its parent is closed
-already, or in another process, has no parent.
+nested span is open its parent has weight 0 and receives no energy: the nested span receives it, and the parent's
+`energy_j` is the sum of its own share and those of all nested spans. Nesting therefore does not change the shares of
+other spans, and all accounts still add up to the measured energy. A span has no parent if the parent is already closed
+when it opens, or belongs to another process.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .usual import usual
 _log = logging.getLogger("wattspan")
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("wattspan", default=None)
 
-# Guards the links between parents and nested spans of all meters. Re-entrant: finalisers close spans.
+# Guards the links between parents and nested spans of all meters. Re-entrant, because finalizers close spans.
 _family = threading.RLock()
 
 RESULT_TIMEOUT_S = 5.0
-"""How long `energy_j` waits for the final account."""
+"""Maximum time for which `energy_j` waits for the final account, in seconds."""
 
 
 class Inherit:
-    """The parent is the span that is current where the new one is opened."""
+    """Marker: the parent is the span that is current when the new one opens."""
 
 
 INHERIT = Inherit()
@@ -47,7 +47,7 @@ Parent = Union["Span", None, Inherit]
 
 
 def current() -> Span | None:
-    """The innermost span that was entered by `with` in this task or thread."""
+    """Returns the innermost span that this task or thread entered by `with`."""
     span = _current.get()
     return span if span is not None and span._mine() else None
 
@@ -67,7 +67,7 @@ class Span:
     ) -> None:
         self.name = wire.text(name, wire.NAME_BYTES)
         self.id = ""
-        """Its name in the protocol, once it is open. Another process of this user may `attach` to it."""
+        """The span's ID in the protocol, once it is open. Another process of this user may `attach` to it."""
         self._meter = meter
         self._notes = wire.notes(attributes)
         self._weight = weight
@@ -80,7 +80,7 @@ class Span:
         self._noted = 0
         self._reason: str | None = None
         self._tokens: list[contextvars.Token[Span | None]] = []
-        # Nested spans: open now; not yet counted; counted.
+        # Nested spans: number open; number without a final account; sum of those with one.
         self._open_inside = self._awaited_inside = 0
         self._nested = Nested()
         self._asked = False
@@ -88,10 +88,10 @@ class Span:
         self._own: Account | None = None
         self._future: concurrent.futures.Future[Account] | None = None
 
-    # ---- its life
+    # ---- opening and closing
 
     def begin(self, at_ns: int | None = None) -> Span:
-        """Opens it. `at_ns`: when it really began, if that was before now (`time.monotonic_ns()`)."""
+        """Opens the span. `at_ns`: when it began, if before now (`time.monotonic_ns()`)."""
         if self._opened:
             raise RuntimeError("a span is opened once; make another")
         at_ns = time.monotonic_ns() if at_ns is None else at_ns
@@ -124,7 +124,7 @@ class Span:
             raise
 
     def end(self, at_ns: int | None = None, **attributes: object) -> Span:
-        """Closes it, with more attributes. Does not wait; the second time it does nothing."""
+        """Closes the span, with further attributes. Does not block; a second call has no effect."""
         at_ns = time.monotonic_ns() if at_ns is None else at_ns
         if not self._finish():
             return self
@@ -133,20 +133,20 @@ class Span:
             self.note(**attributes)
         if self._notes:
             parameters["attributes"] = wire.notes(self._notes.items(), wire.PAIRS - self._noted)
-        # The parent first: where the messages come late, their edges are moved, and there must be no instant at which
-        # neither has weight.
+        # The parent's weight first: late messages have their edges moved, and at every instant one of the two must have
+        # weight.
         message = self._leave(at_ns)
         if self._reason is None:
             message += wire.oneway("CloseSpan", parameters)
         if message and not self._meter.tell(message) and self._reason is None:
             self._reason = f"the daemon went away while the span was open: {self._meter.why}"
-        # Its parent's sum needs it, whether anybody asks or not.
+        # The parent's sum needs this account even if the program does not request it.
         if self._parent is not None:
             self._ask()
         return self
 
     def cancel(self) -> None:
-        """Forgets it: what it would have been given counts as nobody's."""
+        """Discards the span: its energy counts as unattributed."""
         if not self._finish():
             return
         wake = self._leave(time.monotonic_ns())
@@ -161,7 +161,7 @@ class Span:
             parent._maybe_done()
 
     def _finish(self) -> bool:
-        """Marks it closed; False where that is not to be done, or was done before."""
+        """Marks the span closed; False if it is closed already, or this process must not close it."""
         with _family:
             if self._closed or not self._opened or self._attached or not self._mine():
                 return False
@@ -191,21 +191,21 @@ class Span:
         self.__exit__(kind, error, trace)
 
     def failed(self, error: BaseException) -> None:
-        """Notes what the work ended with, as OpenTelemetry does."""
+        """Records the exception type as attribute `error.type`, as OpenTelemetry does."""
         if not isinstance(error, GeneratorExit) and not self._closed:
             self.note(**{"error.type": type(error).__qualname__})
 
     def step_out(self) -> None:
-        """Makes the span current that was so before `with`; the span stays open."""
+        """Restores the span that was current before `with`; this span stays open."""
         if self._tokens:
             try:
                 _current.reset(self._tokens.pop())
             except ValueError:
-                # Left in another context than it was entered in: an asynchronous generator that was abandoned.
+                # Left in another context than it was entered in: an abandoned asynchronous generator.
                 pass
 
     def __del__(self) -> None:
-        # A span that nobody ended and nobody can end any more.
+        # The span is unreachable and was not ended.
         if self._opened and not self._closed and not self._attached:
             try:
                 self.end()
@@ -219,23 +219,23 @@ class Span:
         state = "closed" if self._closed else "open" if self._opened else "not yet open"
         return f"<wattspan.Span {self.name!r} {self.id or '-'} {state}>"
 
-    # ---- what is said about it while it is open
+    # ---- changes while it is open
 
     def phase(self, name: str, at_ns: int | None = None) -> None:
-        """Ends the running phase and begins the next: "prefill", "decode". At most 256 in a span."""
+        """Ends the current phase and begins the next: "prefill", "decode". At most 256 in a span."""
         at_ns = time.monotonic_ns() if at_ns is None else at_ns
         phase = wire.text(name, wire.PHASE_BYTES) or "-"
         self._say("MarkPhase", {"span": self.id, "phase": phase, "at_ns": at_ns})
 
     def weight(self, weight: float, at_ns: int | None = None) -> None:
-        """Its part of shared energy, relative to the other open spans, from now on: 0, or 1/65536 to 1000000."""
+        """Sets the weight in the split of shared energy among the open spans: 0, or 1/65536 to 1000000."""
         self._weight = self._checked(weight, self._weight)
         if self._open_inside == 0:
             at_ns = time.monotonic_ns() if at_ns is None else at_ns
             self._say("SetWeight", {"span": self.id, "weight": self._weight, "at_ns": at_ns})
 
     def note(self, **attributes: object) -> None:
-        """Attributes that are sent with the close (or the opening): texts, 64 in all."""
+        """Adds attributes, which are sent with the opening or the close: texts, at most 64."""
         for key, value in wire.notes(attributes.items()).items():
             if key in self._notes or len(self._notes) + self._noted < wire.PAIRS:
                 self._notes[key] = value
@@ -254,13 +254,13 @@ class Span:
         return weight
 
     def _mine(self) -> bool:
-        """Whether it was opened by this process, and not by one that this was forked from."""
+        """Whether this process opened the span, not the process that it was forked from."""
         return self._attached or self._pid == os.getpid()
 
     # ---- nesting
 
     def _join(self, at_ns: int) -> bytes:
-        """Enters it under its parent; what silences the parent."""
+        """Registers the span with its parent; returns the message that sets the parent's weight to 0."""
         wanted = self._wanted_parent
         parent = current() if isinstance(wanted, Inherit) else wanted
         self._wanted_parent = None
@@ -274,7 +274,7 @@ class Span:
         return parent._reweigh(0.0, at_ns) if first else b""
 
     def _leave(self, at_ns: int) -> bytes:
-        """What gives the parent its weight back."""
+        """Returns the message that restores the parent's weight."""
         parent = self._parent
         if parent is None:
             return b""
@@ -288,26 +288,26 @@ class Span:
             return b""
         return wire.oneway("SetWeight", {"span": self.id, "weight": weight, "at_ns": at_ns})
 
-    # ---- its account
+    # ---- account
 
     @property
     def available(self) -> bool:
-        """Whether a daemon measures it, as far as is known without asking."""
+        """Whether a daemon measures the span, as far as is known without a call."""
         return self._opened and self._reason is None
 
     @property
     def reason(self) -> str | None:
-        """Why it is not measured."""
+        """Why the span is not measured."""
         return self._reason
 
     @property
     def energy_j(self) -> float | None:
-        """What it used, with everything nested in it: waits for the final account (5 s at most); None where it is not
-        known. While the span is open: so far, if nothing nested in it is open. In asyncio: `await span.settled()`."""
+        """Energy of the span and the spans nested in it. Waits for the final account (at most 5 s); None if unknown.
+        While the span is open: the energy so far, if no nested span is open. In asyncio use `settled`."""
         return self.result().energy_j
 
     def result(self, timeout: float | None = RESULT_TIMEOUT_S) -> Account:
-        """The account. After the close: the final one, or what is known after `timeout` seconds. Before: so far."""
+        """Returns the account: after the close the final one, or the latest after `timeout` seconds; before, so far."""
         if not self._closed and not self._attached:
             return self._so_far()
         try:
@@ -317,7 +317,7 @@ class Span:
         return self._judged(found)
 
     async def settled(self, timeout: float | None = RESULT_TIMEOUT_S) -> Account:
-        """As `result`, for asyncio: the event loop goes on meanwhile."""
+        """Like `result`, for asyncio; does not block the event loop."""
         import asyncio
 
         future = asyncio.wrap_future(self._ask())
@@ -328,7 +328,7 @@ class Span:
         return self._judged(found)
 
     def when_settled(self, then: Callable[[Account], object]) -> None:
-        """Calls `then` with the final account, on another thread; it must not wait for other accounts there."""
+        """Calls `then` with the final account, on another thread; `then` must not wait for other accounts."""
 
         def tell(future: concurrent.futures.Future[Account]) -> None:
             try:
@@ -363,7 +363,7 @@ class Span:
         return Nested(counted.count, None, None, None, counted.grade, reason)
 
     def _ask(self) -> concurrent.futures.Future[Account]:
-        """The future of the final account; asks for it the first time."""
+        """Returns the future of the final account; requests it at the first call."""
         with _family:
             if self._future is None:
                 self._future = concurrent.futures.Future()
@@ -412,7 +412,7 @@ class Span:
                 parent._awaited_inside -= 1
             if self._future is None:
                 self._future = concurrent.futures.Future()
-        # Outside the lock: whoever waits runs now.
+        # Outside the lock, because this runs the callbacks of waiting callers.
         self._future.set_result(whole)
         if parent is not None:
             parent._maybe_done()
@@ -430,8 +430,8 @@ class Span:
 
 
 def attached(span: str, name: str = "", meter: Meter | None = None) -> Span:
-    """A span that another process of this user opened: its phases and weight may be set here, its account asked for.
-    Only who opened it ends it."""
+    """A span that another process of this user opened. Its phases and weight may be set here and its account requested;
+    only the process that opened it ends it."""
     found = Span(meter or usual(), name or span)
     found.id = span
     found._opened = found._attached = True

@@ -1,6 +1,6 @@
-"""The process's usual meter, which everything uses that names no other.
+"""The process's default meter, which is used unless a caller passes another.
 
-Owns that one value. Nothing is connected before the first span.
+It connects when the first span is opened.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _usual = Meter()
 
 
 def usual() -> Meter:
-    """The process's usual meter."""
+    """Returns the process's default meter."""
     return _usual
 
 
 def configure(socket: str | None = None, *, strict: bool | None = None) -> Meter:
-    """Makes the usual meter anew: another socket; `strict`: what cannot be measured raises. Gives it."""
+    """Replaces the default meter and returns it. `socket`: its path; `strict`: a failed measurement raises."""
     global _usual
     _usual.close()
     _usual = Meter(socket, strict=strict)

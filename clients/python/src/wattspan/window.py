@@ -1,8 +1,7 @@
-"""Windows by key, for code that was written for Zeus's `ZeusMonitor`.
+"""Measurement windows by key, compatible with Zeus's `ZeusMonitor`.
 
-Owns the open windows of one monitor. A window is an observer: it has weight 0, so it takes no energy from any span, and
-its figures are what the hardware used while it was open, whoever used it. Windows may overlap in any way, and each has
-the whole. For the part that belongs to one of several at once use spans.
+A window has weight 0, so it takes no energy from any span, and its figures are the whole energy of the hardware while
+it was open. Windows may overlap, and each includes the whole energy. To split energy among concurrent work, use spans.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from .usual import usual
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the hardware used in a window, in joules; None where it is not known."""
+    """Energy of the hardware in a window, in joules; None if it is unknown."""
 
     time: float
     """Seconds."""
     gpu_energy: dict[int, float | None]
-    """By the card's number: domain "gpu-0" is 0."""
+    """By GPU index: domain "gpu-0" is 0."""
     cpu_energy: dict[int, float | None] | None
-    """By the package's number; None where there is no such domain."""
+    """By package index; None without such a domain."""
     dram_energy: dict[int, float | None] | None
     total_energy: float | None
-    """All counted domains, each once: cards, packages, memory (ZeusMonitor's total has the cards only)."""
+    """Sum of all counted domains: GPUs, packages, memory (ZeusMonitor's total has the GPUs only)."""
     account: Account
-    """What the daemon said; its `window_uj` are the figures here."""
+    """The daemon's account; its `window_uj` are the source of these figures."""
 
 
 class EnergyMonitor:
@@ -47,8 +46,8 @@ class EnergyMonitor:
         self._lock = threading.Lock()
 
     def begin_window(self, key: str, sync_execution: bool = True) -> None:
-        """Opens a window. ValueError where one of this key is open. `sync_execution`: waits until the work that was
-        given to CUDA through torch is done, if torch is loaded, so that it is not counted here."""
+        """Opens a window. Raises ValueError if one with this key is open. `sync_execution`: first waits until work
+        queued on CUDA through torch has finished, if torch is loaded, so that it is not counted in this window."""
         with self._lock:
             if key in self._open:
                 raise ValueError(f"a window {key!r} is open already")
@@ -59,8 +58,8 @@ class EnergyMonitor:
             self._open[key] = (opened.begin(began_ns), began_ns)
 
     def end_window(self, key: str, sync_execution: bool = True, cancel: bool = False) -> Measurement:
-        """Closes it and waits for the final figures. ValueError where none of this key is open. `cancel`: forgets
-        it."""
+        """Closes a window and waits for the final figures. Raises ValueError if none with this key is open. `cancel`:
+        discards it."""
         with self._lock:
             if key not in self._open:
                 raise ValueError(f"no window {key!r} is open")
@@ -102,7 +101,7 @@ def _by_number(account: Account, kind: str) -> dict[int, float | None]:
 
 
 def _synchronize() -> None:
-    # Only what the program loaded itself: importing torch would take seconds and a context on the card.
+    # Only if the program has imported torch: the import takes seconds and creates a context on the GPU.
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_initialized():
         cuda.synchronize()

@@ -1,8 +1,8 @@
-"""Messages: one JSON object and a NUL byte each (Varlink).
+"""Encodes messages: one JSON object and a NUL byte each (Varlink).
 
-Owns the bounds on what is sent. The daemon refuses a text with control characters, a text that is too long and a
-message of more than 64 KiB, and hangs up on what is no JSON; a call that is not answered would fail in silence, so what
-would be refused is made acceptable here. Never raises for a value that can be shown as text.
+Applies the daemon's limits: it refuses texts with control characters, texts that are too long, and messages of more
+than 64 KiB, and closes the connection after invalid JSON. A oneway call would fail without an error, so values are
+sanitized here. Never raises for a value that can be converted to text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PHASE_BYTES = 128
 KEY_BYTES = 64
 VALUE_BYTES = 1024
 PAIRS = 64
-"""Most attributes of one span, those of its opening and of its close together."""
+"""Maximum number of attributes of one span, at its opening and its close together."""
 
 NOTES_BYTES = 32 << 10
-"""Most bytes of attributes in one message, so that it stays well below the daemon's 64 KiB."""
+"""Limit of the attributes in one message, in bytes, so that it stays well below the daemon's 64 KiB."""
 
 HEAVIEST = 1e6
 LIGHTEST = 1 / 65536
@@ -32,18 +32,18 @@ _quoted = json.encoder.encode_basestring
 
 
 def call(method: str, parameters: Mapping[str, Any]) -> bytes:
-    """A call that is answered."""
+    """Encodes a call with a reply."""
     return f'{{"method":"{METER}{method}","parameters":{_object(parameters)}}}\0'.encode("utf-8", "replace")
 
 
 def oneway(method: str, parameters: Mapping[str, Any]) -> bytes:
-    """A call that is not answered."""
+    """Encodes a call without a reply."""
     words = f'{{"method":"{METER}{method}","oneway":true,"parameters":{_object(parameters)}}}\0'
     return words.encode("utf-8", "replace")
 
 
 def _object(fields: Mapping[str, Any]) -> str:
-    # json.dumps makes an encoder for each call, which would be the largest part of what a span costs.
+    # json.dumps creates an encoder for each call, which would dominate the cost of a span.
     return "{" + ",".join([f"{_quoted(name)}:{_value(value)}" for name, value in fields.items()]) + "}"
 
 
@@ -59,11 +59,11 @@ def _value(value: Any) -> str:
 
 
 def text(given: object, most: int) -> str:
-    """`given` as a text that the daemon takes: at most `most` bytes, no control characters."""
+    """Converts `given` to a text that the daemon accepts: at most `most` bytes, no control characters."""
     words = given if isinstance(given, str) else str(given)
     if len(words) <= most and words.isascii() and words.isprintable():
         return words
-    # A lone surrogate is no UTF-8, and half a character at the cut is none either.
+    # A lone surrogate and a character that is cut in half are not valid UTF-8.
     clean = "".join(" " if _is_control(char) else char for char in words[:most])
     return clean.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
@@ -74,7 +74,7 @@ def _is_control(char: str) -> bool:
 
 
 def notes(given: Iterable[tuple[str, object]], room: int = PAIRS) -> dict[str, str]:
-    """Attributes as the daemon takes them: at most `room`, the first ones; what is None is left out."""
+    """Converts attributes to texts that the daemon accepts: the first `room` of them, without those that are None."""
     taken: dict[str, str] = {}
     size = 0
     for key, value in given:
@@ -90,7 +90,7 @@ def notes(given: Iterable[tuple[str, object]], room: int = PAIRS) -> dict[str, s
 
 
 def weight(given: float) -> float | None:
-    """A weight that the daemon takes, or None for what is none: NaN, negative, infinite, too heavy."""
+    """A weight that the daemon accepts, or None if `given` is NaN, negative, infinite or too large."""
     number = float(given)
     if not math.isfinite(number) or number < 0 or number > HEAVIEST:
         return None
