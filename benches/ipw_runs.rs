@@ -6,8 +6,7 @@
 //! - errors: each query's energy against its true share, for the runner's rows and for the harness's tail rule (counter
 //!   samples every 50 ms; a query gets its last sample minus the last sample of the query that ended before);
 //! - cost: 128 streams with 10,000 tokens per second in all, from a server in another process; CPU time of this
-//! process,
-//!   which contains the runner, its metering thread, and the meter.
+//!   process, which contains the runner, its metering thread, and the meter.
 
 #[path = "../tests/support/in_process.rs"]
 mod in_process;

@@ -29,7 +29,7 @@ pub mod systemd;
 pub(crate) mod launchd;
 
 /// Dropping of privileges.
-pub(crate) mod privileges;
+pub mod privileges;
 
 /// Unix sockets: safe binding of a path, and the credentials of a peer.
 pub(crate) mod unix_socket;
