@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sources::SourceSettings;
+
 /// The table `[source]`: the sources of readings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -25,7 +27,7 @@ pub struct SourceConfig {
     /// A trace or scripted machine to measure instead of this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<PathBuf>,
-    /// The sources to try, in order of preference; absent: perf, powercap, amdgpu, intelgpu, hwmon, battery, estimate.
+    /// The sources to try, in order of preference; absent: the defaults of [`SourceSettings`].
     /// `msr` is tried only where it is named here, after `perf` and `powercap`, which read the same registers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<Vec<String>>,
@@ -39,10 +41,11 @@ pub struct SourceConfig {
 
 impl Default for SourceConfig {
     fn default() -> Self {
+        let SourceSettings { sysfs_root, proc_root, msr_root, .. } = SourceSettings::default();
         Self {
-            sysfs_root: "/sys".into(),
-            proc_root: "/proc".into(),
-            msr_root: "/dev/cpu".into(),
+            sysfs_root,
+            proc_root,
+            msr_root,
             nvml_library: None,
             apple_library: None,
             replay: None,

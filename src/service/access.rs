@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn the_overflow_uid_has_no_access_whatever_its_groups() {
         assert_eq!(access(OVERFLOW_UID, 60, &[50, 60]), Access::None);
-        let nobody = AccessPolicy { own_uid: OVERFLOW_UID, ..POLICY };
-        let peer = nobody.peer_of(&PeerCredentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
+        let unmapped_daemon = AccessPolicy { own_uid: OVERFLOW_UID, ..POLICY };
+        let peer = unmapped_daemon.peer_of(&PeerCredentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
         assert_eq!((peer.access, peer.unlimited), (Access::None, false));
     }
 

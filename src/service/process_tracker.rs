@@ -28,7 +28,7 @@ const NEW_TARGET_COST_FACTOR: u64 = 10;
 /// A subject without a span is dropped after one or two of these intervals.
 const SWEEP_INTERVAL_NS: u64 = 5_000_000_000;
 
-const UNKNOWN_PEER_REASON: &str = "the peer's process is not known: the transport does not tell it, or /proc hides it from the daemon \
+const UNKNOWN_PEER_REASON: &str = "the peer's process is unknown: the transport does not report it, or /proc hides it from the daemon \
                       (hidepid=, ProtectProc=)";
 const LIMIT_REASON: &str = "too many processes are watched at once";
 

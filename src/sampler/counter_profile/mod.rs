@@ -205,7 +205,7 @@ impl CounterProfile {
 
 /// The most common case: a virtual machine that exposes its host's counter but never updates it.
 const NEVER_UPDATED: &str = "answers, but has never moved; a virtual machine often shows a counter that its host does not \
-                           feed, and only the host can mend that";
+                           feed, and this can be corrected only on the host";
 
 fn format_seconds(ns: u64) -> String {
     format!("{}.{} s", ns / 1_000_000_000, ns / 100_000_000 % 10)

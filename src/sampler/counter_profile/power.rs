@@ -182,7 +182,7 @@ mod tests {
     fn the_ratio_of_counter_to_sensor_is_measured() {
         let mut residual = Residual::default();
         watch(&mut residual, 0, 4_900, 74);
-        assert_eq!(residual.ratio(), None, "too short to tell");
+        assert_eq!(residual.ratio(), None, "the period is too short");
         watch(&mut residual, 5_000, 20_000, 74);
         assert!((residual.ratio().unwrap() + 0.26).abs() < 1e-3);
     }

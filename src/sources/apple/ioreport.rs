@@ -86,7 +86,7 @@ impl IoReportSource {
     fn open(settings: &SourceSettings, clock: &Clock) -> Result<(IoReportSource, Vec<String>), String> {
         let calls = load_functions(settings.apple_library.as_deref())?;
         let report = calls.report?;
-        let timebase = timebase(&calls).ok_or("the system does not tell the length of a tick")?;
+        let timebase = timebase(&calls).ok_or("the system does not report the length of a tick")?;
         let group = || ChannelGroup::copy(&calls, report, GROUP_NAME).ok_or(NO_GROUP_REASON);
         let listed = group()?;
         let ChannelSelection { channels, notes } = select_channels(&listed.channels());

@@ -226,7 +226,7 @@ mod tests {
         let domains = [
             domain("a", DomainKind::Gpu, Some("b")),
             domain("b", DomainKind::Gpu, Some("a")),
-            domain("c", DomainKind::Gpu, Some("nobody")),
+            domain("c", DomainKind::Gpu, Some("missing")),
         ];
         assert_eq!(names(&domains, &[true, true, true]), ["c"]);
     }

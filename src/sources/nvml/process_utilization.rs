@@ -149,7 +149,7 @@ fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> Utilizati
 
 fn error_reason(error: &NvmlError) -> String {
     match error {
-        NvmlError::NotSupported => "the board's driver does not tell its use by process".into(),
+        NvmlError::NotSupported => "the board's driver does not report its use by process".into(),
         NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => {
             "the driver is too old to tell a board's use by process".into()
         }
