@@ -60,7 +60,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
         meter: meter.as_ref().map_or(NO_METER.into(), |(connector, info)| {
             format!("{} {}", connector.description().kind, info.version)
         }),
-        idle: "as the meter learnt it or was told".into(),
+        idle: "learned by the daemon, or configured".into(),
         domains,
         not_live: Some(not_live),
         began_unix_ns: unix_ns(),
