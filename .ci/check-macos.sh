@@ -167,7 +167,7 @@ prove() {
     local copy=$root/target/macos-prove target=${targets%% *}
     must_fail() { # STEP REASON FILE SED-EXPRESSION
         rm -rf "$copy" && mkdir -p "$copy"
-        cp -r Cargo.toml Cargo.lock clippy.toml src tests benches launchd "$copy/"
+        cp -r Cargo.toml Cargo.lock clippy.toml src crates tests benches examples launchd "$copy/"
         sed -i -e "$4" "$copy/$3"
         ! cmp -s "$3" "$copy/$3" || fail "the change for $2 changes nothing: $4"
         if (cd "$copy" && "$1" "$target") >"$copy.log" 2>&1; then fail "passes with $2 in $3"; fi
@@ -175,7 +175,7 @@ prove() {
         say "fails with $2, as it must"
     }
     must_fail lint E0308 src/sources/apple/linked_functions_ffi.rs 's/encoding: u32) -> u8 = string/encoding: u64) -> u8 = string/'
-    must_fail lint ptr_arg src/clock/uptime_ffi.rs '$a /// A lint.\npub fn lint(list: \&Vec<u8>) -> usize {\n    list.len()\n}'
+    must_fail lint ptr_arg crates/wattspan-client/src/clock/uptime_ffi.rs '$a /// A lint.\npub fn lint(list: \&Vec<u8>) -> usize {\n    list.len()\n}'
     must_fail link launch_activate_sockets src/launchd/linked_ffi.rs 's/launch_activate_socket\b/launch_activate_sockets/g'
     rm -rf "$copy" "$copy.log"
 }

@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 mod ground_truth;
 
 use ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
-use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
 use wattspan::domain::{DomainKind, EnergyReading, Grade};
+use wattspan_client::account::Account;
 
 const MS: u64 = 1_000_000;
 

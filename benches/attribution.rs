@@ -10,11 +10,11 @@ use std::time::Instant;
 mod ground_truth;
 
 use ground_truth::{GroundTruth, TestRng, domain};
-use wattspan::attribution::account::Account;
 use wattspan::attribution::{
     AttributionSettings, Attributor, BasisUsageSample, CPU_TIME, NewSpan, SpanKey, Subject, SubjectUsage,
 };
 use wattspan::domain::{Domain, DomainKind};
+use wattspan_client::account::Account;
 
 const MS: u64 = 1_000_000;
 /// Pairs between two samples of a 1 kHz sampler: 100,000 pairs per second.

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use wattspan::client::Client;
 use wattspan::clock::Clock;
 use wattspan::sampler::{self, Sampler, TickStats};
 use wattspan::sources::{SourceSettings, discover};
+use wattspan_client::Client;
 
 #[path = "../tests/fake/nvml/mod.rs"]
 mod nvml;

@@ -13,12 +13,12 @@ use std::time::Instant;
 mod table;
 
 use wattspan::domain::{DomainKind, Grade};
-use wattspan::ipw::metrics::MetricOptions;
-use wattspan::ipw::report::{EnergyPrices, Report};
-use wattspan::ipw::row::{DomainEnergy, QueryEnergy, QueryRow};
-use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest};
-use wattspan::ipw::scope::{IdlePolicy, RunDomain, Scope};
-use wattspan::ipw::table::RunTable;
+use wattspan_ipw::metrics::MetricOptions;
+use wattspan_ipw::report::{EnergyPrices, Report};
+use wattspan_ipw::row::{DomainEnergy, QueryEnergy, QueryRow};
+use wattspan_ipw::run_dir::{FORMAT_VERSION, Manifest};
+use wattspan_ipw::scope::{IdlePolicy, RunDomain, Scope};
+use wattspan_ipw::table::RunTable;
 
 const MILLION: usize = 1_000_000;
 const SUBJECTS: [&str; 8] =

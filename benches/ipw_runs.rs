@@ -23,8 +23,8 @@ use ipw_runs::{RunSpec, fetch_accounts, run_metered, weight_interval};
 use llm_stub::LlmStub;
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::monotonic_ns;
-use wattspan::ipw::row::QueryRow;
-use wattspan::ipw::run::Workload;
+use wattspan_ipw::row::QueryRow;
+use wattspan_ipw::run::Workload;
 
 const MS: u64 = 1_000_000;
 

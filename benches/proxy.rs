@@ -4,6 +4,8 @@
 //! Prints a table of values and targets. The stub and the clients run in this process, proxy and daemon in others. Run
 //! with `cargo bench --bench proxy` on a quiet machine: every hop of a chunk wakes another process.
 
+#[path = "../tests/support/programs.rs"]
+mod programs;
 mod table;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -73,7 +75,7 @@ struct Proxy {
 
 impl Proxy {
     fn start(stub: SocketAddr, socket: &std::path::Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        let mut child = Command::new(programs::wattspan())
             .args(["proxy", "--listen", "127.0.0.1:0", "--upstream", &format!("http://{stub}"), "--socket"])
             .arg(socket)
             .stderr(Stdio::piped())

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan::protocol::{Call, CloseSpan, GetInfo, OpenSpan};
+use wattspan_client::protocol::{Call, CloseSpan, GetInfo, OpenSpan};
 
 /// Rounds, alternating with the floor so that both see the same disturbances; the median round counts.
 const ROUNDS: usize = 7;

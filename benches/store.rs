@@ -11,10 +11,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan::attribution::account::{Account, Share, SpanState};
 use wattspan::domain::Grade;
-use wattspan::protocol::{Call, CloseSpan, OpenSpan};
 use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
+use wattspan_client::account::{Account, Share, SpanState};
+use wattspan_client::protocol::{Call, CloseSpan, OpenSpan};
 
 /// Accounts of the bulk load.
 const ACCOUNTS: u64 = 1_000_000;

@@ -17,8 +17,7 @@ use crate::clock::Clock;
 use crate::config::{self, AcceptedOwner, Config, Flags};
 use crate::dbus;
 use crate::domain::Domain;
-use crate::private_file;
-use crate::privileges::{self, ProcessPrivileges, RequiredPrivileges};
+use crate::privileges::{self, RequiredPrivileges};
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::recording::{self, Recording};
@@ -34,7 +33,9 @@ use crate::systemd::journal::{
     STORE_STATE, UNKNOWN_GROUP, log,
 };
 use crate::systemd::notify::ServiceManager;
-use crate::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
+use wattspan_client::protocol::ProcessPrivileges;
+use wattspan_system::private_file;
+use wattspan_system::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
 
 /// Entry point of `wattspand`.
 pub fn main() -> ExitCode {

@@ -8,91 +8,7 @@
 //! reading covers; a *counter update* is an instant at which a counter moved; a *span* is a period that a client opens
 //! and closes; a *share* is the part of a domain's energy that belongs to a span; an *account* is the report of a span.
 
-use serde::{Deserialize, Serialize};
-
-/// The part of the machine that a domain measures; the contract's `Domain.kind`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DomainKind {
-    /// The whole platform, measured at the charger or on the board.
-    Psys,
-    /// A CPU package (socket).
-    Package,
-    /// The cores of a package (RAPL PP0).
-    Core,
-    /// The rest of a package's graphics and fabric (RAPL PP1).
-    Uncore,
-    /// Memory attached to a package.
-    Dram,
-    /// A graphics card or accelerator.
-    Gpu,
-    /// The memory of a graphics card.
-    GpuMemory,
-    /// A neural engine.
-    Npu,
-    /// A system on a chip as a whole.
-    Soc,
-    /// A board module (CPU and accelerator together).
-    Module,
-    /// The output of a battery.
-    Battery,
-    /// All CPUs of the machine together, where no finer domain is available.
-    Cpu,
-    /// A supply rail whose load is unknown: shown, but never part of a total.
-    Rail,
-}
-
-/// The origin of a value, best first, so that the worst of several grades is their maximum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Grade {
-    /// A hardware energy counter.
-    Measured,
-    /// A vendor's model behind a counter.
-    Modelled,
-    /// Power readings, integrated over time.
-    Integrated,
-    /// A model from the load, without a sensor.
-    Estimated,
-}
-
-impl Grade {
-    /// The grade's name in the contract.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Grade::Measured => "measured",
-            Grade::Modelled => "modelled",
-            Grade::Integrated => "integrated",
-            Grade::Estimated => "estimated",
-        }
-    }
-}
-
-/// Whether a domain's counter moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Liveness {
-    /// The counter advances.
-    Live,
-    /// The counter is present but does not advance.
-    Stuck,
-    /// The counter was live and disappeared.
-    Lost,
-    /// The source has not answered since the daemon started.
-    Starting,
-}
-
-/// Whether two domains show the same counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Duplicate {
-    /// Both show one counter.
-    Same,
-    /// They show two counters.
-    Independent,
-    /// Not known yet; meanwhile only one of them counts.
-    Undecided,
-}
+pub use wattspan_client::domain::{Absent, DomainKind, Duplicate, Grade, Liveness, REPLAY_SOURCE};
 
 /// The description of a domain, fixed but for its parent.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,9 +33,6 @@ pub struct Domain {
     /// The amount by which the true energy can exceed the counter's value: the counter's unit, rounded up, at least 1.
     pub quantum_uj: u64,
 }
-
-/// The source that replays a scripted or recorded machine. Its values are *simulated*, whatever their grade.
-pub const REPLAY_SOURCE: &str = "replay";
 
 impl Domain {
     /// Whether its energy comes from a file, not from this machine's hardware.
@@ -148,13 +61,4 @@ pub struct EnergyReading {
     /// a step of the counter, not the amount; it may be wrong by any factor, and no guarantee depends on it. It is
     /// meaningful in a reading that is not valid too: the counter was not read this time. 0: no such sensor.
     pub shape_uj: u64,
-}
-
-/// A source that is not available; the contract's `Absent`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Absent {
-    /// The name of the source.
-    pub source: String,
-    /// The reason, and the command or setting that makes it available.
-    pub reason: String,
 }

@@ -1,13 +1,15 @@
 //! wattspan: an energy meter for one machine that attributes energy to spans of time.
 //!
 //! ```text
-//! hardware ─► source ─► sampler ─► ring ─► attribution ─► service ─► server ─► client ─► proxy ─► cli
+//! hardware ─► source ─► sampler ─► ring ─► attribution ─► service ─► server
 //!           raw counts   ticks     history  accounts  wire
 //! ```
 //!
 //! Each stage imports only from the stages before it; `tests/architecture.rs` fails otherwise. The modules below
-//! stand in that order.
+//! stand in that order. The messages of the protocol are in the crate `wattspan-client`, code for networks, terminals
+//! and scores in other crates below `crates/`: the privileged daemon links none of it.
 
+#![warn(missing_docs)]
 #![warn(clippy::unwrap_used)]
 
 /// Units, domains and readings.
@@ -15,12 +17,6 @@ pub mod domain;
 
 /// The monotonic clock, and a manual one for tests.
 pub mod clock;
-
-/// Escaping of control and format characters.
-pub mod escape;
-
-/// Files with access for their owner only.
-pub mod private_file;
 
 /// Notifications, journal entries and socket activation.
 pub mod systemd;
@@ -30,9 +26,6 @@ pub(crate) mod launchd;
 
 /// Dropping of privileges.
 pub mod privileges;
-
-/// Unix sockets: safe binding of a path, and the credentials of a peer.
-pub(crate) mod unix_socket;
 
 /// Configuration: defaults, files, flags, validation.
 pub mod config;
@@ -55,9 +48,6 @@ pub mod store;
 /// CPU time and GPU use of processes and control groups.
 pub mod process_usage;
 
-/// The varlink protocol.
-pub mod protocol;
-
 /// The protocol's methods: spans, queries, durability, access, rate limits.
 pub mod service;
 
@@ -72,23 +62,8 @@ mod dbus_unsupported;
 #[cfg(not(target_os = "linux"))]
 use dbus_unsupported as dbus;
 
-/// A blocking client of the daemon.
-pub mod client;
-
-/// HTTP client for inference servers.
-pub mod http;
-
-/// Reverse proxy that measures the energy of each request of an inference server.
-pub mod proxy;
-
-/// Intelligence per watt: questions, answers, scores, figures.
-pub mod ipw;
-
 /// Entry point of the daemon.
 pub mod daemon;
 
 /// The embedded meter, used where no daemon runs.
 pub mod embedded;
-
-/// The `wattspan` program.
-pub mod cli;

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use other_user::{GROUPS, TestUser, call_as, call_as_at};
 use serde_json::{Value, json};
 use support::{STEADY_MACHINE, TestClient, TestDaemon, error_of, get_u64, wait_until};
-use wattspan::protocol::METHOD_NAMES;
+use wattspan_client::protocol::METHOD_NAMES;
 
 /// Methods that the fixture names and that this version may lack.
 const MAY_BE_MISSING: &[&str] = &["Reload"];

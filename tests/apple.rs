@@ -5,6 +5,8 @@
 //! of library and reader, so that nothing depends on the speed of this machine.
 #![cfg(target_os = "linux")]
 
+#[path = "support/programs.rs"]
+mod programs;
 mod fake {
     pub mod apple;
 }
@@ -19,7 +21,6 @@ use fake::apple::{
     FROZEN, HIDDEN, INTEL, Knob, Library, Mac, NOT_SIMPLE, SHORT_ELEMENT, SILICON, WITHOUT_ELEMENT, fixture,
     ticks,
 };
-use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
@@ -27,6 +28,7 @@ use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sources::dedup::domain_tree;
 use wattspan::sources::replay::power_profile::PowerProfile;
 use wattspan::sources::{Inventory, discover};
+use wattspan_client::account::{Account, Share};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -597,11 +599,8 @@ fn the_daemon_measures_a_fake_mac() {
     std::thread::sleep(Duration::from_millis(400));
     let account = call("CloseSpan", serde_json::json!({ "span": "s", "wait_settled": true }));
     let account = &account["parameters"]["account"];
-    let doctor = Command::new(env!("CARGO_BIN_EXE_wattspan"))
-        .args(["doctor", "--socket"])
-        .arg(&socket)
-        .output()
-        .unwrap();
+    let doctor =
+        Command::new(programs::wattspan()).args(["doctor", "--socket"]).arg(&socket).output().unwrap();
     let shown = String::from_utf8_lossy(&doctor.stdout);
     assert!(shown.contains("ioreport") && shown.contains("modelled"), "{shown}");
     assert!(

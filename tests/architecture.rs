@@ -13,24 +13,28 @@ use std::path::{Path, PathBuf};
 use allowed::Allowed;
 use modules::Modules;
 
-/// Each module with all modules that it may import, in the order of the pipeline.
+/// Each module with all modules that it may import, in the order of the pipeline: the modules of the root package by
+/// their names, those of the wire types as `client::NAME`, every other crate as one.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("domain", &[]),
-    ("clock", &[]),
-    ("escape", &[]),
-    ("systemd", &["clock", "escape"]),
+    ("client::domain", &[]),
+    ("client::clock", &[]),
+    ("client::account", &["client::domain"]),
+    ("client::protocol", &["client::domain", "client::account"]),
+    ("client", &["client::domain", "client::clock", "client::account", "client::protocol"]),
+    ("system", &[]),
+    ("http", &[]),
+    ("domain", &["client::domain"]),
+    ("clock", &["client::clock"]),
+    ("systemd", &["clock", "system"]),
     ("launchd", &[]),
-    ("private_file", &[]),
-    ("privileges", &[]),
-    ("unix_socket", &[]),
+    ("privileges", &["client::protocol"]),
     ("sources", &["domain", "clock"]),
     ("ring", &["domain"]),
     ("sampler", &["domain", "clock", "sources", "ring"]),
-    ("attribution", &["domain"]),
-    ("store", &["domain", "clock", "attribution"]),
+    ("attribution", &["domain", "client::account"]),
+    ("store", &["domain", "clock", "attribution", "client::account"]),
     ("process_usage", &["clock"]),
-    ("protocol", &["domain", "privileges", "attribution"]),
-    ("config", &["domain", "privileges", "sources", "sampler", "attribution", "protocol"]),
+    ("config", &["domain", "privileges", "sources", "sampler", "attribution", "client", "client::protocol"]),
     (
         "service",
         &[
@@ -45,8 +49,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "attribution",
             "store",
             "process_usage",
-            "protocol",
-            "unix_socket",
+            "client::account",
+            "client::protocol",
+            "system",
         ],
     ),
     (
@@ -59,17 +64,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "privileges",
             "process_usage",
-            "protocol",
             "service",
             "systemd",
-            "unix_socket",
+            "client::account",
+            "client::protocol",
+            "system",
         ],
     ),
-    ("client", &["domain", "clock", "config", "attribution", "protocol"]),
-    ("http", &[]),
-    ("proxy", &["clock", "domain", "escape", "unix_socket", "attribution", "protocol", "client", "http"]),
-    ("ipw", &["domain", "clock", "escape", "private_file", "attribution", "protocol", "client", "http"]),
-    ("dbus", &["unix_socket", "config", "protocol", "service", "server"]),
+    ("dbus", &["config", "service", "server", "client::protocol", "system"]),
     ("dbus_unsupported", &["config", "server"]),
     (
         "daemon",
@@ -78,19 +80,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "clock",
             "systemd",
             "launchd",
-            "private_file",
             "privileges",
-            "unix_socket",
             "config",
             "sources",
             "ring",
             "sampler",
             "attribution",
             "store",
-            "protocol",
             "service",
             "server",
             "dbus",
+            "client::protocol",
+            "system",
         ],
     ),
     (
@@ -102,28 +103,52 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "sources",
             "sampler",
             "attribution",
-            "protocol",
             "service",
             "server",
             "client",
+            "client::account",
+            "client::protocol",
+        ],
+    ),
+    (
+        "proxy",
+        &[
+            "client",
+            "client::domain",
+            "client::clock",
+            "client::account",
+            "client::protocol",
+            "system",
+            "http",
+        ],
+    ),
+    (
+        "ipw",
+        &[
+            "client",
+            "client::domain",
+            "client::clock",
+            "client::account",
+            "client::protocol",
+            "system",
+            "http",
         ],
     ),
     (
         "cli",
         &[
-            "domain",
-            "clock",
-            "escape",
-            "private_file",
+            "client",
+            "client::domain",
+            "client::clock",
+            "client::account",
+            "client::protocol",
+            "system",
+            "http",
             "privileges",
             "config",
-            "attribution",
-            "protocol",
-            "client",
-            "http",
+            "embedded",
             "proxy",
             "ipw",
-            "embedded",
         ],
     ),
 ];
@@ -134,11 +159,16 @@ const BANNED_NAMES: &[&str] = &[
     "base", "prelude",
 ];
 
-fn sources() -> Vec<PathBuf> {
-    rust_files("src")
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn rust_files(folder: &str) -> Vec<PathBuf> {
+/// The source files of all crates.
+fn sources() -> Vec<PathBuf> {
+    modules::crates(root()).iter().flat_map(|(_, src)| rust_files(src)).collect()
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
     fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).expect("the folder is there").flatten() {
             let path = entry.path();
@@ -150,21 +180,38 @@ fn rust_files(folder: &str) -> Vec<PathBuf> {
         }
     }
     let mut list = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut list);
+    walk(folder, &mut list);
     list.sort();
-    assert!(list.len() > 20, "{folder}/ was not found");
+    assert!(!list.is_empty(), "{} has no source files", folder.display());
     list
 }
 
-fn under_src(path: &Path) -> PathBuf {
-    path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("under src").to_path_buf()
+/// The path of a file relative to the root.
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix(root()).expect("below the root")
 }
 
-/// The top-level module of a file; `None` for lib.rs and the programs.
-fn module(path: &Path) -> Option<String> {
-    let relative = under_src(path);
-    let first = relative.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs").to_string();
-    (first != "lib" && first != "bin").then_some(first)
+/// The modules of the client's crate that have their own rows in [`MAY_IMPORT`].
+const WIRE_MODULES: &[&str] = &["domain", "clock", "account", "protocol"];
+
+/// The row of [`MAY_IMPORT`] for the module `name` of a crate.
+fn row(of_crate: &str, name: &str) -> String {
+    match of_crate.strip_prefix("wattspan_") {
+        None => name.to_owned(),
+        Some("client") if WIRE_MODULES.contains(&name) => format!("client::{name}"),
+        Some(other) => other.to_owned(),
+    }
+}
+
+/// The crate of a file, and the row of its module; `None` for lib.rs and the programs of the root package.
+fn module(path: &Path) -> Option<(String, String)> {
+    let crates = modules::crates(root());
+    let (of_crate, src) = crates.into_iter().find(|(_, src)| path.starts_with(src))?;
+    let inside = path.strip_prefix(src).ok()?;
+    let first = inside.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs").to_owned();
+    let is_root = of_crate == "wattspan" && (first == "lib" || first == "bin");
+    let row = row(&of_crate, &first);
+    (!is_root).then_some((of_crate, row))
 }
 
 /// The lines of a file that are code, without its tests.
@@ -174,17 +221,24 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
         .map(|line| line.split("//").next().unwrap_or(""))
 }
 
-/// The modules that a line names by `crate::NAME`, also within braces.
-fn imports(line: &str) -> Vec<String> {
+/// The rows of [`MAY_IMPORT`] that a line of the crate `from` names, also within braces.
+fn imports(from: &str, line: &str) -> Vec<String> {
     let names =
         |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
     let mut found = Vec::new();
-    for part in line.split("crate::").skip(1) {
-        match part.strip_prefix('{') {
+    let (mut rest, mut before) = (line, ' ');
+    while let Some(at) = rest.find("crate::").into_iter().chain(rest.find("wattspan")).min() {
+        before = rest[..at].chars().next_back().unwrap_or(before);
+        let of_crate = names(&rest[at..]);
+        rest = &rest[at + of_crate.len()..];
+        let Some(path) = rest.strip_prefix("::").filter(|_| before != '$' && before != '"') else { continue };
+        let of_crate = if of_crate == "crate" { from } else { &of_crate };
+        match path.strip_prefix('{') {
             Some(list) => {
-                found.extend(list.split(',').map(|item| names(item.trim())).filter(|name| !name.is_empty()));
+                let items = list.split(',').map(|item| names(item.trim())).filter(|name| !name.is_empty());
+                found.extend(items.map(|name| row(of_crate, &name)));
             }
-            None => found.push(names(part)),
+            None => found.push(row(of_crate, &names(path))),
         }
     }
     found
@@ -194,7 +248,7 @@ fn imports(line: &str) -> Vec<String> {
 fn imports_go_one_way() {
     let mut wrong = Vec::new();
     for path in sources() {
-        let Some(module) = module(&path) else { continue };
+        let Some((of_crate, module)) = module(&path) else { continue };
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
             wrong.push(format!(
                 "{}: module {module} has no place in the pipeline; give it one here",
@@ -204,7 +258,7 @@ fn imports_go_one_way() {
         };
         let text = fs::read_to_string(&path).expect("readable");
         for line in code(&text) {
-            for import in imports(line) {
+            for import in imports(&of_crate, line) {
                 if import != module && !allowed.contains(&import.as_str()) {
                     wrong.push(format!("{}: {module} imports {import}", path.display()));
                 }
@@ -230,7 +284,7 @@ fn the_table_of_imports_has_no_cycle() {
 #[test]
 fn no_module_has_a_banned_name() {
     for path in sources() {
-        for part in under_src(&path).components() {
+        for part in relative(&path).components() {
             let name = part.as_os_str().to_string_lossy().trim_end_matches(".rs").to_string();
             assert!(
                 !BANNED_NAMES.contains(&name.as_str()),
@@ -297,10 +351,10 @@ fn no_file_has_a_todo_marker() {
 
 /// The files that may create files directly, each with the reason.
 const FILE_CREATORS: &[(&str, &str)] = &[
-    ("private_file.rs", "the one place for it"),
-    ("cli/generate.rs", "manual pages are for everybody"),
-    ("store/state_dir.rs", "the state directory, checked and locked before anything is written"),
-    ("unix_socket/listener.rs", "the socket's directory, which every user enters"),
+    ("crates/wattspan-system/src/private_file.rs", "the one place for it"),
+    ("crates/wattspan-cli/src/generate.rs", "manual pages are readable by all users"),
+    ("src/store/state_dir.rs", "the state directory, checked and locked before anything is written"),
+    ("crates/wattspan-system/src/unix_socket/listener.rs", "the socket's directory, which every user enters"),
 ];
 
 /// Whether a line of code can create a file or a directory.
@@ -322,7 +376,7 @@ fn creates_a_file(line: &str) -> bool {
 #[test]
 fn files_are_created_in_one_place() {
     for path in sources() {
-        let name = under_src(&path).display().to_string();
+        let name = relative(&path).display().to_string();
         if name.ends_with("tests.rs") || FILE_CREATORS.iter().any(|(file, _)| *file == name) {
             continue;
         }
@@ -335,7 +389,8 @@ fn files_are_created_in_one_place() {
 
 /// The files of the command line that write to standard streams: one makes control characters visible, the other
 /// prints the progress line of a run, which holds only figures.
-const STREAM_WRITERS: &[&str] = &["cli/output.rs", "cli/ipw/progress_line.rs"];
+const STREAM_WRITERS: &[&str] =
+    &["crates/wattspan-cli/src/output.rs", "crates/wattspan-cli/src/ipw/progress_line.rs"];
 
 /// Whether a line may write to a standard stream; a query of the stream's capabilities does not count.
 fn writes_on_a_stream(line: &str) -> bool {
@@ -346,13 +401,13 @@ fn writes_on_a_stream(line: &str) -> bool {
 #[test]
 fn the_command_line_writes_in_one_place_which_shows_hidden_characters() {
     for path in sources() {
-        let file = under_src(&path).to_string_lossy().into_owned();
-        if !file.starts_with("cli/") || STREAM_WRITERS.contains(&file.as_str()) {
+        let file = relative(&path).to_string_lossy().into_owned();
+        if !file.starts_with("crates/wattspan-cli/") || STREAM_WRITERS.contains(&file.as_str()) {
             continue;
         }
         let text = fs::read_to_string(&path).expect("readable");
         for line in code(&text) {
-            assert!(!writes_on_a_stream(line), "{file}: writes past cli/output.rs: {line}");
+            assert!(!writes_on_a_stream(line), "{file}: writes past output.rs: {line}");
         }
     }
     assert!(
@@ -363,15 +418,22 @@ fn the_command_line_writes_in_one_place_which_shows_hidden_characters() {
 
 #[test]
 fn the_check_of_imports_can_fail() {
-    assert_eq!(imports("use crate::service::Service;"), ["service"]);
-    assert_eq!(imports("use crate::{energy::Domain, ipc};"), ["energy", "ipc"]);
-    assert!(imports("use super::clock;").is_empty());
+    assert_eq!(imports("wattspan", "use crate::service::Service;"), ["service"]);
+    assert_eq!(imports("wattspan", "use crate::{energy::Domain, ipc};"), ["energy", "ipc"]);
+    assert_eq!(imports("wattspan", "use wattspan_client::protocol::Call;"), ["client::protocol"]);
+    assert_eq!(
+        imports("wattspan_client", "fn f(of: crate::account::A, to: crate::B)"),
+        ["client::account", "client"]
+    );
+    assert_eq!(imports("wattspan_cli", "use wattspan::config::{Config, Flags};"), ["config"]);
+    assert_eq!(imports("wattspan_cli", "wattspan_ipw::run::run(wattspan_http::BoxBody)"), ["ipw", "http"]);
+    assert!(imports("wattspan", "use super::clock;").is_empty());
 }
 
 /// A test that prints its own skip message would pass in CI, where [`tests/support/skip.rs`] makes skipping fail.
 #[test]
 fn only_the_function_that_fails_in_ci_skips_a_test() {
-    let files = rust_files("tests");
+    let files = rust_files(&root().join("tests"));
     assert!(files.iter().any(|file| file.ends_with("support/skip.rs")), "{files:?}");
     for file in files.iter().filter(|file| !file.ends_with("support/skip.rs")) {
         let text = fs::read_to_string(file).unwrap().to_lowercase();
@@ -380,7 +442,7 @@ fn only_the_function_that_fails_in_ci_skips_a_test() {
 }
 
 fn modules() -> Modules {
-    Modules::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+    Modules::read(root())
 }
 
 /// Files that import each other cannot be read, tested or moved separately.
@@ -401,7 +463,7 @@ fn a_type_has_its_methods_in_two_files_at_most() {
     let mut files_of: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
     for file in &modules.files {
         // A type's name is unique only within its module, so the module is part of the key.
-        let module = file.path.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        let module = module(&root().join(&file.path)).unwrap_or_default().1;
         for item in &file.syntax.items {
             let syn::Item::Impl(item) = item else { continue };
             let syn::Type::Path(of) = &*item.self_ty else { continue };
@@ -486,7 +548,7 @@ fn platform_stubs_end_in_unsupported() {
 /// Names and phrases of the project's former private language (tests/architecture/retired.txt).
 #[test]
 fn retired_names_do_not_come_back() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let list = fs::read_to_string(root.join("tests/architecture/retired.txt")).expect("the list of names");
     let retired: Vec<&str> = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     assert!(retired.len() > 40, "the list of retired names is cut short");
@@ -527,7 +589,7 @@ fn texts(root: &Path) -> Vec<PathBuf> {
         }
     }
     let mut list = vec![root.join("README.md")];
-    for folder in ["src", "docs", "clients/python/src", "examples", "benches"] {
+    for folder in ["src", "crates", "docs", "clients/python/src", "examples", "benches"] {
         walk(&root.join(folder), &mut list);
     }
     list.sort();
@@ -552,18 +614,18 @@ fn the_check_of_circles_can_fail() {
 const TERMS: &[(&str, &str)] = &[
     ("virtual time", "src/attribution/virtual_energy.rs"),
     ("rate limit", "src/service/rate_limit.rs"),
-    ("peer credentials", "src/unix_socket/peer_credentials.rs"),
-    ("bootstrap", "src/ipw/bootstrap.rs"),
-    ("reverse proxy", "src/proxy/mod.rs"),
-    ("retry", "src/ipw/query.rs"),
-    ("timeout", "src/http/connection_pool.rs"),
+    ("peer credentials", "crates/wattspan-system/src/unix_socket/peer_credentials.rs"),
+    ("bootstrap", "crates/wattspan-ipw/src/bootstrap.rs"),
+    ("reverse proxy", "crates/wattspan-proxy/src/lib.rs"),
+    ("retry", "crates/wattspan-ipw/src/query.rs"),
+    ("timeout", "crates/wattspan-http/src/connection_pool.rs"),
     ("subscription", "src/server/subscriptions.rs"),
     ("checkpoint", "src/store/settings.rs"),
 ];
 
 #[test]
 fn standard_terms_are_found_in_the_files_that_own_them() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let missing: Vec<_> = TERMS
         .iter()
         .filter(|(term, file)| {
@@ -574,12 +636,12 @@ fn standard_terms_are_found_in_the_files_that_own_them() {
     assert!(missing.is_empty(), "terms that their files do not contain: {missing:#?}");
 }
 
-/// The files of the numbered list under `heading` in ARCHITECTURE.md, relative to `src/`.
+/// The files of the numbered list under `heading` in ARCHITECTURE.md.
 fn listed_files(document: &str, heading: &str) -> Vec<String> {
     let (_, section) = document.split_once(&format!("## {heading}\n")).expect("the heading");
     let section = section.split("\n## ").next().expect("a section");
     let file = |line: &str| {
-        let (number, rest) = line.split_once(". `src/")?;
+        let (number, rest) = line.split_once(". `")?;
         number.parse::<u32>().ok()?;
         Some(rest.split_once('`')?.0.to_owned())
     };
@@ -591,30 +653,30 @@ const MAX_CLOSE_SPAN_FILES: usize = 25;
 
 #[test]
 fn the_path_of_one_close_span_is_as_documented() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let document = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     let listed = listed_files(&document, "The path of one CloseSpan");
     assert!((10..=MAX_CLOSE_SPAN_FILES).contains(&listed.len()), "{} files: {listed:#?}", listed.len());
-    let modules = Modules::read(&root.join("src"));
+    let modules = Modules::read(root);
     let edges = modules.edges();
     let at: Vec<usize> = listed
         .iter()
         .map(|path| {
             let found = modules.files.iter().position(|file| file.path == *path);
-            found.unwrap_or_else(|| panic!("ARCHITECTURE.md lists src/{path}, which does not exist"))
+            found.unwrap_or_else(|| panic!("ARCHITECTURE.md lists {path}, which does not exist"))
         })
         .collect();
     for (index, file) in at.iter().enumerate().skip(1) {
-        assert!(!at[..index].contains(file), "src/{} is listed twice", listed[index]);
+        assert!(!at[..index].contains(file), "{} is listed twice", listed[index]);
         // A second file of a type's methods imports the type; nothing names that file.
         let is_linked = |earlier: &usize| edges[*earlier].contains(file) || edges[*file].contains(earlier);
         let is_reached = at[..index].iter().any(is_linked);
-        assert!(is_reached, "no import links src/{} with a file listed before it", listed[index]);
+        assert!(is_reached, "no import links {} with a file listed before it", listed[index]);
     }
 }
 
 #[test]
 fn the_check_of_the_documented_path_can_fail() {
     let document = "## Other\n1. `src/a.rs`: x\n## Path\n1. `src/b.rs`: y\ntext `src/c.rs`\n2. `src/d/e.rs`: z\n\n## Next\n3. `src/f.rs`\n";
-    assert_eq!(listed_files(document, "Path"), ["b.rs", "d/e.rs"]);
+    assert_eq!(listed_files(document, "Path"), ["src/b.rs", "src/d/e.rs"]);
 }

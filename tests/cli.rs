@@ -4,6 +4,9 @@
 //! contains the truth within its error. Nothing depends on the speed of this machine: the expected energy is computed
 //! from the edges that the account states.
 
+#[path = "support/programs.rs"]
+mod programs;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -32,7 +35,7 @@ impl CliFixture {
 
     /// `wattspan` in an environment without daemon and terminal.
     fn bare(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        let mut command = Command::new(programs::wattspan());
         for variable in ["WATTSPAN_SOCKET", "NO_COLOR", "COLUMNS"] {
             command.env_remove(variable);
         }
@@ -252,7 +255,7 @@ fn a_signal_that_was_ignored_stays_ignored_in_the_command() {
     let fixture = CliFixture::new();
     let script = format!(
         "trap '' HUP; exec '{}' --replay '{}' run -- sh -c 'kill -HUP $$; exit 9'",
-        env!("CARGO_BIN_EXE_wattspan"),
+        programs::wattspan(),
         fixture.machine.display()
     );
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();

@@ -300,7 +300,10 @@ fn the_service_describes_itself_with_the_contract_word_for_word() {
     );
     let calls = json!({ "interface": "org.wattspan.Meter" });
     let described = client.call("org.varlink.service.GetInterfaceDescription", calls);
-    assert_eq!(described["description"], include_str!("../src/protocol/org.wattspan.Meter.varlink"));
+    assert_eq!(
+        described["description"],
+        include_str!("../crates/wattspan-client/src/protocol/org.wattspan.Meter.varlink")
+    );
     let (name, _) =
         client.call_error("org.varlink.service.GetInterfaceDescription", json!({ "interface": "x.y" }));
     assert_eq!(name, "org.varlink.service.InterfaceNotFound");

@@ -21,7 +21,8 @@ const FOREIGN_FLAGS: &[(&str, &str)] = &[
 /// Modules whose messages only the daemon prints, and those whose messages only `wattspan` prints. Both programs print
 /// the messages of the other modules, so a flag there must be named together with its program.
 const DAEMON_MODULES: &[&str] = &["daemon", "server", "service", "dbus", "store"];
-const CLIENT_MODULES: &[&str] = &["cli", "client", "http", "ipw", "proxy"];
+const CLIENT_MODULES: &[&str] =
+    &["wattspan-cli", "wattspan-client", "wattspan-http", "wattspan-ipw", "wattspan-proxy"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -48,7 +49,7 @@ fn files(directory: &str, endings: &[&str]) -> Vec<PathBuf> {
 }
 
 fn programs() -> [Command; 2] {
-    let mut both = [wattspan::cli::Cli::command(), wattspan::config::Flags::command()];
+    let mut both = [wattspan_cli::Cli::command(), wattspan::config::Flags::command()];
     both.iter_mut().for_each(Command::build);
     both
 }
@@ -200,12 +201,15 @@ fn scripts() -> Vec<PathBuf> {
 }
 
 fn sources() -> Vec<PathBuf> {
-    files("src", &["rs"]).into_iter().filter(|path| !path.ends_with("tests.rs")).collect()
+    let all = files("src", &["rs"]).into_iter().chain(files("crates", &["rs"]));
+    all.filter(|path| !path.ends_with("tests.rs")).collect()
 }
 
+/// The top-level module of a file of the root package, or the name of its crate.
 fn module(path: &Path) -> String {
-    let relative = path.strip_prefix(root().join("src")).unwrap();
-    let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+    let relative = path.strip_prefix(root()).unwrap();
+    let inside = relative.strip_prefix("src").or_else(|_| relative.strip_prefix("crates")).unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     first.trim_end_matches(".rs").to_owned()
 }
 

@@ -13,12 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fuse_sysfs::{FuseMachine, MountedMachine};
-use wattspan::attribution::account::Account;
-use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::domain::{Duplicate, Liveness};
 use wattspan::embedded::EmbeddedMeter;
-use wattspan::protocol::{DaemonInfo, DomainStatus};
+use wattspan_client::Client;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{DaemonInfo, DomainStatus};
 
 const MS: u64 = 1_000_000;
 

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
 use proptest::prelude::*;
-use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
 use wattspan::domain::{DomainKind, EnergyReading};
+use wattspan_client::account::Account;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;

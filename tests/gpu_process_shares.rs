@@ -9,11 +9,11 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use fake::nvml::{Knob, Library};
-use wattspan::attribution::account::{Account, Share};
-use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::embedded::EmbeddedMeter;
-use wattspan::protocol::OpenSpan;
+use wattspan_client::Client;
+use wattspan_client::account::{Account, Share};
+use wattspan_client::protocol::OpenSpan;
 
 struct SleepProcess(Child);
 

@@ -2,6 +2,8 @@
 
 #[path = "support/llm_stub.rs"]
 mod llm_stub;
+#[path = "support/programs.rs"]
+mod programs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -106,7 +108,7 @@ impl IpwFixture {
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        let mut command = Command::new(programs::wattspan());
         command
             .args(["ipw", verb])
             .current_dir(self.dir.path())
@@ -516,7 +518,7 @@ fn routing_mixes_no_grades_by_default_and_names_its_basis() {
     fixture.run("good-12", &["-c", "12"]);
     let unmetered =
         ["ipw", "run", "--socket", "nowhere.sock", "--without-meter", "--url", &fixture.llm.url()];
-    let output = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+    let output = Command::new(programs::wattspan())
         .args(unmetered)
         .args(["--model", "good", "--label", "cloud", "-o", "cloud", "-n", "12", "--warm-up", "0"])
         .current_dir(fixture.dir.path())

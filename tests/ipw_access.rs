@@ -6,6 +6,8 @@
 #[path = "support/llm_stub.rs"]
 mod llm_stub;
 mod other_user;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +37,7 @@ impl IpwFixture {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
         // Other users may be unable to read the directory of the program.
-        let own = env!("CARGO_BIN_EXE_wattspan");
+        let own = programs::wattspan();
         assert!(Command::new("cp").arg(own).arg(dir.path().join("wattspan")).status().unwrap().success());
         // On a busy machine messages reach the service late; the test does not measure the load of the test machine.
         let daemon =

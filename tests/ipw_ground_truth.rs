@@ -12,8 +12,8 @@ use in_process::{InProcessService, VARYING_POWER_MACHINE, WeightInterval};
 use ipw_runs::{RunSpec, fetch_accounts, run_metered, run_questions, weight_interval};
 use llm_stub::LlmStub;
 use wattspan::clock::monotonic_ns;
-use wattspan::ipw::run::Workload;
-use wattspan::ipw::run_dir::for_each_text;
+use wattspan_ipw::run::Workload;
+use wattspan_ipw::run_dir::for_each_text;
 
 const DOMAINS: [&str; 2] = ["package-0", "gpu-0"];
 

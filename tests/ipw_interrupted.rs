@@ -3,6 +3,8 @@
 
 #[path = "support/llm_stub.rs"]
 mod llm_stub;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::collections::BTreeSet;
@@ -37,7 +39,7 @@ impl IpwFixture {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        let mut command = Command::new(programs::wattspan());
         command
             .args(["ipw", "run", "--socket"])
             .arg(self.daemon.socket())
@@ -201,7 +203,7 @@ fn a_run_goes_on_only_as_it_was_begun_and_where_it_was_begun() {
         fixture.command(&["--model", "good-4", "-o", "run", "-n", "2", "--max-tokens", "9", "-c", "2"]);
     assert!({ begun }.status().unwrap().success());
     let other = TestDaemon::start(&STEADY_MACHINE.replace("core-0", "core-7"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+    let mut command = Command::new(programs::wattspan());
     command
         .args(["ipw", "run", "--resume", "run", "--socket"])
         .arg(other.socket())
@@ -226,7 +228,7 @@ fn a_run_goes_on_only_as_it_was_begun_and_where_it_was_begun() {
         assert_eq!(output.status.code(), Some(2), "{changed:?}: {}", output_text(&output));
     }
     let request_count = fixture.llm.requests();
-    let mut same = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+    let mut same = Command::new(programs::wattspan());
     same.args(["ipw", "run", "--resume", "run", "--socket"]).arg(fixture.daemon.socket());
     let same = same.current_dir(fixture.dir.path()).output().unwrap();
     assert!(same.status.success(), "{}", output_text(&same));

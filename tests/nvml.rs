@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 
 use fake::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
 use rustix::process::{Pid, Signal};
-use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{self, Attributor, NewSpan};
-use wattspan::client::Client;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
 use wattspan::sampler::counter_profile::CounterProfile;
@@ -26,6 +24,8 @@ use wattspan::sampler::{self, Sampler};
 use wattspan::sources::dedup::domain_tree;
 use wattspan::sources::replay::power_profile::PowerProfile;
 use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover, discover_within};
+use wattspan_client::Client;
+use wattspan_client::account::{Account, Share};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;

@@ -1,5 +1,8 @@
 //! Files that the programs write, and files that a privileged daemon reads: modes, owners, links.
 
+#[path = "support/programs.rs"]
+mod programs;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -18,7 +21,7 @@ fn program(path: &str) -> Command {
 }
 
 fn wattspan(at: &Path, arguments: &[&str]) -> Output {
-    program(env!("CARGO_BIN_EXE_wattspan")).args(arguments).current_dir(at).output().unwrap()
+    program(programs::wattspan()).args(arguments).current_dir(at).output().unwrap()
 }
 
 fn wattspand(arguments: &[&str]) -> Output {
@@ -122,7 +125,7 @@ fn the_output_of_run_is_the_owners_alone_and_goes_to_devices_and_descriptors_too
     let script = format!(
         "mkfifo fifo; {0} --replay machine.toml run --output fifo -- true & cat fifo; wait; \
          {0} --replay machine.toml run --output >(cat) -- true | cat",
-        env!("CARGO_BIN_EXE_wattspan")
+        programs::wattspan()
     );
     let printed = Command::new("bash").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
     assert_eq!(output_text(&printed).matches("Energy of: true").count(), 2, "{}", output_text(&printed));

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use ground_truth::{GroundTruth, TestRng, domain};
 use proptest::prelude::*;
-use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{
     AttributionSettings, Attributor, BasisUsageSample, CPU_TIME, NewSpan, SpanKey, Subject, SubjectUsage,
 };
 use wattspan::domain::DomainKind;
+use wattspan_client::account::{Account, Share};
 
 const MS: u64 = 1_000_000;
 

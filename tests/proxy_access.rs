@@ -7,6 +7,8 @@
 
 mod http_stub;
 mod other_user;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::io::{Read, Write};
@@ -73,7 +75,7 @@ impl Setup {
     }
 
     fn proxy(&self, flags: &[&str]) -> TestProxy {
-        self.proxy_by(Command::new(env!("CARGO_BIN_EXE_wattspan")), flags)
+        self.proxy_by(Command::new(programs::wattspan()), flags)
     }
 
     fn proxy_by(&self, command: Command, flags: &[&str]) -> TestProxy {
@@ -239,7 +241,7 @@ fn a_supplementary_member_by_the_group_database_sees_figures() {
     // A mount namespace of its own, in which that file is the group database.
     let mut command = Command::new("unshare");
     let script = "mount --bind \"$0\" /etc/group && exec \"$@\"";
-    command.args(["--mount", "sh", "-c", script]).arg(&groups).arg(env!("CARGO_BIN_EXE_wattspan"));
+    command.args(["--mount", "sh", "-c", script]).arg(&groups).arg(programs::wattspan());
     let proxy = setup.proxy_by(command, &["--annotate-group", "meter-readers"]);
     setup.assert_sees(DAEMON, &proxy.at);
     setup.assert_sees_none(STRANGER, &proxy.at);
@@ -301,7 +303,7 @@ fn with_annotate_all_every_client_sees_figures_and_start_up_says_so() {
 #[test]
 fn a_group_that_does_not_exist_is_refused_where_it_was_asked_for() {
     let run = |listen: &str, flags: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        let output = Command::new(programs::wattspan())
             .args(["proxy", "--upstream", "http://127.0.0.1:1", "--listen", listen])
             .args(flags)
             .output()

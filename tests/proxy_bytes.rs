@@ -3,6 +3,8 @@
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
 mod http_stub;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::collections::HashMap;

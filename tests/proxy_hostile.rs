@@ -1,6 +1,8 @@
 //! Malicious clients and servers: refused, or forwarded in a form that cannot be misread.
 
 mod http_stub;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::sync::{Arc, Mutex};

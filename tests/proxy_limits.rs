@@ -6,6 +6,8 @@
 
 mod http_stub;
 mod other_user;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::sync::{Barrier, Mutex};

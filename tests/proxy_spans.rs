@@ -3,6 +3,8 @@
 #[path = "support/ground_truth.rs"]
 mod ground_truth;
 mod http_stub;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::collections::BTreeMap;
@@ -515,7 +517,7 @@ fn no_span_is_lost_while_the_daemon_is_killed_and_comes_back() {
 
 #[test]
 fn the_proxy_needs_a_daemon_and_says_so() {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"))
+    let output = std::process::Command::new(programs::wattspan())
         .args(["proxy", "--upstream", "http://127.0.0.1:1", "--replay"])
         .arg(Path::new("machine.toml"))
         .output()
@@ -540,7 +542,7 @@ fn without_a_named_server_an_account_has_no_process_share_and_never_the_proxys()
     let reply = ask(&proxy, &inference_request("{}"));
     let account = account(&daemon, &reply);
     assert_eq!(process_share(&account), [""; 0], "{account}");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"))
+    let output = std::process::Command::new(programs::wattspan())
         .arg("--socket")
         .arg(daemon.socket())
         .args(["spans", reply.header("wattspan-span").unwrap()])
@@ -581,7 +583,7 @@ fn a_server_process_that_the_daemon_refuses_costs_one_measurement_and_a_log_line
     let counters = proxy.stop();
     counters.assert_ended();
     assert_eq!((counters.opened, counters.closed, counters.refused), (2, 1, 1));
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"))
+    let output = std::process::Command::new(programs::wattspan())
         .args(["proxy", "--upstream", "http://127.0.0.1:1", "--listen", "127.0.0.1:0"])
         .args(["--upstream-pid", "4194305"])
         .output()

@@ -1,6 +1,8 @@
 //! HTTP/2 and TLS, from clients to the proxy and from the proxy to the server.
 
 mod http_stub;
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::convert::Infallible;
@@ -17,7 +19,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::{STEADY_MACHINE, TestDaemon};
 use tokio::net::{TcpListener, TcpStream};
-use wattspan::http::BufferedBody;
+use wattspan_http::BufferedBody;
 
 const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n";
 

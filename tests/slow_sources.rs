@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use fake::FakeSysfs;
 use fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
-use wattspan::attribution::account::Account;
-use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::domain::Liveness;
 use wattspan::embedded::EmbeddedMeter;
-use wattspan::protocol::{DaemonInfo, DomainStatus};
 use wattspan::sources::SourceSettings;
+use wattspan_client::Client;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{DaemonInfo, DomainStatus};
 
 /// The time after which a waiting test fails. No test expects anything to take this long.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,6 +1,8 @@
 //! The store from a client's view: accounts answered as durable survive `kill -9`, spans are answered whatever the disk
 //! does, and faults are reported.
 
+#[path = "support/programs.rs"]
+mod programs;
 mod support;
 
 use std::collections::HashMap;
@@ -539,7 +541,7 @@ fn an_account_in_a_database_that_was_unlinked_is_not_durable() {
 
 /// The output of a `wattspan` command, both streams on one line.
 fn wattspan(daemon: &TestDaemon, arguments: &[&str]) -> String {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"));
+    let mut command = std::process::Command::new(programs::wattspan());
     let output = command.args(arguments).arg("--socket").arg(daemon.socket()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8(text).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")

@@ -16,12 +16,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
-use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade};
 use wattspan::sources::dedup::domain_tree::counted_in_total;
 use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover};
+use wattspan_client::account::Account;
 
 const MS: u64 = 1_000_000;
 

@@ -4,7 +4,6 @@
 
 use crate::domain::Grade;
 
-use super::account::{Account, Phase, Share, SpanState};
 use super::domain_timeline::DomainTimeline;
 use super::process_share::ProcessShares;
 use super::request::SpanKey;
@@ -13,6 +12,7 @@ use super::span::{
     accumulated_error_since,
 };
 use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
+use wattspan_client::account::{Account, Phase, Share, SpanState};
 
 /// A settled span, as [`Attributor::drain_settled`](super::Attributor::drain_settled) shows it: `account` builds the
 /// whole account, `share_uj` alone is cheaper.

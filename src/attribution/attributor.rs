@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use crate::domain::{Domain, EnergyReading};
 
-use super::account::{Account, Balance};
 use super::account_builder::{self, SettledSpan};
 use super::domain_timeline::DomainTimeline;
 use super::edge_pre_pass::EdgePrePass;
@@ -17,6 +16,7 @@ use super::process_share::ProcessShares;
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
 use super::span::{self, SlotState, Span, SpanTable};
 use super::units::weight_units;
+use wattspan_client::account::{Account, Balance};
 
 /// The maximum number of domains of an attributor: each has one bit of a word.
 pub const MAX_DOMAINS: usize = 64;

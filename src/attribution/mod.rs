@@ -4,8 +4,6 @@
 //! unattributed`, exactly; an account depends on its edges, not on the order of their messages within the horizon; a
 //! settled account never changes. The cost of an opening or a closing does not depend on the number of open spans.
 
-pub mod account;
-
 mod account_builder;
 mod attributor;
 mod domain_timeline;

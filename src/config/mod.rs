@@ -15,5 +15,5 @@ pub use flags::Flags;
 pub use getgrnam_ffi::gid_by_name;
 pub use group_membership::{group_exists, join_commands, missing_group_warnings};
 pub use section::{AccessGroups, DbusConfig, Limits, SourceConfig, StoreConfig, SyncConfig};
-pub use system_dirs::{default_state_dir, is_system_daemon, listen_paths, socket_paths};
+pub use system_dirs::{default_state_dir, is_system_daemon, listen_paths};
 pub use trusted_path::{AcceptedOwner, UntrustedPathError};

@@ -5,14 +5,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use wattspan_client::{LAUNCHD_SOCKET, socket_paths};
+
 /// The directory of the configuration files.
 pub(super) fn config_dir() -> PathBuf {
     (if is_macos() { "/usr/local/etc/wattspan" } else { "/etc/wattspan" }).into()
-}
-
-/// The paths of the daemon's socket in the order in which a client tries them, the system's first.
-pub fn socket_paths() -> Vec<PathBuf> {
-    socket_paths_for(is_macos(), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
 }
 
 /// The paths at which a daemon may create its socket: the system's first, then the user's.
@@ -41,18 +38,6 @@ fn is_owned_by(path: &Path, user: rustix::process::Uid) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.uid() == user.as_raw())
 }
 
-/// The socket that launchd creates. It lies directly in /var/run: that directory is emptied at each boot, so a subdirectory
-/// would not exist when launchd creates the socket.
-const LAUNCHD_SOCKET: &str = "/var/run/wattspan.sock";
-
-fn socket_paths_for(is_macos: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
-    let launchd = is_macos.then(|| LAUNCHD_SOCKET.into());
-    let system = if is_macos { "/var/run/wattspan" } else { "/run/wattspan" };
-    let own = [Some(system.into()), runtime.map(|dir| dir.join("wattspan"))];
-    let own = own.into_iter().flatten().map(|dir: PathBuf| dir.join("wattspan.sock"));
-    launchd.into_iter().chain(own).collect()
-}
-
 /// The state directory: the system's for root and for its owner, else the user's (`$XDG_STATE_HOME`, XDG base directory
 /// specification). `None` where there is neither.
 pub fn default_state_dir() -> Option<PathBuf> {
@@ -73,26 +58,6 @@ fn is_macos() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_client_on_macos_looks_for_launchds_socket_first() {
-        let user = || Some(PathBuf::from("/run/user/7"));
-        let paths =
-            |paths: Vec<PathBuf>| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-        assert_eq!(
-            paths(socket_paths_for(true, user())),
-            [
-                "/var/run/wattspan.sock",
-                "/var/run/wattspan/wattspan.sock",
-                "/run/user/7/wattspan/wattspan.sock"
-            ]
-        );
-        assert_eq!(
-            paths(socket_paths_for(false, user())),
-            ["/run/wattspan/wattspan.sock", "/run/user/7/wattspan/wattspan.sock"]
-        );
-        assert_eq!(paths(socket_paths_for(false, None)), ["/run/wattspan/wattspan.sock"]);
-    }
 
     #[test]
     fn the_plist_makes_the_socket_where_clients_look() {

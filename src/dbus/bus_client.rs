@@ -28,7 +28,7 @@ use super::json::{self, VariantDict};
 use super::names::{INTERFACE, PROPERTIES_INTERFACE};
 use super::polkit;
 use super::service_connection::{self, ServiceConnection, ServiceReply};
-use crate::protocol::{GetBalance, GetInfo, Method, MethodError};
+use wattspan_client::protocol::{GetBalance, GetInfo, Method, MethodError};
 
 /// Outstanding replies of one client. The sum with the calls in its queue is what the system bus allows.
 const MAX_PENDING_REPLIES: usize = 64;

@@ -30,8 +30,8 @@ use super::credentials::{self, DBUS_SERVICE};
 use super::dispatcher::DbusDispatcher;
 use super::names::{BUS_NAME, INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE};
 use super::service_connection::{ServiceConnection, into_tokio};
-use crate::protocol::{GetInfo, Method};
 use crate::server::ConnectionSender;
+use wattspan_client::protocol::{GetInfo, Method};
 
 /// The shortest and the longest delay between two attempts.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(250);

@@ -10,7 +10,7 @@ use zbus::fdo::ConnectionCredentials;
 use zbus::{Connection, Message};
 
 use super::dbus_error::DbusError;
-use crate::unix_socket::PeerCredentials;
+use wattspan_system::unix_socket::PeerCredentials;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -3,7 +3,7 @@
 //! An error of the service keeps the last part of its name and its message. Errors in the message itself,
 //! before the service is called, have the standard names of D-Bus.
 
-use crate::protocol::MethodError;
+use wattspan_client::protocol::MethodError;
 
 const ERROR_NAME_PREFIX: &str = "org.wattspan.Wattspan1.Error.";
 

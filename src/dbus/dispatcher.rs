@@ -20,7 +20,7 @@ use super::credentials;
 use super::dbus_error::DbusError;
 use super::interface;
 use super::names::OBJECT_PATH;
-use crate::protocol::MethodError;
+use wattspan_client::protocol::MethodError;
 
 /// Limit of clients. Each has a match rule, of which a bus allows 512.
 pub const MAX_CLIENTS: usize = 448;

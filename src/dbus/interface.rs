@@ -10,7 +10,7 @@ use zbus::{Structure, Variant};
 use super::dbus_error::DbusError;
 use super::json::{self, VariantDict};
 use super::names::OBJECT_PATH;
-use crate::protocol::{
+use wattspan_client::protocol::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
     ReadWindow, SetWeight,
 };
@@ -180,7 +180,7 @@ pub fn describe(path: &str) -> Option<String> {
 mod tests {
     use super::super::names::INTERFACE;
     use super::*;
-    use crate::protocol::{METER_INTERFACE, METHOD_NAMES};
+    use wattspan_client::protocol::{METER_INTERFACE, METHOD_NAMES};
 
     /// Streams are available on the socket only. A signal for each span would reach every listener and fill
     /// queues of the bus.

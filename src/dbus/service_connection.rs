@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::dbus_error::DbusError;
-use crate::protocol::MESSAGE_TERMINATOR;
+use wattspan_client::protocol::MESSAGE_TERMINATOR;
 
 pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u8> {
     let mut call = Map::new();

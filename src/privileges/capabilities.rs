@@ -7,7 +7,9 @@
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::process_privileges::{ProcessPrivileges, RequiredPrivileges};
+use wattspan_client::protocol::ProcessPrivileges;
+
+use super::required_privileges::RequiredPrivileges;
 use super::seccomp_ffi;
 
 /// Drops all privileges that are not required. The result states what was kept. That is no error: a daemon

@@ -1,7 +1,9 @@
 //! Privileges on systems without capabilities. launchd starts the daemon as a user of its own, so there is
 //! nothing to drop.
 
-use super::process_privileges::{ProcessPrivileges, RequiredPrivileges};
+use wattspan_client::protocol::ProcessPrivileges;
+
+use super::required_privileges::RequiredPrivileges;
 
 /// Drops nothing.
 pub fn drop_privileges(_required: &RequiredPrivileges) -> ProcessPrivileges {

@@ -10,7 +10,7 @@
 mod capabilities;
 #[cfg(not(target_os = "linux"))]
 mod capabilities_unsupported;
-mod process_privileges;
+mod required_privileges;
 #[cfg(target_os = "linux")]
 mod seccomp_ffi;
 
@@ -18,4 +18,4 @@ mod seccomp_ffi;
 pub use capabilities::{current_privileges, drop_privileges};
 #[cfg(not(target_os = "linux"))]
 pub use capabilities_unsupported::{current_privileges, drop_privileges};
-pub use process_privileges::{ProcessPrivileges, RequiredPrivileges};
+pub use required_privileges::RequiredPrivileges;

@@ -16,9 +16,9 @@ use polling::{Event, Poller};
 use super::connection_channel::ConnectionReceiver;
 use super::readiness_ffi::RegisteredSocket;
 use crate::config::Limits;
-use crate::protocol::MethodError;
 use crate::service::access::{AccessPolicy, Peer};
-use crate::unix_socket::{self, PeerCredentials};
+use wattspan_client::protocol::MethodError;
+use wattspan_system::unix_socket::{self, PeerCredentials};
 
 /// Connections accepted per wakeup. It bounds how long a flood of connections delays other clients.
 const MAX_ACCEPTS_PER_WAKEUP: usize = 32;

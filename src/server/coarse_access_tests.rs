@@ -9,12 +9,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::dispatch::dispatch;
-use crate::attribution::account::SpanState;
 use crate::attribution::{self, Attributor};
 use crate::clock::Clock;
 use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
-use crate::protocol::Access;
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid::{self, GRID_NS};
@@ -22,6 +20,8 @@ use crate::service::readings::ReadingCollector;
 use crate::service::startup::ServiceSettings;
 use crate::service::{Service, ServiceBuilder};
 use crate::store::{self, Store};
+use wattspan_client::account::SpanState;
+use wattspan_client::protocol::Access;
 
 const MS_NS: u64 = 1_000_000;
 const START_NS: u64 = 5_000_000_000;

@@ -18,11 +18,11 @@ use super::readiness_ffi::RegisteredSocket;
 use super::reply_queue::ReplyQueue;
 use super::subscriptions::SubscriptionKind;
 use crate::process_usage::ProcessIdentity;
-use crate::protocol::{MESSAGE_TERMINATOR, MethodError};
 use crate::service::Service;
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::caller::{Caller, ConnectionId, ReplyTo};
-use crate::unix_socket::PeerCredentials;
+use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodError};
+use wattspan_system::unix_socket::PeerCredentials;
 
 /// Outstanding replies of one client.
 const MAX_PENDING_REPLIES: usize = 4096;

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::unix_socket::PeerCredentials;
+use wattspan_system::unix_socket::PeerCredentials;
 
 /// A connection forwarded to the socket server.
 #[derive(Debug)]

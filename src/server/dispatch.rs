@@ -8,15 +8,15 @@ use serde_json::value::RawValue;
 
 use super::parameters::parse_parameters;
 use super::subscriptions::{SubscriptionKind, domain_subscription};
-use crate::protocol::{
-    self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
-    GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
-    SpanAccount, WatchSpans,
-};
 use crate::service::Service;
 use crate::service::access;
 use crate::service::caller::{AccountOutcome, Caller};
 use crate::service::rate_limit::{CallClass, RateLimitError};
+use wattspan_client::protocol::{
+    self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
+    GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
+    SpanAccount, WatchSpans,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CallOutcome {

@@ -22,13 +22,13 @@ use super::connection_table::ConnectionTable;
 use super::fair_scheduler::FairScheduler;
 use super::readiness_ffi::RegisteredSocket;
 use super::subscriptions::{SubscriptionKind, Subscriptions};
-use crate::attribution::account::Account;
-use crate::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
 use crate::service::Service;
 use crate::service::caller::ReplyTo;
 use crate::service::coarse_grid;
 use crate::service::durability::FinalAccount;
-use crate::unix_socket;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
+use wattspan_system::unix_socket;
 
 const LISTENER_KEY: usize = 0;
 const STOP_KEY: usize = 1;

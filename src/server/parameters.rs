@@ -4,7 +4,7 @@
 
 use serde_json::value::RawValue;
 
-use crate::protocol::{IncomingCall, Method, MethodError};
+use wattspan_client::protocol::{IncomingCall, Method, MethodError};
 
 pub fn parse_parameters<M: Method>(call: &IncomingCall) -> Result<M, MethodError> {
     let text = call.parameters.map_or("{}", RawValue::get);
@@ -62,7 +62,7 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{CancelSpan, CloseSpan, OpenSpan, SetWeight};
+    use wattspan_client::protocol::{CancelSpan, CloseSpan, OpenSpan, SetWeight};
 
     fn invalid_parameter<M: Method + std::fmt::Debug>(text: &str) -> String {
         invalid_parameter_name(text, &serde_json::from_str::<M>(text).unwrap_err())

@@ -5,10 +5,10 @@
 //! gets none here.
 
 use super::coarse_grid;
-use crate::attribution::account::Account;
 use crate::config::{AccessGroups, gid_by_name};
-use crate::protocol::{Access, MethodError, MethodName};
-use crate::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{Access, MethodError, MethodName};
+use wattspan_system::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
 
 /// The access that each method needs. A method without a row does not compile.
 pub fn required_access(method: MethodName) -> Access {

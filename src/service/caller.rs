@@ -3,8 +3,8 @@
 //! Plain values. The service identifies connections by number and does not depend on the transport.
 
 use super::access::Peer;
-use crate::attribution::account::Account;
 use crate::process_usage::ProcessIdentity;
+use wattspan_client::account::Account;
 
 /// A connection; the number is not reused while the daemon runs.
 pub type ConnectionId = u64;

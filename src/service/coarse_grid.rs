@@ -7,8 +7,8 @@
 //! Two figures depend on the steps of the counters instead of the grid, so they are not passed on unchanged: `error_uj`
 //! is about the energy of one counter step at each edge, and `idle_uj` sums the smaller of idle and actual energy per step.
 
-use crate::attribution::account::{Account, Phase, Share, SpanState};
-use crate::protocol::MethodError;
+use wattspan_client::account::{Account, Phase, Share, SpanState};
+use wattspan_client::protocol::MethodError;
 
 /// The grid: multiples of this on the monotonic clock, the same for all users. Also the minimum length of a span.
 pub const GRID_NS: u64 = 100_000_000;

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::coarse_grid::{self, GRID_NS};
 use crate::attribution::SpanKey;
-use crate::attribution::account::Account;
-use crate::protocol::MethodError;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::MethodError;
 
 #[derive(Debug)]
 struct CoarseSpan {

@@ -7,7 +7,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use super::access::Peer;
-use crate::protocol::MethodError;
+use wattspan_client::protocol::MethodError;
 
 /// Two halves of 31 bits: the cursor is positive as a signed 64-bit integer of the protocol.
 const HALF_BITS: u32 = 31;

@@ -4,10 +4,10 @@
 //! configuration changes nothing. A key that cannot change at run time is reported and keeps its value.
 
 use crate::config::{Config, ConfigError};
-use crate::protocol::{MethodError, ReloadReply};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 use crate::systemd::notify::ServiceManager;
-use crate::unix_socket::SocketPermissions;
+use wattspan_client::protocol::{MethodError, ReloadReply};
+use wattspan_system::unix_socket::SocketPermissions;
 
 use super::access::AccessPolicy;
 use super::startup::StartupSettings;

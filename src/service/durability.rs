@@ -14,11 +14,11 @@ use super::coarse_spans::CoarseSpans;
 use super::cursor::CursorCipher;
 use super::list_request::ListRequest;
 use super::span_registry::SpanRegistry;
-use crate::attribution::account::{Account, SpanState};
 use crate::attribution::{Attributor, SpanKey, footprint};
 use crate::clock::Clock;
-use crate::protocol::{self, Access, MethodError, MethodReply, SpanAccount, SpanAccounts};
 use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
+use wattspan_client::account::{Account, SpanState};
+use wattspan_client::protocol::{self, Access, MethodError, MethodReply, SpanAccount, SpanAccounts};
 
 /// A commit or an answer that takes longer means that the store is stalled.
 const STORE_TIMEOUT_NS: u64 = 2_000_000_000;

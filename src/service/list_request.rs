@@ -4,9 +4,9 @@
 
 use super::access::{Peer, is_visible_to};
 use super::span_registry::SpanRegistry;
-use crate::attribution::account::{Account, SpanState};
-use crate::protocol::{ListSpans, MethodError, SpanAccounts};
 use crate::store::Filter;
+use wattspan_client::account::{Account, SpanState};
+use wattspan_client::protocol::{ListSpans, MethodError, SpanAccounts};
 
 /// Accounts per list where the caller names no limit.
 const DEFAULT_LIST_LIMIT: i64 = 20;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::protocol::MethodError;
+use wattspan_client::protocol::MethodError;
 
 /// Maximum bytes of a span identifier.
 pub const MAX_SPAN_ID_BYTES: usize = 128;

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::attribution::account::Account;
 use crate::attribution::{Attributor, MAX_DOMAINS, SpanKey};
 use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::domain::Absent;
-use crate::privileges::ProcessPrivileges;
 use crate::process_usage::ProcessIdentity;
-use crate::protocol::{Method, MethodError, Reload, ReloadReply};
+use wattspan_client::account::Account;
+use wattspan_client::protocol::ProcessPrivileges;
+use wattspan_client::protocol::{Method, MethodError, Reload, ReloadReply};
 
 use super::access::{AccessPolicy, Peer};
 use super::allocator;

@@ -3,9 +3,9 @@
 //! The state of one domain; the collector owns the list and decides the totals.
 
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
-use crate::protocol::DomainStatus;
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sources;
+use wattspan_client::protocol::DomainStatus;
 
 /// A domain's state, with the reason where it is not live.
 pub(super) type DomainLiveness = (Liveness, Option<String>);

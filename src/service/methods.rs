@@ -14,15 +14,15 @@ use super::meter_service::Service;
 use super::span_memory::SpanSize;
 use super::span_registry::{MAX_LIST_BYTES, OpenSpanEntry, SpanLookup};
 use super::{coarse_grid, metadata_limits};
-use crate::attribution::account::Account;
 use crate::attribution::{AttributionError, NewSpan, SpanKey, footprint};
 use crate::clock;
 use crate::domain::Domain;
-use crate::protocol::{
+use crate::store::StoreQuery;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{
     Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
     OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WindowEnergy,
 };
-use crate::store::StoreQuery;
 
 /// The maximum time by which an edge may lie in the future: clients round, and the clocks of CPUs differ.
 const MAX_FUTURE_NS: u64 = 1_000_000;

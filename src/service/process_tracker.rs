@@ -15,9 +15,9 @@ use crate::domain::{Absent, Domain, DomainKind};
 use crate::process_usage::{
     KernelRoots, ProcessIdentity, ProcessWatcher, TargetUsage, UsageSample, WatchProcessError,
 };
-use crate::protocol::{Access, MethodError, OpenSpan};
 use crate::sources::nvml;
 use crate::sources::nvml::process_utilization::{ProcessUtilization, UtilizationReport};
+use wattspan_client::protocol::{Access, MethodError, OpenSpan};
 
 /// The time between samples while spans are open, and while closed ones are not settled.
 const OPEN_INTERVAL_NS: u64 = 100_000_000;

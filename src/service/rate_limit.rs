@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::access::Peer;
 use crate::config::Limits;
-use crate::protocol::{Access, MethodError};
+use wattspan_client::protocol::{Access, MethodError};
 
 /// The cost of a rejected call relative to an executed one, by CPU time. A client at more than four times its rate has
 /// no call executed, and is disconnected when its bucket is overdrawn by a whole burst.

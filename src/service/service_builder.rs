@@ -13,11 +13,11 @@ use super::readings::ReadingCollector;
 use super::startup::{ServiceSettings, StartupSettings};
 use crate::clock::Clock;
 use crate::domain::Absent;
-use crate::privileges::ProcessPrivileges;
 use crate::sampler;
 use crate::sources::{self, Inventory, topology};
 use crate::store::Store;
 use crate::systemd::journal::LogFn;
+use wattspan_client::protocol::ProcessPrivileges;
 
 /// How long an embedded meter waits for its sources. Its spans open at once, and the driver of a GPU without persistence
 /// needs seconds.

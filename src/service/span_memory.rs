@@ -5,7 +5,7 @@
 
 use super::access::Peer;
 use crate::config::Limits;
-use crate::protocol::MethodError;
+use wattspan_client::protocol::MethodError;
 
 /// The size of a span, or of an addition to one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

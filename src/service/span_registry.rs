@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::attribution::SpanKey;
-use crate::attribution::account::Account;
 use crate::attribution::footprint::{self, Footprint};
 use crate::config::Limits;
-use crate::protocol::MethodError;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::MethodError;
 
 use super::access::Peer;
 use super::caller::{ConnectionId, ReplyTo};
@@ -501,8 +501,8 @@ impl OpenSpanEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attribution::account::SpanState;
-    use crate::protocol::Access;
+    use wattspan_client::account::SpanState;
+    use wattspan_client::protocol::Access;
 
     const ANN: Peer = Peer { uid: 1000, access: Access::Span, unlimited: false };
     const BOB: Peer = Peer { uid: 2000, access: Access::Span, unlimited: false };

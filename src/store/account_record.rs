@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::attribution::account::{Account, Phase, Share, SpanState};
 use crate::domain::Grade;
+use wattspan_client::account::{Account, Phase, Share, SpanState};
 
 /// A flag in the state byte: the account is simulated. Accounts from before the flag existed lack it.
 const SIMULATED_FLAG: u8 = 0x80;

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::account_record;
-use crate::attribution::account::Account;
+use wattspan_client::account::Account;
 
 /// A row to be written; its text and figures are in the batch.
 #[derive(Debug)]

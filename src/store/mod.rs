@@ -39,9 +39,9 @@ pub use query::{Filter, QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
 
-use crate::attribution::account::Account;
 use batch::{Batch, LayoutCache, WriteOp};
 use shared::StoreShared;
+use wattspan_client::account::Account;
 use writer_thread::WriterThread;
 
 /// The maximum number of queries that wait for a result.

@@ -13,7 +13,7 @@ use super::account_record::{self, AccountIdentity};
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, decode_span_name, name_bytes};
 use super::database::Database;
 use super::schema::DatabaseError;
-use crate::attribution::account::{Account, SpanState};
+use wattspan_client::account::{Account, SpanState};
 
 /// The maximum number of rows that one query reads.
 const MAX_ROWS_READ: usize = 16_384;

@@ -10,7 +10,7 @@ use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::schema::DatabaseError;
 use super::time::ClockReading;
 use super::*;
-use crate::attribution::account::{Account, SpanState};
+use wattspan_client::account::{Account, SpanState};
 
 fn settings(directory: &Path) -> StoreSettings {
     StoreSettings {

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 
-use crate::escape::{printable, printable_lines};
+use wattspan_system::escape::{printable, printable_lines};
 
 /// A kind of entry, with an ID that does not change with the text (`journalctl MESSAGE_ID=...`).
 #[derive(Debug, PartialEq, Eq)]

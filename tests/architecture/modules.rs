@@ -1,4 +1,4 @@
-//! The modules of `src/` as a graph of files, with an edge from each file to those whose items it names.
+//! The modules of all crates as a graph of files, with an edge from each file to those whose items it names.
 //!
 //! Invariant: an edge represents a path in code outside tests. A path through a re-export (`pub use`) leads to the file
 //! that defines the item, so that a directory's `mod.rs` has no edges for what it only re-exports.
@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
-/// A module path below the crate, such as `["server", "acceptor"]`.
+/// A module path with its crate, such as `["wattspan", "server", "acceptor"]`.
 type ModulePath = Vec<String>;
 
 /// A source file with its syntax tree, tests removed.
 pub struct SourceFile {
-    /// Path relative to `src/`.
+    /// Path relative to the repository's root.
     pub path: String,
     pub syntax: syn::File,
     module: ModulePath,
 }
 
-/// Every file below `src/`.
+/// Every source file of every crate.
 pub struct Modules {
     /// Sorted by path.
     pub files: Vec<SourceFile>,
@@ -28,23 +28,25 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Reads and parses every file below `src`.
-    pub fn read(src: &Path) -> Self {
-        let mut paths = Vec::new();
-        list(src, &mut paths);
-        paths.sort();
+    /// Reads and parses every source file of the crates below `root`.
+    pub fn read(root: &Path) -> Self {
         let mut files = Vec::new();
         let mut by_module = BTreeMap::new();
-        for path in paths {
-            let relative = path.strip_prefix(src).expect("below src").to_path_buf();
-            let text = fs::read_to_string(&path).expect("readable");
-            let mut syntax =
-                syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            syntax.items.retain(|item| !is_test(item));
-            let module = module_path(&relative);
-            // A stub for other platforms (`#[path]`) has its own path here; no import leads to it.
-            by_module.insert(module.clone(), files.len());
-            files.push(SourceFile { path: relative.display().to_string(), syntax, module });
+        for (name, src) in crates(root) {
+            let mut paths = Vec::new();
+            list(&src, &mut paths);
+            paths.sort();
+            for path in paths {
+                let text = fs::read_to_string(&path).expect("readable");
+                let mut syntax =
+                    syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                syntax.items.retain(|item| !is_test(item));
+                let module = module_path(&name, path.strip_prefix(&src).expect("below src"));
+                // A stub for other platforms (`#[path]`) has its own path here; no import leads to it.
+                by_module.insert(module.clone(), files.len());
+                let relative = path.strip_prefix(root).expect("below the root");
+                files.push(SourceFile { path: relative.display().to_string(), syntax, module });
+            }
         }
         Self { files, by_module }
     }
@@ -60,10 +62,10 @@ impl Modules {
         self.files.iter().enumerate().map(edges_of).collect()
     }
 
-    /// The file that defines what `path` names, seen from the module `from`; `None` outside this crate.
+    /// The file that defines what `path` names, seen from the module `from`; `None` outside these crates.
     fn resolve(&self, from: &ModulePath, path: &[String]) -> Option<usize> {
         let (mut module, rest) = match path.first()?.as_str() {
-            "crate" => (Vec::new(), &path[1..]),
+            "crate" => (from[..1].to_vec(), &path[1..]),
             "self" => (from.clone(), &path[1..]),
             "super" => {
                 let ups = path.iter().take_while(|segment| *segment == "super").count();
@@ -71,6 +73,9 @@ impl Modules {
             }
             // A child module named without `self::`; an imported name counts where it was imported.
             first if self.is_child(from, first) => (from.clone(), path),
+            first if self.by_module.contains_key(&vec![first.to_owned()]) => {
+                (vec![first.to_owned()], &path[1..])
+            }
             _ => return None,
         };
         let mut rest = rest;
@@ -194,6 +199,18 @@ fn flatten(tree: &syn::UseTree, before: &mut Vec<String>, into: &mut Vec<(Vec<St
     }
 }
 
+/// The name of each crate, as code writes it, with its `src/`; the root's comes first.
+pub fn crates(root: &Path) -> Vec<(String, PathBuf)> {
+    let mut members: Vec<_> = fs::read_dir(root.join("crates"))
+        .expect("the folder of crates")
+        .flatten()
+        .map(|entry| (entry.file_name().to_string_lossy().replace('-', "_"), entry.path().join("src")))
+        .collect();
+    members.sort();
+    members.insert(0, ("wattspan".to_owned(), root.join("src")));
+    members
+}
+
 fn list(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder").flatten() {
         let path = entry.path();
@@ -207,9 +224,10 @@ fn list(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-fn module_path(relative: &Path) -> ModulePath {
-    let mut parts: ModulePath =
-        relative.with_extension("").iter().map(|part| part.to_string_lossy().into()).collect();
+fn module_path(of_crate: &str, relative: &Path) -> ModulePath {
+    let inside = relative.with_extension("");
+    let mut parts = vec![of_crate.to_owned()];
+    parts.extend(inside.iter().map(|part| part.to_string_lossy().into_owned()));
     if matches!(parts.last().map(String::as_str), Some("mod" | "lib")) {
         parts.pop();
     }

@@ -2,7 +2,7 @@
 # The package in a booted Debian: installed, started, queried, stopped in every way, upgraded, removed, purged. CI runs
 # it.
 #
-#   tests/booted/test.sh            after cargo build --release --locked
+#   tests/booted/test.sh            after packaging/build
 #   KEEP=1 tests/booted/test.sh     keeps the machine's files for analysis (target/booted)
 #
 # Skipped where a system cannot be booted (not root, no namespaces); with CI=true that fails. Each check prints one

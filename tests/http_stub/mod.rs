@@ -234,7 +234,7 @@ impl TestProxy {
         flags: &[&str],
         environment: &[(&str, &Path)],
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        let mut command = Command::new(crate::programs::wattspan());
         command.envs(environment.iter().copied());
         Self::start_command(command, upstream, socket, flags)
     }
@@ -256,7 +256,7 @@ impl TestProxy {
         let program = socket.parent().unwrap().with_file_name("wattspan");
         // Copied by a separate process: another test's child could inherit our write descriptor, and the copy could not
         // be run.
-        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_wattspan")).arg(&program).status();
+        let copied = Command::new("cp").arg(crate::programs::wattspan()).arg(&program).status();
         assert!(copied.unwrap().success());
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={uid}"), format!("--regid={uid}"), format!("--groups={group}")]);

@@ -8,17 +8,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use wattspan::attribution::account::Account;
-use wattspan::client::Client;
-use wattspan::http::connection_pool::{self, build_pool};
-use wattspan::ipw::llm_api::{Api, RequestSettings};
-use wattspan::ipw::metering_thread::MeteringHandle;
-use wattspan::ipw::question::{self, Question};
-use wattspan::ipw::row::QueryRow;
-use wattspan::ipw::run::{RunOutcome, RunSetup, Workload, run_queries};
-use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest, RunDir, for_each_row};
-use wattspan::ipw::run_settings::{RunSettings, encode_settings};
-use wattspan::ipw::scope::{RunDomain, live_domains};
+use wattspan_client::Client;
+use wattspan_client::account::Account;
+use wattspan_http::connection_pool::{self, build_pool};
+use wattspan_ipw::llm_api::{Api, RequestSettings};
+use wattspan_ipw::metering_thread::MeteringHandle;
+use wattspan_ipw::question::{self, Question};
+use wattspan_ipw::row::QueryRow;
+use wattspan_ipw::run::{RunOutcome, RunSetup, Workload, run_queries};
+use wattspan_ipw::run_dir::{FORMAT_VERSION, Manifest, RunDir, for_each_row};
+use wattspan_ipw::run_settings::{RunSettings, encode_settings};
+use wattspan_ipw::scope::{RunDomain, live_domains};
 
 use super::in_process::{InProcessService, WeightInterval};
 use super::llm_stub::LlmStub;
@@ -100,7 +100,7 @@ pub fn run_metered(
     let connection = std::sync::Mutex::new(Some(machine.connection()));
     let connect = move || {
         let connection = connection.lock().unwrap().take();
-        connection.map_or(Err(wattspan::client::ClientError::ConnectionClosed), Client::from_stream)
+        connection.map_or(Err(wattspan_client::ClientError::ConnectionClosed), Client::from_stream)
     };
     let (metering, thread) = MeteringHandle::start("truth", Box::new(connect)).unwrap();
     let (ended, rows) = run_questions(llm, Some(metering), &meters, spec, path);

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wattspan::ipw::question::{Question, built_in};
+use wattspan_ipw::question::{Question, built_in};
 
 /// The model listed where the base path is `/evil/v1`; printed unescaped, it would clear the screen.
 pub const HOSTILE_MODEL_NAME: &str = "evil\u{1b}[2J";

@@ -1,0 +1,103 @@
+//! `wattspan ipw compare`: compares runs of the same questions.
+//!
+//! Runs that are not comparable are rejected with the differences, unless the user overrides that.
+
+use std::io::stdout;
+use std::path::PathBuf;
+
+use super::super::connect::MeterOptions;
+use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output;
+use super::super::table::{TextTable, number_column, text_column};
+use super::super::terminal::{Terminal, printable};
+use super::figure_tables;
+use super::options::{FigureOptions, run_label};
+use wattspan_ipw::compare::{ComparedRun, compare_runs as side_by_side};
+use wattspan_ipw::report::html_page::format_estimate;
+use wattspan_ipw::table::RunTable;
+
+/// Arguments of `wattspan ipw compare`.
+#[derive(Debug, clap::Args)]
+pub struct CompareArgs {
+    /// Run directories; the first is the baseline
+    #[arg(value_name = "RUN", num_args = 2..)]
+    runs: Vec<PathBuf>,
+    #[command(flatten)]
+    figure_options: FigureOptions,
+    /// Compare even if questions, grades or domains differ
+    #[arg(long)]
+    anyway: bool,
+}
+
+/// Runs `wattspan ipw compare`.
+pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliError> {
+    let read = |path: &PathBuf| {
+        let table = RunTable::read(path).map_err(anyhow::Error::from)?;
+        Ok((run_label(path, &table.manifest), table))
+    };
+    let mut runs = args.runs.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
+    // Runs of the same label are identified by their directories.
+    for index in 0..runs.len() {
+        if runs.iter().filter(|(name, _)| *name == runs[index].0).count() > 1 {
+            runs[index].0 = args.runs[index].display().to_string();
+        }
+    }
+    let columns = side_by_side(&runs, &args.figure_options.terms());
+    if !args.anyway && columns.iter().any(|column| !column.differs.is_empty()) {
+        return Err(CliError::new(FAILURE, describe_differences(&columns)));
+    }
+    if options.json {
+        output::print_json_pretty(&columns)?;
+    } else {
+        output::print_text(&render_comparison(&columns, Terminal::of(&stdout())))?;
+    }
+    Ok(OK)
+}
+
+fn describe_differences(columns: &[ComparedRun]) -> String {
+    let first = columns.first().map_or("", |column| column.label.as_str());
+    let mut out = String::from("these runs are not comparable (--anyway compares them all the same):");
+    for column in columns {
+        out += &figure_tables::format_differences(first, &column.label, &column.differs);
+    }
+    out
+}
+
+fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
+    let name =
+        |column: &ComparedRun| format!("{}{}", column.label, if column.on_frontier { " *" } else { "" });
+    let rows: Vec<_> = columns.iter().map(|column| (name(column), &column.figures)).collect();
+    let mut out = format!("\n{}", figure_tables::figure_table("RUN", &rows, terminal));
+    if let Some(first) = columns.first() {
+        out += &format!("\n  {}\n", figure_tables::describe_basis(&first.figures));
+    }
+    out += "  *: on the frontier: no other run is more accurate at less power\n";
+    if columns.iter().any(|column| !column.differs.is_empty()) {
+        out += &format!(
+            "  {}\n",
+            describe_differences(columns)
+                .replace("(--anyway compares them all the same)", "and were compared all the same")
+        );
+    }
+    let mut paired = TextTable::new([
+        text_column("VERSUS THE FIRST"),
+        number_column("QUERIES"),
+        number_column("ACCURACY"),
+        number_column("ENERGY"),
+        number_column("POWER"),
+        number_column("IPW"),
+        number_column("IPJ"),
+    ]);
+    for (column, it) in columns.iter().filter_map(|column| Some((column, column.paired?))) {
+        paired.add_row(vec![
+            printable(&column.label),
+            it.count.to_string(),
+            format_estimate(Some(&it.accuracy), 100.0, " points"),
+            format_estimate(Some(&it.energy_j), 1.0, " J"),
+            format_estimate(it.power_w.as_ref(), 1.0, " W"),
+            format_estimate(it.per_watt_ratio.as_ref(), 1.0, " \u{d7}"),
+            format_estimate(it.per_joule_ratio.as_ref(), 1.0, " \u{d7}"),
+        ]);
+    }
+    out + "\n" + &paired.render(terminal)
+}

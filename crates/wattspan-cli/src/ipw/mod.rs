@@ -1,0 +1,55 @@
+//! `wattspan ipw`: intelligence per watt.
+//!
+//! Command-line options and text output of the subcommands; the computations are in `wattspan_ipw`. Results go to standard
+//! output, progress to standard error.
+
+mod compare;
+mod export;
+mod figure_tables;
+mod import;
+mod options;
+mod prepare;
+mod progress_line;
+mod report;
+mod route;
+mod run;
+mod run_options;
+mod score;
+mod server_options;
+
+use clap::Subcommand;
+
+use super::connect::MeterOptions;
+use super::exit_status::CliError;
+
+/// Subcommands of `wattspan ipw`.
+#[derive(Debug, Subcommand)]
+pub enum IpwCommand {
+    /// Run a set of questions against a server and record the energy of each answer
+    Run(run_options::IpwRunArgs),
+    /// Rescore a run's answers without querying the model again
+    Score(score::ScoreArgs),
+    /// Show the results of a run as a table, JSON, CSV or an HTML page
+    Report(report::ReportArgs),
+    /// Compare runs of the same questions
+    Compare(compare::CompareArgs),
+    /// Show what routing questions to smaller models would save
+    Route(route::RouteArgs),
+    /// Import results of the public harness as a run, and list what is missing or wrong in them
+    Import(import::ImportArgs),
+    /// Export a run in the harness's schema, as Parquet or as flat JSON lines
+    Export(export::ExportArgs),
+}
+
+/// Dispatches to the subcommand.
+pub fn ipw(options: &MeterOptions, command: &IpwCommand) -> Result<u8, CliError> {
+    match command {
+        IpwCommand::Run(args) => run::run(options, args),
+        IpwCommand::Score(args) => score::score(options, args),
+        IpwCommand::Report(args) => report::report(options, args),
+        IpwCommand::Compare(args) => compare::compare(options, args),
+        IpwCommand::Route(args) => route::route(options, args),
+        IpwCommand::Import(args) => import::import(options, args),
+        IpwCommand::Export(args) => export::export(options, args),
+    }
+}

@@ -1,0 +1,47 @@
+//! Options and argument parsers shared by the `wattspan ipw` subcommands.
+
+use std::path::Path;
+
+use clap::Args;
+
+use wattspan_ipw::metrics::MetricOptions;
+use wattspan_ipw::run_dir::Manifest;
+use wattspan_ipw::scope::{IdlePolicy, Scope};
+
+/// Options that select the figures of a report.
+#[derive(Debug, Clone, Args)]
+pub struct FigureOptions {
+    /// Domains whose energy is counted
+    #[arg(long, value_enum, default_value_t = Scope::Host)]
+    pub scope: Scope,
+    /// Include or exclude idle power
+    #[arg(long, value_enum, default_value_t = IdlePolicy::Included)]
+    pub idle: IdlePolicy,
+    /// Seed of the bootstrap that gives the confidence intervals
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub interval_seed: u64,
+}
+
+impl FigureOptions {
+    pub fn terms(&self) -> MetricOptions {
+        MetricOptions { scope: self.scope, idle: self.idle, seed: self.interval_seed }
+    }
+}
+
+/// Parses `NAME=VALUE`.
+pub fn parse_named_value<T: std::str::FromStr>(text: &str) -> Result<(String, T), String>
+where
+    T::Err: std::fmt::Display,
+{
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    let value = value.parse().map_err(|error| format!("{value}: {error}"))?;
+    Ok((name.to_owned(), value))
+}
+
+/// The label of a run, or the name of its directory where it has none.
+pub fn run_label(path: &Path, manifest: &Manifest) -> String {
+    if !manifest.label.is_empty() {
+        return manifest.label.clone();
+    }
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,184 @@
+//! Prepares a new or resumed run: server, meter, questions, directory.
+//!
+//! A run is resumed only with its original settings and on its original machine. Without a meter it starts only with
+//! `--without-meter`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
+use super::super::exit_status::{CliError, FAILURE};
+use super::super::output::eprint_message;
+use super::run_options::IpwRunArgs;
+use wattspan_client::clock::unix_ns;
+use wattspan_client::domain::Liveness;
+use wattspan_client::protocol::{DaemonInfo, DomainStatus};
+use wattspan_http::BoxBody;
+use wattspan_http::connection_pool::ConnectionPool;
+use wattspan_ipw::llm_api::RequestSettings;
+use wattspan_ipw::question::{self, Question};
+use wattspan_ipw::run::Workload;
+use wattspan_ipw::run_dir::{FORMAT_VERSION, Manifest, NO_METER, RunDir};
+use wattspan_ipw::run_settings::{RunSettings, decode_settings, encode_settings};
+use wattspan_ipw::scope;
+
+/// A run that is ready to start.
+pub struct PreparedRun {
+    pub request_settings: RequestSettings,
+    pub pool: ConnectionPool<BoxBody>,
+    pub run_settings: RunSettings,
+    /// `None` with `--without-meter`.
+    pub meter: Option<(Arc<MeterConnector>, DaemonInfo)>,
+    pub directory: RunDir,
+    pub manifest: Manifest,
+    pub questions: Vec<Question>,
+}
+
+/// Prepares a new run and creates its directory.
+pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<PreparedRun, CliError> {
+    let (request_settings, pool) = args.server.connect().await?;
+    let meter = connect_meter(options, args)?;
+    let pace = args.rate.map_or(Workload::ClosedLoop(args.concurrency as usize), Workload::OpenLoop);
+    let run_settings = RunSettings { workload: pace, warm_up: args.warm_up, retries: args.retries };
+    let questions = load_questions(args)?;
+    let (domains, not_live) =
+        meter.as_ref().map_or_else(Default::default, |(_, info)| scope::live_domains(info));
+    for (name, reason) in &not_live {
+        eprint_message(&format!("{name} is not live and is excluded from the run: {reason}"));
+    }
+    let manifest = Manifest {
+        version: FORMAT_VERSION,
+        label: args.label.clone().unwrap_or_else(|| request_settings.model.clone()),
+        model: request_settings.model.clone(),
+        server: request_settings.base_url.to_string(),
+        settings: encode_settings(&request_settings, run_settings),
+        questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
+        fingerprint: question::fingerprint(&questions),
+        count: questions.len(),
+        repeats: args.repeats,
+        machine: describe_machine(),
+        meter: meter.as_ref().map_or(NO_METER.into(), |(connector, info)| {
+            format!("{} {}", connector.description().kind, info.version)
+        }),
+        idle: "learned by the daemon, or configured".into(),
+        domains,
+        not_live: Some(not_live),
+        began_unix_ns: unix_ns(),
+    };
+    let path = args.out.clone().unwrap_or_else(|| default_run_dir(&manifest));
+    let directory = RunDir::create(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
+    Ok(PreparedRun { request_settings, pool, run_settings, meter, directory, manifest, questions })
+}
+
+/// Resumes a run with its original model, request settings, workload and machine. The server's URL may differ.
+pub async fn prepare_resumed(
+    options: &MeterOptions,
+    args: &IpwRunArgs,
+    path: &Path,
+) -> Result<PreparedRun, CliError> {
+    let (directory, manifest, questions) = RunDir::resume(path).map_err(anyhow::Error::from)?;
+    let mut server = args.server.clone();
+    server.model = Some(manifest.model.clone());
+    server.url = server.url.or_else(|| manifest.server.parse().ok());
+    let (mut request_settings, pool) = server.connect().await?;
+    let run_settings = decode_settings(&manifest.settings, &mut request_settings).ok_or_else(|| {
+        let file = path.join("run.json");
+        CliError::new(FAILURE, format!("{}: its settings are not understood", file.display()))
+    })?;
+    let meter = connect_meter(options, args)?;
+    if let Some((_, info)) = &meter {
+        ensure_same_machine(&manifest, info)?;
+    }
+    Ok(PreparedRun { request_settings, pool, run_settings, meter, directory, manifest, questions })
+}
+
+fn connect_meter(
+    options: &MeterOptions,
+    args: &IpwRunArgs,
+) -> Result<Option<(Arc<MeterConnector>, DaemonInfo)>, CliError> {
+    let found = MeterConnector::open_with_long_horizon(options).and_then(|(connector, client)| {
+        let info = client.info()?;
+        ensure_span_access(&info)?;
+        ensure_measurable(&info)?;
+        connector.print_fallback_notice();
+        Ok((Arc::new(connector), info))
+    });
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if args.without_meter => {
+            eprint_message(&format!("{error}; continuing without energy"));
+            Ok(None)
+        }
+        Err(error) => {
+            eprint_message("per-watt figures need a meter; --without-meter runs the questions without one");
+            Err(error)
+        }
+    }
+}
+
+fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
+    let mut questions = match &args.questions {
+        None => question::built_in(),
+        Some(path) => {
+            let file = std::fs::File::open(path)
+                .map_err(|cause| CliError::new(FAILURE, format!("{}: {cause}", path.display())))?;
+            let name = path.display().to_string();
+            question::parse(&name, std::io::BufReader::new(file)).map_err(anyhow::Error::from)?
+        }
+    };
+    questions.truncate(args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
+    Ok(questions)
+}
+
+/// Fails if this is not the machine on which the run began. A domain that is not live now, or was not live when the run
+/// began, does not make it another machine.
+fn ensure_same_machine(manifest: &Manifest, info: &DaemonInfo) -> Result<(), CliError> {
+    let names = |names: Vec<&str>| if names.is_empty() { "none at all".into() } else { names.join(", ") };
+    let is_here = |expected: &scope::RunDomain| {
+        let same = |domain: &&DomainStatus| {
+            (&domain.name, domain.kind, &domain.source) == (&expected.name, expected.kind, &expected.source)
+        };
+        info.domains.iter().any(|domain| same(&domain))
+    };
+    let was_here = |domain: &DomainStatus| {
+        let listed = manifest.domains.iter().any(|it| it.name == domain.name);
+        listed || manifest.not_live.as_ref().is_some_and(|others| others.contains_key(&domain.name))
+    };
+    let live = || info.domains.iter().filter(|domain| domain.liveness == Liveness::Live);
+    let mismatch = if !manifest.domains.iter().all(is_here) || !live().all(was_here) {
+        format!(
+            "the run was begun with the domains {}, and here are {}",
+            names(manifest.domains.iter().map(|domain| domain.name.as_str()).collect()),
+            names(live().map(|domain| domain.name.as_str()).collect())
+        )
+    } else if without_system_release(&manifest.machine) != without_system_release(&describe_machine()) {
+        format!("the run was begun on {}, and this is {}", manifest.machine, describe_machine())
+    } else {
+        return Ok(());
+    };
+    Err(CliError::new(FAILURE, format!("{mismatch}; begin another run here (-o DIRECTORY)")))
+}
+
+/// The machine description without the system release, which an update changes.
+fn without_system_release(machine: &str) -> &str {
+    machine.split_once(", ").map_or(machine, |(_, hardware)| hardware)
+}
+
+fn default_run_dir(manifest: &Manifest) -> PathBuf {
+    let last = manifest.label.rsplit('/').next().unwrap_or_default();
+    let name: String =
+        last.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let name = name.trim_start_matches('.').chars().take(60).collect::<String>();
+    Path::new("runs").join(format!("{name}-{}", manifest.began_unix_ns / 1_000_000_000))
+}
+
+/// A description of the machine: system, release, processor, number of CPUs.
+fn describe_machine() -> String {
+    let name = rustix::system::uname();
+    let part = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or_else(|| part(name.machine()), |(_, model)| model.trim().to_owned());
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    format!("{} {}, {model}, {cpus} CPUs", part(name.sysname()), part(name.release()))
+}

@@ -1,0 +1,206 @@
+//! `wattspan ipw score`: rescores a run's answers by the current rules or by a judge model.
+//!
+//! Rules come first; the judge scores answers that no rule covers. The model is not queried again. A row whose score
+//! changes is appended again, and nothing is deleted. The judge's energy is reported separately from the run's figures.
+
+use std::collections::{BTreeMap, HashMap};
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::connect::{MeterConnector, MeterOptions};
+use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output::eprint_message;
+use super::super::quantity::format_energy;
+use super::server_options::ServerOptions;
+use wattspan_client::clock::unix_ns;
+use wattspan_ipw::answer_format::AnswerFormat;
+use wattspan_ipw::judge::{self, JudgeVerdict, VerdictCache};
+use wattspan_ipw::metering_thread::MeteringHandle;
+use wattspan_ipw::query::QueryRunner;
+use wattspan_ipw::question::Question;
+use wattspan_ipw::row::{QueryRow, ReplyText};
+use wattspan_ipw::run_dir::{RunDir, for_each_row, for_each_text};
+
+/// Arguments of `wattspan ipw score`.
+#[derive(Debug, clap::Args)]
+pub struct ScoreArgs {
+    /// Run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Use a judge model, selected by the options below, for answers that no rule can score
+    #[arg(long)]
+    judge: bool,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// Runs `wattspan ipw score`.
+pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
+    let (mut directory, _, questions) = RunDir::resume(&args.run).map_err(anyhow::Error::from)?;
+    let (rows, texts) = latest_rows(&args.run)?;
+    let questions: HashMap<&str, &Question> =
+        questions.iter().map(|question| (question.id.as_str(), question)).collect();
+    let (mut changed, mut judge_queue) = (0, Vec::new());
+    for row in rows.into_values().filter(QueryRow::is_answered) {
+        let (Some(question), Some(text)) = (questions.get(row.id.as_str()), texts.get(&row.key())) else {
+            continue;
+        };
+        if question.format == AnswerFormat::Judge {
+            judge_queue.push((row, *question, text));
+            continue;
+        }
+        let score = question.score_reply(&text.reply).map(|right| f64::from(u8::from(right)));
+        changed += usize::from(update_score(&mut directory, row, score)?);
+    }
+    let to_judge = judge_queue.len();
+    let mut status = OK;
+    if args.judge && to_judge > 0 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let summary = runtime.block_on(score_with_judge(options, args, &mut directory, judge_queue))?;
+        eprint_message(&summary.text());
+        changed += summary.changed;
+        if summary.judged == 0 {
+            status = FAILURE;
+        }
+    } else if to_judge > 0 {
+        eprint_message(&format!("{to_judge} answers need a judge: --judge --url URL --model NAME"));
+    }
+    eprint_message(&format!("{changed} scores changed"));
+    Ok(status)
+}
+
+type Rows = BTreeMap<(String, u32), QueryRow>;
+type Texts = HashMap<(String, u32), ReplyText>;
+
+/// The last row and text of each query.
+fn latest_rows(run: &Path) -> Result<(Rows, Texts), CliError> {
+    let (mut rows, mut texts) = (Rows::new(), Texts::new());
+    for_each_row(&run.join("rows.jsonl"), |row| _ = rows.insert(row.key(), row))
+        .map_err(anyhow::Error::from)?;
+    for_each_text(run, |text| _ = texts.insert((text.id.clone(), text.repeat), text))
+        .map_err(anyhow::Error::from)?;
+    Ok((rows, texts))
+}
+
+fn update_score(directory: &mut RunDir, mut row: QueryRow, score: Option<f64>) -> Result<bool, CliError> {
+    if row.score == score {
+        return Ok(false);
+    }
+    row.score = score;
+    directory.rescore(&row).map_err(anyhow::Error::from)?;
+    Ok(true)
+}
+
+async fn score_with_judge(
+    options: &MeterOptions,
+    args: &ScoreArgs,
+    directory: &mut RunDir,
+    judge_queue: Vec<(QueryRow, &Question, &ReplyText)>,
+) -> Result<JudgeSummary, CliError> {
+    let (request_settings, pool) = args.server.connect().await?;
+    let mut verdicts = VerdictCache::open(directory.path())?;
+    // Metering the judge is optional: a verdict is valid without its energy.
+    let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
+        let connector = Arc::new(connector);
+        let prefix = format!("judge-{}-{}", std::process::id(), unix_ns() % 1_000_000_000);
+        Some(MeteringHandle::start(&prefix, Box::new(move || connector.connect())).ok()?.0)
+    });
+    let query = QueryRunner {
+        pool: &pool,
+        request_settings: &request_settings,
+        metering: metering.as_ref(),
+        domains: &[],
+        retries: 2,
+    };
+    let mut summary = JudgeSummary { model: request_settings.model.clone(), ..JudgeSummary::default() };
+    for (number, (row, question, text)) in judge_queue.into_iter().enumerate() {
+        let judged_text = judge::verdict_key(&request_settings.model, question, &text.reply);
+        let verdict = match verdicts.get(&judged_text) {
+            Some(verdict) => verdict.clone(),
+            None => {
+                let judge_question =
+                    Question { prompt: judge::render_prompt(question, &text.reply), ..question.clone() };
+                let (answer, judge_text) =
+                    query.ask_and_settle(&judge_question, row.repeat, number as u64).await;
+                let energy_uj = answer.energy.and_then(|energy| energy.share_uj);
+                if let Some(error) = answer.error {
+                    eprint_message(&format!("{}: the judge gave no answer: {error}", row.id));
+                    summary.unanswered += 1;
+                    summary.add_energy(energy_uj);
+                    continue;
+                }
+                let score = judge::parse_verdict(&judge_text.reply, answer.finish.as_deref());
+                summary.newly_judged += usize::from(score.is_some());
+                let verdict = JudgeVerdict { on: judged_text, score, said: judge_text.reply, energy_uj };
+                verdicts.insert(verdict.clone())?;
+                verdict
+            }
+        };
+        summary.add_energy(verdict.energy_uj);
+        match verdict.score {
+            Some(_) => summary.judged += 1,
+            None => summary.unparsed += 1,
+        }
+        summary.changed += usize::from(update_score(directory, row, verdict.score)?);
+    }
+    Ok(summary)
+}
+
+/// Counts of a judge's verdicts, and its energy.
+#[derive(Debug, Default)]
+struct JudgeSummary {
+    model: String,
+    /// Answers with a verdict, cached ones included.
+    judged: usize,
+    /// Answers judged in this call.
+    newly_judged: usize,
+    /// Replies without a recognizable verdict.
+    unparsed: usize,
+    /// Requests that failed.
+    unanswered: usize,
+    /// Scores that changed.
+    changed: usize,
+    /// The known energy; `None` if it is known for no answer.
+    energy_uj: Option<u64>,
+    /// Answers whose judging energy is unknown.
+    without_energy: usize,
+}
+
+impl JudgeSummary {
+    fn add_energy(&mut self, energy_uj: Option<u64>) {
+        match energy_uj {
+            Some(more) => self.energy_uj = Some(self.energy_uj.unwrap_or(0).saturating_add(more)),
+            None => self.without_energy += 1,
+        }
+    }
+
+    fn text(&self) -> String {
+        let used = match (self.energy_uj, self.without_energy) {
+            (None, _) => "its energy is unknown and".to_owned(),
+            (Some(used_uj), 0) => format!("it used {} in total, which", format_energy(used_uj, None)),
+            (Some(used_uj), some) => {
+                format!("it used {} (unknown for {some} answers), which", format_energy(used_uj, None))
+            }
+        };
+        format!(
+            "{} judged {} answers, {} of them now; {} verdicts could not be parsed, {} requests failed; {used} is excluded from \
+             the run's figures",
+            self.model, self.judged, self.newly_judged, self.unparsed, self.unanswered
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_energy_is_not_zero() {
+        let mut summary = JudgeSummary { model: "big".into(), ..JudgeSummary::default() };
+        summary.add_energy(None);
+        assert!(summary.text().contains("its energy is unknown"), "{}", summary.text());
+        summary.add_energy(Some(2_000_000));
+        assert!(summary.text().contains("it used 2.000 J (unknown for 1 answers)"), "{}", summary.text());
+    }
+}

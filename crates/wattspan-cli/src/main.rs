@@ -1,0 +1,7 @@
+//! The client program: one call into the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wattspan_cli::main()
+}

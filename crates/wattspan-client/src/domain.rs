@@ -1,0 +1,99 @@
+//! The words in which the contract describes a domain: its kind, grade and liveness.
+
+use serde::{Deserialize, Serialize};
+
+/// The part of the machine that a domain measures; the contract's `Domain.kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DomainKind {
+    /// The whole platform, measured at the charger or on the board.
+    Psys,
+    /// A CPU package (socket).
+    Package,
+    /// The cores of a package (RAPL PP0).
+    Core,
+    /// The rest of a package's graphics and fabric (RAPL PP1).
+    Uncore,
+    /// Memory attached to a package.
+    Dram,
+    /// A graphics card or accelerator.
+    Gpu,
+    /// The memory of a graphics card.
+    GpuMemory,
+    /// A neural engine.
+    Npu,
+    /// A system on a chip as a whole.
+    Soc,
+    /// A board module (CPU and accelerator together).
+    Module,
+    /// The output of a battery.
+    Battery,
+    /// All CPUs of the machine together, where no finer domain is available.
+    Cpu,
+    /// A supply rail whose load is unknown: shown, but never part of a total.
+    Rail,
+}
+
+/// The origin of a value, best first, so that the worst of several grades is their maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grade {
+    /// A hardware energy counter.
+    Measured,
+    /// A vendor's model behind a counter.
+    Modelled,
+    /// Power readings, integrated over time.
+    Integrated,
+    /// A model from the load, without a sensor.
+    Estimated,
+}
+
+impl Grade {
+    /// The grade's name in the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Grade::Measured => "measured",
+            Grade::Modelled => "modelled",
+            Grade::Integrated => "integrated",
+            Grade::Estimated => "estimated",
+        }
+    }
+}
+
+/// Whether a domain's counter moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Liveness {
+    /// The counter advances.
+    Live,
+    /// The counter is present but does not advance.
+    Stuck,
+    /// The counter was live and disappeared.
+    Lost,
+    /// The source has not answered since the daemon started.
+    Starting,
+}
+
+/// Whether two domains show the same counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Duplicate {
+    /// Both show one counter.
+    Same,
+    /// They show two counters.
+    Independent,
+    /// Not known yet; meanwhile only one of them counts.
+    Undecided,
+}
+
+/// The source that replays a scripted or recorded machine. Its values are *simulated*, whatever their grade.
+pub const REPLAY_SOURCE: &str = "replay";
+
+/// A source that is not available; the contract's `Absent`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// The name of the source.
+    pub source: String,
+    /// The reason, and the command or setting that makes it available.
+    pub reason: String,
+}

@@ -1,0 +1,342 @@
+//! Comparison of runs of the same questions.
+//!
+//! Runs are paired query by query, which removes the difficulty of the questions from the differences. Invariant: runs
+//! that differ in the meaning of a figure (questions, scope, grade, idle policy, repeats) are refused unless the user
+//! forces the comparison; the mismatches are then part of the result.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::bootstrap::{BootstrapSample, ColumnSums};
+use super::metrics::{EfficiencyMetrics, Estimate, MetricOptions, compute_metrics};
+use super::scope::IdlePolicy;
+use super::table::{RunTable, known};
+
+/// A property in which two runs differ, so that their figures are not comparable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The name of the property.
+    pub what: &'static str,
+    /// Its value in the first run.
+    pub first: String,
+    /// Its value in this run.
+    pub other: String,
+}
+
+impl Difference {
+    /// Whether the mismatch concerns energy only and leaves scores comparable.
+    pub fn is_energy_related(&self) -> bool {
+        [GRADE, MACHINE, DOMAINS, IDLE].contains(&self.what)
+    }
+}
+
+const GRADE: &str = "grade of the energy";
+const MACHINE: &str = "machine";
+const DOMAINS: &str = "domains in the scope";
+const IDLE: &str = "idle power";
+
+/// One run of a comparison.
+#[derive(Debug, Clone, Serialize)]
+pub struct ComparedRun {
+    /// The run's name.
+    pub label: String,
+    /// The run's own figures.
+    pub figures: EfficiencyMetrics,
+    /// Mismatches with the first run; empty if comparable.
+    pub differs: Vec<Difference>,
+    /// Paired differences from the first run; absent for the first run itself and if no query is in both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paired: Option<PairedDifference>,
+    /// Whether the run is Pareto-optimal: no other run is at least as good in accuracy and power and better in one.
+    pub on_frontier: bool,
+}
+
+/// Paired differences (this run minus the first) over the queries that both cover.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PairedDifference {
+    /// The number of paired queries.
+    pub count: usize,
+    /// Difference of the accuracies.
+    pub accuracy: Estimate,
+    /// Difference of the mean energies, joules.
+    pub energy_j: Estimate,
+    /// Difference of the machine's mean powers while a query was open, watts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power_w: Option<Estimate>,
+    /// Ratio of this run's IPW to the first run's.
+    pub per_watt_ratio: Option<Estimate>,
+    /// Ratio of this run's IPJ to the first run's.
+    pub per_joule_ratio: Option<Estimate>,
+}
+
+/// Compares runs with the first one.
+pub fn compare_runs(runs: &[(String, RunTable)], options: &MetricOptions) -> Vec<ComparedRun> {
+    let Some((_, first)) = runs.first() else { return Vec::new() };
+    let mut compared: Vec<ComparedRun> = runs
+        .iter()
+        .enumerate()
+        .map(|(index, (label, table))| ComparedRun {
+            label: label.clone(),
+            figures: compute_metrics(table, None, options),
+            differs: differences(first, table, options),
+            paired: if index == 0 { None } else { paired_difference(first, table, options) },
+            on_frontier: false,
+        })
+        .collect();
+    let points: Vec<Option<(f64, f64)>> = compared.iter().map(|run| frontier_point(&run.figures)).collect();
+    for (run, point) in compared.iter_mut().zip(&points) {
+        run.on_frontier = point
+            .is_some_and(|point| points.iter().flatten().all(|other_point| !dominates(*other_point, point)));
+    }
+    compared
+}
+
+/// Accuracy and power: the axes of the Pareto frontier.
+fn frontier_point(metrics: &EfficiencyMetrics) -> Option<(f64, f64)> {
+    Some((metrics.accuracy?.value, metrics.power_w?.value))
+}
+
+/// Returns whether a point is at least as good in both axes and better in one.
+fn dominates((accuracy, power): (f64, f64), (than_accuracy, than_power): (f64, f64)) -> bool {
+    accuracy >= than_accuracy && power <= than_power && (accuracy > than_accuracy || power < than_power)
+}
+
+/// A property of a run with its name.
+type ComparedProperty<'a> = (&'static str, &'a dyn Fn(&RunTable) -> String);
+
+/// Returns the mismatches between two runs.
+pub fn differences(first: &RunTable, other: &RunTable, options: &MetricOptions) -> Vec<Difference> {
+    let difference = |of: &dyn Fn(&RunTable) -> String, what| {
+        let (first, other) = (of(first), of(other));
+        (first != other).then_some(Difference { what, first, other })
+    };
+    let grade = |table: &RunTable| match energy_grade(table, options) {
+        Some(grade) => format!("{grade:?}").to_lowercase(),
+        None => "unknown".into(),
+    };
+    let kinds = |table: &RunTable| {
+        let domains = &table.manifest.domains;
+        let mut kinds: Vec<String> = options
+            .scope
+            .domain_indices(domains)
+            .into_iter()
+            .map(|at| format!("{:?}", domains[at].kind))
+            .collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        if kinds.is_empty() { "none".into() } else { kinds.join(" + ").to_lowercase() }
+    };
+    let idle = |table: &RunTable| match options.idle {
+        IdlePolicy::Included => String::new(),
+        IdlePolicy::Excluded => table.manifest.idle.clone(),
+    };
+    let machine = |table: &RunTable| {
+        let simulated = table.manifest.is_simulated();
+        if simulated { "simulated".into() } else { "real".to_owned() }
+    };
+    let all: [ComparedProperty; 6] = [
+        ("questions", &|table| table.manifest.fingerprint.clone()),
+        ("times asked", &|table| table.manifest.repeats.to_string()),
+        (GRADE, &grade),
+        (MACHINE, &machine),
+        (DOMAINS, &kinds),
+        (IDLE, &idle),
+    ];
+    all.into_iter().filter_map(|(what, of)| difference(of, what)).collect()
+}
+
+fn energy_grade(table: &RunTable, options: &MetricOptions) -> Option<wattspan_client::domain::Grade> {
+    options
+        .scope
+        .grade(&table.manifest.domains)
+        .or_else(|| table.columns.grade.iter().flatten().max().copied())
+}
+
+/// Score, energy and power of a covered query; an unknown power is `NaN`.
+fn query_values(table: &RunTable, at: usize, options: &MetricOptions) -> Option<[f64; 3]> {
+    let (columns, MetricOptions { scope, idle, .. }) = (&table.columns, *options);
+    known(columns.attributed_power_w(scope, idle)(at))?;
+    Some([known(columns.score[at])?, columns.energy_j(scope, idle)(at), columns.power_w(scope, idle)(at)])
+}
+
+/// Returns the indices and values of a run's covered queries.
+fn covered_queries(table: &RunTable, options: &MetricOptions) -> impl Iterator<Item = (usize, [f64; 3])> {
+    (0..table.columns.len()).filter_map(move |at| Some((at, query_values(table, at, options)?)))
+}
+
+fn paired_difference(
+    first: &RunTable,
+    other: &RunTable,
+    options: &MetricOptions,
+) -> Option<PairedDifference> {
+    let first_queries: HashMap<u64, [f64; 3]> =
+        covered_queries(first, options).map(|(at, of)| (first.columns.query_hash(at), of)).collect();
+    let rows: Vec<(u64, [f64; 6])> = covered_queries(other, options)
+        .filter_map(|(at, [score, energy, power])| {
+            let [first_score, first_energy, first_power] =
+                first_queries.get(&other.columns.query_hash(at))?;
+            let both = [*first_score, *first_energy, *first_power, score, energy, power];
+            Some((other.columns.question_hash(at), both))
+        })
+        .collect();
+    if rows.is_empty() {
+        return None;
+    }
+    let count = rows.len();
+    let sample =
+        BootstrapSample::from_queries(count, rows.into_iter(), other.columns.has_repeats(), options.seed);
+    let of = |sums: &ColumnSums<6>| {
+        let [first_score, first_energy, first_power, score, energy, power] = sums.sums;
+        let mean = |sum: f64| sum / sums.count;
+        // Both sides have equal counts, so ratios of sums are ratios of means.
+        let efficiency_ratio = |cost: f64, first_cost: f64| (score / cost) / (first_score / first_cost);
+        [
+            mean(score - first_score),
+            mean(energy - first_energy),
+            mean(power - first_power),
+            efficiency_ratio(power, first_power),
+            efficiency_ratio(energy, first_energy),
+        ]
+    };
+    let (values, intervals) = (of(sample.total()), sample.confidence_intervals(options.seed, of));
+    let estimate = |at: usize| Estimate { value: values[at], interval: intervals[at] };
+    let if_known = |at: usize| values[at].is_finite().then(|| estimate(at));
+    Some(PairedDifference {
+        count,
+        accuracy: estimate(0),
+        energy_j: estimate(1),
+        power_w: if_known(2),
+        per_watt_ratio: if_known(3),
+        per_joule_ratio: if_known(4),
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::question;
+    use super::super::row::{QueryEnergy, QueryRow, ReplyText};
+    use super::super::run_dir::{FORMAT_VERSION, Manifest, RunDir};
+    use super::super::scope::{RunDomain, Scope};
+    use super::*;
+    use wattspan_client::domain::{DomainKind, Grade};
+
+    pub const OPTIONS: MetricOptions =
+        MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };
+
+    /// Builds a run with these scores; each query uses this energy over one second.
+    pub fn run(scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> RunTable {
+        repeated(1, scores, joules, change)
+    }
+
+    /// The same with each question repeated and the same outcome in each repeat.
+    pub fn repeated(times: u32, scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> RunTable {
+        let dir = tempfile::tempdir().unwrap();
+        let questions = question::built_in();
+        let domain = RunDomain {
+            name: "package-0".into(),
+            kind: DomainKind::Package,
+            source: "replay".into(),
+            device: None,
+            parent: None,
+            counted: true,
+            grade: Grade::Measured,
+            update_interval_ns: None,
+        };
+        let fingerprint = question::fingerprint(&questions);
+        let mut manifest =
+            Manifest { version: FORMAT_VERSION, fingerprint, domains: vec![domain], ..Manifest::default() };
+        let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
+        let all = (0..times).flat_map(|repeat| (0..scores.len()).map(move |id| (id, repeat)));
+        for (id, repeat) in all {
+            let share_uj = Some((joules * 1e6) as u64 + id as u64);
+            let (error_uj, idle_uj) = (Some(100_000), Some(500_000));
+            let span_ns = 1_000_000_000;
+            let grade = Some(Grade::Measured);
+            let energy = QueryEnergy {
+                share_uj,
+                error_uj,
+                idle_uj,
+                span_ns,
+                grade,
+                at_once: 1,
+                ..QueryEnergy::default()
+            };
+            let tokens = Some(10);
+            let row = QueryRow {
+                id: id.to_string(),
+                repeat,
+                score: Some(scores[id]),
+                energy: Some(energy),
+                tokens_in: tokens,
+                tokens_out: tokens,
+                ..QueryRow::default()
+            };
+            run.append_row(&row, &ReplyText::default()).unwrap();
+        }
+        change(&mut manifest);
+        std::fs::write(dir.path().join("run.json"), serde_json::to_string(&manifest).unwrap()).unwrap();
+        RunTable::read(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn paired_differences_remove_question_difficulty() {
+        let hard: Vec<f64> = (0..40).map(|id| f64::from(id % 2)).collect();
+        let better: Vec<f64> = (0..40).map(|id| f64::from(u8::from(id % 2 == 1 || id % 8 == 0))).collect();
+        let runs = [("a".into(), run(&hard, 2.0, |_| ())), ("b".into(), run(&better, 1.0, |_| ()))];
+        let columns = compare_runs(&runs, &OPTIONS);
+        assert!(columns[1].differs.is_empty() && columns[0].paired.is_none());
+        let paired = columns[1].paired.unwrap();
+        assert_eq!((paired.count, paired.accuracy.value), (40, 5.0 / 40.0));
+        let interval = paired.accuracy.interval.unwrap();
+        assert!(interval.low > 0.0 && interval.high < 0.26, "{interval:?}");
+        assert!((paired.energy_j.value + 1.0).abs() < 1e-9);
+        assert!((paired.per_joule_ratio.unwrap().value - 2.5).abs() < 1e-3);
+        assert!(!columns[0].on_frontier && columns[1].on_frontier);
+    }
+
+    #[test]
+    fn repeats_do_not_narrow_the_paired_interval() {
+        let (low, high): (Vec<f64>, Vec<f64>) =
+            (0..50).map(|id| (f64::from(id % 2), f64::from(u8::from(id % 3 > 0)))).unzip();
+        let of = |times| {
+            paired_difference(
+                &repeated(times, &low, 2.0, |_| ()),
+                &repeated(times, &high, 1.0, |_| ()),
+                &OPTIONS,
+            )
+            .unwrap()
+        };
+        let (once, ten) = (of(1), of(10));
+        assert_eq!((once.count, ten.count), (50, 500));
+        for (one, other) in [
+            (once.accuracy, ten.accuracy),
+            (once.energy_j, ten.energy_j),
+            (once.per_joule_ratio.unwrap(), ten.per_joule_ratio.unwrap()),
+        ] {
+            let (one, other) = (one.interval.unwrap(), other.interval.unwrap());
+            assert!((one.low - other.low).abs() < 1e-9 && (one.high - other.high).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn incomparable_settings_are_named() {
+        let first = run(&[1.0, 0.0], 2.0, |_| ());
+        let other = run(&[1.0, 0.0], 2.0, |manifest| {
+            manifest.fingerprint = "another".into();
+            manifest.domains[0].grade = Grade::Estimated;
+            manifest.domains[0].kind = DomainKind::Cpu;
+            manifest.repeats = 3;
+        });
+        let named: Vec<&str> = differences(&first, &other, &OPTIONS).iter().map(|it| it.what).collect();
+        assert_eq!(named, ["questions", "times asked", "grade of the energy", "domains in the scope"]);
+        assert!(differences(&first, &first, &OPTIONS).is_empty());
+    }
+
+    #[test]
+    fn disjoint_runs_have_no_paired_difference() {
+        let (none, all) = (run(&[0.0; 5], 1.0, |_| ()), run(&[1.0; 5], 1.0, |_| ()));
+        assert_eq!(paired_difference(&none, &all, &OPTIONS).unwrap().per_watt_ratio, None);
+        assert!(paired_difference(&all, &run(&[], 1.0, |_| ()), &OPTIONS).is_none());
+    }
+}

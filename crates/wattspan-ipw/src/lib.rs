@@ -1,0 +1,33 @@
+//! Intelligence per watt: accuracy of a model's answers per unit of power and energy.
+//!
+//! Holds the questions, the rows of a run, scoring, and the figures: IPW = mean accuracy / mean power of the machine
+//! while a query was open, IPJ = mean accuracy / mean energy attributed to a query (*Intelligence per Watt*, arXiv
+//! 2511.07885). This module is an ordinary client of the daemon. Invariant: a figure always carries its grade, scope,
+//! idle policy, coverage and interval; a failed query is a row with an error, not a cheap incorrect answer.
+
+#![warn(clippy::unwrap_used)]
+
+mod account_result;
+pub mod answer_format;
+pub mod bootstrap;
+pub mod columns;
+pub mod compare;
+pub mod extract;
+mod fnv;
+pub mod harness;
+pub mod judge;
+pub mod llm_api;
+pub mod metering_thread;
+pub mod metrics;
+pub mod power_series;
+pub mod query;
+pub mod question;
+pub mod report;
+pub mod route;
+pub mod row;
+pub mod run;
+pub mod run_dir;
+pub mod run_settings;
+pub mod scope;
+pub mod statistics;
+pub mod table;

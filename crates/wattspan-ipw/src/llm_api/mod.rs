@@ -1,0 +1,237 @@
+//! Requests to inference servers.
+//!
+//! Builds the requests of three interfaces, with settings that make a run reproducible (temperature 0 and a seed by
+//! default). [`reply_parser`] parses the reply. This module never retries; retries are part of the run loop.
+
+pub mod reply;
+pub mod reply_parser;
+
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request};
+use serde_json::{Map, Value, json};
+
+use wattspan_http::{BaseUrl, BoxBody, full_body};
+
+/// The longest request timeout, in seconds.
+pub const MAX_TIMEOUT_S: u64 = 86_400;
+
+/// The interface of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Api {
+    /// OpenAI's chat completions: `BASE/chat/completions`.
+    Chat,
+    /// OpenAI's plain completions: `BASE/completions`.
+    Completions,
+    /// Ollama's native interface: `BASE/api/chat`.
+    Ollama,
+}
+
+impl Api {
+    /// Returns the name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Ollama => "ollama",
+        }
+    }
+
+    /// Parses a name of the command line.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Chat, Self::Completions, Self::Ollama].into_iter().find(|api| api.name() == name)
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/chat/completions",
+            Self::Completions => "/completions",
+            Self::Ollama => "/api/chat",
+        }
+    }
+}
+
+/// Settings of the requests.
+#[derive(Debug, Clone)]
+pub struct RequestSettings {
+    /// The server's base URL; for OpenAI's interfaces it usually ends with `/v1`.
+    pub base_url: BaseUrl,
+    /// The interface of the server.
+    pub api: Api,
+    /// The model, as the server names it.
+    pub model: String,
+    /// The system prompt, if any.
+    pub system_prompt: Option<String>,
+    /// The sampling temperature.
+    pub temperature: f64,
+    /// The sampling seed.
+    pub seed: Option<u64>,
+    /// The maximum number of output tokens.
+    pub max_tokens: u32,
+    /// Whether the reply is streamed.
+    pub stream: bool,
+    /// Whether log-probabilities are requested.
+    pub logprobs: bool,
+    /// The API key, sent as a bearer token.
+    pub api_key: Option<String>,
+    /// Timeout from the request to the end of the answer.
+    pub timeout: Duration,
+}
+
+/// A request cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildRequestError {
+    /// The base URL and path do not form a URL.
+    #[error("the server's address cannot be used: {0}")]
+    Address(#[from] http::Error),
+    /// The key has characters that are invalid in a header.
+    #[error("the key holds characters that cannot be sent in a header (a line end?)")]
+    Key,
+}
+
+impl RequestSettings {
+    /// Builds the request for one prompt.
+    ///
+    /// # Errors
+    /// The base URL or the key is invalid.
+    pub fn prompt_request(&self, prompt: &str) -> Result<Request<BoxBody>, BuildRequestError> {
+        let body = self.body(prompt).to_string();
+        let path = self.api.path().parse().map_err(http::Error::from)?;
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(self.base_url.request_uri(Some(&path))?)
+            .header(header::HOST, self.base_url.host_header())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, concat!("wattspan/", env!("CARGO_PKG_VERSION")))
+            .header(header::CONTENT_LENGTH, body.len())
+            .body(full_body(body))?;
+        self.add_authorization(request.headers_mut())?;
+        Ok(request)
+    }
+
+    /// Builds the request for the list of models.
+    ///
+    /// # Errors
+    /// As for [`RequestSettings::prompt_request`].
+    pub fn models_request(&self) -> Result<Request<BoxBody>, BuildRequestError> {
+        let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
+        let path = path.parse().map_err(http::Error::from)?;
+        let mut request = Request::builder()
+            .uri(self.base_url.request_uri(Some(&path))?)
+            .header(header::HOST, self.base_url.host_header())
+            .body(full_body(""))?;
+        self.add_authorization(request.headers_mut())?;
+        Ok(request)
+    }
+
+    fn add_authorization(&self, headers: &mut http::HeaderMap) -> Result<(), BuildRequestError> {
+        if let Some(key) = &self.api_key {
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| BuildRequestError::Key)?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        Ok(())
+    }
+
+    fn body(&self, prompt: &str) -> Value {
+        let system = self.system_prompt.iter().map(|system| json!({"role": "system", "content": system}));
+        let user = std::iter::once(json!({"role": "user", "content": prompt}));
+        let messages: Vec<Value> = system.chain(user).collect();
+        if self.api == Api::Ollama {
+            let mut options = Map::new();
+            options.insert("temperature".into(), json!(self.temperature));
+            options.insert("num_predict".into(), json!(self.max_tokens));
+            if let Some(seed) = self.seed {
+                options.insert("seed".into(), json!(seed));
+            }
+            return json!({"model": self.model, "messages": messages, "stream": self.stream, "options": options});
+        }
+        let mut body = json!({
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stream": self.stream,
+        });
+        let fields = body.as_object_mut().expect("it was written as an object");
+        if self.api == Api::Chat {
+            fields.insert("messages".into(), messages.into());
+        } else {
+            let system =
+                self.system_prompt.as_ref().map_or_else(String::new, |system| format!("{system}\n\n"));
+            fields.insert("prompt".into(), json!(format!("{system}{prompt}")));
+        }
+        if let Some(seed) = self.seed {
+            fields.insert("seed".into(), json!(seed));
+        }
+        if self.stream {
+            fields.insert("stream_options".into(), json!({"include_usage": true}));
+        }
+        if self.logprobs {
+            fields.insert("logprobs".into(), if self.api == Api::Chat { json!(true) } else { json!(0) });
+        }
+        body
+    }
+}
+
+/// Returns the first model of a server's list, in the form of either interface.
+pub fn first_model(list: &[u8]) -> Option<String> {
+    let list: Value = serde_json::from_slice(list).ok()?;
+    let of = |list: &Value, key: &str| Some(list.as_array()?.first()?.get(key)?.as_str()?.to_owned());
+    list.get("data").and_then(|data| of(data, "id")).or_else(|| of(list.get("models")?, "name"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub fn request_settings(api: Api) -> RequestSettings {
+        RequestSettings {
+            base_url: "http://127.0.0.1:8000/v1".parse().unwrap(),
+            api,
+            model: "m".into(),
+            system_prompt: None,
+            temperature: 0.0,
+            seed: Some(1),
+            max_tokens: 64,
+            stream: true,
+            logprobs: false,
+            api_key: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn request_bodies_match_each_api() {
+        let chat = request_settings(Api::Chat).body("why?");
+        assert_eq!(chat["messages"][0]["content"], "why?");
+        assert_eq!((&chat["temperature"], &chat["seed"]), (&json!(0.0), &json!(1)));
+        assert_eq!(chat["stream_options"]["include_usage"], true);
+        let mut plain = request_settings(Api::Completions);
+        plain.system_prompt = Some("Be short.".into());
+        assert_eq!(plain.body("why?")["prompt"], "Be short.\n\nwhy?");
+        let ollama = request_settings(Api::Ollama).body("why?");
+        assert_eq!((&ollama["options"]["num_predict"], &ollama["stream"]), (&json!(64), &json!(true)));
+        assert_eq!(request_settings(Api::Ollama).prompt_request("x").unwrap().uri().path(), "/v1/api/chat");
+    }
+
+    #[test]
+    fn the_api_key_is_sent_and_not_logged() {
+        let mut settings = request_settings(Api::Chat);
+        settings.api_key = Some("sk-secret".into());
+        let request = settings.prompt_request("x").unwrap();
+        assert_eq!(request.headers()["authorization"], "Bearer sk-secret");
+        assert!(!format!("{:?}", request.headers()).contains("secret"));
+        settings.api_key = Some("a\nb".into());
+        assert!(matches!(settings.prompt_request("x"), Err(BuildRequestError::Key)));
+    }
+
+    #[test]
+    fn first_model_of_openai_and_ollama_lists() {
+        assert_eq!(first_model(br#"{"data":[{"id":"a"},{"id":"b"}]}"#).as_deref(), Some("a"));
+        assert_eq!(first_model(br#"{"models":[{"name":"c"}]}"#).as_deref(), Some("c"));
+        assert_eq!(first_model(br#"{"data":[]}"#), None);
+        assert_eq!(first_model(b"<html>"), None);
+    }
+}

@@ -1,0 +1,334 @@
+//! Parser of replies, streamed or complete, for three interfaces.
+//!
+//! Times are taken from the local clock when a chunk arrives; times reported by the server are ignored. Invariant: a
+//! reply is complete only if the server signals its end. Error texts within a stream, empty answers and truncated
+//! streams are errors.
+
+use serde_json::Value;
+
+use super::Api;
+use super::reply::{ModelReply, ReplyError, one_line};
+use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
+use wattspan_http::sse::SseDecoder;
+
+/// The maximum size of an unstreamed reply, and of one event or line of a stream, in bytes.
+const MAX_REPLY_BYTES: usize = 32 << 20;
+
+/// Parser of one reply.
+#[derive(Debug)]
+pub struct ReplyParser {
+    api: Api,
+    format: BodyFormat,
+    partial: PartialReply,
+}
+
+#[derive(Debug)]
+enum BodyFormat {
+    /// Server-sent events.
+    ServerSentEvents(Box<SseDecoder>),
+    /// JSON lines.
+    JsonLines(LineDecoder),
+    /// One JSON object.
+    Json(Vec<u8>),
+}
+
+#[derive(Debug, Default)]
+struct PartialReply {
+    reply: ModelReply,
+    /// Whether any data was received.
+    received_data: bool,
+    /// Whether the server signalled the end.
+    done: bool,
+    error: Option<ReplyError>,
+    logprobs: (f64, u64),
+}
+
+impl ReplyParser {
+    /// Creates a parser for a reply of this content type to a request sent at `began_ns`.
+    pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
+        let format = match content_type.split(';').next().map(str::trim) {
+            Some("text/event-stream") => {
+                BodyFormat::ServerSentEvents(Box::new(SseDecoder::with_limit(MAX_REPLY_BYTES)))
+            }
+            // An unstreamed reply of Ollama is a single line of this kind.
+            _ if api == Api::Ollama => BodyFormat::JsonLines(LineDecoder::new(MAX_REPLY_BYTES)),
+            _ => BodyFormat::Json(Vec::new()),
+        };
+        let reply = ModelReply { began_ns, ..ModelReply::default() };
+        Self { api, format, partial: PartialReply { reply, ..PartialReply::default() } }
+    }
+
+    /// Parses the data received at `now_ns`; returns `true` if it has the first token.
+    pub fn feed(&mut self, bytes: &[u8], now_ns: u64) -> bool {
+        let before_first_token = self.partial.reply.first_token_ns.is_none();
+        let (api, partial) = (self.api, &mut self.partial);
+        match &mut self.format {
+            BodyFormat::ServerSentEvents(events) => events.feed(bytes, |event| {
+                if event.truncated {
+                    partial.set_error(ReplyError::Malformed("an event is too long".into()));
+                } else {
+                    partial.push_event(api, event.event_type, event.data, now_ns);
+                }
+            }),
+            BodyFormat::JsonLines(lines) => lines.feed(bytes, |line| match line {
+                DecodedLine::Complete(line) => partial.push_event(api, b"message", line, now_ns),
+                DecodedLine::Truncated(_) => {
+                    partial.set_error(ReplyError::Malformed("a line is too long".into()))
+                }
+            }),
+            BodyFormat::Json(body) if body.len() + bytes.len() > MAX_REPLY_BYTES => {
+                partial.set_error(ReplyError::Malformed("the body is too long".into()));
+            }
+            BodyFormat::Json(body) => body.extend_from_slice(bytes),
+        }
+        before_first_token && self.partial.reply.first_token_ns.is_some()
+    }
+
+    /// Finishes the reply; the body ended at `now_ns`.
+    ///
+    /// # Errors
+    /// The reply is incomplete or an error.
+    pub fn finish(mut self, now_ns: u64) -> Result<ModelReply, ReplyError> {
+        match &mut self.format {
+            BodyFormat::Json(body) => {
+                let body = std::mem::take(body);
+                self.partial.push_body(self.api, &body);
+            }
+            BodyFormat::JsonLines(lines) => {
+                if let Some(rest) = lines.finish() {
+                    self.partial.push_event(self.api, b"message", &rest, now_ns);
+                }
+            }
+            BodyFormat::ServerSentEvents(_) => {}
+        }
+        let PartialReply { mut reply, received_data, done, error, logprobs } = self.partial;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let has_output =
+            reply.tokens_out.is_some_and(|tokens| tokens > 0) || !reply.chunk_times_ns.is_empty();
+        if !received_data || (!has_output && reply.text.is_empty()) {
+            return Err(ReplyError::Empty);
+        }
+        if !done {
+            return Err(ReplyError::IncompleteStream);
+        }
+        if let Some(error) = error_text(&reply.text) {
+            return Err(ReplyError::ErrorInBody(error));
+        }
+        reply.ended_ns = now_ns;
+        reply.mean_logprob = (logprobs.1 > 0).then(|| logprobs.0 / logprobs.1 as f64);
+        Ok(reply)
+    }
+}
+
+/// Detects servers that send an error as the answer: the whole text is "[Error: ...]".
+fn error_text(text: &str) -> Option<String> {
+    let inner = text.trim().strip_prefix('[')?.strip_suffix(']')?;
+    let error = inner.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("error:"));
+    error.then(|| one_line(inner))
+}
+
+impl PartialReply {
+    fn set_error(&mut self, error: ReplyError) {
+        self.error.get_or_insert(error);
+    }
+
+    fn push_event(&mut self, api: Api, event_type: &[u8], data: &[u8], now_ns: u64) {
+        if data.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        self.received_data = true;
+        if data == b"[DONE]" {
+            self.done = true;
+            return;
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            let text = one_line(&String::from_utf8_lossy(data));
+            return self.set_error(if event_type == b"error" {
+                ReplyError::ErrorInBody(text)
+            } else {
+                ReplyError::Malformed(text)
+            });
+        };
+        if self.reports_error(&value) {
+            return;
+        }
+        let has_text =
+            if api == Api::Ollama { self.push_ollama(&value) } else { self.push_openai(&value, "delta") };
+        if has_text {
+            self.reply.first_token_ns.get_or_insert(now_ns);
+            self.reply.chunk_times_ns.push(now_ns);
+        }
+    }
+
+    fn push_body(&mut self, api: Api, body: &[u8]) {
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        self.received_data = true;
+        let Ok(value) = serde_json::from_slice::<Value>(body) else {
+            return self.set_error(ReplyError::Malformed(one_line(&String::from_utf8_lossy(body))));
+        };
+        if self.reports_error(&value) {
+            return;
+        }
+        if api == Api::Ollama {
+            self.push_ollama(&value)
+        } else {
+            self.push_openai(&value, "message")
+        };
+        // A complete body is a complete answer, with or without a finish reason.
+        self.done = true;
+    }
+
+    fn reports_error(&mut self, value: &Value) -> bool {
+        let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return false };
+        let message = error.get("message").unwrap_or(error);
+        let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
+        self.set_error(ReplyError::ErrorInBody(one_line(&message)));
+        true
+    }
+
+    /// Parses an OpenAI chunk or complete response; `true` if it has text.
+    fn push_openai(&mut self, value: &Value, part: &str) -> bool {
+        if let Some(usage) = value.get("usage").filter(|usage| usage.is_object()) {
+            let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
+            self.reply.tokens_in = count("/prompt_tokens").or(self.reply.tokens_in);
+            self.reply.tokens_out = count("/completion_tokens").or(self.reply.tokens_out);
+            self.reply.tokens_cached =
+                count("/prompt_tokens_details/cached_tokens").or(self.reply.tokens_cached);
+        }
+        let Some(choice) = value.pointer("/choices/0") else { return false };
+        if let Some(finish) = choice.get("finish_reason").and_then(Value::as_str) {
+            self.reply.finish = Some(finish.to_owned());
+            self.done = true;
+        }
+        self.push_logprobs(choice);
+        let message = choice.get(part);
+        let text = |of: &str| {
+            message.and_then(|message| message.get(of)).and_then(Value::as_str).unwrap_or_default()
+        };
+        let content = choice.get("text").and_then(Value::as_str).unwrap_or_else(|| text("content"));
+        self.reply.text.push_str(content);
+        !content.is_empty() || !text("reasoning_content").is_empty() || !text("reasoning").is_empty()
+    }
+
+    fn push_logprobs(&mut self, choice: &Value) {
+        let Some(logprobs) = choice.get("logprobs") else { return };
+        let chat = logprobs.get("content").and_then(Value::as_array).into_iter().flatten();
+        let chat = chat.filter_map(|token| token.get("logprob")?.as_f64());
+        let plain = logprobs.get("token_logprobs").and_then(Value::as_array).into_iter().flatten();
+        for logprob in chat.chain(plain.filter_map(Value::as_f64)).filter(|logprob| logprob.is_finite()) {
+            self.logprobs.0 += logprob;
+            self.logprobs.1 += 1;
+        }
+    }
+
+    /// Parses an Ollama line; `true` if it has text.
+    fn push_ollama(&mut self, value: &Value) -> bool {
+        let text = |of: &str| value.pointer(of).and_then(Value::as_str).unwrap_or_default();
+        if value.get("done").and_then(Value::as_bool) == Some(true) {
+            self.done = true;
+            let count = |of: &str| value.get(of).and_then(Value::as_u64);
+            self.reply.tokens_in = count("prompt_eval_count").or(self.reply.tokens_in);
+            self.reply.tokens_out = count("eval_count").or(self.reply.tokens_out);
+            let finish = text("/done_reason");
+            if !finish.is_empty() {
+                self.reply.finish = Some(finish.to_owned());
+            }
+        }
+        // Some proxies with Ollama's interface put a chat's text in the field of `generate`.
+        let content = [text("/message/content"), text("/response")].concat();
+        self.reply.text.push_str(&content);
+        !content.is_empty() || !text("/message/thinking").is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(api: Api, kind: &str, body: &[u8], size: usize) -> Result<ModelReply, ReplyError> {
+        let mut parser = ReplyParser::new(api, kind, 100);
+        let mut now_ns = 100;
+        for piece in body.chunks(size) {
+            now_ns += 10;
+            parser.feed(piece, now_ns);
+        }
+        parser.finish(now_ns + 10)
+    }
+
+    const STREAM: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"},\"finish_reason\":null}]}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"H\u{e9}\"},\"logprobs\":{\"content\":[{\"logprob\":-0.5}]}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"llo\"},\"logprobs\":{\"content\":[{\"logprob\":-1.5}]}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n\
+        data: [DONE]\n\n";
+
+    #[test]
+    fn parsing_does_not_depend_on_chunk_boundaries() {
+        for size in [1, 2, 7, 64, 10_000] {
+            let reply =
+                parse(Api::Chat, "text/event-stream; charset=utf-8", STREAM.as_bytes(), size).unwrap();
+            assert_eq!((reply.text.as_str(), reply.finish.as_deref()), ("H\u{e9}llo", Some("stop")));
+            assert_eq!((reply.tokens_in, reply.tokens_out, reply.tokens_cached), (Some(9), Some(3), Some(4)));
+            assert_eq!((reply.chunk_times_ns.len(), reply.mean_logprob), (2, Some(-1.0)));
+            assert!(reply.first_token_ns.unwrap() > reply.began_ns);
+        }
+    }
+
+    #[test]
+    fn a_long_event_is_parsed() {
+        let word = "x".repeat(40_000);
+        let stream = format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{word}\"}},\"finish_reason\":\"stop\"}}]}}\n\n"
+        );
+        let reply = parse(Api::Chat, "text/event-stream", stream.as_bytes(), 1500).unwrap();
+        assert_eq!(reply.text, word);
+    }
+
+    #[test]
+    fn unstreamed_replies_of_all_apis_are_parsed() {
+        let chat = br#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
+        let reply = parse(Api::Chat, "application/json", chat, 5).unwrap();
+        assert_eq!((reply.text.as_str(), reply.tokens_out, reply.first_token_ns), ("Hi", Some(2), None));
+        let plain = br#"{"choices":[{"text":"Hi","finish_reason":"length","logprobs":{"token_logprobs":[null,-2.0]}}]}"#;
+        let reply = parse(Api::Completions, "application/json", plain, 5).unwrap();
+        assert_eq!((reply.finish.as_deref(), reply.mean_logprob), (Some("length"), Some(-2.0)));
+        let lines = b"{\"message\":{\"content\":\"H\"},\"done\":false}\n{\"message\":{\"content\":\"i\"},\"done\":true,\
+            \"done_reason\":\"stop\",\"prompt_eval_count\":4,\"eval_count\":2}";
+        let reply = parse(Api::Ollama, "application/x-ndjson", lines, 3).unwrap();
+        assert_eq!((reply.text.as_str(), reply.tokens_in, reply.tokens_out), ("Hi", Some(4), Some(2)));
+    }
+
+    #[test]
+    fn tokens_are_estimated_from_chunks_without_usage() {
+        let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n\
+            data: {\"choices\":[{\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+        let reply = parse(Api::Chat, "text/event-stream", stream.as_bytes(), 50).unwrap();
+        assert_eq!(reply.output_tokens(), (Some(2), true));
+    }
+
+    #[test]
+    fn empty_truncated_and_error_replies_are_errors() {
+        let stream = |text: &str| parse(Api::Chat, "text/event-stream", text.as_bytes(), 9).unwrap_err();
+        assert_eq!(stream(""), ReplyError::Empty);
+        assert_eq!(stream("data: [DONE]\n\n"), ReplyError::Empty);
+        let unfinished = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+        assert_eq!(stream(unfinished), ReplyError::IncompleteStream);
+        let inside =
+            |error| matches!(error, ReplyError::ErrorInBody(message) if message.contains("out of memory"));
+        assert!(inside(stream(&format!(
+            "{unfinished}data: {{\"error\":{{\"message\":\"out of memory\"}}}}\n\n"
+        ))));
+        assert!(inside(stream("event: error\ndata: out of memory\n\n")));
+        let error_reply = "data: {\"choices\":[{\"delta\":{\"content\":\"[Error: out of memory]\"},\"finish_reason\":\"stop\"}]}\n\n";
+        assert!(inside(stream(error_reply)));
+        assert!(matches!(stream("data: <html>\n\n"), ReplyError::Malformed(_)));
+        let whole = |text: &str| parse(Api::Chat, "application/json", text.as_bytes(), 9).unwrap_err();
+        assert_eq!(whole(" \n"), ReplyError::Empty);
+        assert!(matches!(whole("oops"), ReplyError::Malformed(_)));
+        assert_eq!(parse(Api::Chat, "", b"", 1), Err(ReplyError::Empty));
+    }
+}

@@ -1,0 +1,472 @@
+//! Savings from routing questions to small local models.
+//!
+//! Implements the routing analysis of *Intelligence per Watt* (arXiv 2511.07885, section 5). A local model *covers* a
+//! question if its score is at least the reference's (win or tie); the best-of-local covers a question if any local
+//! model does. The oracle sends each question to the cheapest covering model, else to the reference. A router of
+//! accuracy p follows the oracle with probability p and otherwise uses the reference, so quality never falls and the
+//! savings are p times the oracle's. All figures are over the questions that every run answered and scored. Invariant:
+//! a saving is absent if the cost of any query in it is unknown. Queries are routed one by one; intervals resample all
+//! queries of a question together.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::bootstrap::{BootstrapSample, ColumnSums};
+use super::columns::ScopeColumns;
+use super::compare::{Difference, differences};
+use super::metrics::{Estimate, MetricOptions};
+use super::scope::{IdlePolicy, Scope};
+use super::table::{RunTable, known};
+use wattspan_client::domain::Grade;
+
+/// A run in the comparison.
+#[derive(Debug)]
+pub struct RoutedModel<'a> {
+    /// The name of the run.
+    pub label: String,
+    /// The rows of the run.
+    pub table: &'a RunTable,
+    /// Assumed joules per query for rows without energy, as for a cloud model.
+    pub assumed_j: Option<f64>,
+    /// Active parameters of the model; a query takes 2 × parameters floating-point operations per token.
+    pub active_parameters: Option<f64>,
+    /// Price per million prompt tokens and output tokens.
+    pub per_million_tokens: Option<(f64, f64)>,
+}
+
+/// A local model compared with the reference.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Coverage {
+    /// The name of the run.
+    pub label: String,
+    /// Number of questions with a higher score than the reference.
+    pub wins: usize,
+    /// Number of questions with an equal score.
+    pub ties: usize,
+    /// Wins and ties as a fraction of all questions.
+    pub covered: Estimate,
+}
+
+/// Savings of a router relative to the reference alone, as fractions of the reference's use.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Saving {
+    /// Probability that the router follows the oracle.
+    pub accuracy: f64,
+    /// Saved fraction of the energy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy: Option<Estimate>,
+    /// Guaranteed error of `energy`, independent of the choice of questions; an assumed energy has no error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy_error: Option<f64>,
+    /// Saved fraction of the floating-point operations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Estimate>,
+    /// Saved fraction of the price.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Estimate>,
+}
+
+/// The result of the routing analysis.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Routing {
+    /// The scope of the energies.
+    pub scope: Scope,
+    /// Whether idle power is included.
+    pub idle: IdlePolicy,
+    /// The worst grade among the measured energies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grade: Option<Grade>,
+    /// Whether any run's machine was simulated (replayed from a file), whatever the grade.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
+    /// Number of queries in the reference's run.
+    pub asked: usize,
+    /// Number of queries that every run answered and scored; the figures are over these.
+    pub queries: usize,
+    /// Number of those whose energy at the reference is assumed.
+    pub assumed: usize,
+    /// Number of distinct questions among those; fewer than `queries` if questions were repeated.
+    pub questions: usize,
+    /// The name of the reference.
+    pub reference: String,
+    /// Each local model against the reference.
+    pub models: Vec<Coverage>,
+    /// The best of the local models on each question.
+    pub best_of_local: Coverage,
+    /// Savings of the oracle and of the requested routers.
+    pub savings: Vec<Saving>,
+    /// Number of queries that the oracle sends to each model, by name; the reference is last.
+    pub oracle_sends: Vec<(String, usize)>,
+    /// Mismatches between the runs; empty unless the user forces the comparison.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unlike: Vec<IncomparableRuns>,
+}
+
+/// Two runs that are not comparable.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct IncomparableRuns {
+    /// The name of the first run, usually the reference.
+    pub first: String,
+    /// The name of the other run.
+    pub other: String,
+    /// The properties in which they differ.
+    pub differs: Vec<Difference>,
+}
+
+/// Returns the runs that are not comparable. A reference with only assumed energies has neither grade nor domains; the
+/// local models are then compared with the first of them.
+pub fn incomparable_runs(
+    locals: &[RoutedModel],
+    reference: &RoutedModel,
+    options: &MetricOptions,
+) -> Vec<IncomparableRuns> {
+    let energy = reference.table.columns.scope_columns(options.scope);
+    let assumed = reference.assumed_j.is_some() && energy.share.iter().all(|joules| joules.is_nan());
+    let compare = |first: &RoutedModel, other: &RoutedModel, counts: &dyn Fn(&Difference) -> bool| {
+        let mut differs = differences(first.table, other.table, options);
+        differs.retain(counts);
+        let (first, other) = (first.label.clone(), other.label.clone());
+        (!differs.is_empty()).then_some(IncomparableRuns { first, other, differs })
+    };
+    let against_reference =
+        locals.iter().filter_map(|it| compare(reference, it, &|one| !(assumed && one.is_energy_related())));
+    let among_locals = locals.iter().skip(1).filter(|_| assumed);
+    let among_locals = among_locals.filter_map(|it| compare(&locals[0], it, &Difference::is_energy_related));
+    against_reference.chain(among_locals).collect()
+}
+
+/// The cost of a query: energy, operations, price; each if known.
+type QueryCosts = [Option<f64>; 3];
+
+/// An answered and scored query.
+#[derive(Debug, Clone, Copy)]
+struct RoutedQuery {
+    question: u64,
+    score: f64,
+    costs: QueryCosts,
+    /// Guaranteed half-width of the energy.
+    error_j: Option<f64>,
+    /// Whether the energy is assumed.
+    assumed: bool,
+    grade: Option<Grade>,
+}
+
+/// Computes the routing analysis over runs of the same questions; `None` if no question is in all of them.
+pub fn evaluate_routing(
+    locals: &[RoutedModel],
+    reference: &RoutedModel,
+    accuracies: &[f64],
+    options: &MetricOptions,
+) -> Option<Routing> {
+    let local_queries: Vec<HashMap<u64, RoutedQuery>> =
+        locals.iter().map(|model| scored_queries(model, options).collect()).collect();
+    let mut reference_queries: Vec<(u64, RoutedQuery)> = scored_queries(reference, options).collect();
+    reference_queries.retain(|(key, _)| local_queries.iter().all(|queries| queries.contains_key(key)));
+    reference_queries.sort_unstable_by_key(|(key, query)| (query.question, *key));
+    if reference_queries.is_empty() || locals.is_empty() {
+        return None;
+    }
+    let mut questions: Vec<u64> = reference_queries.iter().map(|(_, query)| query.question).collect();
+    questions.dedup();
+    let repeated = questions.len() < reference_queries.len();
+    let score_order = |at: usize, key: &u64, score: f64| local_queries[at][key].score.total_cmp(&score);
+    let coverage_of = |label: &str, order: &dyn Fn(&u64, f64) -> Ordering| {
+        let orders = reference_queries.iter().map(|(key, query)| (query.question, order(key, query.score)));
+        coverage(label, &orders.collect::<Vec<_>>(), repeated, options.seed)
+    };
+    let indices = 0..local_queries.len();
+    let models =
+        indices.clone().map(|at| coverage_of(&locals[at].label, &|key, score| score_order(at, key, score)));
+    let best_order = |key: &u64, score: f64| {
+        indices.clone().map(|at| score_order(at, key, score)).max().unwrap_or(Ordering::Less)
+    };
+    let mut sends = vec![0; locals.len() + 1];
+    let mut choices: Vec<[RoutedQuery; 2]> = Vec::new();
+    for (key, query) in &reference_queries {
+        let covering = indices.clone().filter(|at| score_order(*at, key, query.score).is_ge());
+        // The cheapest by energy; an unknown energy sorts last.
+        let chosen = covering.min_by(|one, other| {
+            let joules = |at: usize| local_queries[at][key].costs[0].unwrap_or(f64::INFINITY);
+            joules(*one).total_cmp(&joules(*other))
+        });
+        sends[chosen.unwrap_or(locals.len())] += 1;
+        choices.push([chosen.map_or(*query, |at| local_queries[at][key]), *query]);
+    }
+    let names = locals.iter().chain([reference]).map(|model| model.label.clone());
+    let saving = |p: &f64| router_savings(&choices, repeated, *p, options.seed);
+    let local_answers =
+        local_queries.iter().flat_map(|queries| reference_queries.iter().map(|(key, _)| &queries[key]));
+    Some(Routing {
+        scope: options.scope,
+        idle: options.idle,
+        grade: local_answers
+            .chain(reference_queries.iter().map(|(_, query)| query))
+            .filter_map(|query| query.grade)
+            .max(),
+        simulated: locals.iter().chain([reference]).any(|model| model.table.manifest.is_simulated()),
+        asked: reference.table.columns.len(),
+        queries: reference_queries.len(),
+        assumed: reference_queries.iter().filter(|(_, query)| query.assumed).count(),
+        questions: questions.len(),
+        reference: reference.label.clone(),
+        models: models.collect(),
+        best_of_local: coverage_of("best of local", &best_order),
+        savings: std::iter::once(&1.0).chain(accuracies).map(saving).collect(),
+        oracle_sends: names.zip(sends).collect(),
+        unlike: incomparable_runs(locals, reference, options),
+    })
+}
+
+/// Returns the savings of a router of accuracy `p` from the oracle's: misses use the reference and save nothing.
+pub fn router_saving(oracle_saving: f64, p: f64) -> f64 {
+    oracle_saving * p
+}
+
+/// Returns a run's answered and scored queries by key.
+fn scored_queries<'a>(
+    model: &RoutedModel<'a>,
+    options: &MetricOptions,
+) -> impl Iterator<Item = (u64, RoutedQuery)> + use<'a> {
+    let &RoutedModel { table, assumed_j, active_parameters, per_million_tokens, .. } = model;
+    let columns = &table.columns;
+    let scope = options.scope;
+    let ScopeColumns { share: share_j, error, .. } = columns.scope_columns(scope);
+    let joules = columns.energy_j(scope, options.idle);
+    // A scope's domains may have another grade than the host's total; the manifest has their grades.
+    let of_scope = scope.grade(&table.manifest.domains);
+    (0..columns.len()).filter_map(move |at| {
+        let score = known(columns.score[at])?;
+        let (tokens_in, tokens_out) = (known(columns.tokens_in[at]), known(columns.tokens_out[at]));
+        let tokens = tokens_in.zip(tokens_out);
+        // The energy of a metered query is never assumed, even if its idle part is unknown.
+        let is_metered = known(share_j[at]).is_some();
+        let energy = if is_metered { known(joules(at)) } else { assumed_j };
+        let operations = active_parameters
+            .zip(tokens)
+            .map(|(n, (tokens_in, tokens_out))| 2.0 * n * (tokens_in + tokens_out));
+        let cost = per_million_tokens.zip(tokens);
+        let cost =
+            cost.map(|((one, other), (tokens_in, tokens_out))| (one * tokens_in + other * tokens_out) / 1e6);
+        let grade = if scope == Scope::Host { columns.grade[at] } else { of_scope };
+        let query = RoutedQuery {
+            question: columns.question_hash(at),
+            score,
+            costs: [energy, operations, cost],
+            error_j: if is_metered { known(error[at]) } else { assumed_j.map(|_| 0.0) },
+            assumed: !is_metered && assumed_j.is_some(),
+            grade: grade.filter(|_| is_metered),
+        };
+        Some((columns.query_hash(at), query))
+    })
+}
+
+fn coverage(label: &str, orders: &[(u64, Ordering)], repeated: bool, seed: u64) -> Coverage {
+    let count = |which: fn(Ordering) -> bool| orders.iter().filter(|(_, order)| which(*order)).count();
+    let rows = orders.iter().map(|(question, order)| (*question, [f64::from(u8::from(order.is_ge()))]));
+    let sample = BootstrapSample::from_queries(orders.len(), rows, repeated, seed);
+    let [interval] = sample.confidence_intervals(seed, |sums| [sums.mean(0)]);
+    Coverage {
+        label: label.to_owned(),
+        wins: count(Ordering::is_gt),
+        ties: count(Ordering::is_eq),
+        covered: Estimate { value: sample.total().mean(0), interval },
+    }
+}
+
+fn router_savings(choices: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
+    let of = |which: usize| {
+        let known = choices
+            .iter()
+            .map(|[chosen, all]| Some((all.question, [chosen.costs[which]?, all.costs[which]?])));
+        let rows: Vec<(u64, [f64; 2])> = known.collect::<Option<_>>()?;
+        let sample = BootstrapSample::from_queries(rows.len(), rows.into_iter(), repeated, seed);
+        let saved = |sums: &ColumnSums<2>| [router_saving(1.0 - sums.sums[0] / sums.sums[1], p)];
+        let value = saved(sample.total())[0];
+        let interval = sample.confidence_intervals(seed, saved)[0];
+        value.is_finite().then_some((Estimate { value, interval }, sample.total().sums))
+    };
+    let energy = of(0);
+    let error = energy.and_then(|(_, sums)| {
+        let errors = choices.iter().map(|[chosen, all]| Some([chosen.error_j?, all.error_j?]));
+        let errors: Vec<[f64; 2]> = errors.collect::<Option<_>>()?;
+        let errors = errors.iter().fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
+        ratio_error(sums, errors)
+    });
+    Saving {
+        accuracy: p,
+        energy: energy.map(|(estimate, _)| estimate),
+        energy_error: error.map(|error| router_saving(error, p)),
+        compute: of(1).map(|(estimate, _)| estimate),
+        cost: of(2).map(|(estimate, _)| estimate),
+    }
+}
+
+/// Returns the error of a ratio from the errors of its parts; `None` if the denominator may be zero.
+fn ratio_error(
+    [numerator, denominator]: [f64; 2],
+    [numerator_error, denominator_error]: [f64; 2],
+) -> Option<f64> {
+    let ratio = numerator / denominator;
+    let upper = (numerator + numerator_error) / (denominator - denominator_error);
+    let lower = (numerator - numerator_error) / (denominator + denominator_error);
+    (denominator > denominator_error).then(|| (upper - ratio).max(ratio - lower))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compare::tests::{OPTIONS, repeated, run};
+    use super::super::run_dir::Manifest;
+    use super::*;
+
+    #[test]
+    fn router_saving_is_accuracy_times_oracle_saving() {
+        for (oracle, at_eight_tenths) in [(80.4, 64.3), (77.3, 61.8), (73.8, 59.0)] {
+            assert_eq!((router_saving(oracle, 0.8) * 10.0).round() / 10.0, at_eight_tenths);
+        }
+    }
+
+    fn model<'a>(label: &str, table: &'a RunTable) -> RoutedModel<'a> {
+        RoutedModel {
+            label: label.into(),
+            table,
+            assumed_j: None,
+            active_parameters: None,
+            per_million_tokens: None,
+        }
+    }
+
+    #[test]
+    fn the_oracle_picks_the_cheapest_covering_model() {
+        // The reference answers all but the last correctly; small answers one of four, middle three, at 1 J and 2 J
+        // against 10 J.
+        let reference = run(&[1.0, 1.0, 1.0, 0.0], 10.0, |_| ());
+        let (small, middle) =
+            (run(&[1.0, 0.0, 0.0, 0.0], 1.0, |_| ()), run(&[1.0, 1.0, 0.0, 1.0], 2.0, |_| ()));
+        let locals = [model("small", &small), model("middle", &middle)];
+        let mut reference_model = model("reference", &reference);
+        reference_model.active_parameters = Some(8e9);
+        let routing = evaluate_routing(&locals, &reference_model, &[0.8], &OPTIONS).unwrap();
+        assert_eq!(routing.questions, 4);
+        let counts: Vec<(usize, usize)> = routing.models.iter().map(|it| (it.wins, it.ties)).collect();
+        assert_eq!(counts, [(0, 2), (1, 2)]);
+        assert_eq!(routing.best_of_local.covered.value, 0.75);
+        let sends: Vec<usize> = routing.oracle_sends.iter().map(|(_, count)| *count).collect();
+        assert_eq!(sends, [2, 1, 1], "the last question ties at 0, and small is cheaper");
+        let saved = |at: usize| routing.savings[at].energy.unwrap().value;
+        assert!((saved(0) - (1.0 - (1.0 + 2.0 + 10.0 + 1.0) / 40.0)).abs() < 1e-6);
+        assert!((saved(1) - 0.8 * saved(0)).abs() < 1e-12);
+        assert_eq!(routing.savings[0].compute, None, "the local models' parameters are not known");
+    }
+
+    #[test]
+    fn an_unmetered_reference_needs_an_assumed_energy() {
+        let reference = run(&[1.0, 1.0], 10.0, |_| ());
+        let mut unmetered = run(&[1.0, 1.0], 10.0, |_| ());
+        unmetered.columns.host_j.fill(f64::NAN);
+        let locals = [model("local", &reference)];
+        let mut cloud = model("cloud", &unmetered);
+        assert_eq!(evaluate_routing(&locals, &cloud, &[], &OPTIONS).unwrap().savings[0].energy, None);
+        cloud.assumed_j = Some(100.0);
+        let saving =
+            evaluate_routing(&locals, &cloud, &[], &OPTIONS).unwrap().savings[0].energy.unwrap().value;
+        assert!((saving - 0.9).abs() < 1e-6);
+    }
+
+    #[test]
+    fn repeats_do_not_narrow_the_saving_interval() {
+        let scores: Vec<f64> = (0..50).map(|id| f64::from(id % 2)).collect();
+        let of = |times| {
+            let (small, large) =
+                (repeated(times, &scores, 1.0, |_| ()), repeated(times, &[1.0; 50], 9.0, |_| ()));
+            evaluate_routing(&[model("small", &small)], &model("large", &large), &[], &OPTIONS).unwrap()
+        };
+        let (once, ten) = (of(1), of(10));
+        assert_eq!((once.questions, once.queries, ten.questions, ten.queries), (50, 50, 50, 500));
+        assert_eq!((once.best_of_local.ties, ten.best_of_local.ties), (25, 250));
+        for (one, other) in [
+            (once.best_of_local.covered, ten.best_of_local.covered),
+            (once.savings[0].energy.unwrap(), ten.savings[0].energy.unwrap()),
+        ] {
+            let (one, other) = (one.interval.unwrap(), other.interval.unwrap());
+            assert!((one.low - other.low).abs() < 1e-9 && (one.high - other.high).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn excluded_idle_power_is_not_in_the_saving() {
+        // 2 J against 4 J, each with an idle part of 0.5 J.
+        let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 4], 4.0, |_| ()));
+        let of = |idle, large: &RoutedModel| {
+            let options = MetricOptions { idle, ..OPTIONS };
+            evaluate_routing(&[model("small", &small)], large, &[], &options).unwrap()
+        };
+        let saved = |routing: &Routing| routing.savings[0].energy.unwrap().value;
+        let reference = model("large", &large);
+        assert!((saved(&of(IdlePolicy::Included, &reference)) - 0.5).abs() < 1e-5);
+        let bare = of(IdlePolicy::Excluded, &reference);
+        assert!((saved(&bare) - (1.0 - 1.5 / 3.5)).abs() < 1e-5, "{bare:?}");
+        let mut unknown = run(&[1.0; 4], 4.0, |_| ());
+        unknown.columns.host_idle_j.fill(f64::NAN);
+        let reference = RoutedModel { assumed_j: Some(100.0), ..model("large", &unknown) };
+        assert_eq!(
+            of(IdlePolicy::Excluded, &reference).savings[0].energy,
+            None,
+            "what is metered is not assumed"
+        );
+    }
+
+    #[test]
+    fn a_routing_states_scope_grade_and_coverage() {
+        let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 6], 4.0, |_| ()));
+        let reference = model("large", &large);
+        let routing = evaluate_routing(&[model("small", &small)], &reference, &[0.5], &OPTIONS).unwrap();
+        assert_eq!(
+            (routing.scope, routing.idle, routing.grade),
+            (OPTIONS.scope, OPTIONS.idle, Some(Grade::Measured))
+        );
+        assert_eq!((routing.asked, routing.queries, routing.assumed), (6, 4, 0));
+        // 8 J \u{b1} 0.4 J of 16 J \u{b1} 0.4 J: at most 8.4 / 15.6.
+        let error = routing.savings[0].energy_error.unwrap();
+        assert!((error - (8.4 / 15.6 - 0.5)).abs() < 1e-5, "{error}");
+        assert!((routing.savings[1].energy_error.unwrap() - error / 2.0).abs() < 1e-12);
+        let mut cloud = run(&[1.0; 4], 4.0, |_| ());
+        cloud.columns.host_j.fill(f64::NAN);
+        let cloud = RoutedModel { assumed_j: Some(100.0), ..model("cloud", &cloud) };
+        let routing = evaluate_routing(&[model("small", &small)], &cloud, &[], &OPTIONS).unwrap();
+        assert_eq!((routing.assumed, routing.grade), (4, Some(Grade::Measured)));
+    }
+
+    #[test]
+    fn different_grades_are_incomparable_unless_the_reference_energy_is_assumed() {
+        let estimated = |manifest: &mut Manifest| manifest.domains[0].grade = Grade::Estimated;
+        let (small, middle) = (run(&[1.0; 2], 1.0, |_| ()), run(&[1.0; 2], 1.0, estimated));
+        let mut large = run(&[1.0; 2], 9.0, |manifest| manifest.domains.clear());
+        let locals = [model("small", &small), model("middle", &middle)];
+        let names = |locals: &[RoutedModel], reference: &RoutedModel| -> Vec<(String, String)> {
+            incomparable_runs(locals, reference, &OPTIONS)
+                .into_iter()
+                .map(|it| (it.first, it.other))
+                .collect()
+        };
+        let pair = |first: &str, other: &str| (first.to_owned(), other.to_owned());
+        assert_eq!(names(&locals[..1], &model("small", &small)), []);
+        assert_eq!(names(&locals, &model("small", &small)), [pair("small", "middle")]);
+        let metered = RoutedModel { assumed_j: Some(9.0), ..model("large", &large) };
+        assert_eq!(names(&locals[..1], &metered), [pair("large", "small")]);
+        large.columns.host_j.fill(f64::NAN);
+        let assumed = RoutedModel { assumed_j: Some(9.0), ..model("large", &large) };
+        assert_eq!(names(&locals[..1], &assumed), []);
+        assert_eq!(names(&locals, &assumed), [pair("small", "middle")]);
+        let routing = evaluate_routing(&locals, &assumed, &[], &OPTIONS).unwrap();
+        assert_eq!(routing.unlike[0].differs[0].what, "grade of the energy");
+    }
+
+    #[test]
+    fn runs_that_share_no_question_have_no_routing() {
+        let (one, none) = (run(&[1.0], 1.0, |_| ()), run(&[], 1.0, |_| ()));
+        assert!(evaluate_routing(&[model("a", &one)], &model("b", &none), &[], &OPTIONS).is_none());
+        assert!(evaluate_routing(&[], &model("b", &one), &[], &OPTIONS).is_none());
+    }
+}

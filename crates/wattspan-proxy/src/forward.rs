@@ -1,0 +1,247 @@
+//! Forwards one request to the server and the response to the client.
+//!
+//! The span of an inference request opens when the request arrives and closes at the end of the response. A request
+//! that the server cannot have received gets status 502, and its span is cancelled; where the server may have received
+//! it, the span is closed. A failure of the daemon never fails a request, and the wait for its account is bounded.
+
+use std::collections::BTreeMap;
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version, response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::context::{ClientContext, Proxy};
+use super::measured_response;
+use super::request_span::RequestSpan;
+use super::route::Operation;
+use super::trace_context::TraceContext;
+use super::upstream_request::{ClientCapabilities, RequestedModel, build_upstream_request};
+use wattspan_http::{BoxBody, full_body, hop_by_hop};
+use wattspan_system::escape::printable_ascii;
+
+/// The header in which a client names its span.
+const NAME_HEADER: &str = "wattspan-name";
+
+pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Response<BoxBody> {
+    let proxy = &*client.proxy;
+    proxy.counters.requests.increment();
+    if *request.method() == Method::CONNECT || request.uri().path_and_query().is_none() {
+        return error_response(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "CONNECT is not supported: this proxy forwards requests to one server",
+        );
+    }
+    if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
+        return forward_measured(client, request, operation).await;
+    }
+    match build_upstream_request(&proxy.upstream, client.informational.as_ref(), request, None) {
+        Ok((request, capabilities)) => match send_upstream(proxy, request).await {
+            Ok((head, body)) => pass_through(client, head, body, capabilities),
+            Err(error) => error.response,
+        },
+        Err(error) => error_response(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+/// Forwards an inference request within a span.
+async fn forward_measured(
+    client: &ClientContext,
+    mut request: Request<Incoming>,
+    operation: Operation,
+) -> Response<BoxBody> {
+    let proxy = &*client.proxy;
+    proxy.counters.inferences.increment();
+    let mut span = open_span(proxy, &mut request, operation);
+    let requested_model = RequestedModel::new();
+    let (request, capabilities) = match build_upstream_request(
+        &proxy.upstream,
+        client.informational.as_ref(),
+        request,
+        Some(requested_model.clone()),
+    ) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            span.cancel();
+            return error_response(StatusCode::BAD_REQUEST, &error.to_string());
+        }
+    };
+    match send_upstream(proxy, request).await {
+        Ok((head, body)) => {
+            span.set_attribute("http.response.status_code", head.status.as_str());
+            set_request_model(&mut span, &requested_model);
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return pass_through(client, head, body, capabilities);
+            }
+            measured_response::respond(client, head, body, span, &capabilities)
+                .await
+                .unwrap_or_else(|error| interrupted_response(proxy, &error))
+        }
+        Err(UpstreamError { unsent: true, response }) => {
+            span.cancel();
+            response
+        }
+        Err(UpstreamError { unsent: false, response }) => {
+            set_request_model(&mut span, &requested_model);
+            span.set_attribute("error.type", "no reply from the server");
+            drop(span.close());
+            response
+        }
+    }
+}
+
+/// Opens the span of `request` and makes it the parent in the request's trace context.
+fn open_span(proxy: &Proxy, request: &mut Request<Incoming>, operation: Operation) -> RequestSpan {
+    let span_number = proxy.next_span_number();
+    let trace_context = TraceContext::extract(request.headers());
+    let name =
+        request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+    let attributes = span_attributes(request, operation, trace_context.as_ref(), span_number);
+    let id = format!("proxy-{}-{span_number:016x}", std::process::id());
+    let name = name.as_deref().unwrap_or(operation.name());
+    let has_phases = operation != Operation::Embeddings;
+    let span = RequestSpan::open(&proxy.span_client, id, name, attributes, has_phases);
+    if let Some(trace_context) = trace_context {
+        trace_context.inject(request.headers_mut(), span_number);
+    }
+    span
+}
+
+fn set_request_model(span: &mut RequestSpan, requested_model: &RequestedModel) {
+    if let Some(model) = requested_model.get() {
+        span.set_attribute("gen_ai.request.model", model);
+    }
+}
+
+fn span_attributes(
+    request: &Request<Incoming>,
+    operation: Operation,
+    trace_context: Option<&TraceContext>,
+    span_number: u64,
+) -> BTreeMap<String, String> {
+    let mut attributes = BTreeMap::from([
+        ("gen_ai.operation.name".to_owned(), operation.name().to_owned()),
+        ("url.path".to_owned(), request.uri().path().to_owned()),
+    ]);
+    if let Some(trace_context) = trace_context {
+        attributes.insert("trace_id".to_owned(), trace_context.trace_id.clone());
+        attributes.insert("span_id".to_owned(), format!("{span_number:016x}"));
+        attributes.insert("parent_span_id".to_owned(), trace_context.parent_id.clone());
+    }
+    attributes
+}
+
+/// The server sent no usable response.
+struct UpstreamError {
+    /// The server cannot have received the request: there was no connection to it.
+    unsent: bool,
+    /// What the client receives instead.
+    response: Response<BoxBody>,
+}
+
+async fn send_upstream(
+    proxy: &Proxy,
+    request: Request<BoxBody>,
+) -> Result<(response::Parts, Incoming), UpstreamError> {
+    let (unsent, reason) = match proxy.pool.request(request).await {
+        Ok(reply) => {
+            let (mut head, body) = reply.into_parts();
+            head.version = Version::HTTP_11;
+            // The proxy and the client could frame a body with both headers differently (RFC 9112, section 6.3).
+            let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+            match both.iter().all(|name| head.headers.contains_key(name)) {
+                false => return Ok((head, body)),
+                true => (false, "its reply has both Content-Length and Transfer-Encoding".to_owned()),
+            }
+        }
+        Err(error) => (error.is_connect(), error_chain(&error)),
+    };
+    proxy.counters.upstream_failures.increment();
+    proxy.log.write_line(&format!("no reply from {}: {reason}", proxy.upstream));
+    let response = error_response(StatusCode::BAD_GATEWAY, &format!("no reply from the server: {reason}"));
+    Err(UpstreamError { unsent, response })
+}
+
+/// The server's response without annotations.
+fn pass_through(
+    client: &ClientContext,
+    mut head: response::Parts,
+    body: Incoming,
+    capabilities: ClientCapabilities,
+) -> Response<BoxBody> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return match capabilities.upgrade {
+            Some(upgrade) => switch_protocols(head, body, upgrade, client.clone()),
+            None => error_response(
+                StatusCode::BAD_GATEWAY,
+                "the server switched protocols without a request for it",
+            ),
+        };
+    }
+    hop_by_hop::strip(&mut head.headers);
+    Response::from_parts(head, body.map_err(Into::into).boxed_unsync())
+}
+
+/// The response that switches the protocol (to WebSocket, for example). A task copies bytes in both directions until
+/// both sides have closed, and holds the client's connection permit until then.
+fn switch_protocols(
+    mut head: response::Parts,
+    body: Incoming,
+    upgrade: OnUpgrade,
+    client: ClientContext,
+) -> Response<BoxBody> {
+    let protocol = head.headers.get(header::UPGRADE).cloned();
+    let mut reply = Response::from_parts(head.clone(), body);
+    // hyper keeps the connection to the server in the extensions of the reply.
+    *reply.extensions_mut() = std::mem::take(&mut head.extensions);
+    let server = hyper::upgrade::on(&mut reply);
+    tokio::spawn(async move {
+        // A side ends the tunnel by closing its connection; no caller could receive the error.
+        if let (Ok(client_io), Ok(server_io)) = tokio::join!(upgrade, server) {
+            let (mut client_io, mut server_io) = (TokioIo::new(client_io), TokioIo::new(server_io));
+            let _ = tokio::io::copy_bidirectional(&mut client_io, &mut server_io).await;
+        }
+        drop(client);
+    });
+    hop_by_hop::strip(&mut head.headers);
+    hop_by_hop::set_connection_options(
+        &mut head.headers,
+        &hop_by_hop::ConnectionOptions { upgrade: protocol, trailers: false },
+    );
+    let mut reply = Response::from_parts(head, full_body(""));
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    reply
+}
+
+/// The server closed the connection during a response of which the client has received nothing.
+fn interrupted_response(proxy: &Proxy, error: &hyper::Error) -> Response<BoxBody> {
+    proxy.counters.upstream_failures.increment();
+    error_response(
+        StatusCode::BAD_GATEWAY,
+        &format!("the server closed the connection before the end of its reply: {}", error_chain(error)),
+    )
+}
+
+/// A response that the proxy itself creates.
+fn error_response(status: StatusCode, reason: &str) -> Response<BoxBody> {
+    let mut reply = Response::new(full_body(format!("wattspan proxy: {}\n", printable_ascii(reason))));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    reply
+}
+
+/// The text of an error and of its sources; a source whose text the error repeats is left out.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,444 @@
+//! Reads model, tokens and content from a response while it is forwarded.
+//!
+//! Knows the dialects: OpenAI's chunks, usage and responses, Anthropic's messages, Ollama's lines, llama.cpp's
+//! completions. A chunk that cannot be parsed is ignored. Token counts are those that the server states; chunks are
+//! never counted as tokens. Invariant: the reader stores one line or one value at most.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::json_scanner::JsonScanner;
+use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
+use wattspan_http::sse::{MAX_EVENT_BYTES, SseDecoder};
+
+/// The reader for the format of one response.
+#[derive(Debug)]
+pub enum ResponseReader {
+    /// Server-sent events.
+    Sse(Box<SseDecoder>),
+    /// A JSON object on each line.
+    JsonLines(LineDecoder),
+    /// One JSON object.
+    Json(Box<JsonScanner>),
+    /// A body that is not read: compressed, or in another format.
+    Opaque {
+        /// The body is streamed, so that each chunk counts as content.
+        stream: bool,
+    },
+}
+
+/// The keys of a response that is one JSON object.
+const METADATA_KEYS: &[&str] =
+    &["model", "usage", "prompt_eval_count", "eval_count", "tokens_evaluated", "tokens_predicted"];
+
+impl ResponseReader {
+    pub fn sse() -> Self {
+        ResponseReader::Sse(Box::default())
+    }
+
+    pub fn json_lines() -> Self {
+        ResponseReader::JsonLines(LineDecoder::new(MAX_EVENT_BYTES))
+    }
+
+    pub fn json() -> Self {
+        ResponseReader::Json(Box::new(JsonScanner::new(METADATA_KEYS)))
+    }
+
+    /// Reads a chunk of the body and returns how many of its events or lines carried content.
+    pub fn read_chunk(&mut self, chunk: &[u8], metadata: &mut ResponseMetadata) -> u64 {
+        let mut content = 0;
+        let mut count = |info: ChunkInfo| content += u64::from(info.has_content);
+        match self {
+            ResponseReader::Sse(decoder) => decoder.feed(chunk, |event| match event.truncated {
+                false => count(metadata.read_chunk(event.data)),
+                true => count(ChunkInfo { has_content: true, is_last_usage: false }),
+            }),
+            ResponseReader::JsonLines(decoder) => decoder.feed(chunk, |line| match line {
+                DecodedLine::Complete(line) => count(metadata.read_chunk(line)),
+                DecodedLine::Truncated(_) => count(ChunkInfo { has_content: true, is_last_usage: false }),
+            }),
+            ResponseReader::Json(scanner) => scanner.feed(chunk),
+            ResponseReader::Opaque { stream } => content = u64::from(*stream && !chunk.is_empty()),
+        }
+        content
+    }
+
+    /// Reads what is complete only at the end of the body.
+    pub fn finish(&mut self, metadata: &mut ResponseMetadata) {
+        match self {
+            ResponseReader::Json(scanner) => {
+                let text = |key| scanner.get(key).map(|found| found.text.as_slice());
+                metadata.read_body(text("model"), text("usage"));
+                metadata.read_token_counts(text("prompt_eval_count"), text("eval_count"));
+                metadata.read_token_counts(text("tokens_evaluated"), text("tokens_predicted"));
+            }
+            ResponseReader::JsonLines(decoder) => {
+                // The last line may lack its line break.
+                if let Some(line) = decoder.finish() {
+                    metadata.read_chunk(&line);
+                }
+            }
+            ResponseReader::Sse(_) | ResponseReader::Opaque { .. } => {}
+        }
+    }
+
+    /// Reads a chunk of a response that is not streamed.
+    pub fn read_unstreamed_chunk(&mut self, chunk: &[u8]) {
+        self.read_chunk(chunk, &mut ResponseMetadata::default());
+    }
+}
+
+/// The metadata that a response has stated so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResponseMetadata {
+    /// The name of the model.
+    pub model: Option<String>,
+    /// Tokens of the prompt.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the completion.
+    pub output_tokens: Option<u64>,
+    /// Events or lines that carried content.
+    pub content_chunks: u64,
+    /// The server marked the end of the response.
+    pub done: bool,
+    /// The response contains an error.
+    pub error: bool,
+    choices: ChoiceProgress,
+}
+
+/// The choices of a response that have appeared and those that have finished, one bit each. Several choices are
+/// interleaved in a stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct ChoiceProgress {
+    seen: u128,
+    finished: u128,
+    /// A choice has an index beyond 127 or an invalid one.
+    has_untracked: bool,
+}
+
+/// The content of one event or line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChunkInfo {
+    pub has_content: bool,
+    /// No later chunk states usage.
+    pub is_last_usage: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct ResponseChunk<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    usage: Option<TokenUsage>,
+    #[serde(borrow, default)]
+    choices: Option<Vec<ChunkChoice<'a>>>,
+    #[serde(borrow, rename = "type", default)]
+    event_type: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    response: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(default)]
+    done: Option<bool>,
+    #[serde(default)]
+    stop: Option<bool>,
+    #[serde(default)]
+    prompt_eval_count: Option<u64>,
+    #[serde(default)]
+    eval_count: Option<u64>,
+    #[serde(default)]
+    tokens_evaluated: Option<u64>,
+    #[serde(default)]
+    tokens_predicted: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice<'a> {
+    #[serde(borrow, default)]
+    index: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delta: Option<ChunkDelta<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct ChunkDelta<'a> {
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    thinking: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    partial_json: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct TokenUsage {
+    #[serde(alias = "input_tokens", default)]
+    prompt_tokens: Option<u64>,
+    #[serde(alias = "output_tokens", default)]
+    completion_tokens: Option<u64>,
+}
+
+/// An OpenAI response or an Anthropic message inside an event.
+#[derive(Default, Deserialize)]
+struct NestedResponse<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    usage: Option<TokenUsage>,
+}
+
+impl ChoiceProgress {
+    fn record(&mut self, choice: &ChunkChoice<'_>) {
+        let index = choice.index.map_or(Some(0), |raw| raw.get().parse::<u32>().ok());
+        match index.and_then(|index| 1_u128.checked_shl(index)) {
+            Some(bit) => {
+                self.seen |= bit;
+                self.finished |= if is_non_empty(choice.finish_reason) { bit } else { 0 };
+            }
+            None => self.has_untracked = true,
+        }
+    }
+
+    fn is_finished(self) -> bool {
+        !self.has_untracked && self.seen == self.finished
+    }
+}
+
+impl ResponseMetadata {
+    /// Reads the data of one event, or one line of JSON.
+    pub fn read_chunk(&mut self, data: &[u8]) -> ChunkInfo {
+        if data == b"[DONE]" {
+            self.done = true;
+            return ChunkInfo::default();
+        }
+        let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) else {
+            return ChunkInfo::default();
+        };
+        let has_content = chunk.has_content();
+        self.content_chunks += u64::from(has_content);
+        self.error |= is_non_empty(chunk.error);
+        self.set_model(chunk.model.as_deref());
+        self.set_usage(chunk.usage);
+        for nested in [chunk.response, chunk.message].into_iter().flatten() {
+            if let Ok(nested) = serde_json::from_str::<NestedResponse<'_>>(nested.get()) {
+                self.set_model(nested.model.as_deref());
+                self.set_usage(nested.usage);
+            }
+        }
+        let usage = |prompt_tokens, completion_tokens| Some(TokenUsage { prompt_tokens, completion_tokens });
+        self.set_usage(usage(chunk.prompt_eval_count, chunk.eval_count));
+        self.set_usage(usage(chunk.tokens_evaluated, chunk.tokens_predicted));
+        self.done |= chunk.is_end();
+        let finished = self.record_choices(&chunk);
+        ChunkInfo {
+            has_content,
+            is_last_usage: (chunk.usage.is_some() && finished) || chunk.done == Some(true),
+        }
+    }
+
+    /// Records the choices of a chunk and returns whether no choice continues after it.
+    fn record_choices(&mut self, chunk: &ResponseChunk<'_>) -> bool {
+        match &chunk.choices {
+            Some(choices) => {
+                choices.iter().for_each(|choice| self.choices.record(choice));
+                choices.is_empty() || self.choices.is_finished()
+            }
+            None => chunk.event_type.as_deref() == Some("message_delta"),
+        }
+    }
+
+    /// Reads model and usage of a response that is one JSON object.
+    pub fn read_body(&mut self, model: Option<&[u8]>, usage: Option<&[u8]>) {
+        let model = model.and_then(|text| serde_json::from_slice::<String>(text).ok());
+        self.set_model(model.as_deref());
+        self.set_usage(usage.and_then(|text| serde_json::from_slice::<TokenUsage>(text).ok()));
+    }
+
+    /// Reads the token counts of Ollama and llama.cpp in a response that is one JSON object.
+    pub fn read_token_counts(&mut self, input: Option<&[u8]>, output: Option<&[u8]>) {
+        let number = |text: &[u8]| serde_json::from_slice::<u64>(text).ok();
+        let (prompt_tokens, completion_tokens) = (input.and_then(number), output.and_then(number));
+        self.set_usage(Some(TokenUsage { prompt_tokens, completion_tokens }));
+    }
+
+    fn set_model(&mut self, model: Option<&str>) {
+        if let Some(model) = model.filter(|model| !model.is_empty()) {
+            self.model.get_or_insert_with(|| model.to_owned());
+        }
+    }
+
+    /// A later usage replaces an earlier one, field by field.
+    fn set_usage(&mut self, usage: Option<TokenUsage>) {
+        let Some(usage) = usage else { return };
+        self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
+        self.output_tokens = usage.completion_tokens.or(self.output_tokens);
+    }
+}
+
+impl ResponseChunk<'_> {
+    fn has_content(&self) -> bool {
+        if let Some(choices) = &self.choices {
+            return choices.iter().any(|choice| {
+                is_non_empty(choice.text) || choice.delta.as_ref().is_some_and(has_delta_content)
+            });
+        }
+        let has_delta = |raw: &RawValue| {
+            serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
+        };
+        if let Some(event_type) = self.event_type.as_deref() {
+            return (event_type.ends_with(".delta") && is_non_empty(self.delta))
+                || (event_type == "content_block_delta" && self.delta.is_some_and(has_delta));
+        }
+        is_non_empty(self.content)
+            || is_non_empty_string(self.response)
+            || self.message.is_some_and(has_delta)
+    }
+
+    /// Whether the server marks the end of the response.
+    fn is_end(&self) -> bool {
+        self.done == Some(true)
+            || self.stop == Some(true)
+            || matches!(self.event_type.as_deref(), Some("response.completed" | "message_stop"))
+    }
+}
+
+fn has_delta_content(delta: &ChunkDelta<'_>) -> bool {
+    let ChunkDelta { content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json } =
+        delta;
+    [content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json]
+        .into_iter()
+        .any(|f| is_non_empty(*f))
+}
+
+/// Whether a value is present, not null and not empty.
+fn is_non_empty(value: Option<&RawValue>) -> bool {
+    value.is_some_and(|raw| !matches!(raw.get(), "null" | "\"\"" | "[]" | "{}"))
+}
+
+fn is_non_empty_string(value: Option<&RawValue>) -> bool {
+    is_non_empty(value) && value.is_some_and(|raw| raw.get().starts_with('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_chunks(lines: &[&str]) -> (Vec<(bool, bool)>, ResponseMetadata) {
+        let mut metadata = ResponseMetadata::default();
+        let parts = lines.iter().map(|line| metadata.read_chunk(line.as_bytes()));
+        (parts.map(|chunk| (chunk.has_content, chunk.is_last_usage)).collect(), metadata)
+    }
+
+    #[test]
+    fn openai_chunks() {
+        let (parts, metadata) = read_chunks(&[
+            r#"{"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"model":"m","choices":[{"delta":{"content":"Wär"}}],"usage":null}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#,
+            r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            "[DONE]",
+        ]);
+        let content: Vec<bool> = parts.iter().map(|chunk| chunk.0).collect();
+        assert_eq!(content, [false, true, true, false, false, false]);
+        assert_eq!(parts.iter().position(|chunk| chunk.1), Some(4));
+        assert_eq!(
+            (metadata.input_tokens, metadata.output_tokens, metadata.content_chunks),
+            (Some(3), Some(2), 2)
+        );
+        assert!(metadata.done && metadata.model.as_deref() == Some("m"));
+    }
+
+    #[test]
+    fn usage_in_every_chunk_is_last_only_at_the_end() {
+        let (parts, _) = read_chunks(&[
+            r#"{"choices":[{"text":"a","finish_reason":null}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#,
+            r#"{"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+        ]);
+        assert_eq!(parts, [(true, false), (true, true)]);
+    }
+
+    #[test]
+    fn usage_is_not_last_while_a_choice_is_unfinished() {
+        let chunk = |choices: &str| format!(r#"{{"choices":[{choices}],"usage":{{"completion_tokens":2}}}}"#);
+        let choice = |index: u32, reason: &str| {
+            format!(r#"{{"index":{index},"delta":{{"content":"x"}},"finish_reason":{reason}}}"#)
+        };
+        let last = |chunks: &[String]| {
+            let (parts, _) = read_chunks(&chunks.iter().map(String::as_str).collect::<Vec<_>>());
+            parts.iter().position(|chunk| chunk.1)
+        };
+        let (first, second) = (|reason| chunk(&choice(0, reason)), |reason| chunk(&choice(1, reason)));
+        let open = "null";
+        assert_eq!(last(&[first(open), second(open), first("\"stop\""), second("\"length\"")]), Some(3));
+        assert_eq!(last(&[first(open), second(open), first("\"stop\""), chunk("")]), Some(3));
+        let both = [choice(0, "\"stop\""), choice(1, open)].join(",");
+        assert_eq!(last(&[chunk(&both), second("\"stop\"")]), Some(1));
+        // Beyond the tracked choices, only a chunk without choices is the last.
+        let far = |reason| chunk(&choice(500, reason));
+        assert_eq!(last(&[far(open), far("\"stop\""), chunk("")]), Some(2));
+    }
+
+    #[test]
+    fn ollama_lines_and_llama_cpp_completions() {
+        let (parts_of, metadata) = read_chunks(&[
+            r#"{"model":"l","response":"Hi","done":false}"#,
+            r#"{"model":"l","message":{"role":"assistant","content":"!"},"done":false}"#,
+            r#"{"model":"l","response":"","done":true,"prompt_eval_count":5,"eval_count":7}"#,
+        ]);
+        assert_eq!(parts_of, [(true, false), (true, false), (false, true)]);
+        assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(5), Some(7)));
+        let (parts, metadata) = read_chunks(&[
+            r#"{"content":"x","stop":false}"#,
+            r#"{"content":"","stop":true,"tokens_predicted":4}"#,
+        ]);
+        assert_eq!((parts[0].0, parts[1].0, metadata.output_tokens), (true, false, Some(4)));
+    }
+
+    #[test]
+    fn openai_responses_and_anthropic_messages() {
+        let (parts, metadata) = read_chunks(&[
+            r#"{"type":"response.created","response":{"model":"g","usage":null}}"#,
+            r#"{"type":"response.output_text.delta","delta":"He"}"#,
+            r#"{"type":"response.completed","response":{"model":"g","usage":{"input_tokens":1,"output_tokens":2}}}"#,
+            r#"{"type":"message_start","message":{"model":"c","usage":{"input_tokens":9,"output_tokens":1}}}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"He"}}"#,
+            r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":8}}"#,
+        ]);
+        assert_eq!(
+            parts.iter().map(|chunk| chunk.0).collect::<Vec<_>>(),
+            [false, true, false, false, true, false]
+        );
+        assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(9), Some(8)));
+        assert!(parts[5].1 && !parts[2].1);
+    }
+
+    #[test]
+    fn invalid_json_is_ignored() {
+        let deep = "[".repeat(5000);
+        let (parts, metadata) =
+            read_chunks(&["", "{", "hello", "{\"usage\":7}", "{\"choices\":{}}", &deep, "\u{0}"]);
+        assert!(parts.iter().all(|chunk| *chunk == (false, false)));
+        assert_eq!(metadata, ResponseMetadata::default());
+    }
+}

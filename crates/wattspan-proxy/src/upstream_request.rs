@@ -1,0 +1,197 @@
+//! The request that the server receives.
+//!
+//! Changes the hop-by-hop headers, `Host` and the base of the URL. "100 Continue" of the server starts the body of a
+//! request with `Expect: 100-continue`; other informational responses are sent to the client. Of the body only the name
+//! of the model is stored.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use super::client_io::InformationalSender;
+use super::json_scanner::JsonScanner;
+use wattspan_http::hop_by_hop::{self, ConnectionOptions};
+use wattspan_http::{BaseUrl, BodyError, BoxBody};
+
+/// The capabilities of the client's connection, as its request states them.
+pub struct ClientCapabilities {
+    pub options: ConnectionOptions,
+    pub version: Version,
+    /// The connection, if the request asks for another protocol.
+    pub upgrade: Option<OnUpgrade>,
+}
+
+impl ClientCapabilities {
+    /// Whether the client can receive trailers after a body whose length is known (`has_known_length`) or not.
+    pub fn accepts_trailers(&self, has_known_length: bool) -> bool {
+        self.version == Version::HTTP_2
+            || (self.options.trailers && self.version == Version::HTTP_11 && !has_known_length)
+    }
+}
+
+/// Builds the request for `upstream`; `requested_model` reads its body.
+///
+/// # Errors
+/// The base URL and the path together are no valid URL.
+pub fn build_upstream_request(
+    upstream: &BaseUrl,
+    informational: Option<&InformationalSender>,
+    mut request: Request<Incoming>,
+    requested_model: Option<RequestedModel>,
+) -> Result<(Request<BoxBody>, ClientCapabilities), http::Error> {
+    let version = request.version();
+    let options = hop_by_hop::strip(request.headers_mut());
+    let upgrade = options.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let expects_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let (gate, continue_sender) = match request.headers().get(header::EXPECT).is_some_and(expects_continue) {
+        true => Some(ContinueGate::new()).unzip(),
+        false => (None, None),
+    };
+    let (mut head, body) = request.into_parts();
+    head.uri = upstream.request_uri(head.uri.path_and_query())?;
+    head.version = Version::HTTP_11;
+    hop_by_hop::set_connection_options(&mut head.headers, &options);
+    head.headers.insert(header::HOST, upstream.host_header());
+    join_cookies(&mut head.headers);
+    let body = RequestBody::new(body, gate, requested_model).boxed_unsync();
+    let mut request = Request::from_parts(head, body);
+    let continue_sender = Mutex::new(continue_sender);
+    let informational = informational.cloned().filter(|_| version == Version::HTTP_11);
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            let continue_sender = continue_sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // The send fails where the body was dropped already.
+            let _ = continue_sender.map(|continue_sender| continue_sender.send(()));
+        } else if let Some(informational) = &informational {
+            let mut headers = response.headers().clone();
+            hop_by_hop::strip(&mut headers);
+            informational.send(response.status(), &headers);
+        }
+    });
+    Ok((request, ClientCapabilities { options, version, upgrade }))
+}
+
+/// HTTP/2 allows several `Cookie` headers, HTTP/1.1 only one (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    const COOKIE: HeaderName = header::COOKIE;
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let values: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_maybe_shared(Bytes::from(values.join(&b"; "[..]))) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// How long the body waits for "100 Continue". Servers without support for it never send it.
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The model that the request's body names.
+#[derive(Clone)]
+pub struct RequestedModel(Arc<Mutex<JsonScanner>>);
+
+impl RequestedModel {
+    pub fn new() -> Self {
+        RequestedModel(Arc::new(Mutex::new(JsonScanner::new(&["model"]))))
+    }
+
+    /// The name of the model, once the body has stated it.
+    pub fn get(&self) -> Option<String> {
+        let scanner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::from_slice(&scanner.get("model")?.text).ok()
+    }
+
+    fn scan(&self, chunk: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).feed(chunk);
+    }
+}
+
+/// Delays the body until "100 Continue" or [`CONTINUE_TIMEOUT`].
+pub struct ContinueGate {
+    /// `None` after the drop of the sender: the receiver must not be polled again then.
+    received: Option<oneshot::Receiver<()>>,
+    timeout: Pin<Box<Sleep>>,
+}
+
+impl ContinueGate {
+    /// A gate and the sender that opens it.
+    pub fn new() -> (Self, oneshot::Sender<()>) {
+        let (continue_sender, received) = oneshot::channel();
+        (
+            ContinueGate {
+                received: Some(received),
+                timeout: Box::pin(tokio::time::sleep(CONTINUE_TIMEOUT)),
+            },
+            continue_sender,
+        )
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(received) = &mut self.received {
+            match Pin::new(received).poll(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(()),
+                // The server sent a final response first, or speaks HTTP/2, of which hyper reports no informational
+                // responses: the body continues after the timeout.
+                Poll::Ready(Err(_)) => self.received = None,
+                Poll::Pending => {}
+            }
+        }
+        self.timeout.as_mut().poll(cx)
+    }
+}
+
+/// The body of the request to the server.
+pub struct RequestBody {
+    inner: Incoming,
+    gate: Option<ContinueGate>,
+    requested_model: Option<RequestedModel>,
+}
+
+impl RequestBody {
+    pub fn new(inner: Incoming, gate: Option<ContinueGate>, requested_model: Option<RequestedModel>) -> Self {
+        RequestBody { inner, gate, requested_model }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(gate) = &mut self.gate {
+            match gate.poll(cx) {
+                Poll::Ready(()) => self.gate = None,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(requested_model)) = (&polled, &self.requested_model)
+            && let Some(data) = frame.data_ref()
+        {
+            requested_model.scan(data);
+        }
+        polled.map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

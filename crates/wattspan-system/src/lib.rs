@@ -1,0 +1,7 @@
+//! What the daemon and its clients need from the system: private files, Unix sockets with credentials, and printable text.
+
+#![warn(clippy::unwrap_used)]
+
+pub mod escape;
+pub mod private_file;
+pub mod unix_socket;

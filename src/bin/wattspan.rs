@@ -1,7 +1,0 @@
-//! The client program: one call into the library.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    wattspan::cli::main()
-}
