@@ -604,10 +604,7 @@ fn the_daemon_measures_a_fake_mac() {
         .unwrap();
     let shown = String::from_utf8_lossy(&doctor.stdout);
     assert!(shown.contains("ioreport") && shown.contains("modelled"), "{shown}");
-    assert!(
-        shown.contains("report the results, right or wrong"),
-        "what the user of a Mac can do is told: {shown}"
-    );
+    assert!(shown.contains("report the results, right or wrong"), "the remedy for macOS is missing: {shown}");
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     assert_eq!(account["grade"], "modelled", "{account}");

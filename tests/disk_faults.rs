@@ -208,7 +208,7 @@ fn a_hanging_disk_delays_no_query_and_is_reported() {
     // No client waits for this write, but every later disk operation queues after it.
     wait_until("it is handed to the disk", || keeping(&daemon)["waiting"] == 1);
     let mut other = daemon.client();
-    other.send("GetSpan", json!({ "span": "nobody's" }), &[]);
+    other.send("GetSpan", json!({ "span": "unknown" }), &[]);
     let listed = client.call("ListSpans", json!({}))["accounts"].take();
     assert!(listed.as_array().unwrap().contains(&before), "from memory: {listed}");
     assert_eq!(support::error_of(other.receive().unwrap()).0, "StoreUnavailable", "it may be on disk");

@@ -533,14 +533,14 @@ fn a_hanging_call_blocks_only_its_own_board_and_not_the_close() {
     library.set(0, Knob::Hangs, 1);
     wait_until("the first hangs", || library.get(0, Knob::BlockedCalls) == 1);
     let (held, others) = (first.stats().ticks, second.stats().ticks);
-    wait_until("the second goes on", || second.stats().ticks > others + 50);
+    wait_until("the second continues", || second.stats().ticks > others + 50);
     assert_eq!(first.stats().ticks, held);
     assert!(first.hung_for_ns(Clock::Machine.now_ns()).is_some(), "and the meter can see it");
     drop(first);
     assert_eq!(library.get(0, Knob::Hangs), 1, "closed while the call still hangs");
     library.set(0, Knob::Hangs, 0);
     let more = second.stats().ticks;
-    wait_until("the second still goes on", || second.stats().ticks > more + 10);
+    wait_until("the second still continues", || second.stats().ticks > more + 10);
 }
 
 #[test]

@@ -591,7 +591,7 @@ fn a_battery_is_metered_while_it_discharges_and_never_counted() {
     }
     let mut reading = [EnergyReading::default()];
     inventory.opened[1].source.read(&mut reading);
-    assert!(!reading[0].valid, "a battery that charges delivers nothing that could be told");
+    assert!(!reading[0].valid, "a charging battery has no valid reading");
 }
 
 /// MSR files of CPUs 0 to 3, two per package: the unit register and the energy registers, each at its offset (msr(4);
