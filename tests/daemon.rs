@@ -107,11 +107,11 @@ fn the_log_says_what_is_measured_and_each_change_once() {
     wait_until("the loss is logged", || daemon.log().contains("gpu-0 is not live"));
     daemon.terminate();
     assert!(daemon.wait().success());
-    let by_hand = "runs as root, by hand";
+    let without_manager = "started as root without a service manager";
     let log: Vec<String> =
-        daemon.log().lines().filter(|line| !line.contains(by_hand)).map(str::to_owned).collect();
+        daemon.log().lines().filter(|line| !line.contains(without_manager)).map(str::to_owned).collect();
     let log = log.join("\n") + "\n";
-    assert_eq!(daemon.log().contains(by_hand), rustix::process::geteuid().is_root());
+    assert_eq!(daemon.log().contains(without_manager), rustix::process::geteuid().is_root());
     assert!(log.starts_with("wattspand: measures package-0, gpu-0, listens on "), "{log}");
     assert_eq!(log.matches("gpu-0 is not live").count(), 1, "{log}");
     assert!(log.ends_with("wattspand: stopped\n"), "{log}");
