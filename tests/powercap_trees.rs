@@ -196,7 +196,7 @@ fn what_two_drivers_show_is_taken_once() {
     assert_eq!(found.absent.len(), 2);
     assert_eq!(
         found.absent[0].reason,
-        "zone intel-rapl-mmio:0: shows package-0 again, which intel-rapl:0 has"
+        "zone intel-rapl-mmio:0: reports package-0, as zone intel-rapl:0 does"
     );
     assert_eq!(only(found).domains.len(), 5);
 }

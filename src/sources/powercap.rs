@@ -86,8 +86,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 /// The reason and the remedy for zones without read permission.
 fn permission_reason(domains: &[&str]) -> String {
     format!(
-        "{}: only root can read energy_uj since CVE-2020-8694; give the program CAP_PERFMON to read them through \
-         perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
+        "{}: only root can read energy_uj since CVE-2020-8694; give the program CAP_PERFMON, so that it reads \
+         the energy through perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
         domains.join(", ")
     )
 }
@@ -225,9 +225,7 @@ fn list_zones(class: &Path) -> io::Result<ZoneList> {
             Err(reason) => listed.unusable.push(format!("zone {id}: {reason}")),
             Ok(zone) => match taken.get(&zone.domain) {
                 Some(first) => {
-                    listed
-                        .unusable
-                        .push(format!("zone {id}: shows {} again, which {first} has", zone.domain));
+                    listed.unusable.push(format!("zone {id}: reports {}, as zone {first} does", zone.domain));
                 }
                 None => {
                     taken.insert(zone.domain.clone(), id);
