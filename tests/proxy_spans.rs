@@ -237,7 +237,7 @@ fn an_unreachable_daemon_fails_no_request_and_is_used_once_it_starts() {
     let proxy = start_proxy(&stub, &daemon, &[]);
     assert!(ask(&proxy, &inference_request("{}")).text().contains("\"settled\""));
     daemon.kill();
-    wait_until("seen the meter go", || proxy.log().contains("unmeasured until"));
+    wait_until("the lost daemon is logged", || proxy.log().contains("unmeasured until"));
     assert!(ask(&proxy, &inference_request("{}")).text().contains("\"unmeasured\""));
     daemon.restart();
     wait_until("measured again", || ask(&proxy, &inference_request("{}")).text().contains("\"settled\""));
