@@ -254,7 +254,7 @@ fn wake_up_cost(stream: &mut UnixStream, request: impl Fn(usize) -> Vec<u8>) -> 
     for turn in 0..2000 {
         let request = request(turn);
         let begun = Instant::now();
-        stream.write_all(&request).expect("somebody who reads");
+        stream.write_all(&request).expect("a connected peer");
         note(&mut times, begun.elapsed());
         // The peer sleeps again by the next turn, so the cost includes waking it.
         std::thread::sleep(Duration::from_micros(200));

@@ -100,7 +100,7 @@ def drive(port: int, questions: int) -> bool:
     end = time.monotonic() + 60
     while len(accounts) < questions and time.monotonic() < end:
         time.sleep(0.01)
-    print(f"{'request':34} {'energy':>22} {'decode':>9} {'tokens':>6} {'at once':>7} {'told in the answer':>20}")
+    print(f"{'request':34} {'energy':>22} {'decode':>9} {'tokens':>6} {'at once':>7} {'energy in the reply':>20}")
     in_answers = {each["span"]: each for each in results}
     for account in accounts:
         decode = account.phase("decode")

@@ -189,7 +189,7 @@ def show(result):
         shares = known_sum(share.get("share_uj") for a in accounts for share in a["domains"] if share["domain"] == name)
         given = domain["attributed_uj"] - before[name]
         print(f"shares of {name:12}  {shares} of {given} µJ attributed meanwhile"
-              f"{': exact, nobody else had a span open' if shares == given else ''}")
+              f"{': exact, no other span was open' if shares == given else ''}")
         holds = domain["measured_uj"] == domain["attributed_uj"] + domain["unattributed_uj"]
         print(f"balance of {domain['domain']:12} measured {domain['measured_uj']} = attributed "
               f"{domain['attributed_uj']} + unattributed {domain['unattributed_uj']} µJ: "

@@ -93,7 +93,7 @@ fn run(flags: &Flags) -> Result<()> {
             .iter()
             .for_each(|missing| log_event(&UNKNOWN_GROUP, missing));
     }
-    let (bus, forwarded) = dbus::start(&config, log_bus).context("cannot go on the bus")?.unzip();
+    let (bus, forwarded) = dbus::start(&config, log_bus).context("cannot start the D-Bus thread")?.unzip();
     let sockets = ServerSockets {
         listeners,
         forwarded,
@@ -116,7 +116,7 @@ fn with_store(config: &Config, builder: ServiceBuilder) -> std::io::Result<Servi
         return Ok(builder.store(Store::start(settings, log_store)?, log_store));
     }
     if is_store_enabled(config) {
-        log_store("keeps no accounts: no state directory; give --state-dir, or set HOME");
+        log_store("accounts are not stored: no state directory; set --state-dir or HOME");
     }
     Ok(builder)
 }
@@ -148,8 +148,8 @@ fn state_dir(config: &Config) -> Option<PathBuf> {
 }
 
 /// Warning for a start as root without a service manager.
-const MANUAL_ROOT_NOTICE: &str =
-    "runs as root, by hand: privileges dropped; `systemctl start wattspand` runs it as its own user";
+const MANUAL_ROOT_NOTICE: &str = "started as root without a service manager: privileges dropped; \
+                                  `systemctl start wattspand` runs it as its own user";
 
 /// The sockets passed by the service manager, else a new one, which is removed when the second value is dropped.
 fn listen(
@@ -269,7 +269,7 @@ fn socket_path(config: &Config) -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() || system_path.parent().is_some_and(is_owned_by_this_user) {
         return Ok(system_path);
     }
-    candidates.next().context("no default socket path: give --socket PATH, or set XDG_RUNTIME_DIR")
+    candidates.next().context("no default socket path: set --socket PATH or XDG_RUNTIME_DIR")
 }
 
 fn is_owned_by_this_user(directory: &Path) -> bool {

@@ -71,7 +71,7 @@ fn another_users_span_is_visible_only_to_telemetry_and_root() {
         json!([
             ["GetSpan", { "span": "s" }],
             ["CloseSpan", { "span": "s" }],
-            ["GetSpan", { "span": "nobody's" }],
+            ["GetSpan", { "span": "unknown" }],
             ["OpenSpan", { "span": "s" }]
         ]),
     );

@@ -75,7 +75,7 @@ fn user(kind: &str) -> Option<TestUser> {
         "span" => TestUser { uid: 12_103, groups: "daemon" },
         "telemetry" => TestUser { uid: 12_104, groups: "bin" },
         "root" => return None,
-        other => panic!("a kind of caller that nobody knows how to make: {other}"),
+        other => panic!("unknown kind of caller: {other}"),
     })
 }
 

@@ -225,7 +225,7 @@ fn an_intel_mac_reports_missing_counters_and_its_controllers_power() {
     library.key(1, b"PCPT", b"sp78", &[0x0C, 0x80]);
     library.key(2, b"PCPC", b"sp78", &[0x08, 0x00]);
     let inventory = discover(&library.settings(), &Clock::Machine);
-    assert!(reasons(&inventory, "ioreport").contains("Intel's Macs have none"));
+    assert!(reasons(&inventory, "ioreport").contains("Intel Macs, virtual machines and sandboxes have none"));
     assert!(reasons(&inventory, "smc").contains("uncore-0: this Mac's controller has no key PCPG"));
     assert_eq!(names(&inventory), ["psys", "package-0", "core-0"]);
     let domains = &inventory.opened[0].domains;
@@ -536,8 +536,8 @@ fn a_controller_that_refuses_or_shows_no_power_is_absent_with_the_reason() {
     library.key(0, b"PSTR", b"hex_", &[1, 2, 3, 4]);
     let inventory = discover(&library.settings(), &Clock::Machine);
     let reason = reasons(&inventory, "smc");
-    assert!(reason.contains("PSTR shows no power that is known here (its type is \"hex_\")"), "{reason}");
-    assert!(reason.contains("no key that shows power"), "{reason}");
+    assert!(reason.contains("PSTR has no readable power (its type is \"hex_\")"), "{reason}");
+    assert!(reason.contains("no known power key"), "{reason}");
     assert_eq!((library.get_global(Mac::Entries), library.get_global(Mac::Misused)), (0, 0));
 }
 
@@ -549,7 +549,7 @@ fn a_missing_library_is_absent_with_the_loaders_error() {
     assert!(reasons(&inventory, "ioreport").contains("/nonexistent/libapple.so"));
     settings.apple_library = None;
     let inventory = discover(&settings, &Clock::Machine);
-    assert_eq!(reasons(&inventory, "ioreport"), "only macOS has it");
+    assert_eq!(reasons(&inventory, "ioreport"), "available on macOS only");
 }
 
 #[test]
@@ -603,10 +603,7 @@ fn the_daemon_measures_a_fake_mac() {
         Command::new(programs::wattspan()).args(["doctor", "--socket"]).arg(&socket).output().unwrap();
     let shown = String::from_utf8_lossy(&doctor.stdout);
     assert!(shown.contains("ioreport") && shown.contains("modelled"), "{shown}");
-    assert!(
-        shown.contains("report the results, right or wrong"),
-        "what the user of a Mac can do is told: {shown}"
-    );
+    assert!(shown.contains("report the results, right or wrong"), "the remedy for macOS is missing: {shown}");
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     assert_eq!(account["grade"], "modelled", "{account}");

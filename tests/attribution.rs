@@ -158,9 +158,9 @@ fn phases_add_up_to_their_span() {
 fn a_past_window_holds_the_energy_of_all_spans() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
-    client.open("somebody");
+    client.open("other");
     sleep_ms(200);
-    client.close_and_settle("somebody");
+    client.close_and_settle("other");
     let now_ns = get_u64(&client.call("GetInfo", json!({})), "now_ns");
     let (from_ns, to_ns) = (now_ns - 150_000_000, now_ns - 60_000_000);
     let window = client.call("ReadWindow", json!({ "from_ns": from_ns, "to_ns": to_ns }));
@@ -197,7 +197,7 @@ fn the_spans_of_a_killed_client_end_with_it_as_abandoned() {
 #[test]
 #[ignore = "a helper that another test starts in a process of its own"]
 fn a_client_that_opens_a_span_and_waits_to_be_killed() {
-    let socket = std::env::var_os("VICTIM_OF").expect("the other test says where");
+    let socket = std::env::var_os("VICTIM_OF").expect("the variable that the outer test sets");
     let mut client = TestClient::from_stream(std::os::unix::net::UnixStream::connect(socket).unwrap());
     client.open("victim");
     std::thread::sleep(support::TEST_TIMEOUT);
@@ -212,7 +212,7 @@ fn a_waiting_close_gets_the_provisional_account_when_the_daemon_stops() {
     // A call after the close: once it is processed, so is the close.
     client.send("GetInfo", json!({}), &[]);
     let mut other = daemon.client();
-    wait_until("the close is heard", || {
+    wait_until("the close is received", || {
         other.call("GetSpan", json!({ "span": "a" }))["account"]["state"] != "open"
     });
     daemon.terminate();

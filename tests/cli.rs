@@ -1126,7 +1126,7 @@ fn no_name_of_a_machine_or_a_command_reaches_a_terminal_with_a_hidden_character(
         let all = [output.stdout.as_slice(), &output.stderr].concat();
         assert_shows_everything(&format!("{words:?}"), &all);
         let shown = text(&all).contains("u{202e}") || text(&all).contains("u202e");
-        assert!(shown || text(&all).contains("has a control character"), "{words:?}: {}", text(&all));
+        assert!(shown || text(&all).contains("contains a control character"), "{words:?}: {}", text(&all));
     }
     for words in [&["spans", "--state", &word][..], &[&word]] {
         let output = fixture.output(words);

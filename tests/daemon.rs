@@ -44,7 +44,7 @@ fn check_prints_what_file_and_flags_come_to_and_starts_nothing() {
 #[test]
 fn an_invalid_configuration_is_refused_with_file_key_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
-    for (text, told_of) in [
+    for (text, expected) in [
         ("rate_hz = 0\n", vec!["rate_hz = 0", "from 1 to 10000"]),
         ("raet_hz = 5\n", vec!["raet_hz", "rate_hz", "line 1"]),
         ("rate_hz = 'fast'\n", vec!["rate_hz", "line 1"]),
@@ -55,7 +55,7 @@ fn an_invalid_configuration_is_refused_with_file_key_and_remedy() {
         for arguments in [&["--check", "--config", &config][..], &["--config", &config]] {
             let output = wattspand(arguments);
             assert_eq!(output.status.code(), Some(78), "{text}: {}", stderr_text(&output));
-            for part in told_of.iter().copied().chain([config.as_str()]) {
+            for part in expected.iter().copied().chain([config.as_str()]) {
                 assert!(stderr_text(&output).contains(part), "no {part:?} in: {}", stderr_text(&output));
             }
         }
@@ -104,14 +104,14 @@ fn the_log_says_what_is_measured_and_each_change_once() {
         lost_at_s = 0.5
     ";
     let mut daemon = TestDaemon::start_with_config(machine, "idle_rate_hz = 50\n");
-    wait_until("the loss is told", || daemon.log().contains("gpu-0 is not live"));
+    wait_until("the loss is logged", || daemon.log().contains("gpu-0 is not live"));
     daemon.terminate();
     assert!(daemon.wait().success());
-    let by_hand = "runs as root, by hand";
+    let without_manager = "started as root without a service manager";
     let log: Vec<String> =
-        daemon.log().lines().filter(|line| !line.contains(by_hand)).map(str::to_owned).collect();
+        daemon.log().lines().filter(|line| !line.contains(without_manager)).map(str::to_owned).collect();
     let log = log.join("\n") + "\n";
-    assert_eq!(daemon.log().contains(by_hand), rustix::process::geteuid().is_root());
+    assert_eq!(daemon.log().contains(without_manager), rustix::process::geteuid().is_root());
     assert!(log.starts_with("wattspand: measures package-0, gpu-0, listens on "), "{log}");
     assert_eq!(log.matches("gpu-0 is not live").count(), 1, "{log}");
     assert!(log.ends_with("wattspand: stopped\n"), "{log}");

@@ -80,7 +80,7 @@ fn answers(bus: &TestBus, uid: u32, groups: &str, calls: Value) -> Vec<Value> {
 #[test]
 #[ignore = "a helper that other tests start in a process of another user"]
 fn a_client_of_another_user() {
-    let address = std::env::var("BUS").expect("the other test says where");
+    let address = std::env::var("BUS").expect("the variable that the outer test sets");
     let calls: Value = serde_json::from_str(&std::env::var("CALLS").unwrap()).unwrap();
     block_on(async {
         let client = BusClient::connect(&address).await;
@@ -504,7 +504,7 @@ fn a_bus_that_restarts_or_is_not_there_leaves_the_socket_alone() {
     bus.stop();
     let mut daemon = TestDaemon::start_with_config(STEADY_MACHINE, &bus.config_line());
     daemon.client().open("a");
-    wait_until("it is told", || daemon.log().contains("not connected to the bus"));
+    wait_until("the failure is logged", || daemon.log().contains("not connected to the bus"));
     bus.restart();
     block_on(async { bus.client().await.wait_for_daemon().await });
     let mut socket = daemon.client();
@@ -538,13 +538,13 @@ fn an_owned_bus_name_is_logged_once_and_acquired_when_released() {
         let squatter = bus.client().await;
         squatter.bus.request_name(NAME).await.unwrap();
         let daemon = TestDaemon::start_with_config(STEADY_MACHINE, &bus.config_line());
-        wait_until("it is told", || {
+        wait_until("the message is logged", || {
             daemon.log().contains("another process owns the name org.wattspan.Wattspan1")
         });
         drop(squatter);
         daemon
     });
-    wait_until("the name is had", || daemon.log().contains("connected to the bus as"));
+    wait_until("the name is acquired", || daemon.log().contains("connected to the bus as"));
     assert_eq!(daemon.log().matches("another process").count(), 1);
 }
 

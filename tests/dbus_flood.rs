@@ -60,7 +60,7 @@ fn flood(bus: &TestBus, helper: &str, at_once: usize) -> Child {
 }
 
 async fn connections(count: usize) -> Vec<Arc<BusClient>> {
-    let address = std::env::var("BUS").expect("the other test says where");
+    let address = std::env::var("BUS").expect("the variable that the outer test sets");
     let mut clients = Vec::new();
     for _ in 0..count {
         clients.push(Arc::new(BusClient::connect(&address).await));

@@ -117,7 +117,7 @@ fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
         .unwrap();
     drop(running);
     assert_eq!(shape(&found), [("powercap:package-0".to_owned(), true), ("powercap:psys".to_owned(), false)]);
-    assert_eq!(reason(&found, "estimate"), "not needed: package-0 is a live counter");
+    assert_eq!(reason(&found, "estimate"), "not needed: package-0 has a live counter");
 }
 
 #[test]

@@ -91,11 +91,11 @@ fn a_full_disk_delays_no_answer_and_pending_accounts_are_kept_once_there_is_room
     assert!(!client.call("ListSpans", json!({}))["accounts"].as_array().unwrap().is_empty(), "from memory");
     assert_eq!(daemon.log().matches("cannot be written").count(), 1, "{}", daemon.log());
     disk.remount("size=16m");
-    wait_until("it is written again", || keeping(&daemon)["durable"] == true);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
     assert_eq!(close_state(&mut client, "after")["durable"], true);
     let found = client.call("GetSpan", json!({ "span": "beside7" }))["account"].take();
     assert_eq!(found["durable"], true, "what waited is on disk now");
-    assert_eq!(daemon.log().matches("is written again").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("can be written again").count(), 1, "{}", daemon.log());
     daemon.kill();
     daemon.restart();
     let mut client = daemon.client();
@@ -135,11 +135,11 @@ fn after_an_io_error_the_file_is_opened_anew_and_nothing_that_was_answered_is_lo
         let health = keeping(&daemon);
         assert!(health["reason"].as_str().unwrap().contains("I/O"), "{health}");
         disk.set(WriteBehavior::Succeed);
-        wait_until("it is written again", || keeping(&daemon)["durable"] == true);
+        wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
         assert_eq!(close_state(&mut client, &format!("after{round}"))["durable"], true);
     }
     assert_eq!(daemon.log().matches("cannot be written").count(), 3, "{}", daemon.log());
-    assert_eq!(daemon.log().matches("is written again").count(), 3, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("can be written again").count(), 3, "{}", daemon.log());
     daemon.kill();
     daemon.restart();
     let mut client = daemon.client();
@@ -161,7 +161,7 @@ fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
     disk.set(WriteBehavior::Fail);
     assert_eq!(close_state(&mut client, "during")["durable"], false);
     disk.set(WriteBehavior::Succeed);
-    wait_until("it is written again", || keeping(&daemon)["durable"] == true);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
     let account = client.close_and_settle("long");
     assert_eq!(account["durable"], true);
     daemon.kill();
@@ -170,7 +170,7 @@ fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
     let mut listed = client.call("ListSpans", json!({ "limit": 100 }))["accounts"].take();
     listed.as_array_mut().unwrap().retain(|listed| listed["span"] == "long");
     assert_eq!(listed, json!([account]));
-    assert!(!daemon.log().contains("went away while"), "{}", daemon.log());
+    assert!(!daemon.log().contains("stopped unexpectedly while"), "{}", daemon.log());
 }
 
 #[test]
@@ -188,11 +188,11 @@ fn a_hanging_disk_delays_no_answer_for_long() {
     assert_eq!(client.call("GetSpan", json!({ "span": "waits" }))["account"]["durable"], false);
     assert_eq!(client.call("GetSpan", json!({ "span": "other" }))["account"]["state"], "open");
     disk.set(WriteBehavior::Succeed);
-    wait_until("it answers again", || keeping(&daemon)["durable"] == true);
+    wait_until("it responds again", || keeping(&daemon)["durable"] == true);
     assert_eq!(client.call("GetSpan", json!({ "span": "waits" }))["account"]["durable"], true);
     assert_eq!(close_state(&mut client, "after")["durable"], true);
-    assert_eq!(daemon.log().matches("does not answer").count(), 1, "{}", daemon.log());
-    assert_eq!(daemon.log().matches("answers again").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("does not respond").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("responds again").count(), 1, "{}", daemon.log());
 }
 
 #[test]
@@ -208,17 +208,17 @@ fn a_hanging_disk_delays_no_query_and_is_reported() {
     // No client waits for this write, but every later disk operation queues after it.
     wait_until("it is handed to the disk", || keeping(&daemon)["waiting"] == 1);
     let mut other = daemon.client();
-    other.send("GetSpan", json!({ "span": "nobody's" }), &[]);
+    other.send("GetSpan", json!({ "span": "unknown" }), &[]);
     let listed = client.call("ListSpans", json!({}))["accounts"].take();
     assert!(listed.as_array().unwrap().contains(&before), "from memory: {listed}");
     assert_eq!(support::error_of(other.receive().unwrap()).0, "StoreUnavailable", "it may be on disk");
     let health = keeping(&daemon);
     assert_eq!(health["durable"], false);
-    assert!(health["reason"].as_str().unwrap().contains("does not answer"), "{health}");
+    assert!(health["reason"].as_str().unwrap().contains("does not respond"), "{health}");
     disk.set(WriteBehavior::Succeed);
-    wait_until("it answers again", || keeping(&daemon)["durable"] == true);
+    wait_until("it responds again", || keeping(&daemon)["durable"] == true);
     let listed = client.call("ListSpans", json!({}))["accounts"].take();
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
-    assert_eq!(daemon.log().matches("does not answer").count(), 1, "{}", daemon.log());
-    assert_eq!(daemon.log().matches("answers again").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("does not respond").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("responds again").count(), 1, "{}", daemon.log());
 }

@@ -90,7 +90,7 @@ fn a_board_is_split_by_what_its_processes_used_of_it() {
         assert_eq!(gpu(&account, 1).process_uj, None);
     }
     let absent = client.info().unwrap().absent;
-    let names_the_reason = absent.iter().any(|absent| absent.reason.starts_with("gpu-1: no part by process"));
+    let names_the_reason = absent.iter().any(|absent| absent.reason.starts_with("gpu-1: no process share"));
     assert!(names_the_reason, "{absent:?}");
     // No process computes: the process share is a known zero.
     library.set(0, Knob::UserAPercent, 0);
@@ -113,7 +113,7 @@ fn under_mig_no_process_has_a_share_of_the_board_and_the_reason_is_given() {
     assert!(gpu(&account, 0).share_uj.is_some());
     let absent = client.info().unwrap().absent;
     let names_the_reason = |absent: &wattspan::domain::Absent| {
-        absent.reason.contains("no part by process") && absent.reason.contains("MIG")
+        absent.reason.contains("no process share") && absent.reason.contains("MIG")
     };
     assert!(absent.iter().any(names_the_reason), "{absent:?}");
 }

@@ -105,7 +105,7 @@ impl Attack {
 #[test]
 #[ignore = "a helper that other tests start in a process of another user"]
 fn a_client_of_another_user() {
-    let socket = PathBuf::from(std::env::var_os("SOCKET").expect("the other test says where"));
+    let socket = PathBuf::from(std::env::var_os("SOCKET").expect("the variable that the outer test sets"));
     match std::env::var("ATTACK").map(|attack| attack.parse::<usize>().unwrap()) {
         Ok(first) => attack_until_stdin_closes(&socket, first),
         Err(_) => ask(&socket),

@@ -605,7 +605,7 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
     assert_eq!(
         (&judged["id"], &judged["score"]),
         (&"sky".into(), &0.0.into()),
-        "a row that is judged is told anew"
+        "a judged row is written again"
     );
     let before = fixture.llm.requests();
     assert!(judge(&["--judge", "--no-stream"]).contains("0 of them now"));

@@ -101,7 +101,7 @@ fn harness_results_import_as_a_run_with_a_list_of_missing_data() {
     assert!((all.energy_j.unwrap().value - 107.0).abs() < 1e-9);
     assert_eq!((all.energy_error_j, all.grade), (None, Some(Grade::Measured)));
     let bare = compute_metrics(&table, None, &MetricOptions { idle: IdlePolicy::Excluded, ..terms });
-    assert_eq!(bare.covered, 0, "the harness knows no idle power");
+    assert_eq!(bare.covered, 0, "the harness has no idle power");
 }
 
 #[test]

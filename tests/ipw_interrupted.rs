@@ -112,7 +112,7 @@ fn a_restarted_meter_loses_energies_but_no_answers() {
     wait_until("it is under way", || fixture.rows().len() >= 8);
     fixture.daemon.kill();
     let before = fixture.rows().len();
-    wait_until("it goes on without a meter", || fixture.rows().len() >= before + 12);
+    wait_until("it continues without a daemon", || fixture.rows().len() >= before + 12);
     fixture.daemon.restart();
     wait_until("it is metered again", || {
         let rows = fixture.rows();

@@ -235,7 +235,7 @@ fn a_module_that_may_hold_several_boards_is_not_counted_and_says_so() {
     library.set(1, Knob::Module, 2);
     let machine = Machine::new(library);
     assert_eq!(names(&machine.inventory), ["gpu-0", "gpu-1"]);
-    assert!(machine.inventory.absent[1].reason.contains("gpu-1: NVIDIA GB200 also shows its module"));
+    assert!(machine.inventory.absent[1].reason.contains("gpu-1: NVIDIA GB200 also reports its module"));
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn mig_is_metered_as_a_board_and_says_so() {
     let reasons: Vec<_> = machine.inventory.absent.iter().map(|absent| absent.reason.as_str()).collect();
     assert_eq!(
         reasons,
-        ["gpu-1: MIG is on; NVML has energy for the whole board only, not for its instances"]
+        ["gpu-1: MIG is enabled; NVML reports the energy of the whole board only, not of its instances"]
     );
 }
 
@@ -274,7 +274,7 @@ fn a_mean_over_a_second_is_never_taken_for_the_power_of_the_moment() {
     let hopper = Library::new(1);
     hopper.set(0, Knob::Counter, 0);
     hopper.set(0, Knob::Instant, 0);
-    assert!(absent(&hopper).contains("neither an energy counter nor its power of the moment"));
+    assert!(absent(&hopper).contains("neither an energy counter nor its current power"));
 
     // On Turing the power is instantaneous.
     hopper.set(0, Knob::Architecture, 6);
@@ -311,10 +311,10 @@ fn a_missing_library_or_driver_is_absent_with_the_reason_and_the_remedy() {
     assert!(absent(&library).contains("modprobe nvidia"));
     library.set_global(Driver::Unloaded, 0);
     library.set_global(Driver::Refusal, LIBRARY_MISMATCH);
-    assert!(absent(&library).contains("updated while it ran: reboot"));
+    assert!(absent(&library).contains("updated while it was loaded: reboot"));
     library.set_global(Driver::Refusal, 0);
     library.set_global(Driver::Boards, 0);
-    assert!(absent(&library).contains("shows no GPU"));
+    assert!(absent(&library).contains("lists no GPU"));
     fs::write(library.path(), "no library").unwrap();
     let reason = absent(&library);
     assert!(reason.contains("libnvidia-ml.so") && reason.contains("--nvml-library"), "{reason}");
@@ -533,14 +533,14 @@ fn a_hanging_call_blocks_only_its_own_board_and_not_the_close() {
     library.set(0, Knob::Hangs, 1);
     wait_until("the first hangs", || library.get(0, Knob::BlockedCalls) == 1);
     let (held, others) = (first.stats().ticks, second.stats().ticks);
-    wait_until("the second goes on", || second.stats().ticks > others + 50);
+    wait_until("the second continues", || second.stats().ticks > others + 50);
     assert_eq!(first.stats().ticks, held);
     assert!(first.hung_for_ns(Clock::Machine.now_ns()).is_some(), "and the meter can see it");
     drop(first);
     assert_eq!(library.get(0, Knob::Hangs), 1, "closed while the call still hangs");
     library.set(0, Knob::Hangs, 0);
     let more = second.stats().ticks;
-    wait_until("the second still goes on", || second.stats().ticks > more + 10);
+    wait_until("the second still continues", || second.stats().ticks > more + 10);
 }
 
 #[test]

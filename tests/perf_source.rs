@@ -174,7 +174,7 @@ fn discovery_sees_the_counters_move_and_needs_no_estimate() {
         absent,
         [
             ("powercap", "its domains are read by perf"),
-            ("estimate", "not needed: package-0 is a live counter")
+            ("estimate", "not needed: package-0 has a live counter")
         ]
     );
 }

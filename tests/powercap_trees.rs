@@ -173,10 +173,14 @@ fn a_zone_without_its_range_is_rejected_and_the_others_stay() {
         fake_sysfs.zone("intel-rapl:0", "package-0", range, 7);
         let found = open(&fake_sysfs, &Clock::manual(0));
         assert!(found.absent[0].reason.contains("intel-rapl:0/max_energy_range_uj"), "{:?}", found.absent);
-        assert!(found.absent[0].reason.contains("wraps cannot be undone"), "{:?}", found.absent);
+        assert!(
+            found.absent[0].reason.contains("wraps of the counter cannot be corrected"),
+            "{:?}",
+            found.absent
+        );
         let opened = only(found);
         assert_eq!(opened.domains[0].name, "core-0");
-        assert_eq!(opened.domains[0].parent, None, "its package is not there");
+        assert_eq!(opened.domains[0].parent, None, "its package is missing");
     }
     let fake_sysfs = server();
     fs::remove_file(fake_sysfs.sysfs().join("class/powercap/intel-rapl:1/max_energy_range_uj")).unwrap();
@@ -192,7 +196,7 @@ fn what_two_drivers_show_is_taken_once() {
     assert_eq!(found.absent.len(), 2);
     assert_eq!(
         found.absent[0].reason,
-        "zone intel-rapl-mmio:0: shows package-0 again, which intel-rapl:0 has"
+        "zone intel-rapl-mmio:0: reports package-0, as zone intel-rapl:0 does"
     );
     assert_eq!(only(found).domains.len(), 5);
 }

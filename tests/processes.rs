@@ -264,7 +264,7 @@ fn another_users_process_is_refused_without_telemetry_access() {
 #[test]
 #[ignore = "a helper that another test starts in a process of another user"]
 fn a_client_of_another_user() {
-    let socket = std::env::var_os("SOCKET").expect("the other test says where");
+    let socket = std::env::var_os("SOCKET").expect("the variable that the outer test sets");
     let process: u32 = std::env::var("PROCESS").unwrap().parse().unwrap();
     let mut client = TestClient::from_stream(UnixStream::connect(socket).unwrap());
     // A user's own process is always allowed.

@@ -243,7 +243,7 @@ fn a_web_socket_passes_through() {
     connection.shutdown();
     assert!(
         closed.recv_timeout(support::TEST_TIMEOUT).is_ok(),
-        "the server was not told that the client left"
+        "the server did not see that the client disconnected"
     );
 }
 
@@ -356,7 +356,9 @@ fn daemon_texts_cannot_forge_or_hide_log_lines() {
         }
     });
     let proxy = TestProxy::start("http://127.0.0.1:1", &socket, &[]);
-    support::wait_until("heard the meter", || proxy.log().contains("requests are forwarded unmeasured"));
+    support::wait_until("the connection is logged", || {
+        proxy.log().contains("requests are forwarded unmeasured")
+    });
     let log = proxy.log();
     assert!(log.contains(r"\u{202e}off\u{1b}[2J\nwattspan: forged\u{9b}"), "{log}");
     assert!(log.chars().all(|c| matches!(c, ' '..='~' | '\n')), "{log:?}");

@@ -124,7 +124,7 @@ fn the_trace_goes_on_with_our_span_as_its_parent() {
         format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{ours}-01")
     );
     assert_eq!(received[0].header("tracestate"), Some("a=b"));
-    assert_eq!(received[1].header("traceparent"), Some(trace), "what is no inference is left alone");
+    assert_eq!(received[1].header("traceparent"), Some(trace), "requests other than inference are unchanged");
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn an_unreachable_daemon_fails_no_request_and_is_used_once_it_starts() {
     let proxy = start_proxy(&stub, &daemon, &[]);
     assert!(ask(&proxy, &inference_request("{}")).text().contains("\"settled\""));
     daemon.kill();
-    wait_until("seen the meter go", || proxy.log().contains("unmeasured until"));
+    wait_until("the lost daemon is logged", || proxy.log().contains("unmeasured until"));
     assert!(ask(&proxy, &inference_request("{}")).text().contains("\"unmeasured\""));
     daemon.restart();
     wait_until("measured again", || ask(&proxy, &inference_request("{}")).text().contains("\"settled\""));
@@ -329,7 +329,7 @@ fn the_server_sees_the_client_disconnect() {
     let head = connection.read_head().unwrap();
     connection.read_line();
     connection.shutdown();
-    assert!(leaving.recv_timeout(TEST_TIMEOUT).unwrap(), "the server went on for nobody");
+    assert!(leaving.recv_timeout(TEST_TIMEOUT).unwrap(), "the server continued without a client");
     let account = account(&daemon, &head);
     assert_eq!(account["attributes"]["error.type"], "the client left");
     proxy.stop().assert_balanced();

@@ -371,7 +371,7 @@ fn ending_an_open_span_may_overdraw_the_rate_limit_by_one_burst() {
             ["OpenSpan", { "span": "d" }],
             ["CloseSpan", { "span": "a" }],
             ["CancelSpan", { "span": "b" }],
-            ["CloseSpan", { "span": "nobody's" }],
+            ["CloseSpan", { "span": "unknown" }],
             ["CloseSpan", { "span": "c" }],
             ["CloseSpan", { "span": "d" }],
             ["GetInfo", {}]

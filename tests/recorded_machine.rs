@@ -178,7 +178,7 @@ fn every_wrong_line_is_named_with_its_number_and_field() {
             r#"{"first":0,"before_ns":300,"after_ns":400,"readings":[[9,0,0,1]]}"#,
         ),
         (
-            "line 3: field `readings[0]`: goes back",
+            "line 3: field `readings[0]`: returns",
             r#"{"first":0,"before_ns":300,"after_ns":400,"readings":[[10,0,0,0]]}"#,
         ),
         (
@@ -186,11 +186,11 @@ fn every_wrong_line_is_named_with_its_number_and_field() {
             r#"{"first":0,"before_ns":100,"after_ns":200,"readings":[null,null]}"#,
         ),
         (
-            "line 3: field `extra`: is not known",
+            "line 3: field `extra`: is unknown",
             r#"{"first":0,"before_ns":300,"after_ns":400,"readings":[],"extra":1}"#,
         ),
-        ("line 3: is no JSON object", "[1, 2]"),
-        ("line 3: is no JSON", "{\"first\":"),
+        ("line 3: is not a JSON object", "[1, 2]"),
+        ("line 3: is not JSON", "{\"first\":"),
     ] {
         let refused = refusal(&[&header, good, line]);
         assert!(refused.starts_with(start), "{refused} does not start with {start}");
@@ -200,7 +200,7 @@ fn every_wrong_line_is_named_with_its_number_and_field() {
 #[test]
 fn a_wrong_header_is_named() {
     for (start, line) in [
-        ("line 1: is no JSON", ""),
+        ("line 1: is not JSON", ""),
         ("line 1: field `wattspan_trace`: ", r#"{"domains":[]}"#),
         ("line 1: field `wattspan_trace`: is version 2", r#"{"wattspan_trace":2,"domains":[]}"#),
         ("line 1: field `domains`: ", r#"{"wattspan_trace":1,"domains":[]}"#),
@@ -213,7 +213,7 @@ fn a_wrong_header_is_named() {
         let refused = refusal(&[line]);
         assert!(refused.starts_with(start), "{refused} does not start with {start}");
     }
-    assert_eq!(refusal(&[&header()]), "line 2: there is no reading in it");
+    assert_eq!(refusal(&[&header()]), "line 2: the trace has no reading");
 }
 
 proptest! {

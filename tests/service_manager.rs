@@ -89,13 +89,13 @@ fn a_hangup_reads_the_configuration_again_and_the_daemon_goes_on() {
     let mut ticks = || get_u64(&client.call("GetInfo", json!({}))["samplers"][0], "ticks");
     std::fs::write(configuration(&daemon), "idle_rate_hz = 200.0\n").unwrap();
     kill_process(daemon.pid(), Signal::HUP).unwrap();
-    wait_until("it says so", || daemon.log().contains("reloaded: idle_rate_hz changed"));
+    wait_until("the reload is logged", || daemon.log().contains("reloaded: idle_rate_hz changed"));
     // At the old rate, this many ticks would take longer than the test's timeout.
     let before = ticks();
     wait_until("the samplers tick at the new rate", || ticks() > before + 100);
     std::fs::write(configuration(&daemon), "idle_rate_hz = \n").unwrap();
     kill_process(daemon.pid(), Signal::HUP).unwrap();
-    wait_until("it says why not", || daemon.log().contains("not reloaded, nothing changed"));
+    wait_until("the reason is logged", || daemon.log().contains("not reloaded, nothing changed"));
 }
 
 /// A daemon under a fake service manager.
@@ -123,7 +123,7 @@ impl ManagedDaemon {
 
     fn receive(&self) -> String {
         let mut bytes = [0; 512];
-        let length = self.manager.recv(&mut bytes).expect("the daemon says something");
+        let length = self.manager.recv(&mut bytes).expect("output of the daemon");
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     }
 

@@ -288,7 +288,7 @@ fn of_two_daemons_on_one_directory_the_second_waits_for_the_first_to_go() {
     assert_eq!(close_state(&mut first.client(), "a")["durable"], true);
     let second = TestDaemon::start_with_config(STEADY_MACHINE, &format!("state_dir = {:?}\n", first.state()));
     wait_until("it is noticed", || keeping(&second)["reason"].is_string());
-    assert!(second.log().contains("another wattspand keeps its ledger in"), "{}", second.log());
+    assert!(second.log().contains("another wattspand uses the ledger in"), "{}", second.log());
     assert_eq!(close_state(&mut second.client(), "b")["durable"], false);
     first.kill();
     wait_until("the second has it", || keeping(&second)["durable"] == true);

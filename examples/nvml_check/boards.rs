@@ -1,6 +1,6 @@
-//! The check itself: what to measure, in which state of the machine, and the words that it is told in.
+//! The check itself: what to measure, in which state of the machine, and the text of the report.
 //!
-//! Calls NVML through the wrapper, beside the meter's own source, so that the one can be held against the other.
+//! Calls NVML through the wrapper, beside the meter's own source, so that the two can be compared.
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -73,7 +73,7 @@ pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, Untruste
     let metadata = file.metadata()?;
     check_component(&resolved, &metadata, false)?;
     if !metadata.is_file() && !is_null_device(&metadata) {
-        return Err(io::Error::other("is no regular file").into());
+        return Err(io::Error::other("is not a regular file").into());
     }
     let mut text = String::new();
     file.read_to_string(&mut text)?;
@@ -143,7 +143,7 @@ fn check_component(path: &Path, metadata: &Metadata, in_sticky: bool) -> Result<
     }
     if in_sticky && !metadata.is_dir() {
         let reason = "lies in a directory into which every user can move files".to_owned();
-        return refused(reason, "move it to a directory that root alone can write".to_owned());
+        return refused(reason, "move it to a directory that only root can write".to_owned());
     }
     let sticky = metadata.is_dir() && mode & STICKY != 0;
     // The mode of a link has no meaning, and that of a device does not control its content.

@@ -31,16 +31,17 @@ impl Cgroup {
         let Some(mount) = mount else {
             return Err("no cgroup2 hierarchy is mounted here".into());
         };
-        let absent = |_| format!("there is no control group {path:?}; /proc/PID/cgroup shows a process's");
+        let absent =
+            |_| format!("there is no control group {path:?}; /proc/PID/cgroup shows that of a process");
         let folder = mount.join(relative).canonicalize().map_err(absent)?;
         if !mount.canonicalize().is_ok_and(|root| folder.starts_with(root)) {
-            return Err("leads out of the hierarchy of control groups".into());
+            return Err("leads outside the hierarchy of control groups".into());
         }
         let found = folder.metadata().map_err(absent)?;
         let unreadable = |error| format!("its cpu.stat cannot be read: {error}");
         let stat = File::open(folder.join("cpu.stat")).map_err(unreadable)?;
         let group = Self { stat, path: path.to_owned(), inode: found.ino(), uid: found.uid() };
-        group.cpu_time_ns().map(|_| group).ok_or_else(|| "its cpu.stat shows no usage_usec".into())
+        group.cpu_time_ns().map(|_| group).ok_or_else(|| "its cpu.stat has no usage_usec".into())
     }
 
     /// The CPU time since the group was created; `None` where it has been removed.
@@ -82,7 +83,7 @@ fn relative_path(path: &str) -> Result<&Path, String> {
     let relative = Path::new(rest);
     let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
     if !plain || path.contains('\0') || rest.split('/').any(|part| part == ".") {
-        return Err("must not hold . or .. or a NUL byte".into());
+        return Err("must not contain . or .. or a NUL byte".into());
     }
     Ok(relative)
 }

@@ -43,7 +43,7 @@ pub enum WatchProcessError {
     #[error("{0}")]
     NotFound(String),
     /// A limit is reached.
-    #[error("{limit} processes and control groups are watched already")]
+    #[error("{limit} processes and control groups are already watched")]
     LimitReached {
         /// The limit.
         limit: usize,
@@ -179,7 +179,7 @@ impl ProcessWatcher {
         user: u32,
         identity: ProcessIdentity,
     ) -> Result<(), WatchProcessError> {
-        let gone = || WatchProcessError::NotFound("the process was gone before it could be looked at".into());
+        let gone = || WatchProcessError::NotFound("the process exited before it could be read".into());
         let tree =
             ProcessTree::of(identity.pid, identity.start_ticks, &self.roots.proc_root).ok_or_else(gone)?;
         let group = self.cgroup_path(identity.pid);

@@ -38,10 +38,9 @@ impl CursorCipher {
     pub fn decode(&self, peer: &Peer, cursor: i64) -> Result<u64, MethodError> {
         let invalid =
             |reason: &str| MethodError::InvalidValue { field: "before".into(), reason: reason.to_owned() };
-        let cursor = u64::try_from(cursor).map_err(|_| invalid("is negative; leave it out for all"))?;
+        let cursor = u64::try_from(cursor).map_err(|_| invalid("is negative; omit it for all accounts"))?;
         let store_number = peer.uid_filter().map_or(Some(cursor), |uid| self.decrypt(uid, cursor));
-        let reason =
-            "comes from no answer that this user got since the daemon started; list again without it";
+        let reason = "was not returned to this user since the daemon started; list again without it";
         store_number.ok_or_else(|| invalid(reason))
     }
 

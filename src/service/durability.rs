@@ -135,7 +135,7 @@ impl Durability {
     fn failure_reason(&self) -> Option<String> {
         let health = self.store.health();
         let silent = self.is_stalled && health.reason.as_ref().is_none_or(|_| health.durable);
-        if silent { Some("the disk of the ledger does not answer".into()) } else { health.reason }
+        if silent { Some("the disk of the ledger does not respond".into()) } else { health.reason }
     }
 
     /// Queues a settled account for the disk and enters it into the registry. Returns it if the store does not accept
@@ -223,16 +223,14 @@ impl Durability {
         if has_answered || committed > self.committed {
             (self.last_progress_ns, self.committed) = (now_ns, committed);
             if std::mem::take(&mut self.is_stalled) && !self.store.is_failing() {
-                (self.log)("the disk of the ledger answers again");
+                (self.log)("the disk of the ledger responds again");
             }
         }
         let waits_ns = self.oldest_wait_ns().map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
         let is_slow = waits_ns > STORE_TIMEOUT_NS || self.pending_bytes > MAX_PENDING_BYTES;
         if is_slow && !self.is_stalled && !self.store.is_failing() {
             self.is_stalled = true;
-            (self.log)(
-                "the disk of the ledger does not answer; accounts are answered, marked as not durable",
-            );
+            (self.log)("the disk of the ledger does not respond; accounts are returned as not durable");
         }
     }
 
@@ -445,7 +443,7 @@ impl Durability {
 
 fn store_unavailable(reason: Option<String>) -> MethodError {
     MethodError::StoreUnavailable {
-        reason: reason.unwrap_or_else(|| "the disk does not answer; ask again".into()),
+        reason: reason.unwrap_or_else(|| "the disk does not respond; try again".into()),
     }
 }
 

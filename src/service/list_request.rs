@@ -54,7 +54,7 @@ fn list_limit(call: &ListSpans) -> Result<usize, MethodError> {
     match call.limit.unwrap_or(DEFAULT_LIST_LIMIT) {
         limit @ 1.. => Ok(usize::try_from(limit).unwrap_or(MAX_LIST_LIMIT).min(MAX_LIST_LIMIT)),
         _ => {
-            let reason = "must be at least 1; leave it out for 20".to_owned();
+            let reason = "must be at least 1; omit it for 20".to_owned();
             Err(MethodError::InvalidValue { field: "limit".into(), reason })
         }
     }
@@ -63,7 +63,7 @@ fn list_limit(call: &ListSpans) -> Result<usize, MethodError> {
 fn list_filter(call: &ListSpans) -> Result<Filter, MethodError> {
     let since = call.since_unix_ns.map(u64::try_from).transpose();
     let negative = || {
-        let reason = "is negative; leave it out for all".to_owned();
+        let reason = "is negative; omit it for all accounts".to_owned();
         MethodError::InvalidValue { field: "since_unix_ns".into(), reason }
     };
     Ok(Filter {

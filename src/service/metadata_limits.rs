@@ -36,10 +36,10 @@ pub fn check_identifier(field: &str, text: &str, max_bytes: usize) -> Result<(),
 /// Rejects a text that is too long or has control characters.
 pub fn check_text(field: &str, text: &str, max_bytes: usize) -> Result<(), MethodError> {
     if text.len() > max_bytes {
-        return Err(invalid_value(field, &format!("has {} bytes; the most is {max_bytes}", text.len())));
+        return Err(invalid_value(field, &format!("has {} bytes; the maximum is {max_bytes}", text.len())));
     }
     if text.chars().any(char::is_control) {
-        return Err(invalid_value(field, "has a control character"));
+        return Err(invalid_value(field, "contains a control character"));
     }
     Ok(())
 }
@@ -51,7 +51,10 @@ pub fn check_attributes(
 ) -> Result<usize, MethodError> {
     let count = existing + attributes.len();
     if count > MAX_ATTRIBUTES {
-        return Err(invalid_value("attributes", &format!("are {count}; the most is {MAX_ATTRIBUTES}")));
+        return Err(invalid_value(
+            "attributes",
+            &format!("would be {count}; the maximum is {MAX_ATTRIBUTES}"),
+        ));
     }
     let mut bytes = 0;
     for (key, value) in attributes {
@@ -85,7 +88,7 @@ mod tests {
     fn length_errors_name_the_limit() {
         let long = BTreeMap::from([("k".to_owned(), "v".repeat(1025))]);
         let error = check_attributes(&long, 0).unwrap_err().to_string();
-        assert_eq!(error, "attributes: has 1025 bytes; the most is 1024");
+        assert_eq!(error, "attributes: has 1025 bytes; the maximum is 1024");
     }
 
     #[test]

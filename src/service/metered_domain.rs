@@ -116,7 +116,7 @@ impl MeteredDomain {
 /// The state that the profile implies. A battery that does not discharge is no faulty counter.
 fn domain_liveness(domain: &Domain, profile: &CounterProfile) -> DomainLiveness {
     const BATTERY_IDLE_REASON: &str =
-        "is not discharging; a battery is metered only while it feeds the machine";
+        "is not discharging; a battery is measured only while it powers the machine";
     match profile.liveness() {
         (silent, Some(_)) if domain.kind == DomainKind::Battery && silent != Liveness::Live => {
             (silent, Some(BATTERY_IDLE_REASON.into()))

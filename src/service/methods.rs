@@ -393,7 +393,7 @@ impl Service {
 
     fn domain_indices(&self, names: &[String]) -> Result<Vec<usize>, MethodError> {
         if names.is_empty() {
-            let reason = "is empty; leave it out for all of them".to_owned();
+            let reason = "is empty; omit it for all domains".to_owned();
             return Err(MethodError::InvalidValue { field: "domains".into(), reason });
         }
         let index = |name: &String| {

@@ -47,7 +47,7 @@ impl PendingSources {
         let source = opened.name;
         let sampler = sampler::start(opened, &self.settings, self.clock.clone()).map_err(|error| Absent {
             source: source.into(),
-            reason: format!("the system gives no thread to read it: {error}"),
+            reason: format!("cannot start a thread to read it: {error}"),
         })?;
         sampler.set_fast(is_fast);
         Ok(sampler)
@@ -58,7 +58,7 @@ impl PendingSources {
         let waited_s = self.starting.elapsed().as_secs();
         format!(
             "{source} has not answered for {waited_s} s; its domains are added once it does, and totals are unknown until \
-             then: see the kernel's log, or leave the source out of source.enabled"
+             then: see the kernel's log, or remove the source from source.enabled"
         )
     }
 }

@@ -89,14 +89,14 @@ impl ProcessTracker {
         }
         if call.process_share == Some(false) {
             if is_named {
-                let reason = "cannot be false beside process or cgroup; leave one of them out".to_owned();
+                let reason = "cannot be false together with process or cgroup; omit one of them".to_owned();
                 return Err(MethodError::InvalidValue { field: "process_share".into(), reason });
             }
             return Ok(0);
         }
         match (call.process, &call.cgroup, caller.process) {
             (Some(_), Some(_), _) => {
-                let reason = "cannot be named beside process; choose one".to_owned();
+                let reason = "cannot be combined with process; omit one of them".to_owned();
                 Err(MethodError::InvalidValue { field: "cgroup".into(), reason })
             }
             (Some(pid), None, _) => self.requested_process(peer, pid, attributor),
@@ -148,8 +148,8 @@ impl ProcessTracker {
         };
         for target in &targets {
             let reason = match (busy_ns, target.used_ns) {
-                (None, _) => Some("the machine's own busy time cannot be read in /proc/stat"),
-                (_, None) => Some("the control group is gone"),
+                (None, _) => Some("the machine's busy time cannot be read from /proc/stat"),
+                (_, None) => Some("the control group was removed"),
                 _ => None,
             };
             attributor.set_unknown_reason(target.subject, reason.map(str::to_owned));
@@ -222,9 +222,8 @@ impl ProcessTracker {
     ) -> Result<u32, MethodError> {
         let field = |error| method_error("process", error);
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
-        let pid = pid.ok_or_else(|| {
-            field(WatchProcessError::NotFound("must be a process's number, from 1 on".into()))
-        })?;
+        let pid = pid
+            .ok_or_else(|| field(WatchProcessError::NotFound("must be a process ID, 1 or greater".into())))?;
         let (identity, uid) = self.watcher.identify_with_owner(pid).map_err(field)?;
         if uid != peer.uid && peer.access < Access::Telemetry {
             return Err(MethodError::AccessDenied { needs: "telemetry".into() });
@@ -338,7 +337,7 @@ impl GpuProcessUsage {
                 }
                 Some(UtilizationReport::Unavailable(reason)) if !board.is_reported => {
                     board.is_reported = true;
-                    let reason = format!("{}: no part by process: {reason}", board.name);
+                    let reason = format!("{}: no process share: {reason}", board.name);
                     unavailable.push(Absent { source: nvml::NAME.into(), reason });
                 }
                 Some(UtilizationReport::Unavailable(_)) => board.record_unknown(basis, targets, attributor),

@@ -376,7 +376,7 @@ impl ReadingCollector {
                 (self.log)(&LogEntry { event: &journal::DOMAIN_LIVE, message: &message, fields: &fields });
             }
             (_, reason) => {
-                let reason = reason.as_deref().unwrap_or("for a reason unknown");
+                let reason = reason.as_deref().unwrap_or("unknown reason");
                 let message = format!("domain {name} is not live: {reason}");
                 let fields = [fields[0], fields[1], ("WATTSPAN_REASON", reason)];
                 (self.log)(&LogEntry {
@@ -496,7 +496,9 @@ fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], log: LogFn) {
     let name = |at: usize| domains[at].domain.name.as_str();
     let (original, copy) = (name(pair.original), name(pair.copy));
     let message = match pair.state {
-        Duplicate::Same => format!("domains {original} and {copy} show one counter; {copy} is not counted"),
+        Duplicate::Same => {
+            format!("domains {original} and {copy} read the same counter; {copy} is not counted")
+        }
         Duplicate::Independent => {
             format!("domain {copy} is independent of {original} and counts from now on")
         }

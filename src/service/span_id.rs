@@ -27,9 +27,7 @@ impl SpanIdGenerator {
         if self.random_bytes.len() < SPAN_ID_BYTES {
             self.random_bytes.resize(64 * SPAN_ID_BYTES, 0);
             // Without random bytes identifiers could be guessed, so the daemon must not continue.
-            self.device
-                .read_exact(&mut self.random_bytes)
-                .expect("the kernel's generator never ends nor fails");
+            self.device.read_exact(&mut self.random_bytes).expect("the kernel's generator never fails");
         }
         let rest = self.random_bytes.split_off(self.random_bytes.len() - SPAN_ID_BYTES);
         let mut name = String::with_capacity(2 * SPAN_ID_BYTES);

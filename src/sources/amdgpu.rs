@@ -58,7 +58,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     if cards.is_empty() {
         found.add_absent(
             NAME,
-            "no card of AMD's in class/drm; if there is one, load its driver: sudo modprobe amdgpu".into(),
+            "no AMD card in class/drm; if the machine has one, load its driver: sudo modprobe amdgpu".into(),
         );
         return found;
     }
@@ -72,7 +72,9 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         let after = card.read_metrics();
         let name = format!("amdgpu-{named}");
         let method = match is_suspended(&card.device_dir) {
-            true => EnergyMethod::Power("it sleeps, so its accumulator could not be tried".into()),
+            true => EnergyMethod::Power(
+                "the card is suspended, so its energy accumulator could not be tested".into(),
+            ),
             false => choose_method(before, after, monotonic_ns().saturating_sub(started_ns)),
         };
         if let Some(opened) = open_card(card, &name, method, clock, &mut found) {
@@ -98,7 +100,7 @@ enum EnergyMethod {
 
 fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_ns: u64) -> EnergyMethod {
     let (Some(before), Some(after)) = (before, after) else {
-        return EnergyMethod::Power("gpu_metrics is not there or of an unknown version".into());
+        return EnergyMethod::Power("gpu_metrics is missing or has an unknown version".into());
     };
     if after.is_apu {
         return EnergyMethod::ApuPower;
@@ -108,11 +110,12 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
     };
     if before.is_secondary_die() && after.is_secondary_die() {
         return EnergyMethod::Unavailable(
-            "shows neither energy nor power: the second die of a board whose first die counts both".into(),
+            "reports neither energy nor power: it is the second die of a board whose first die counts both"
+                .into(),
         );
     }
     if last <= first {
-        return EnergyMethod::Power(format!("the energy accumulator stands still at {last}"));
+        return EnergyMethod::Power(format!("the energy accumulator does not advance; it reads {last}"));
     }
     let elapsed_ns = match (before.boot_ns, after.boot_ns) {
         (Some(from), Some(to)) if to > from => to - from,
@@ -125,7 +128,7 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
     let factor = u128::from(MAX_POWER_RATIO);
     if shown_w >= MIN_COMPARED_W && (counted_mw > shown_mw * factor || counted_mw * factor < shown_mw) {
         return EnergyMethod::Power(format!(
-            "the energy accumulator says {} W where the card says {shown_w} W, so its unit is not 2^-16 J",
+            "the energy accumulator gives {} W and the card's power reading {shown_w} W, so its unit is not 2^-16 J",
             counted_mw / 1_000
         ));
     }
@@ -147,7 +150,7 @@ fn open_card(
             None
         }
         EnergyMethod::Accumulator(bits) => card.open_accumulator(name, bits, clock).or_else(|| {
-            found.add_absent(NAME, format!("{device_id}: gpu_metrics went away"));
+            found.add_absent(NAME, format!("{device_id}: gpu_metrics can no longer be read"));
             None
         }),
         EnergyMethod::Power(_) | EnergyMethod::ApuPower => match card.open_power_sensor(is_apu) {
@@ -164,8 +167,8 @@ fn open_card(
                 found.add_absent(
                     NAME,
                     format!(
-                        "{device_id}: {reason}, and there is no power1_average or power1_input either; \
-                                          a guest's card shows neither"
+                        "{device_id}: {reason}, and power1_average and power1_input are missing too; a virtual \
+                         machine's card has neither"
                     ),
                 );
                 None
@@ -487,9 +490,9 @@ mod tests {
         };
         let other_unit =
             power_reason(choose_method(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1));
-        assert!(other_unit.contains("1525 W where the card says 100 W"), "{other_unit}");
+        assert!(other_unit.contains("1525 W and the card's power reading 100 W"), "{other_unit}");
         let stuck = power_reason(choose_method(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1));
-        assert!(stuck.contains("stands still at 5"), "{stuck}");
+        assert!(stuck.contains("it reads 5"), "{stuck}");
     }
 
     #[test]

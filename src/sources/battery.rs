@@ -39,7 +39,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         }
     }
     if sensors.is_empty() && found.absent.is_empty() {
-        found.add_absent(NAME, format!("none in {}; a machine on the mains needs none", class.display()));
+        found.add_absent(NAME, format!("no battery in {}", class.display()));
     }
     if !sensors.is_empty() {
         found.opened.push(SensorFileGroup::open_source(NAME, sensors, MAX_RATE_HZ, clock));
@@ -64,7 +64,7 @@ fn open_sensor(folder: &Path) -> Result<SensorFile, String> {
     let input = match (number("power_now"), number("voltage_now"), number("current_now")) {
         (Some(power), _, _) => PowerInput::Microwatts(power),
         (None, Some(volts), Some(amperes)) => PowerInput::VoltageTimesCurrent(volts, amperes, 1_000_000),
-        _ => return Err("shows neither power_now nor voltage_now and current_now".into()),
+        _ => return Err("has neither power_now nor both voltage_now and current_now".into()),
     };
     let status = SysfsFile::open(folder.join("status"))
         .map_err(|error| format!("status: {error}; without it the direction of the current is unknown"))?;

@@ -60,7 +60,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
         match live_cpu_domain(&found.opened) {
             None => found.append(estimate::open(settings, clock)),
             Some(domain) => {
-                found.add_absent(estimate::NAME, format!("not needed: {domain} is a live counter"))
+                found.add_absent(estimate::NAME, format!("not needed: {domain} has a live counter"))
             }
         }
     }
@@ -73,7 +73,7 @@ fn absent_if_unknown(name: &str) -> Inventory {
     let mut found = Inventory::default();
     if !ALL_NAMES.contains(&name) {
         let known = ALL_NAMES.join(", ");
-        found.add_absent(name, format!("no source of this name; there are {known}"));
+        found.add_absent(name, format!("unknown source; the known ones are {known}"));
     }
     found
 }

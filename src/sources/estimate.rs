@@ -153,7 +153,7 @@ fn read_busy_ticks(stat: &File) -> io::Result<u64> {
     let line =
         text[..length].split(|byte| *byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
     line.and_then(parse_busy_ticks)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no line of CPU times"))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat has no line of CPU times"))
 }
 
 fn parse_busy_ticks(line: &str) -> Option<u64> {

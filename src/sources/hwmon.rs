@@ -61,8 +61,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         found.add_absent(
             NAME,
             format!(
-                "no chip in {} shows the energy or power of a board; on Grace load the driver: sudo \
-                                  modprobe acpi_power_meter",
+                "no chip in {} reports the energy or power of a board; on Grace load the driver: sudo modprobe \
+                 acpi_power_meter",
                 class.display()
             ),
         );
@@ -222,7 +222,7 @@ fn open_file(chip: &HwmonChip, file: &str) -> Result<SysfsFile, String> {
     let path = chip.find_file(file).ok_or_else(|| format!("{}: no {file}", chip.name))?;
     open_unless_suspended(path.clone(), chip.device()).map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => format!(
-            "{}: for root alone; run the program as root, or with CAP_DAC_READ_SEARCH: sudo setcap \
+            "{}: only root can read it; run the program as root, or with CAP_DAC_READ_SEARCH: sudo setcap \
              cap_dac_read_search=ep PROGRAM",
             path.display()
         ),

@@ -51,8 +51,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     if cards.is_empty() {
         found.add_absent(
             NAME,
-            "no card of the drivers xe or i915 shows its energy in class/hwmon; an integrated one is part \
-                          of its package, and a card needs Linux 6.5 (xe) or 6.2 (i915)"
+            "no card of the drivers xe or i915 reports its energy in class/hwmon; an integrated GPU is part of its \
+             package, and a card needs Linux 6.5 (xe) or 6.2 (i915)"
                 .into(),
         );
     }
@@ -63,7 +63,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         if sensors.is_empty() {
             found.add_absent(
                 NAME,
-                format!("{device}: the driver {} shows no energy of this card", chips[0].name),
+                format!("{device}: the driver {} reports no energy of this card", chips[0].name),
             );
         } else {
             named += 1;

@@ -32,8 +32,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let cpu_info = CpuInfo::read(&settings.proc_root);
     let Some(layout) = layout_for(&cpu_info) else {
         found.add_absent(NAME, format!(
-            "the processor {:?} family {} model {:#x} has no energy registers that are known here; a newer kernel may \
-             know it: use perf",
+            "the processor {:?} family {} model {:#x} has no known energy registers; use perf, which a newer kernel \
+             may support on it",
             cpu_info.vendor, cpu_info.family, cpu_info.model
         ));
         return found;
@@ -74,10 +74,10 @@ fn add_unavailable(mut found: Inventory, settings: &SourceSettings, error: &io::
     let remedy = match error.kind() {
         io::ErrorKind::NotFound => "load the driver: sudo modprobe msr",
         io::ErrorKind::PermissionDenied => {
-            "the registers need root's file mode and CAP_SYS_RAWIO, which is more than reading energy; better give the \
-             program CAP_PERFMON and let it read through perf, else: sudo setcap cap_sys_rawio,cap_dac_override=ep PROGRAM"
+            "the registers need read permission and CAP_SYS_RAWIO, which allows more than reading energy; prefer \
+             CAP_PERFMON and the source perf, else: sudo setcap cap_sys_rawio,cap_dac_override=ep PROGRAM"
         }
-        _ => "the processor or its host does not let this register be read; use perf or powercap",
+        _ => "the processor or its host does not allow reads of this register; use perf or powercap",
     };
     found.add_absent(NAME, format!("{path}: {error}; {remedy}"));
     found

@@ -18,7 +18,7 @@ pub fn pmu_error_reason(error: &io::Error, folder: &Path, proc_root: &Path) -> S
     let missing = format!("the kernel offers no power PMU ({} is missing)", folder.display());
     let cpu_info = CpuInfo::read(proc_root);
     if cpu_info.is_guest {
-        format!("{missing}; this is a virtual machine, and its host would have to pass the counters on")
+        format!("{missing}; this is a virtual machine, whose host does not pass the counters on")
     } else if cpu_info.vendor.is_empty() {
         format!("{missing}; only x86 processors have one")
     } else {
@@ -36,7 +36,7 @@ pub fn event_error_reason(error: &io::Error, cpu: usize, proc_root: &Path) -> St
         _ if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
             "raise the limit of open files: ulimit -n 1024".into()
         }
-        _ => "the PMU is listed, but the processor does not answer for it".into(),
+        _ => "the kernel lists the PMU, but the processor does not support it".into(),
     };
     format!("perf_event_open on CPU {cpu}: {error}; {remedy}")
 }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_broken_file_is_named() {
-        let broken = io::Error::new(ErrorKind::InvalidData, "/sys/x/cpumask: no list of CPUs");
+        let broken = io::Error::new(ErrorKind::InvalidData, "/sys/x/cpumask: not a list of CPUs");
         assert!(
             pmu_error_reason(&broken, Path::new("/sys/x"), Path::new("/proc")).contains("/sys/x/cpumask")
         );

@@ -9,6 +9,6 @@ use super::{Inventory, SourceSettings};
 /// Reports that perf is unavailable.
 pub fn open(_settings: &SourceSettings, _clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    found.add_absent(NAME, "only Linux has perf events".into());
+    found.add_absent(NAME, "perf events are available on Linux only".into());
     found
 }

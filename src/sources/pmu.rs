@@ -49,7 +49,7 @@ impl Pmu {
         let kind = read_type(folder)?;
         let cpus = parse_cpu_list(&fs::read_to_string(folder.join("cpumask"))?)
             .filter(|cpus| !cpus.is_empty())
-            .ok_or_else(|| invalid_data(&folder.join("cpumask"), "no list of CPUs"))?;
+            .ok_or_else(|| invalid_data(&folder.join("cpumask"), "not a list of CPUs"))?;
         let (mut events, mut refused) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(folder.join("events"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -86,7 +86,7 @@ impl PmuEvent {
 /// `perf_event_attr.type` of the PMU in `folder`.
 pub fn read_type(folder: &Path) -> io::Result<u32> {
     let path = folder.join("type");
-    fs::read_to_string(&path)?.trim().parse().map_err(|_| invalid_data(&path, "no number"))
+    fs::read_to_string(&path)?.trim().parse().map_err(|_| invalid_data(&path, "not a number"))
 }
 
 /// Parses the config of an event described as `event=0x02`. The `power` and `msr` PMUs have this one term, in the low bits.

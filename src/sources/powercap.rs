@@ -86,8 +86,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 /// The reason and the remedy for zones without read permission.
 fn permission_reason(domains: &[&str]) -> String {
     format!(
-        "{}: energy_uj is for root alone since CVE-2020-8694; give the program CAP_PERFMON and it reads them through \
-         perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
+        "{}: only root can read energy_uj since CVE-2020-8694; give the program CAP_PERFMON, so that it reads \
+         the energy through perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
         domains.join(", ")
     )
 }
@@ -225,9 +225,7 @@ fn list_zones(class: &Path) -> io::Result<ZoneList> {
             Err(reason) => listed.unusable.push(format!("zone {id}: {reason}")),
             Ok(zone) => match taken.get(&zone.domain) {
                 Some(first) => {
-                    listed
-                        .unusable
-                        .push(format!("zone {id}: shows {} again, which {first} has", zone.domain));
+                    listed.unusable.push(format!("zone {id}: reports {}, as zone {first} does", zone.domain));
                 }
                 None => {
                     taken.insert(zone.domain.clone(), id);
@@ -258,12 +256,13 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
                 "core" => DomainKind::Core,
                 "uncore" => DomainKind::Uncore,
                 "dram" => DomainKind::Dram,
-                _ => return Err(format!("its name {part:?} is not known")),
+                _ => return Err(format!("its name {part:?} is unknown")),
             };
             let package = id.rsplit_once(':').map(|(package, _)| read_name(&class.join(package)));
-            let package = package.ok_or("it is in no package")??;
-            let package =
-                package.strip_prefix("package-").ok_or_else(|| format!("it is in {package}, no package"))?;
+            let package = package.ok_or("it is not inside a package")??;
+            let package = package
+                .strip_prefix("package-")
+                .ok_or_else(|| format!("it is inside {package}, which is not a package"))?;
             (kind, format!("{part}-{package}"))
         }
     };
@@ -281,12 +280,12 @@ fn read_name(zone: &Path) -> Result<String, String> {
 fn read_range_uj(zone: &Path) -> Result<u64, String> {
     let path = zone.join("max_energy_range_uj");
     let text = fs::read_to_string(&path).map_err(|error| {
-        format!("{}: {error}; without the range its wraps cannot be undone", path.display())
+        format!("{}: {error}; without the range, wraps of the counter cannot be corrected", path.display())
     })?;
     match text.trim().parse() {
         Ok(range) if range > 0 => Ok(range),
         _ => Err(format!(
-            "{} says {:?}; without the range its wraps cannot be undone",
+            "{} contains {:?}, not a positive number; without the range, wraps of the counter cannot be corrected",
             path.display(),
             text.trim()
         )),

@@ -112,7 +112,7 @@ impl StartingSources {
                 // The thread panicked; the panic is in the log.
                 let source = self.names.first()?.clone();
                 let mut found = Inventory::default();
-                found.add_absent(&source, "opening it failed; see the log".into());
+                found.add_absent(&source, "its thread failed while opening it; see the log".into());
                 OpenProgress { source, found, is_last: true }
             }
         };

@@ -43,7 +43,7 @@ impl SysfsFile {
         let length = opened.file.as_ref().map_or(Ok(0), |file| file.read_at(&mut text, 0))?;
         match parse_number::<i128>(&text[..length]) {
             Some(_) => Ok(opened),
-            None => Err(io::Error::new(io::ErrorKind::InvalidData, "shows no number")),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "contains no number")),
         }
     }
 

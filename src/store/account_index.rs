@@ -200,11 +200,11 @@ impl Damage {
     pub fn reason(&self) -> String {
         match self {
             Damage::Lost(Gap { since_s: 0, until_s, .. }) => {
-                format!("accounts kept before {} may be lost", format_utc(*until_s))
+                format!("accounts stored before {} may be lost", format_utc(*until_s))
             }
             Damage::Lost(Gap { since_s, until_s, .. }) => {
                 format!(
-                    "accounts kept between {} and {} may be lost",
+                    "accounts stored between {} and {} may be lost",
                     format_utc(*since_s),
                     format_utc(*until_s)
                 )

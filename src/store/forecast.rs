@@ -76,14 +76,15 @@ pub fn describe_retention(settings: &StoreSettings) -> String {
         found => {
             let why = match found {
                 Err(reason) => format!("cannot be read now ({reason})"),
-                Ok(_) => "has too few accounts to tell the rate".to_owned(),
+                Ok(_) => "has too few accounts for a forecast".to_owned(),
             };
             let time_to_fill = |per_s: f64| {
                 format_duration((settings.max_bytes as f64 / (per_s * EXAMPLE_ACCOUNT_BYTES)) as u64)
             };
             format!(
-                "{limits} The store in {} {why}. The size lasts for megabytes * 10^6 / (accounts a second * bytes of an \
-                 account): with {EXAMPLE_ACCOUNT_BYTES:.0} bytes, {} at 1 a second, {} at 100 a second.",
+                "{limits} The store in {} {why}. The size limit is reached after megabytes * 10^6 / (accounts a \
+                 second * bytes of an account) seconds: with {EXAMPLE_ACCOUNT_BYTES:.0} bytes, \
+                 {} at 1 a second, {} at 100 a second.",
                 settings.directory.display(),
                 time_to_fill(1.0),
                 time_to_fill(100.0)
@@ -101,7 +102,8 @@ fn read_forecast(settings: &StoreSettings) -> Result<Option<RetentionForecast>, 
     let wal = settings.directory.join(format!("{DATABASE_FILE}-wal"));
     if std::fs::metadata(wal).is_ok_and(|found| found.len() > 0) {
         return Err(
-            "a daemon has it open, or was killed; `wattspan doctor` tells the rate of a running one".into()
+            "a daemon has it open, or was killed; `wattspan doctor` shows the rate of a running daemon"
+                .into(),
         );
     }
     let rows = count_accounts(&file).map_err(|cause| cause.to_string())?;

@@ -153,7 +153,7 @@ fn finish_deletion_run(
     };
     let count = database.index.first_id - first;
     step.log_lines.push(format!(
-        "deleted {count} accounts, kept from {} to {}: {text}",
+        "deleted {count} accounts, stored from {} to {}: {text}",
         format_utc(from_s),
         format_utc(to_s)
     ));

@@ -44,13 +44,13 @@ pub(super) const CREATE_TABLES: &str = "
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
     #[error(
-        "it was written by a newer wattspan (schema {0}; this one knows {SCHEMA_VERSION}); install that one again, or \
-             move the file away"
+        "it was written by a newer wattspan (schema {0}; this one supports up to {SCHEMA_VERSION}); install the \
+         newer version, or move the file away"
     )]
     NewerSchema(i64),
-    #[error("its tables are not those that were made")]
+    #[error("its tables do not have the expected schema")]
     SchemaMismatch,
-    #[error("the mark beside it cannot be read or written: {0}")]
+    #[error("ledger.mark beside it cannot be read or written: {0}")]
     MarkFile(#[from] io::Error),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),

@@ -28,11 +28,11 @@ pub(super) const MARK_FILE: &str = "ledger.mark";
 /// The error of an operation on the state directory.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StateDirError {
-    #[error("another wattspand keeps its ledger in {}", .0.display())]
+    #[error("another wattspand uses the ledger in {}", .0.display())]
     Locked(PathBuf),
     #[error("{} {problem}; {remedy}", path.display())]
     Unsafe { path: PathBuf, problem: &'static str, remedy: &'static str },
-    #[error("{} was taken away", .0.display())]
+    #[error("{} was removed or replaced", .0.display())]
     Removed(PathBuf),
     #[error("cannot {action} {}: {cause}", path.display())]
     Io { action: &'static str, path: PathBuf, cause: io::Error },
@@ -63,26 +63,26 @@ impl StateDir {
         };
         match DirBuilder::new().mode(0o700).recursive(true).create(directory) {
             Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io_error("make")(cause));
+                return Err(io_error("create")(cause));
             }
             _ => {}
         }
-        let found = fs::symlink_metadata(directory).map_err(io_error("look at"))?;
+        let found = fs::symlink_metadata(directory).map_err(io_error("read the attributes of"))?;
         let unsafe_dir =
             |problem, remedy| Err(StateDirError::Unsafe { path: directory.to_owned(), problem, remedy });
         if found.is_symlink() {
-            return unsafe_dir("is a symbolic link", "give the real directory as state_dir");
+            return unsafe_dir("is a symbolic link", "set state_dir to the real directory");
         }
         if !found.is_dir() {
-            return unsafe_dir("is no directory", "move it away, or choose another state_dir");
+            return unsafe_dir("is not a directory", "move it away, or choose another state_dir");
         }
         if !is_own(&found) {
             return unsafe_dir("belongs to another user", "choose a state_dir of the daemon's own user");
         }
         if found.mode() & 0o022 != 0 {
-            return unsafe_dir("can be written by others", "take that away with chmod go-w");
+            return unsafe_dir("can be written by others", "remove the write permission: chmod go-w");
         }
-        let directory = directory.canonicalize().map_err(io_error("look at"))?;
+        let directory = directory.canonicalize().map_err(io_error("read the attributes of"))?;
         let lock = acquire_lock(&directory)?;
         Ok(Self { directory, lock })
     }
@@ -127,9 +127,11 @@ impl StateDir {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
                 return Err(StateDirError::Removed(path));
             }
-            found => {
-                found.map_err(|cause| StateDirError::Io { action: "look at", path: path.clone(), cause })?
-            }
+            found => found.map_err(|cause| StateDirError::Io {
+                action: "read the attributes of",
+                path: path.clone(),
+                cause,
+            })?,
         };
         Ok(FileIds { database, wal: inode(&with_suffix(&path, "-wal")).ok() })
     }
@@ -153,7 +155,7 @@ impl StateDir {
         let path = self.directory.join(DATABASE_FILE);
         let target = self.directory.join(format!("{QUARANTINE_PREFIX}{unix_s}"));
         fs::rename(&path, &target).map_err(|cause| StateDirError::Io {
-            action: "move away",
+            action: "rename",
             path: path.clone(),
             cause,
         })?;
@@ -177,17 +179,19 @@ fn check_file(path: &Path) -> Result<bool, StateDirError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(cause) => return Err(StateDirError::Io { action: "look at", path: path.to_owned(), cause }),
+        Err(cause) => {
+            return Err(StateDirError::Io { action: "read the attributes of", path: path.to_owned(), cause });
+        }
     };
     let unsafe_file = |problem| {
-        let remedy = "move it away: the daemon makes its own";
+        let remedy = "move it away; the daemon creates a new one";
         Err(StateDirError::Unsafe { path: path.to_owned(), problem, remedy })
     };
     match () {
         () if found.is_symlink() => unsafe_file("is a symbolic link"),
-        () if !found.is_file() => unsafe_file("is no regular file"),
+        () if !found.is_file() => unsafe_file("is not a regular file"),
         () if !is_own(&found) => unsafe_file("belongs to another user"),
-        () if found.nlink() > 1 => unsafe_file("has a second name (a hard link)"),
+        () if found.nlink() > 1 => unsafe_file("has a second hard link"),
         () => Ok(true),
     }
 }
@@ -258,12 +262,12 @@ mod tests {
         fs::remove_file(real.join(DATABASE_FILE)).unwrap();
         fs::write(real.join("other"), "").unwrap();
         fs::hard_link(real.join("other"), real.join("ledger.sqlite-wal")).unwrap();
-        assert_rejected(&real, "second name");
+        assert_rejected(&real, "second hard link");
         fs::remove_file(real.join("ledger.sqlite-wal")).unwrap();
         fs::set_permissions(&real, PermissionsExt::from_mode(0o770)).unwrap();
         assert_rejected(&real, "written by others");
         fs::write(dir.path().join("file"), "").unwrap();
-        assert_rejected(&dir.path().join("file"), "is no directory");
+        assert_rejected(&dir.path().join("file"), "is not a directory");
         if rustix::process::geteuid().is_root() {
             let foreign = dir.path().join("foreign");
             fs::create_dir(&foreign).unwrap();

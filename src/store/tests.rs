@@ -175,7 +175,7 @@ fn a_full_queue_refuses_and_counts_accounts_and_memory_stays_bounded() {
     let health = store.health();
     assert_eq!((health.durable, health.waiting, health.not_kept), (false, taken, 1));
     assert!(health.reason.unwrap().contains("/proc/wattspan"));
-    assert!(!store.write_journal(1, &account("a")), "the journal stands back");
+    assert!(!store.write_journal(1, &account("a")), "the journal waits");
 }
 
 #[test]
@@ -360,7 +360,7 @@ fn a_clock_that_jumps_forward_deletes_at_most_a_day_per_day() {
     let (left, lines) = fixture.apply_retention(&mut database);
     assert_eq!(left, 216, "a day's worth after a day");
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains("deleted 24 accounts, kept from 2025-11-13T02:13:20Z to "), "{lines:?}");
+    assert!(lines[0].contains("deleted 24 accounts, stored from 2025-11-13T02:13:20Z to "), "{lines:?}");
     fixture.advance(3600);
     assert_eq!(fixture.apply_retention(&mut database).0, 216);
     // The clock is corrected.

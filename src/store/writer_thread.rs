@@ -152,7 +152,8 @@ impl WriterThread {
             self.own_files.push(open_files.database);
             if interrupted > 0 {
                 (self.log)(&format!(
-                    "the daemon went away while {interrupted} spans were open; they are kept as interrupted"
+                    "the daemon stopped unexpectedly while {interrupted} spans were open; they are \
+                     stored as interrupted"
                 ));
             }
         }
@@ -238,7 +239,7 @@ impl WriterThread {
     fn run_query(&mut self, query: &StoreQuery) -> Result<QueryResult, QueryError> {
         let Some(database) = &self.database else {
             let reason =
-                self.shared.health().reason.unwrap_or_else(|| "the store is being opened; ask again".into());
+                self.shared.health().reason.unwrap_or_else(|| "the store is being opened; try again".into());
             return Err(QueryError::Unavailable { reason });
         };
         let error = match query::run(database, query) {
@@ -269,7 +270,7 @@ impl WriterThread {
             return;
         }
         (self.log)(&format!(
-            "{}: {reason}; look-ups that meet it fail, new accounts are kept",
+            "{}: {reason}; queries that reach it fail, new accounts are stored",
             self.directory()
         ));
         self.damage_report = Some(reason.to_owned());
@@ -287,7 +288,7 @@ impl WriterThread {
     fn set_durable(&mut self, bytes: u64) {
         self.shared.set_durable(bytes, self.loss_report());
         if std::mem::take(&mut self.failing) {
-            (self.log)(&format!("the ledger in {} is written again", self.directory()));
+            (self.log)(&format!("the ledger in {} can be written again", self.directory()));
         }
     }
 
@@ -295,7 +296,7 @@ impl WriterThread {
         let reason = format!("the ledger in {} cannot be written: {error}", self.directory());
         if !std::mem::replace(&mut self.failing, true) {
             (self.log)(&format!(
-                "{reason}; accounts are answered, marked as not durable; it is tried again every second"
+                "{reason}; accounts are returned as not durable; the write is retried every second"
             ));
         }
         self.shared.set_failing(reason);
@@ -311,7 +312,7 @@ impl WriterThread {
         match moved {
             Ok(path) => {
                 (self.log)(&format!(
-                    "the ledger in {} is damaged ({error}); it is moved to {} and a new one is begun",
+                    "the ledger in {} is damaged ({error}); it is moved to {} and a new one is created",
                     self.directory(),
                     path.display()
                 ));

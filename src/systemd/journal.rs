@@ -63,9 +63,7 @@ pub struct LogEntry<'a> {
     pub fields: &'a [(&'static str, &'a str)],
 }
 
-/// A function that logs an entry. A process that has no log of its own uses `
-/// _
-/// ()`.
+/// A function that logs an entry. A process that has no log of its own uses `|_| ()`.
 pub type LogFn = fn(&LogEntry);
 
 /// The destination of this process's entries, detected once.

@@ -91,7 +91,7 @@ elif verb == "hold":
     print(json.dumps(call(meter, "OpenSpan", span="held")), flush=True)
     meter.settimeout(float(words[0]))
     try:
-        print("hung up" if meter.recv(1) == b"" else "was told something")
+        print("hung up" if meter.recv(1) == b"" else "received data")
     except TimeoutError:
         print("still connected")
 elif verb == "await-close":

@@ -134,8 +134,8 @@ chmod 755 "$machine/rootfs/root"; chmod 644 "$machine/rootfs/root/client.py"
 said=$(as ann python3 /root/client.py call OpenSpan '{"span": "a"}' CloseSpan '{"span": "a", "wait_settled": true}')
 is "$(field 'it["parameters"]["account"]["state"]' <<<"$said")" settled "a member of the group measures a span"
 is "$(as ann wattspan read --json | field 'sorted(domain["name"] for domain in it["domains"])')" "['gpu-0', 'package-0']" "and sees the host's totals"
-if said=$(as bob python3 /root/client.py call GetInfo 2>&1); then fail "nobody came in: $said"; fi
-has "$said" "PermissionError" "nobody does not come in at the socket"
+if said=$(as bob python3 /root/client.py call GetInfo 2>&1); then fail "a user without access connected: $said"; fi
+has "$said" "PermissionError" "a user without access cannot connect to the socket"
 chmod 666 "$machine/rootfs/run/wattspan/wattspan.sock" 2>/dev/null || in_ chmod 666 /run/wattspan/wattspan.sock
 said=$(as bob python3 /root/client.py call OpenSpan CloseSpan '{"span": "a"}' GetSpan '{"span": "a"}' ListSpans GetBalance WatchDomains WatchSpans Reload ReadWindow '{"from_ns": 1, "to_ns": 2}')
 is "$(grep -c '"error": "org.wattspan.Meter.AccessDenied"' <<<"$said")" 9 "and where the administrator opens it, refusals of nine calls"
@@ -143,7 +143,7 @@ said=$(as bob python3 /root/client.py call GetInfo)
 has "$said" '"access": "none"' "what it learns is its own access"
 hasnt "$said" "energy_uj" "and no figure"
 in_ chmod 660 /run/wattspan/wattspan.sock
-has "$(as ann python3 /root/client.py descriptors)" "hung up" "whoever sends descriptors is let go"
+has "$(as ann python3 /root/client.py descriptors)" "hung up" "a client that sends descriptors is disconnected"
 
 echo "== the second door"
 # The scripts tests/booted/with-*.sh check further parts (the system bus) on the running machine. They are sourced, so
@@ -194,9 +194,9 @@ for _ in $(seq 1 100); do
   entry=$(in_ journalctl -u wattspand.service --since "$now" -o json --no-pager MESSAGE_ID=e2a7c4d85b90463fb1d6f37a08c9e515)
   [ -n "$entry" ] && break; sleep 0.1
 done
-[ -n "$entry" ] || fail "no entry tells that a domain was lost"
+[ -n "$entry" ] || fail "no entry reports the lost domain"
 is "$(field 'it["WATTSPAN_DOMAIN"], it["WATTSPAN_SOURCE"], it["PRIORITY"], it["_TRANSPORT"], "WATTSPAN_REASON" in it' <<<"$entry")" \
-  "('gpu-0', 'replay', '4', 'journal', True)" "a lost domain is told once, with fields"
+  "('gpu-0', 'replay', '4', 'journal', True)" "a lost domain is logged once, with fields"
 is "$(in_ journalctl -u wattspand.service --since "$now" -o json --no-pager MESSAGE_ID=5a1f0c6de9a84f6f8e2b7d1c3f90a4b1 | wc -l)" 1 "and the start once"
 
 echo "== watchdog, kill -9, restart"
@@ -287,7 +287,7 @@ for _ in $(seq 1 100); do grep -q held "$machine/held" && break; sleep 0.05; don
 in_ dpkg -i "/root/wattspan_${version}+next_amd64.deb" >"$machine/dpkg.log" 2>&1 || { cat "$machine/dpkg.log"; fail "upgrade"; }
 active
 wait $holder
-is "$(tail -1 "$machine/held")" "hung up" "whoever had a span open is hung up on"
+is "$(tail -1 "$machine/held")" "hung up" "a client with an open span is disconnected"
 [ "$(show MainPID)" != "$pid" ] || fail "the old version still runs"; ok "the new version runs"
 is "$(daemons)" 1 "daemons"
 is "$(show InvocationID wattspand.socket)" "$socket" "the socket is the same"

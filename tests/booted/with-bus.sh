@@ -26,19 +26,19 @@ for _ in $(seq 1 100); do
 done
 has "$by_bus" abandoned "a span through the bus ends with its caller's connection"
 by_socket=$(as ann python3 /root/client.py call GetSpan "{\"span\": \"$span\"}" | field '(lambda it: '"$figures"')(it["parameters"]["account"])')
-is "$by_bus" "$by_socket" "and has one account at both doors"
+is "$by_bus" "$by_socket" "and has the same account on bus and socket"
 
-if said=$(call_ bob OpenSpan 'a{sv}' 0 2>&1); then fail "nobody opened a span: $said"; fi
-has "$said" "needs" "nobody is refused on the bus"
+if said=$(call_ bob OpenSpan 'a{sv}' 0 2>&1); then fail "a user without access opened a span: $said"; fi
+has "$said" "needs" "a user without access is refused on the bus"
 said=$(as bob busctl --json=short get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Domains)
-has "$said" '"liveness"' "and learns of the domains there"
-hasnt "$said" "energy_uj" "but no figure"
+has "$said" '"liveness"' "but can list the domains"
+hasnt "$said" "energy_uj" "without figures"
 as root busctl get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Balance >/dev/null || fail "root cannot read the balance"
-if said=$(as bob busctl get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Balance 2>&1); then fail "nobody read the balance: $said"; fi
+if said=$(as bob busctl get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Balance 2>&1); then fail "a user without access read the balance: $said"; fi
 ok "nor the balance"
 if said=$(call_ ann Reload 2>&1); then fail "a member reloaded over the bus: $said"; fi
-ok "polkit lets no member reload without being asked"
+ok "polkit refuses a reload by a member without authorization"
 call_ root Reload >/dev/null || fail "root cannot reload over the bus"
 ok "root may"
 if said=$(as bob busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus RequestName su org.wattspan.Wattspan1 4 2>&1); then fail "bob took the name: $said"; fi
-has "$said" "Access denied" "nobody else can own the name"
+has "$said" "Access denied" "another user cannot own the name"

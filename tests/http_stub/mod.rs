@@ -324,7 +324,7 @@ impl TestProxy {
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        crate::support::wait_until("heard that it is to end", || self.log().contains("stopping"));
+        crate::support::wait_until("the stop is logged", || self.log().contains("stopping"));
     }
 
     /// Stops the proxy; returns the counters that it logs at exit.

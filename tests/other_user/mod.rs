@@ -98,7 +98,7 @@ fn run_calls(command: &mut Command, calls: Value) -> Vec<Value> {
 /// "hand over" (pass a connection to the process that reads the other end of standard input), and "compare" (the
 /// latency of calls about two spans).
 pub fn run_as_other_user() {
-    let socket = std::env::var_os("SOCKET").expect("the other test says where");
+    let socket = std::env::var_os("SOCKET").expect("the variable that the outer test sets");
     let calls: Value = serde_json::from_str(&std::env::var("CALLS").unwrap()).unwrap();
     let connect = || TestClient::from_stream(UnixStream::connect(&socket).unwrap());
     let inherited = std::env::var_os("INHERITED").is_some();

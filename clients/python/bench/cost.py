@@ -83,7 +83,7 @@ def main() -> None:
         s.result()
 
     print(f"{'microseconds':44} {'p50':>8} {'p99':>8}   target")
-    show("floor: 200 bytes into a socket somebody reads", timed(floor(), rounds), None)
+    show("floor: 200 bytes into a socket with a reader", timed(floor(), rounds), None)
     met = show("open, oneway", timed(begin, rounds), 25)
     for s in open_spans:
         s.cancel()

@@ -149,7 +149,7 @@ def daemon(boot: Callable[..., Daemon]) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
+def no_daemon() -> Iterator[None]:
     """No daemon."""
     wattspan.configure("/nonexistent/wattspan.sock")
     yield

@@ -22,7 +22,7 @@ from wattspan.link import LARGEST_BACKLOG
 from wattspan.place import places
 
 
-def test_without_a_daemon_nothing_is_measured_and_nothing_fails(nobody: None) -> None:
+def test_without_a_daemon_nothing_is_measured_and_nothing_fails(no_daemon: None) -> None:
     with wattspan.span("alone", weight=2) as s:
         s.phase("decode")
         s.weight(3)
@@ -41,7 +41,7 @@ def test_without_a_daemon_nothing_is_measured_and_nothing_fails(nobody: None) ->
     assert not wattspan.span("never opened").result().available
 
 
-def test_who_asks_for_it_gets_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_mode_raises_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         wattspan.configure("/nonexistent/wattspan.sock", strict=True)
         with pytest.raises(wattspan.Unavailable, match="no daemon"), wattspan.span("strict"):
@@ -55,12 +55,12 @@ def test_who_asks_for_it_gets_an_exception(monkeypatch: pytest.MonkeyPatch) -> N
         wattspan.configure("/nonexistent/wattspan.sock")
 
 
-def test_a_strict_span_is_told_why_it_was_refused(daemon: Daemon) -> None:
+def test_a_strict_span_raises_the_reason_of_a_refusal(daemon: Daemon) -> None:
     wattspan.configure(daemon.socket, strict=True)
     with wattspan.span("fine") as s:
         with wattspan.span("inside"):
             pass
-        with pytest.raises(ValueError, match="no weight"):
+        with pytest.raises(ValueError, match="invalid weight"):
             s.weight(-1)
     assert s.energy_j is not None and s.result().nested.count == 1
     with pytest.raises(wattspan.Refused) as refused:
@@ -68,14 +68,14 @@ def test_a_strict_span_is_told_why_it_was_refused(daemon: Daemon) -> None:
     assert refused.value.error == "NoSuchDomain" and refused.value.parameters == {"domain": "gpu-7"}
 
 
-def test_a_refusal_that_nobody_heard_is_explained_when_asked(daemon: Daemon) -> None:
+def test_a_refusal_of_a_oneway_call_is_explained_in_the_account(daemon: Daemon) -> None:
     with wattspan.span("wrong", domains=["gpu-7"]) as s:
         pass
     assert not s.result().available
-    assert "was refused when it was opened" in (s.result().reason or "")
+    assert "its opening was refused" in (s.result().reason or "")
 
 
-def test_a_user_without_access_is_told_the_group(boot: Callable[..., Daemon]) -> None:
+def test_the_message_for_a_user_without_access_names_the_group(boot: Callable[..., Daemon]) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become a user without access")
     daemon = boot()
@@ -90,7 +90,7 @@ def test_a_user_without_access_is_told_the_group(boot: Callable[..., Daemon]) ->
     source = str(Path(wattspan.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source}
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert "have this user added to the group wattspan" in asked.stdout, asked.stderr
+    assert "add this user to the group wattspan" in asked.stdout, asked.stderr
 
 
 def test_a_daemon_that_dies_in_the_middle_takes_the_open_span_and_no_other(daemon: Daemon) -> None:
@@ -111,7 +111,7 @@ def test_a_daemon_that_dies_in_the_middle_takes_the_open_span_and_no_other(daemo
     assert again.energy_j is not None
 
 
-def test_a_daemon_that_was_started_anew_is_noticed_by_the_next_span(daemon: Daemon) -> None:
+def test_the_next_span_detects_a_restarted_daemon(daemon: Daemon) -> None:
     with wattspan.span("first") as first:
         pass
     assert first.energy_j is not None
@@ -128,7 +128,7 @@ def test_a_daemon_that_was_started_anew_is_noticed_by_the_next_span(daemon: Daem
     assert "lost while the span was open" in (across.result().reason or "")
 
 
-def test_a_daemon_that_stops_in_its_tracks_keeps_nobody_waiting(daemon: Daemon) -> None:
+def test_a_stalled_daemon_delays_no_caller(daemon: Daemon) -> None:
     with wattspan.span("first") as first:
         pass
     assert first.energy_j is not None
@@ -171,7 +171,7 @@ def test_an_account_that_does_not_settle_is_given_as_it_is(boot: Callable[..., D
 
 
 @pytest.mark.parametrize("answer", [b"garbage\0", b"[]\0", b"{}\0", b'{"parameters":{"account":7}}\0', b"\0\0\0", b""])
-def test_a_server_that_speaks_nonsense_is_survived(tmp_path: Path, answer: bytes) -> None:
+def test_a_server_that_sends_invalid_data_raises_nothing(tmp_path: Path, answer: bytes) -> None:
     path = f"/tmp/wattspan-nonsense-{os.getpid()}.sock"
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)

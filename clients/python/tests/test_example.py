@@ -27,6 +27,6 @@ def test_the_requests_of_a_fastapi_server_add_up_to_what_was_attributed(daemon: 
     assert ran.stdout.count("POST /v1/chat/completions") == 12 and ran.stdout.count("attributed: exact") == 2
 
 
-def test_without_a_daemon_the_example_says_so(nobody: None) -> None:
+def test_without_a_daemon_the_example_says_so(no_daemon: None) -> None:
     ran = run("/nonexistent/wattspan.sock")
     assert ran.returncode == 1 and "no daemon at /nonexistent/wattspan.sock" in ran.stderr

@@ -127,7 +127,7 @@ def test_windows_overlap_and_each_has_the_whole(daemon: Daemon, monkeypatch: pyt
         monitor.end_window("epoch")
 
 
-def test_windows_without_a_daemon_have_a_time_and_no_energy(nobody: None) -> None:
+def test_windows_without_a_daemon_have_a_time_and_no_energy(no_daemon: None) -> None:
     monitor = EnergyMonitor()
     monitor.begin_window("x")
     measured = monitor.end_window("x")
@@ -186,7 +186,7 @@ def test_a_request_is_a_span_with_a_decode_phase_and_nothing_on_the_wire_changes
     }
 
 
-def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) -> None:
+def test_annotate_adds_the_energy_as_headers_or_a_comment(daemon: Daemon) -> None:
     start, body = asyncio.run(request(EnergyMiddleware(at_once, annotate=True)))
     headers = {key.decode(): value.decode() for key, value in start["headers"]}
     assert start["status"] == 201 and body == {"type": "http.response.body", "body": b"{}"}
@@ -201,7 +201,7 @@ def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) 
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "annotated"),
     [
         # Cut inside an event, which receivers discard; a comment would complete it.
         ([b"data: 1\n\n", b'data: {"half"'], False),
@@ -214,7 +214,9 @@ def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) 
         ([b""], True),
     ],
 )
-def test_a_stream_that_ends_inside_an_event_gets_no_comment(daemon: Daemon, parts: list[bytes], told: bool) -> None:
+def test_a_stream_that_ends_inside_an_event_gets_no_comment(
+    daemon: Daemon, parts: list[bytes], annotated: bool
+) -> None:
     async def stream(scope: Scope, receive: Any, send: Any) -> None:
         await send(START)
         for number, part in enumerate(parts, 1):
@@ -224,7 +226,7 @@ def test_a_stream_that_ends_inside_an_event_gets_no_comment(daemon: Daemon, part
     messages = asyncio.run(request(EnergyMiddleware(stream, annotate=True)))
     assert messages[:-1] == bare[:-1]
     comment = messages[-1]["body"][len(bare[-1]["body"]) :]
-    assert comment.startswith(b": wattspan ") if told else messages == bare
+    assert comment.startswith(b": wattspan ") if annotated else messages == bare
 
 
 def test_other_paths_and_protocols_pass_untouched(daemon: Daemon) -> None:
@@ -264,12 +266,12 @@ def test_a_request_that_fails_or_is_cancelled_is_closed(daemon: Daemon) -> None:
     assert sorted(account.attributes["error.type"] for account in accounts) == ["CancelledError", "RuntimeError"]
 
 
-def test_a_server_without_a_daemon_serves(nobody: None) -> None:
+def test_a_server_without_a_daemon_serves(no_daemon: None) -> None:
     accounts: list[wattspan.Account] = []
     app = EnergyMiddleware(streaming, annotate=True, on_account=lambda _, account: accounts.append(account))
     messages = asyncio.run(request(app))
     assert messages[0] == START and b'"state": "unavailable"' in messages[-1]["body"]
-    until("told", lambda: bool(accounts))
+    until("the account arrives", lambda: bool(accounts))
     assert accounts[0].reason
 
 
@@ -306,7 +308,7 @@ def test_exported_spans_carry_their_final_energy(daemon: Daemon, kind: Any) -> N
     provider.shutdown()
 
 
-def test_without_a_daemon_spans_are_exported_with_the_reason(nobody: None) -> None:
+def test_without_a_daemon_spans_are_exported_with_the_reason(no_daemon: None) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     only = otel.EnergySpanProcessor(SimpleSpanProcessor(exporter), only=lambda span: span.name != "unwanted")
@@ -349,7 +351,7 @@ def test_spans_of_many_threads_are_all_exported_and_a_forked_child_has_its_own(d
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_processor_that_fails_costs_its_span_and_no_other(nobody: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_processor_that_fails_loses_its_span_and_no_other(no_daemon: None, caplog: pytest.LogCaptureFixture) -> None:
     class Fickle(SimpleSpanProcessor):
         def on_end(self, span: ReadableSpan) -> None:
             if span.name == "bad":

@@ -26,7 +26,7 @@ def total(accounts: list[wattspan.Account]) -> dict[str, int]:
     return sums
 
 
-def test_a_block_is_told_its_energy_with_its_error(daemon: Daemon) -> None:
+def test_a_block_has_its_energy_with_its_error(daemon: Daemon) -> None:
     with wattspan.span("question", model="small", tokens=12, nothing=None) as s:
         assert wattspan.current() is s
         time.sleep(0.05)
@@ -47,7 +47,7 @@ def test_a_block_is_told_its_energy_with_its_error(daemon: Daemon) -> None:
     assert s.energy_j == account.energy_j
 
 
-def test_an_open_span_is_told_what_it_used_so_far(daemon: Daemon) -> None:
+def test_an_open_span_has_its_energy_so_far(daemon: Daemon) -> None:
     with wattspan.span("long") as s:
         until("anything used", lambda: (s.energy_j or 0.0) > 0.5)
         assert s.result().state == "open"
@@ -97,7 +97,7 @@ def test_two_spans_at_once_share_by_weight(daemon: Daemon) -> None:
     until("shared as 1 to 3", one_to_three)
 
 
-def test_nesting_takes_nothing_from_anybody_and_loses_nothing(daemon: Daemon) -> None:
+def test_nesting_changes_no_other_share_and_loses_nothing(daemon: Daemon) -> None:
     before = wattspan.balance()
     with wattspan.span("request") as request:
         time.sleep(0.03)
@@ -238,7 +238,7 @@ def test_a_span_of_another_process_can_be_marked_and_asked_for_but_not_ended(dae
     assert wattspan.attach(s.id).result().share_uj == s.result().share_uj
 
 
-def test_a_span_that_nobody_holds_any_more_is_ended(daemon: Daemon) -> None:
+def test_an_unreachable_span_is_ended(daemon: Daemon) -> None:
     s = wattspan.begin("leaked")
     name = s.id
     del s
@@ -269,12 +269,12 @@ def test_domains_can_be_chosen(daemon: Daemon) -> None:
     assert s.result().domain("dram-0") and s.result().domain("package-0") is None
 
 
-def test_the_account_comes_to_whoever_waits_for_it(daemon: Daemon) -> None:
+def test_every_waiter_receives_the_account(daemon: Daemon) -> None:
     came: list[wattspan.Account] = []
-    with wattspan.span("told") as s:
+    with wattspan.span("awaited") as s:
         pass
     s.when_settled(came.append)
-    until("came", lambda: bool(came))
+    until("the account arrives", lambda: bool(came))
     assert came[0].settled and came[0] == s.result()
 
 
@@ -288,5 +288,5 @@ def test_the_attendant_leaves_when_nothing_is_awaited(daemon: Daemon) -> None:
     assert s.energy_j is not None
 
 
-def test_the_daemon_tells_what_it_measures(daemon: Daemon) -> None:
+def test_info_returns_what_the_daemon_measures(daemon: Daemon) -> None:
     assert {domain["name"] for domain in wattspan.info()["domains"]} == {"package-0", "dram-0"}

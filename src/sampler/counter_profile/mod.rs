@@ -155,7 +155,7 @@ impl CounterProfile {
         let silent_ns = self.latest_ns.saturating_sub(last.after_ns);
         if silent_ns > LIVENESS_TIMEOUT_NS {
             let reason = format!(
-                "answered before, but not for {}; the device or its driver went away: see the kernel's log, then \
+                "has not answered for {}; the device or its driver may have been removed: see the kernel's log, then \
                  restart wattspand",
                 format_seconds(silent_ns)
             );
@@ -171,7 +171,7 @@ impl CounterProfile {
             Some(still_ns) if still_ns <= stuck_timeout_ns => (Liveness::Live, None),
             Some(still_ns) => (
                 Liveness::Stuck,
-                Some(format!("has not moved for {}, though it answers", format_seconds(still_ns))),
+                Some(format!("answers, but has not moved for {}", format_seconds(still_ns))),
             ),
         }
     }
@@ -204,8 +204,8 @@ impl CounterProfile {
 }
 
 /// The most common case: a virtual machine that exposes its host's counter but never updates it.
-const NEVER_UPDATED: &str = "answers, but has never moved; a virtual machine often shows a counter that its host does not \
-                           feed, and this can be corrected only on the host";
+const NEVER_UPDATED: &str = "answers, but has never moved; a virtual machine often shows a counter that its host \
+                             does not update, which can be corrected only on the host";
 
 fn format_seconds(ns: u64) -> String {
     format!("{}.{} s", ns / 1_000_000_000, ns / 100_000_000 % 10)

@@ -39,5 +39,5 @@ fn loader_error() -> String {
         let message = libc::dlerror();
         (!message.is_null()).then(|| CStr::from_ptr(message).to_string_lossy().into_owned())
     };
-    message.unwrap_or_else(|| "the loader does not say why".into())
+    message.unwrap_or_else(|| "the loader gave no reason".into())
 }

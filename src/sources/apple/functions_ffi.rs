@@ -44,7 +44,7 @@ macro_rules! calls {
                         let name = const {
                             match CStr::from_bytes_with_nul(concat!(stringify!($symbol), "\0").as_bytes()) {
                                 Ok(name) => name,
-                                Err(_) => panic!("no name has a NUL in it"),
+                                Err(_) => panic!("no name contains a NUL byte"),
                             }
                         };
                         let found = address(name)?.as_ptr();

@@ -92,7 +92,7 @@ impl IoReportSource {
         let ChannelSelection { channels, notes } = select_channels(&listed.channels());
         if channels.is_empty() {
             return Err(format!(
-                "IOReport's group {GROUP_NAME:?} has no meter that is known here: {}",
+                "IOReport's group {GROUP_NAME:?} has no known energy channel: {}",
                 notes.join("; ")
             ));
         }
@@ -237,8 +237,8 @@ impl ChannelMeter {
     }
 }
 
-const NO_GROUP_REASON: &str = "IOReport has no group \"Energy Model\" here; Intel's Macs have none, nor have virtual machines and \
-                        sandboxes; on Apple silicon, run a wattspan that is built for it, not Intel's under Rosetta";
+const NO_GROUP_REASON: &str = "IOReport has no group \"Energy Model\"; Intel Macs, virtual machines and sandboxes \
+                               have none; on Apple silicon, run a build for it and not an Intel build under Rosetta";
 
 const REFUSED_REASON: &str = "IOReport refuses a subscription to its group \"Energy Model\", as it does in virtual machines and \
                        sandboxes; on a real Mac, please report it";

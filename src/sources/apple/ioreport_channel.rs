@@ -174,7 +174,7 @@ pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
                     if *simple {
                         format!("counts in {unit:?}, an unknown unit")
                     } else {
-                        "is no plain number".into()
+                        "is not a single number".into()
                     },
                     part.name
                 ));
@@ -222,7 +222,7 @@ fn channels_of_part(part: &ChipPart, channels: &[IoReportChannel]) -> Vec<usize>
 /// The content of the list, for reports about unknown chips.
 fn describe_channels(channels: &[IoReportChannel]) -> String {
     const MAX_LISTED: usize = 60;
-    let mut text = format!("its {} channels are, for a report:", channels.len());
+    let mut text = format!("its {} channels, for a bug report:", channels.len());
     for channel in channels.iter().take(MAX_LISTED) {
         let _ = write!(text, " {:?} ({}),", channel.name, channel.unit_label.trim());
     }
@@ -390,7 +390,7 @@ mod tests {
         let selection =
             select_channels(&[IoReportChannel { is_simple: false, ..channel("CPU Energy", "mJ") }]);
         assert_eq!(selection.channels, []);
-        assert!(selection.notes[0].contains("no plain number"), "{:?}", selection.notes);
+        assert!(selection.notes[0].contains("not a single number"), "{:?}", selection.notes);
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn report() -> Result<IoReportFunctions, &'static str> {
     // SAFETY: the system's own library has functions of these names, whose types four independent programs agree on
     // (macmon, mactop, socpowerbud, Zeus); a `DynamicLibrary` stays loaded.
     let found = unsafe { IoReportFunctions::find(|name| library.symbol_address(name)) };
-    found.map_err(|_| "the libIOReport.dylib of this macOS has not all of the functions that are called")
+    found.map_err(|_| "the libIOReport.dylib of this macOS lacks functions that wattspan calls")
 }
 
 /// Functions that pass their arguments to the linked ones.

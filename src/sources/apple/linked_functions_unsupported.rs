@@ -4,5 +4,5 @@ use super::functions_ffi::AppleFunctions;
 
 /// Reports that the functions are unavailable.
 pub fn load_functions() -> Result<AppleFunctions, String> {
-    Err("only macOS has it".into())
+    Err("available on macOS only".into())
 }

@@ -14,7 +14,7 @@ use super::functions_ffi::{AppleFunctions, CoreFoundationFunctions, IoKitFunctio
 /// The loader's text: the library is missing, or lacks a symbol.
 pub fn load_functions(path: &Path) -> Result<AppleFunctions, String> {
     let path =
-        CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path has a NUL in it".to_owned())?;
+        CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path contains a NUL byte".to_owned())?;
     let library = DynamicLibrary::load(&path)?;
     // SAFETY: the administrator named the library as one that has Apple's functions with their types, and a `DynamicLibrary` stays
     // loaded.
@@ -25,6 +25,6 @@ pub fn load_functions(path: &Path) -> Result<AppleFunctions, String> {
             IoReportFunctions::find(|name| library.symbol_address(name)),
         )
     };
-    let report = report.map_err(|_| "the library that stands in has not all of IOReport");
+    let report = report.map_err(|_| "the replacement library lacks functions of IOReport");
     Ok(AppleFunctions { foundation, kit, task: 1, report })
 }

@@ -122,7 +122,7 @@ impl SmcSource {
             }
         }
         if sensors.is_empty() {
-            return Err("the controller has no key that shows power; please report the Mac's model".into());
+            return Err("the controller has no known power key; please report the Mac's model".into());
         }
         Ok(SmcSource {
             calls,
@@ -186,7 +186,7 @@ impl SmcSensor {
         match sensor.power_mw(connection) {
             Ok(Some(_)) => Ok(sensor),
             _ => Err(format!(
-                "{name} shows no power that is known here (its type is {:?}); please report it",
+                "{name} has no readable power (its type is {:?}); please report it",
                 String::from_utf8_lossy(&answer.key_info.type_code.to_be_bytes())
             )),
         }
@@ -227,9 +227,7 @@ impl SmcSensor {
 
 fn open_error_reason(closed: &OpenSmcError) -> String {
     match closed {
-        OpenSmcError::NotFound => {
-            "there is no System Management Controller here, as in a virtual machine".into()
-        }
+        OpenSmcError::NotFound => "no System Management Controller; a virtual machine has none".into(),
         OpenSmcError::Refused(status) => {
             format!("IOKit refuses the System Management Controller ({status:#x}), as in a sandbox")
         }

@@ -68,8 +68,8 @@ fn report_disagreements(found: &mut Inventory, probe_result: &ProbeResult) {
         let name = &first.domains[disagreement.first.1].name;
         let (one_uj, other_uj) = disagreement.energies_uj;
         let reason = format!(
-            "{name} does not agree with {}: in the same time {} counted {one_uj} µJ and {} {other_uj} µJ, more apart \
-             than the kernel's known rounding; trust neither until you know which unit is wrong",
+            "{name} does not agree with {}: in the same time {} counted {one_uj} µJ and {} {other_uj} µJ, which \
+             differ by more than the kernel's rounding; do not rely on either until the wrong unit is known",
             first.name, first.name, second.name
         );
         let source = second.name;
@@ -98,7 +98,7 @@ fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
             let cpu = found.opened[copy.0].cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
             found.add_absent(
                 mechanism,
-                format!("psys{cpu}: the platform has one psys, which another package shows"),
+                format!("psys{cpu}: the platform has one psys, which another package reports"),
             );
         }
         found.opened[chosen.0].domains[chosen.1].name = "psys".into();

@@ -55,7 +55,7 @@ fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) 
     let count = nvml.device_count().map_err(|error| library_error_reason(&error, library))?;
     if count == 0 {
         return Err(
-            "the driver is there, but shows no GPU: the container or the cgroup may not let it".into()
+            "the driver is loaded but lists no GPU: the container or the cgroup may deny access to it".into(),
         );
     }
     for number in 0..count {

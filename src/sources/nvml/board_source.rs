@@ -109,8 +109,8 @@ fn find_meters(
     let domain_name = PowerScope::Gpu.domain_name(identity.number);
     let Some(whole) = ScopeMeter::probe(board, PowerScope::Gpu) else {
         return Err(format!(
-            "{product} shows neither an energy counter nor its power of the moment; a driver from 530 on may, and a \
-             virtual GPU has none"
+            "{product} reports neither an energy counter nor its current power; a driver from version 530 on may, \
+             and a virtual GPU has neither"
         ));
     };
     let (mut meters, mut notes) = (vec![whole], Vec::new());
@@ -120,14 +120,14 @@ fn find_meters(
             meters.push(module);
         } else {
             notes.push(format!(
-                "{domain_name}: {product} also shows its module, which may hold other boards: not counted"
+                "{domain_name}: {product} also reports its module, which may contain other boards: not counted"
             ));
         }
     }
     meters.extend(ScopeMeter::probe(board, PowerScope::Memory));
     if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
         notes.push(format!(
-            "{domain_name}: MIG is on; NVML has energy for the whole board only, not for its instances"
+            "{domain_name}: MIG is enabled; NVML reports the energy of the whole board only, not of its instances"
         ));
     }
     Ok((meters, notes))

@@ -14,11 +14,12 @@ pub fn library_error_reason(error: &NvmlError, library: &OsStr) -> String {
             let which = library.to_string();
             let prefix = if message.starts_with(&which) { String::new() } else { format!("{which}: ") };
             format!(
-                "{prefix}{message}; it comes with NVIDIA's driver: install that, or name the library: wattspand --nvml-library, or nvml_library under [source] in the configuration"
+                "{prefix}{message}; it is part of NVIDIA's driver: install the driver, or set the library's path: \
+                 wattspand --nvml-library, or nvml_library under [source] in the configuration"
             )
         }
         NvmlError::FailedToLoadSymbol(symbol) => {
-            format!("{library} is too old, or is no NVML: {symbol}; install a newer NVIDIA driver")
+            format!("{library} is too old, or is not NVML: {symbol}; install a newer NVIDIA driver")
         }
         error => board_error_reason(error),
     }
@@ -29,16 +30,16 @@ pub fn board_error_reason(error: &NvmlError) -> String {
     let remedy = match error {
         NvmlError::DriverNotLoaded => "load it with `modprobe nvidia`",
         NvmlError::LibRmVersionMismatch => {
-            "the driver was updated while it ran: reboot, or reload the nvidia modules"
+            "the driver was updated while it was loaded: reboot, or reload the nvidia modules"
         }
         NvmlError::NoPermission | NvmlError::OperatingSystem => {
-            "let the meter's user read /dev/nvidiactl and /dev/nvidia0, and its service unit allow them"
+            "let the daemon's user read /dev/nvidiactl and /dev/nvidia0, and allow them in its service unit"
         }
         NvmlError::GpuLost | NvmlError::ResetRequired => "see the kernel's log for `Xid`, and reboot",
         NvmlError::InsufficientPower => "attach the board's power cables",
         _ => "see the kernel's log for `NVRM`",
     };
-    format!("NVML says: {error}; {remedy}")
+    format!("NVML: {error}; {remedy}")
 }
 
 /// Whether the handle is invalid after this error, so that the library must be initialised again. Other errors concern one

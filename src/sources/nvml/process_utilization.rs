@@ -149,10 +149,10 @@ fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> Utilizati
 
 fn error_reason(error: &NvmlError) -> String {
     match error {
-        NvmlError::NotSupported => "the board's driver does not report its use by process".into(),
+        NvmlError::NotSupported => "the board's driver does not report per-process use".into(),
         NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => {
-            "the driver is too old to tell a board's use by process".into()
+            "the driver is too old to report per-process use".into()
         }
-        error => format!("its use by process cannot be read: NVML says: {error}"),
+        error => format!("per-process use cannot be read: NVML: {error}"),
     }
 }

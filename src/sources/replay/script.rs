@@ -56,7 +56,7 @@ pub enum ParseScriptError {
         reason: String,
     },
     /// A script without domains.
-    #[error("there is no [[domain]]")]
+    #[error("the script has no [[domain]]")]
     Empty,
 }
 
@@ -296,7 +296,7 @@ fn wrap_counts(wrap_uj: u64, quantum_uj: u64) -> Result<u64, FieldError> {
     if wrap_uj < 2 * quantum_uj || !wrap_uj.is_multiple_of(quantum_uj) {
         return Err((
             "wrap_uj",
-            format!("must be a multiple of quantum_uj ({quantum_uj}), at least twice it"),
+            format!("must be a multiple of quantum_uj ({quantum_uj}) and at least twice as large"),
         ));
     }
     Ok(wrap_uj / quantum_uj)

@@ -71,7 +71,7 @@ impl RecordedTrace {
             }
         }
         if readings == 0 {
-            return Err(ParseTraceError::line(2, "there is no reading in it"));
+            return Err(ParseTraceError::line(2, "the trace has no reading"));
         }
         Ok(trace)
     }
@@ -120,7 +120,7 @@ impl RecordedTrace {
             return Err(ParseTraceError::field(
                 number,
                 "readings",
-                "reaches beyond the domains of the header",
+                "extends beyond the last domain of the header",
             ));
         }
         for (nth, reading) in sample.readings.into_iter().enumerate() {
@@ -136,7 +136,7 @@ impl RecordedTrace {
 impl DomainReadings {
     fn push(&mut self, at_ns: u64, reading: EnergyReading) -> Result<(), &'static str> {
         if self.readings.last().is_some_and(|(last_ns, _)| *last_ns >= at_ns) {
-            return Err("is not later than the domain's reading before");
+            return Err("is not later than the domain's previous reading");
         }
         if let Some((_, last)) =
             self.readings.iter().rev().find(|(_, last)| last.valid).filter(|_| reading.valid)
@@ -145,7 +145,7 @@ impl DomainReadings {
                 return Err("decreases");
             }
             if reading.epoch < last.epoch {
-                return Err("goes back to an epoch that was over");
+                return Err("returns to an earlier epoch");
             }
         }
         self.readings.push((at_ns, reading));
@@ -377,7 +377,7 @@ fn parse_reading(value: Value) -> Result<EnergyReading, String> {
     };
     let [energy_uj, uncertainty_uj, stamp_ns, epoch] = *known else {
         return Err(format!(
-            "has {} numbers; a reading has 4, or 5 with its shape, or its shape alone",
+            "has {} numbers; a reading has 4, or 5 with its shape, or 1 if it is the shape alone",
             known.len()
         ));
     };
@@ -395,8 +395,8 @@ impl LineFields {
     fn parse(line: usize, text: &[u8]) -> Result<LineFields, ParseTraceError> {
         match serde_json::from_slice(text) {
             Ok(Value::Object(map)) => Ok(LineFields { line, map }),
-            Ok(_) => Err(ParseTraceError::line(line, "is no JSON object")),
-            Err(error) => Err(ParseTraceError::line(line, format!("is no JSON: {error}"))),
+            Ok(_) => Err(ParseTraceError::line(line, "is not a JSON object")),
+            Err(error) => Err(ParseTraceError::line(line, format!("is not JSON: {error}"))),
         }
     }
 
@@ -410,6 +410,6 @@ impl LineFields {
         self.map
             .keys()
             .next()
-            .map_or(Ok(()), |field| Err(ParseTraceError::field(self.line, field, "is not known")))
+            .map_or(Ok(()), |field| Err(ParseTraceError::field(self.line, field, "is unknown")))
     }
 }

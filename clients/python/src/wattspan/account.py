@@ -240,7 +240,7 @@ def read(wire: dict[str, Any], nested: Nested, reason: str | None = None) -> Acc
     )
     if reason is None and wire.get("share_uj") is None:
         lacking = [f"{share.domain} ({share.grade})" for share in shares if share.share_uj is None]
-        reason = f"not known: {', '.join(lacking)}" if lacking else "no domain is counted here"
+        reason = f"unknown: {', '.join(lacking)}" if lacking else "no domain is counted here"
     return Account(
         True,
         reason,

@@ -127,11 +127,11 @@ class _Answer:
             return
         self._span.end()
         if self._annotate:
-            message = await self._told(message)
+            message = await self._annotated(message)
         await self._release()
         await self._send(message)
 
-    async def _told(self, message: Message) -> Message:
+    async def _annotated(self, message: Message) -> Message:
         """Adds the energy to the headers or as a final comment, if possible; returns the last message."""
         # Inside an event a comment would complete the event; receivers discard an incomplete event.
         between_events = not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
@@ -140,8 +140,8 @@ class _Answer:
         account = await self._span.settled(ANNOTATE_TIMEOUT_S)
         figures = _figures(account)
         if self._start is not None:
-            told = [(b"wattspan-span", account.span.encode()), (b"wattspan-energy", _dictionary(figures))]
-            self._start = {**self._start, "headers": [*self._start.get("headers", ()), *told]}
+            annotations = [(b"wattspan-span", account.span.encode()), (b"wattspan-energy", _dictionary(figures))]
+            self._start = {**self._start, "headers": [*self._start.get("headers", ()), *annotations]}
             return message
         comment = f": wattspan {json.dumps(figures, ensure_ascii=True)}\n\n".encode()
         return {**message, "body": bytes(message.get("body", b"")) + comment}

@@ -27,13 +27,13 @@ def _sentence(error: str, parameters: dict[str, Any]) -> str:
     if error == "AccessDenied":
         needs = parameters.get("needs", "more")
         group = "wattspan-telemetry" if needs == "telemetry" else "wattspan"
-        return f"this needs {needs} access: have this user added to the group {group}"
+        return f"this needs {needs} access: add this user to the group {group}"
     if error == "QuotaExceeded":
         return f"the limit of {parameters.get('limit')} {parameters.get('quota')} is reached"
     if error == "NoSuchSpan":
         return (
-            f"the daemon has no span {parameters.get('span')!r}: it was refused when it was opened "
-            "(strict=True or WATTSPAN_STRICT=1 tells why), or has been forgotten since"
+            f"the daemon has no span {parameters.get('span')!r}: its opening was refused "
+            "(strict=True or WATTSPAN_STRICT=1 shows the reason), or it is no longer kept"
         )
     if error == "StoreDamaged":
         return f"the daemon's store on disk is damaged: {parameters.get('reason')}"
@@ -41,5 +41,5 @@ def _sentence(error: str, parameters: dict[str, Any]) -> str:
         return f"the daemon cannot read its store on disk: {parameters.get('reason')}"
     if error == "InvalidValue":
         return f"{parameters.get('field')}: {parameters.get('reason')}"
-    told = ", ".join(f"{key} {value}" for key, value in parameters.items())
-    return f"the daemon refused: {error}{f' ({told})' if told else ''}"
+    details = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    return f"the daemon refused the call: {error}{f' ({details})' if details else ''}"

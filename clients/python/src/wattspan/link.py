@@ -32,11 +32,11 @@ _FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 Heard = Callable[[Optional[dict[str, Any]], str], None]
 
 
-class Broken(Exception):
+class LinkError(Exception):
     """The link has failed; the message has the reason."""
 
 
-class Stalled(Broken):
+class StalledError(LinkError):
     """The daemon does not respond; a new link would not either."""
 
 
@@ -85,7 +85,7 @@ class Link:
     def keep(self, message: bytes) -> None:
         """Buffers bytes."""
         if len(self._backlog) + len(message) > LARGEST_BACKLOG:
-            raise Stalled("the daemon does not read what it is sent")
+            raise StalledError(f"the daemon does not read: more than {LARGEST_BACKLOG} bytes wait to be sent")
         self._backlog += message
 
     def flush(self) -> None:
@@ -103,39 +103,39 @@ class Link:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise Broken(_said(error)) from None
+            raise LinkError(_reason(error)) from None
 
     def receive(self) -> list[tuple[Heard, dict[str, Any]]]:
         """Returns the replies that have arrived. Does not block."""
         if self._wrong:
-            raise Broken(self._wrong)
+            raise LinkError(self._wrong)
         try:
             data = self._socket.recv(1 << 16)
         except BlockingIOError:
             return self._still_alive()
         except OSError as error:
-            raise Broken(_said(error)) from None
+            raise LinkError(_reason(error)) from None
         if not data:
-            raise Broken("the daemon closed the connection (it stopped, or turned this client away)")
+            raise LinkError("the daemon closed the connection (it stopped, or rejected this client)")
         self._moved_at = time.monotonic()
         self._incoming += data
         *messages, rest = self._incoming.split(b"\0")
         self._incoming = bytearray(rest)
         if len(rest) > LARGEST_MESSAGE:
-            raise Broken(f"the daemon sent a message of more than {LARGEST_MESSAGE} bytes")
+            raise LinkError(f"the daemon sent a message of more than {LARGEST_MESSAGE} bytes")
         heard = []
         for message in messages:
             answer = _read(message)
             if answer is None or not self._asked:
                 # Earlier replies are valid; the next call ends the link.
-                self._wrong = "the daemon's answer makes no sense"
+                self._wrong = "the daemon's reply is invalid: expected one JSON object for each call"
                 break
             heard.append((self._asked.popleft(), answer))
         return heard
 
     def _still_alive(self) -> list[tuple[Heard, dict[str, Any]]]:
         if self.busy and time.monotonic() - self._moved_at > STALLED_S:
-            raise Stalled(f"the daemon did not answer for {STALLED_S:.0f} s")
+            raise StalledError(f"the daemon did not answer for {STALLED_S:.0f} s")
         return []
 
     def wait(self, timeout_s: float) -> None:
@@ -167,7 +167,7 @@ def _read(message: bytes | bytearray) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _said(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
-        return "the daemon closed the connection (it stopped, or turned this client away)"
+        return "the daemon closed the connection (it stopped, or rejected this client)"
     return f"the daemon's socket: {error}"

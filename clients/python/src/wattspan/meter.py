@@ -23,7 +23,7 @@ from typing import Any, Callable
 from . import wire
 from .account import FINAL
 from .failure import Refused, Unavailable
-from .link import Broken, Heard, Link, Stalled
+from .link import Heard, Link, LinkError, StalledError
 from .place import places
 
 RETRY_S = 1.0
@@ -93,7 +93,7 @@ class Meter:
         self._inside: collections.deque[bytes] = collections.deque()
         self._waits: list[tuple[float, int, Wait]] = []
         self._retry_at = 0.0
-        self._why = "nothing was sent yet"
+        self._why = "no message was sent yet"
         self.generation = 0
         self._names = itertools.count()
         self._prefix = f"py-{self._pid:x}-{os.urandom(6).hex()}-"
@@ -142,7 +142,7 @@ class Meter:
         try:
             return future.result(timeout_s)
         except concurrent.futures.TimeoutError:
-            raise Unavailable(f"the daemon did not answer within {timeout_s:g} s") from None
+            raise Unavailable(f"the daemon did not reply within {timeout_s:g} s") from None
 
     def settle(self, span: str, closing: bool) -> Wait:
         """Requests the final account of a span. `closing`: this process closed the span, so it must not be open."""
@@ -168,7 +168,9 @@ class Meter:
             return
         account = (answer.get("parameters") or {}).get("account")
         if not isinstance(account, dict) or not account.keys() >= {"span", "name", "state"}:
-            wait.future.set_exception(Unavailable("the daemon's answer makes no sense"))
+            wait.future.set_exception(
+                Unavailable("the daemon's reply to GetSpan is invalid: expected an account with span, name and state")
+            )
         elif account["state"] in FINAL or late > PATIENCE_S:
             wait.future.set_result(account)
         else:
@@ -218,8 +220,8 @@ class Meter:
                 link.send(message, heard)
                 self._send_what_came_inside(link)
                 return True
-            except Broken as broken:
-                unheard = self._give_up(broken)
+            except LinkError as error:
+                unheard = self._give_up(error)
                 if heard in unheard:
                     unheard.remove(heard)
                 self._unheard += unheard
@@ -250,10 +252,10 @@ class Meter:
         self._why = why
         return None
 
-    def _give_up(self, reason: Broken | str) -> list[Heard]:
+    def _give_up(self, reason: LinkError | str) -> list[Heard]:
         link, self._link = self._link, None
         self._why = str(reason)
-        if isinstance(reason, Stalled):
+        if isinstance(reason, StalledError):
             self._retry_at = time.monotonic() + RETRY_S
         return link.close() if link is not None else []
 
@@ -306,8 +308,8 @@ class Meter:
                 link.flush()
                 self._send_what_came_inside(link)
                 return link.receive()
-            except Broken as broken:
-                self._unheard += self._give_up(broken)
+            except LinkError as error:
+                self._unheard += self._give_up(error)
                 return []
             finally:
                 self._sending = False
@@ -338,14 +340,14 @@ def _hear(heard: Heard, answer: Answer | None, reason: str) -> None:
         pass
     except Exception:
         # A malformed reply may lose one account, but must not end the attendant thread.
-        _log.exception("the daemon's answer makes no sense")
+        _log.exception("a reply of the daemon cannot be processed")
 
 
 def _why_not(path: str, error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return f"the permissions of {path} keep this user out: have it added to the group wattspan"
+        return f"permission denied for {path}: add this user to the group wattspan"
     if isinstance(error, BlockingIOError):
-        return f"the daemon at {path} accepts nobody now (it is stopped or overloaded)"
+        return f"the daemon at {path} accepts no connections now (it is stopped or overloaded)"
     if isinstance(error, FileNotFoundError):
         return f"no daemon at {path}: there is no such socket; start wattspand, or set WATTSPAN_SOCKET"
     if isinstance(error, AttributeError):

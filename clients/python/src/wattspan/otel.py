@@ -112,7 +112,7 @@ class EnergySpanProcessor(SpanProcessor):
                     self._thread.start()
                 self._changed.notify_all()
         if full:
-            self._then.on_end(_with(span, {REASON: f"{MOST_HELD} spans wait for their energy already"}))
+            self._then.on_end(_with(span, {REASON: f"{MOST_HELD} spans already wait for their energy"}))
 
     def _hand_on(self) -> None:
         """Forwards ended spans as they settle, in the order of their ends."""
@@ -135,7 +135,7 @@ class EnergySpanProcessor(SpanProcessor):
                 self._then.on_end(_with(ended, figures))
             except Exception:
                 # This span is lost; an exception would end the thread and lose all later spans.
-                _log.exception("the span %r was not passed on: the next processor failed", ended.name)
+                _log.exception("the span %r was not forwarded: the next processor failed", ended.name)
 
     def _patience(self) -> float:
         hurry_at = self._hurry_at

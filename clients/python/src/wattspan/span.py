@@ -93,7 +93,7 @@ class Span:
     def begin(self, at_ns: int | None = None) -> Span:
         """Opens the span. `at_ns`: when it began, if before now (`time.monotonic_ns()`)."""
         if self._opened:
-            raise RuntimeError("a span is opened once; make another")
+            raise RuntimeError("this span was opened before; create another one")
         at_ns = time.monotonic_ns() if at_ns is None else at_ns
         meter = self._meter
         self.id = meter.new_name()
@@ -139,7 +139,7 @@ class Span:
         if self._reason is None:
             message += wire.oneway("CloseSpan", parameters)
         if message and not self._meter.tell(message) and self._reason is None:
-            self._reason = f"the daemon went away while the span was open: {self._meter.why}"
+            self._reason = f"the connection to the daemon was lost while the span was open: {self._meter.why}"
         # The parent's sum needs this account even if the program does not request it.
         if self._parent is not None:
             self._ask()
@@ -248,8 +248,10 @@ class Span:
         weight = wire.weight(given)
         if weight is None:
             if self._meter.strict:
-                raise ValueError(f"{given} is no weight: it must be a number from 0 to 1000000")
-            _log.warning("span %r: %s is no weight (0 to 1000000); it stays at %s", self.name, given, otherwise)
+                raise ValueError(f"invalid weight {given}: expected a number from 0 to 1000000")
+            _log.warning(
+                "span %r: invalid weight %s (expected 0 to 1000000); it stays at %s", self.name, given, otherwise
+            )
             return otherwise
         return weight
 
@@ -334,7 +336,7 @@ class Span:
             try:
                 then(future.result())
             except Exception:
-                _log.exception("span %r: what was to be done with its account failed", self.name)
+                _log.exception("span %r: the callback for its account failed", self.name)
 
         self._ask().add_done_callback(tell)
 
@@ -387,7 +389,9 @@ class Span:
         try:
             own = account.read(future.result(), Nested())
         except (KeyError, TypeError, AttributeError) as strange:
-            own = account.unavailable(self.id, self.name, f"the daemon's account makes no sense: {strange!r}")
+            own = account.unavailable(
+                self.id, self.name, f"the daemon's account lacks a field or has one of another type: {strange!r}"
+            )
         self._settle(own)
 
     def _why(self, error: BaseException) -> str:
