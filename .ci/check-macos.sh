@@ -8,7 +8,7 @@
 # Needs Debian on x86_64 with rustup's toolchain, and no files of Apple's. Debian's rustc has the source of the standard
 # library, which is built once for each target; rustup's rust-lld links Mach-O. The libraries are lists of symbols: for
 # libSystem those shipped with zig, for the frameworks those that the crates declare. The daemon loads IOReport at run
-# time, so tests/apple.rs checks its symbols instead. The cache, about 0.9 GB, is in WATTSPAN_APPLE_CACHE
+# time, so tests/meter/apple.rs checks its symbols instead. The cache, about 0.9 GB, is in WATTSPAN_APPLE_CACHE
 # (default: ~/.cache/wattspan-apple).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -3,19 +3,19 @@
 //!
 //! Skips without `dbus-daemon`. Run with `cargo bench --bench dbus` on a quiet machine.
 
-#[path = "../tests/support/dbus.rs"]
-mod dbus;
 #[path = "../tests/support/mod.rs"]
 mod support;
 mod table;
+#[path = "../tests/support/test_bus.rs"]
+mod test_bus;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dbus::{BusClient, INTERFACE, NAME, PATH};
 use hdrhistogram::Histogram;
 use serde_json::json;
 use table::Table;
+use test_bus::{BusClient, INTERFACE, NAME, PATH};
 use zbus::Variant;
 use zbus::message::Flags;
 
@@ -34,9 +34,9 @@ struct Round {
 }
 
 fn main() {
-    let Some(bus) = dbus::TestBus::start() else { return };
+    let Some(bus) = test_bus::TestBus::start() else { return };
     let daemon = support::TestDaemon::start_with_config(support::STEADY_MACHINE, &bus.config_line());
-    let mut rounds = dbus::block_on(async {
+    let mut rounds = test_bus::block_on(async {
         let client = bus.client().await;
         client.wait_for_daemon().await;
         let mut rounds = Vec::new();
@@ -100,7 +100,7 @@ async fn pair(client: &BusClient, round: usize, oneway: bool) -> f64 {
         let span = format!("{round}-{at}-{oneway}");
         let begun = Instant::now();
         if oneway {
-            let open = dbus::message("OpenSpan", &json!([{ "span": span }]), Flags::NO_REPLY_EXPECTED);
+            let open = test_bus::message("OpenSpan", &json!([{ "span": span }]), Flags::NO_REPLY_EXPECTED);
             client.bus.send(&open).await.expect("a bus");
         } else {
             let options = BTreeMap::from([("span", Variant::from(span.as_str()))]);

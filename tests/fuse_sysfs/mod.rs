@@ -100,7 +100,7 @@ impl FuseMachine {
                 Some(MountedMachine { session: Some(session), hidden, denied, blocked, mount_point })
             }
             Err(error) => {
-                crate::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
+                crate::support::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
             }
         }

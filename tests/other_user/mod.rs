@@ -1,7 +1,7 @@
 //! Processes of other users, which make the calls that a test gives them.
 //!
-//! Starts them with `setpriv` of util-linux, which sets user and groups. Each test program that uses this module has a
-//! test `a_client_of_another_user`, which is the body of that process. Needs root; the tests skip without it.
+//! Starts them with `setpriv` of util-linux, which sets user and groups. The body of that process is an
+//! ignored test, `a_client_of_another_user`, here or in the module that uses this one. Needs root; the tests skip without it.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
@@ -42,8 +42,8 @@ pub fn is_supported() -> bool {
     support::skip::can_change_users()
 }
 
-/// A command that runs the test `a_client_of_another_user` of this program as this user.
-pub fn command_as(directory: &Path, user: TestUser) -> Command {
+/// A command that runs the test `a_client_of_another_user` of `module` (`module_path!()`) as this user.
+pub fn command_as(module: &str, directory: &Path, user: TestUser) -> Command {
     // Other users may be unable to read the directory of the test program.
     let program = directory.join("client");
     if !program.exists() {
@@ -62,7 +62,12 @@ pub fn command_as(directory: &Path, user: TestUser) -> Command {
         .arg(format!("--regid={}", user.uid))
         .arg(groups)
         .arg(program)
-        .args(["--exact", "a_client_of_another_user", "--ignored", "--nocapture"]);
+        .args([
+            "--exact",
+            &support::test_name(module, "a_client_of_another_user"),
+            "--ignored",
+            "--nocapture",
+        ]);
     command
 }
 
@@ -73,12 +78,12 @@ pub fn call_as(daemon: &TestDaemon, user: TestUser, calls: Value) -> Vec<Value> 
 
 /// As `call_as`, for any daemon's socket.
 pub fn call_as_at(socket: &Path, user: TestUser, calls: Value) -> Vec<Value> {
-    run_calls(command_as(socket.parent().unwrap(), user).env("SOCKET", socket), calls)
+    run_calls(command_as(module_path!(), socket.parent().unwrap(), user).env("SOCKET", socket), calls)
 }
 
 /// As `call_as_at`, from a process that was given this connection instead of making its own.
 pub fn call_as_over(socket: &Path, user: TestUser, connection: UnixStream, calls: Value) -> Vec<Value> {
-    let mut command = command_as(socket.parent().unwrap(), user);
+    let mut command = command_as(module_path!(), socket.parent().unwrap(), user);
     let connection = Stdio::from(std::os::fd::OwnedFd::from(connection));
     run_calls(command.env("SOCKET", socket).env("INHERITED", "1").stdin(connection), calls)
 }
@@ -97,7 +102,9 @@ fn run_calls(command: &mut Command, calls: Value) -> Vec<Value> {
 /// its error), "first" (the first reply of a stream over its own connection), "become" (change the user, by number),
 /// "hand over" (pass a connection to the process that reads the other end of standard input), and "compare" (the
 /// latency of calls about two spans).
-pub fn run_as_other_user() {
+#[test]
+#[ignore = "a helper that other tests start in a process of another user"]
+fn a_client_of_another_user() {
     let socket = std::env::var_os("SOCKET").expect("the variable that the outer test sets");
     let calls: Value = serde_json::from_str(&std::env::var("CALLS").unwrap()).unwrap();
     let connect = || TestClient::from_stream(UnixStream::connect(&socket).unwrap());

@@ -16,6 +16,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+/// The name of the test `test` in the module `module` (`module_path!()`), for running it alone in a process of its own.
+pub fn test_name(module: &str, test: &str) -> String {
+    let (_, inside) = module.split_once("::").expect("a module below the crate");
+    format!("{inside}::{test}")
+}
+
 /// A machine that draws 100 W all the time, with counters as fast as RAPL's.
 pub const STEADY_MACHINE: &str = r#"
 [[domain]]

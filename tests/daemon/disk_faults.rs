@@ -1,0 +1,221 @@
+//! The store on a full, read-only, broken or hanging disk: spans are answered all the same, the fault is reported, and
+//! when the disk recovers everything continues without intervention.
+//!
+//! The disks are real file systems, mounted for the test, which needs root or FUSE; the tests skip without them.
+
+use crate::support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::faulty_fs::{FaultyDisk, WriteBehavior};
+use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, sleep_ms, wait_until};
+use serde_json::{Value, json};
+
+fn keeping(daemon: &TestDaemon) -> Value {
+    daemon.client().call("GetInfo", json!({}))["keeping"].take()
+}
+
+/// Opens and closes a span; returns its final account.
+fn close_state(client: &mut TestClient, span: &str) -> Value {
+    client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
+    client.close_and_settle(span)
+}
+
+fn start_daemon_on(place: &Path) -> TestDaemon {
+    TestDaemon::start_with_config(STEADY_MACHINE, &format!("state_dir = {place:?}\n"))
+}
+
+/// A file system mounted for the state directory; `None`, with the reason printed, where none can be mounted.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn of(place: &'a Path, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(place).unwrap();
+        std::fs::set_permissions(place, PermissionsExt::from_mode(0o700)).unwrap();
+        let options = format!("mode=0700,{options}");
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "wattspan-test"]).arg(place).output();
+        match mount {
+            Ok(output) if output.status.success() => Some(Mounted(place)),
+            other => {
+                support::skip::skip("the right to mount a tmpfs", format!("{other:?}"));
+                None
+            }
+        }
+    }
+
+    fn remount(&self, options: &str) {
+        let options = format!("remount,{options}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_delays_no_answer_and_pending_accounts_are_kept_once_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("state");
+    let Some(disk) = Mounted::of(&place, "size=1m") else { return };
+    let mut daemon = start_daemon_on(&place);
+    let mut client = daemon.client();
+    let mut kept = Vec::new();
+    let mut full = None;
+    for at in 0..5000 {
+        let account = close_state(&mut client, &format!("s{at}"));
+        if account["durable"] == false {
+            full = Some(account);
+            break;
+        }
+        kept.push(account);
+    }
+    let full = full.expect("a megabyte is full some time");
+    assert!(full["share_uj"].is_u64());
+    let health = keeping(&daemon);
+    assert_eq!(health["durable"], false);
+    assert!(health["reason"].as_str().unwrap().contains("full"), "{health}");
+    for at in 0..50 {
+        assert_eq!(close_state(&mut client, &format!("beside{at}"))["durable"], false);
+    }
+    let found = client.call("GetSpan", json!({ "span": "beside7" }))["account"].take();
+    assert_eq!((&found["state"], &found["durable"]), (&json!("settled"), &json!(false)));
+    assert!(!client.call("ListSpans", json!({}))["accounts"].as_array().unwrap().is_empty(), "from memory");
+    assert_eq!(daemon.log().matches("cannot be written").count(), 1, "{}", daemon.log());
+    disk.remount("size=16m");
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+    assert_eq!(close_state(&mut client, "after")["durable"], true);
+    let found = client.call("GetSpan", json!({ "span": "beside7" }))["account"].take();
+    assert_eq!(found["durable"], true, "what waited is on disk now");
+    assert_eq!(daemon.log().matches("can be written again").count(), 1, "{}", daemon.log());
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    for account in kept.iter().chain([&found]) {
+        assert_eq!(&client.call("GetSpan", json!({ "span": account["span"] }))["account"], account);
+    }
+}
+
+#[test]
+fn a_read_only_disk_is_reported_and_used_again_once_writable() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("state");
+    let Some(disk) = Mounted::of(&place, "size=4m") else { return };
+    disk.remount("ro");
+    let daemon = start_daemon_on(&place);
+    let mut client = daemon.client();
+    wait_until("it is noticed", || keeping(&daemon)["reason"].is_string());
+    let account = close_state(&mut client, "a");
+    assert_eq!(account["durable"], false);
+    disk.remount("rw");
+    wait_until("it is written", || keeping(&daemon)["durable"] == true);
+    assert_eq!(client.call("GetSpan", json!({ "span": "a" }))["account"]["durable"], true);
+}
+
+#[test]
+fn after_an_io_error_the_file_is_opened_anew_and_nothing_that_was_answered_is_lost() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let mut daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    let before = close_state(&mut client, "before");
+    assert_eq!(before["durable"], true, "{}", daemon.log());
+    for round in 0..3 {
+        disk.set(WriteBehavior::Fail);
+        let during = close_state(&mut client, &format!("during{round}"));
+        assert_eq!(during["durable"], false);
+        assert!(during["share_uj"].is_u64());
+        let health = keeping(&daemon);
+        assert!(health["reason"].as_str().unwrap().contains("I/O"), "{health}");
+        disk.set(WriteBehavior::Succeed);
+        wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+        assert_eq!(close_state(&mut client, &format!("after{round}"))["durable"], true);
+    }
+    assert_eq!(daemon.log().matches("cannot be written").count(), 3, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("can be written again").count(), 3, "{}", daemon.log());
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    assert_eq!(client.call("GetSpan", json!({ "span": "before" }))["account"], before);
+    for span in ["during0", "after0", "during2", "after2"] {
+        assert_eq!(client.call("GetSpan", json!({ "span": span }))["account"]["durable"], true);
+    }
+}
+
+#[test]
+fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let mut daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
+    client.open("long");
+    // Long enough for the open span to be written to disk.
+    sleep_ms(2500);
+    disk.set(WriteBehavior::Fail);
+    assert_eq!(close_state(&mut client, "during")["durable"], false);
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+    let account = client.close_and_settle("long");
+    assert_eq!(account["durable"], true);
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    let mut listed = client.call("ListSpans", json!({ "limit": 100 }))["accounts"].take();
+    listed.as_array_mut().unwrap().retain(|listed| listed["span"] == "long");
+    assert_eq!(listed, json!([account]));
+    assert!(!daemon.log().contains("stopped unexpectedly while"), "{}", daemon.log());
+}
+
+#[test]
+fn a_hanging_disk_delays_no_answer_for_long() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
+    disk.set(WriteBehavior::Hang);
+    client.open("other");
+    let waits = close_state(&mut client, "waits");
+    assert_eq!(waits["durable"], false);
+    assert_eq!(close_state(&mut client, "next")["durable"], false);
+    assert_eq!(keeping(&daemon)["durable"], false);
+    assert_eq!(client.call("GetSpan", json!({ "span": "waits" }))["account"]["durable"], false);
+    assert_eq!(client.call("GetSpan", json!({ "span": "other" }))["account"]["state"], "open");
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it responds again", || keeping(&daemon)["durable"] == true);
+    assert_eq!(client.call("GetSpan", json!({ "span": "waits" }))["account"]["durable"], true);
+    assert_eq!(close_state(&mut client, "after")["durable"], true);
+    assert_eq!(daemon.log().matches("does not respond").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("responds again").count(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn a_hanging_disk_delays_no_query_and_is_reported() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    let before = close_state(&mut client, "before");
+    assert_eq!(before["durable"], true, "{}", daemon.log());
+    disk.set(WriteBehavior::Hang);
+    client.open("unawaited");
+    client.call("CloseSpan", json!({ "span": "unawaited" }));
+    // No client waits for this write, but every later disk operation queues after it.
+    wait_until("it is handed to the disk", || keeping(&daemon)["waiting"] == 1);
+    let mut other = daemon.client();
+    other.send("GetSpan", json!({ "span": "unknown" }), &[]);
+    let listed = client.call("ListSpans", json!({}))["accounts"].take();
+    assert!(listed.as_array().unwrap().contains(&before), "from memory: {listed}");
+    assert_eq!(support::error_of(other.receive().unwrap()).0, "StoreUnavailable", "it may be on disk");
+    let health = keeping(&daemon);
+    assert_eq!(health["durable"], false);
+    assert!(health["reason"].as_str().unwrap().contains("does not respond"), "{health}");
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it responds again", || keeping(&daemon)["durable"] == true);
+    let listed = client.call("ListSpans", json!({}))["accounts"].take();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(daemon.log().matches("does not respond").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("responds again").count(), 1, "{}", daemon.log());
+}

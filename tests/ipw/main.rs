@@ -1,0 +1,24 @@
+//! `wattspan ipw`: runs against a stub of an inference server, figures against a known truth.
+
+#[path = "../support/ipw_runs.rs"]
+mod ipw_runs;
+#[path = "../support/llm_stub.rs"]
+mod llm_stub;
+#[cfg(target_os = "linux")]
+#[path = "../other_user/mod.rs"]
+mod other_user;
+#[path = "../support/programs.rs"]
+mod programs;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(target_os = "linux")]
+mod access;
+mod ground_truth_runs;
+mod harness;
+mod interrupted;
+mod runs;
+mod statistics;
+
+// Where `ipw_runs` finds it, which a bench uses too.
+use support::in_process;

@@ -1,0 +1,882 @@
+//! `wattspan ipw` from the command line, with a simulated machine, a faulty stub server, and a directory.
+
+use crate::llm_stub;
+use crate::programs;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::llm_stub::LlmStub;
+use serde_json::Value;
+
+const MACHINE: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[0.5, 100], [0.5, 200]]
+quantum_uj = 1000
+ceiling_w = 600
+"#;
+
+/// As on many cloud machines: a platform counter that never moves, above a package whose counter does.
+const STUCK: &str = r#"
+[[domain]]
+name = "psys"
+kind = "psys"
+profile = [[1.0, 300]]
+stuck = true
+[[domain]]
+name = "package-0"
+kind = "package"
+parent = "psys"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "dram-0"
+kind = "dram"
+parent = "psys"
+profile = [[1.0, 20]]
+quantum_uj = 61
+ceiling_w = 100
+stuck = true
+"#;
+
+/// A GPU that goes away some seconds after the start, and a package that stays.
+const DEPARTING: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[1.0, 200]]
+quantum_uj = 1000
+ceiling_w = 600
+lost_at_s = 3.0
+"#;
+
+const HUNDRED_WATTS: &str = include_str!("../fixtures/hundred-watts.toml");
+
+const LONG_HORIZON_ARGS: [&str; 4] = ["--replay", "machine.toml", "--config", "long_horizon.toml"];
+
+struct IpwFixture {
+    dir: tempfile::TempDir,
+    llm: LlmStub,
+}
+
+impl IpwFixture {
+    fn new() -> Self {
+        Self::on(MACHINE)
+    }
+
+    fn on(machine: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("machine.toml"), machine).unwrap();
+        // On a busy machine messages reach the service late; the test does not measure the load of the test machine.
+        std::fs::write(dir.path().join("long_horizon.toml"), "horizon_ms = 1000\n").unwrap();
+        Self { dir, llm: LlmStub::start() }
+    }
+
+    /// The report of a run in JSON, whatever the exit status.
+    fn report(&self, run: &str, more: &[&str]) -> Value {
+        let output = self.command("report").args([run, "--json"]).args(more).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", output_text(&output)))
+    }
+
+    /// Edits the manifest of a run.
+    fn edit(&self, run: &str, change: impl FnOnce(&mut Value)) {
+        let path = self.path(run).join("run.json");
+        let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut manifest);
+        std::fs::write(path, manifest.to_string()).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(programs::wattspan());
+        command
+            .args(["ipw", verb])
+            .current_dir(self.dir.path())
+            .env("COLUMNS", "200")
+            .env_remove("OPENAI_API_KEY");
+        command
+    }
+
+    /// Runs the first twelve questions on a model; returns the output and the rows.
+    fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
+        let mut command = self.command("run");
+        command.args(LONG_HORIZON_ARGS).args(["--url", &self.llm.url(), "--model", model, "-o", model]);
+        for (flag, usual) in [("-n", "12"), ("--warm-up", "0")] {
+            if !more.contains(&flag) {
+                command.args([flag, usual]);
+            }
+        }
+        command.args(more);
+        (command.output().unwrap(), self.rows(model))
+    }
+
+    fn rows(&self, run: &str) -> Vec<Value> {
+        lines(&self.path(run).join("rows.jsonl"))
+    }
+}
+
+/// Asserts the exit status that the rows imply. On a machine too busy to measure answers of 1 ms, no row has energy.
+fn assert_ended(output: &Output, rows: &[Value]) {
+    let measured = rows.iter().any(|row| row["energy"]["share_uj"].is_u64());
+    assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", output_text(output));
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn output_text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
+    let fixture = IpwFixture::new();
+    let (output, rows) = fixture.run("good-20", &["-c", "4", "--warm-up", "2"]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_eq!(rows.len(), 12);
+    assert_eq!(fixture.llm.requests(), 14, "the warm-up's questions are other ones");
+    for row in &rows {
+        assert_eq!((&row["score"], &row["error"]), (&1.0.into(), &Value::Null), "{row}");
+        assert_eq!((row["tokens_in"].as_u64(), row["tokens_cached"].as_u64()), (Some(12), Some(3)));
+        let energy = &row["energy"];
+        let number = |name: &str| energy[name].as_u64().unwrap();
+        assert!(number("share_uj") > 0 && number("error_uj") > 0, "{row}");
+        assert_eq!(number("prefill_uj") + number("decode_uj"), number("share_uj"), "{row}");
+        assert_eq!(energy["grade"], "measured");
+        assert_eq!(energy["domains"].as_array().unwrap().len(), 2);
+    }
+    let shown = output_text(&output);
+    for part in [
+        "100.0 % [75.75 .. 100.0]",
+        "12 of 12 queries covered",
+        "host (all counted domains)",
+        "idle power included",
+        "measured",
+    ] {
+        assert!(shown.contains(part), "{part} is not in:\n{shown}");
+    }
+    let texts = lines(&fixture.path("good-20").join("texts.jsonl"));
+    assert_eq!(texts.len(), 12);
+    assert!(texts.iter().all(|text| text["reply"].as_str().unwrap().contains("Answer:")));
+}
+
+#[test]
+fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() {
+    let fixture = IpwFixture::new();
+    for (model, reason) in [
+        ("unknown", "HTTP 404"),
+        ("closed", "HTTP 401"),
+        ("empty", "nothing in it"),
+        ("stops", "without an end marker"),
+        ("breaks", "broke off"),
+        ("fails", "out of memory"),
+        ("hangsup", "no connection"),
+        ("hangs", "no answer within"),
+    ] {
+        let (output, rows) = fixture.run(model, &["--retries", "0", "--timeout", "1", "-c", "12"]);
+        assert_eq!(output.status.code(), Some(1), "{model}: {}", output_text(&output));
+        assert_eq!(rows.len(), 12, "{model}");
+        for row in &rows {
+            let error = row["error"].as_str().unwrap_or_else(|| panic!("{model}: {row}"));
+            assert!(error.contains(reason), "{model}: {error}");
+            assert!(row["score"].is_null(), "{model}: {row}");
+        }
+        assert!(
+            output_text(&output).contains("12 queries failed and are in no figure"),
+            "{model}: {}",
+            output_text(&output)
+        );
+    }
+}
+
+#[test]
+fn transient_failures_are_retried_and_permanent_ones_are_not() {
+    let fixture = IpwFixture::new();
+    for model in ["flaky", "busy"] {
+        let (output, rows) = fixture.run(model, &["-c", "12"]);
+        assert_ended(&output, &rows);
+        assert!(rows.iter().all(|row| row["retries"] == 1 && row["score"] == 1.0), "{rows:?}");
+    }
+    let (_, mut rows) = fixture.run("drops", &[]);
+    // Rows are written as their accounts arrive, which may differ from the order of the questions.
+    rows.sort_by_key(|row| row["began_ns"].as_u64());
+    assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
+    let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
+    assert_eq!(dropped[..3], [None, Some(1), Some(1)], "a connection that was closed is replaced");
+    let before = fixture.llm.requests();
+    let (_, rows) = fixture.run("unknown", &["-c", "12"]);
+    assert_eq!(fixture.llm.requests() - before, 12);
+    assert!(rows.len() == 12 && rows.iter().all(|row| row["retries"].is_null()), "{rows:?}");
+}
+
+#[test]
+fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_are_spoken() {
+    let fixture = IpwFixture::new();
+    let (_, rows) = fixture.run("nousage", &["-c", "12"]);
+    assert_eq!(rows.len(), 12);
+    assert!(rows.iter().all(|row| row["tokens_estimated"] == true && row["tokens_out"].as_u64() > Some(1)));
+    let whole = fixture.run("good", &["-c", "12", "--no-stream"]).1;
+    assert_eq!(whole.len(), 12);
+    assert!(whole.iter().all(|row| row["score"] == 1.0 && row["first_token_ns"].is_null()));
+    let base = format!("http://{}", fixture.llm.address);
+    let output = fixture
+        .command("run")
+        .args([
+            "--replay",
+            "machine.toml",
+            "--url",
+            &base,
+            "--api",
+            "ollama",
+            "--model",
+            "o",
+            "-o",
+            "o",
+            "-n",
+            "12",
+            "-c",
+            "12",
+        ])
+        .output()
+        .unwrap();
+    assert_ended(&output, &fixture.rows("o"));
+    assert!(
+        fixture.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
+        "{:?}",
+        fixture.rows("o")
+    );
+}
+
+#[test]
+fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
+    let fixture = IpwFixture::new();
+    let mut command = fixture.command("run");
+    command.args([
+        "--replay",
+        "machine.toml",
+        "--url",
+        &fixture.llm.url(),
+        "--model",
+        "closed",
+        "-o",
+        "a",
+        "-n",
+        "2",
+    ]);
+    let output = command.args(["--key-from", "MY_KEY"]).env("MY_KEY", "sesame").output().unwrap();
+    assert_ended(&output, &fixture.rows("a"));
+    let mut command = fixture.command("run");
+    let output = command
+        .args(["--replay", "machine.toml", "--url", &fixture.llm.url(), "-o", "b", "-n", "2"])
+        .output()
+        .unwrap();
+    assert!(output_text(&output).contains("querying good at"), "{}", output_text(&output));
+    let gone = fixture
+        .command("run")
+        .args(["--replay", "machine.toml", "--url", "http://127.0.0.1:1/v1"])
+        .output()
+        .unwrap();
+    assert!(
+        !gone.status.success() && output_text(&gone).contains("is the server up?"),
+        "{}",
+        output_text(&gone)
+    );
+    for file in ["a/run.json", "a/rows.jsonl"] {
+        assert!(
+            !std::fs::read_to_string(fixture.path(file)).unwrap().contains("sesame"),
+            "{file} holds the key"
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let fixture = IpwFixture::new();
+    let mut command = fixture.command("run");
+    command.args(LONG_HORIZON_ARGS).args([
+        "--url",
+        &fixture.llm.url(),
+        "--model",
+        "good-100",
+        "-o",
+        "r",
+        "--warm-up",
+        "0",
+        "-c",
+        "3",
+    ]);
+    let mut child =
+        command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while fixture.rows_so_far("r") < 3 {
+        assert!(std::time::Instant::now() < deadline, "no rows came");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let before = fixture.rows("r").len();
+    assert!((3..50).contains(&before));
+    let mut command = fixture.command("run");
+    command.args(LONG_HORIZON_ARGS).args(["--resume", "r"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", output_text(&output));
+    let rows = fixture.rows("r");
+    assert_eq!(rows.len(), 50, "no question twice");
+    assert!(output_text(&output).contains("50 of 50 queries covered"));
+    let taken = fixture.run("r", &[]).0;
+    assert!(output_text(&taken).contains("holds a run already"), "{}", output_text(&taken));
+}
+
+impl IpwFixture {
+    /// Complete lines so far, while the run writes.
+    fn rows_so_far(&self, run: &str) -> usize {
+        std::fs::read_to_string(self.path(run).join("rows.jsonl"))
+            .map_or(0, |text| text.matches('\n').count())
+    }
+}
+
+#[test]
+fn reports_are_written_in_every_format() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "4"]);
+    let report = |more: &[&str]| {
+        let output = fixture.command("report").arg("good-4").args(more).output().unwrap();
+        assert!(output.status.success(), "{}", output_text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json: Value =
+        serde_json::from_str(&report(&["--json", "--price-per-kwh", "0.3", "--co2-per-kwh", "400"])).unwrap();
+    assert_eq!((&json["all"]["covered"], &json["all"]["grade"]), (&12.into(), &"measured".into()));
+    let per_joule = json["all"]["per_joule"]["value"].as_f64().unwrap();
+    let energy = json["all"]["energy_j"]["value"].as_f64().unwrap();
+    assert!((per_joule * energy - 1.0).abs() < 1e-9, "all were right");
+    let scopes: Vec<_> =
+        json["scopes"].as_array().unwrap().iter().map(|of| of["scope"].as_str().unwrap()).collect();
+    assert!(scopes.contains(&"host") && scopes.contains(&"compute") && scopes.contains(&"accelerator"));
+    let cost = json["sum"]["cost"].as_f64().unwrap() / json["sum"]["energy_j"].as_f64().unwrap() * 3.6e6;
+    assert!((cost - 0.3).abs() < 1e-9);
+    let csv = report(&["--csv", "-"]);
+    let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert!(rows.len() > 2 && rows.iter().all(|row| row.len() == rows[0].len()), "{csv}");
+    for (column, name) in [("ipw_per_w", "per_watt"), ("power_w", "power_w"), ("accuracy", "accuracy")] {
+        let place = rows[0].iter().position(|head| *head == column).unwrap();
+        // The JSON parser may be one unit in the last place off; both outputs have the same digits.
+        let (shown, exact) = (rows[1][place].parse::<f64>().unwrap(), figure(&json, name));
+        assert!(
+            (shown - exact).abs() <= exact.abs() * f64::EPSILON,
+            "{name}: {shown}, and not {exact}: {csv}"
+        );
+    }
+    let scope = ["--scope", "accelerator", "--idle", "included"];
+    report(&[&["--html", "page.html"][..], &scope].concat());
+    let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
+    let accelerator = fixture.report("good-4", &scope);
+    for (tile, name) in [("intelligence per watt", "per_watt"), ("power", "power_w")] {
+        let shown = page.split(&format!("<span>{tile}</span><b>")).nth(1).expect(tile);
+        let shown: f64 = shown.split(['<', ' ']).next().unwrap().parse().expect(tile);
+        let right = figure(&accelerator, name);
+        assert!((shown / right - 1.0).abs() < 1e-3, "{tile}: {shown}, and not {right}");
+    }
+    let basis = "<p>accelerator only, idle power included, energy measured, <strong>simulated</strong>; 12 of 12 queries";
+    assert!(page.contains(basis), "{page}");
+    // The manifest of a simulated run must not describe the real machine.
+    let manifest: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture.path("good-4/run.json")).unwrap()).unwrap();
+    let machine = manifest["machine"].as_str().unwrap();
+    assert!(!machine.is_empty() && !page.contains(machine), "the page shows {machine}");
+    let simulated = rows[0].iter().position(|head| *head == "simulated").unwrap();
+    assert!(
+        json["all"]["simulated"] == true && rows[1..].iter().all(|row| row[simulated] == "true"),
+        "{csv}"
+    );
+    let subjects = accelerator["subjects"].as_array().unwrap().len();
+    assert_eq!(page.matches("<circle class=dot").count(), subjects, "each subject is a point");
+    let power = lines(&fixture.path("good-4").join("power.jsonl"));
+    assert!(!power.is_empty());
+    assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
+}
+
+/// Every character that moves a cursor, ends a line, changes colors or reorders text.
+fn hidden() -> impl Iterator<Item = char> {
+    let codes = (1..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f, 0x61c]);
+    codes.chain(0x202a..=0x202e).chain(0x2066..=0x2069).map(|code| char::from_u32(code).unwrap())
+}
+
+fn hostile(text: &mut Value) {
+    if let Value::String(name) = text {
+        name.push_str(&hidden().collect::<String>());
+    }
+}
+
+#[test]
+fn no_text_of_a_run_is_shown_with_a_hidden_character() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "4"]);
+    let (file, rows) = (fixture.path("good-4").join("run.json"), fixture.path("good-4").join("rows.jsonl"));
+    let mut run: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    for field in ["label", "model", "server", "questions", "machine", "meter", "idle"] {
+        hostile(&mut run[field]);
+    }
+    run["settings"].as_object_mut().unwrap().values_mut().for_each(hostile);
+    run["domains"].as_array_mut().unwrap().iter_mut().for_each(|domain| hostile(&mut domain["name"]));
+    std::fs::write(&file, run.to_string()).unwrap();
+    let mut changed: Vec<Value> = lines(&rows);
+    for row in &mut changed {
+        hostile(&mut row["subject"]);
+    }
+    let failed = &mut changed[0];
+    (failed["error"], failed["score"]) = ("refused".into(), Value::Null);
+    hostile(&mut failed["error"]);
+    let changed: Vec<String> = changed.iter().map(Value::to_string).collect();
+    std::fs::write(&rows, changed.join("\n") + "\n").unwrap();
+    fixture.run("good-12", &["-c", "12"]);
+    for words in [
+        &["report", "good-4"][..],
+        &["report", "good-4", "--csv", "-"],
+        &["report", "good-4", "--json"],
+        &["report", "good-4", "--html", "-"],
+        &["compare", "good-4", "good-12"],
+        &["compare", "good-4", "good-12", "--anyway"],
+    ] {
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        let shown = output_text(&output);
+        let found: Vec<char> = shown.chars().filter(|&c| c != '\n' && hidden().any(|it| it == c)).collect();
+        assert!(found.is_empty(), "{words:?}: {found:?} in {shown:?}");
+        assert!(shown.contains("u{202e}") || shown.contains("u202e"), "{words:?} lost the name: {shown}");
+        // A line break in a name must not start a new line; on a page it is a space.
+        let on_a_page = words.contains(&"--html");
+        assert!(on_a_page || !shown.lines().any(|line| line.starts_with("\\u{b}")), "{words:?}: {shown}");
+    }
+}
+
+#[test]
+fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "12"]);
+    fixture.run("good-12", &["-c", "12"]);
+    fixture.run("good-8", &["-c", "12", "-n", "13"]);
+    let verb = |verb: &str, words: &[&str]| fixture.command(verb).args(words).output().unwrap();
+    let output = verb("compare", &["good-4", "good-12", "--json"]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(columns[1]["paired"]["count"], 12);
+    assert_eq!(columns[1]["paired"]["accuracy"]["value"], 0.0);
+    let refused = verb("compare", &["good-4", "good-8"]);
+    assert!(
+        !refused.status.success() && output_text(&refused).contains("questions: good-4 has"),
+        "{}",
+        output_text(&refused)
+    );
+    assert!(verb("compare", &["good-4", "good-8", "--anyway"]).status.success());
+    let output = verb(
+        "route",
+        &[
+            "good-4",
+            "--reference",
+            "good-12",
+            "--parameters",
+            "good-4=1e9",
+            "--parameters",
+            "good-12=8e9",
+            "--json",
+        ],
+    );
+    assert!(output.status.success(), "{}", output_text(&output));
+    let routing: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&routing["questions"], &routing["models"][0]["ties"]), (&12.into(), &12.into()));
+    assert_eq!(routing["savings"][0]["compute"]["value"], 0.875);
+    assert!((routing["savings"][1]["compute"]["value"].as_f64().unwrap() - 0.7).abs() < 1e-12);
+}
+
+#[test]
+fn routing_mixes_no_grades_by_default_and_names_its_basis() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "12"]);
+    fixture.run("good-12", &["-c", "12"]);
+    let unmetered =
+        ["ipw", "run", "--socket", "nowhere.sock", "--without-meter", "--url", &fixture.llm.url()];
+    let output = Command::new(programs::wattspan())
+        .args(unmetered)
+        .args(["--model", "good", "--label", "cloud", "-o", "cloud", "-n", "12", "--warm-up", "0"])
+        .current_dir(fixture.dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", output_text(&output));
+    let route = |words: &[&str]| {
+        let output = fixture.command("route").arg("good-4").args(words).output().unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let (status, printed) = route(&["--reference", "good-12"]);
+    assert_eq!(status, Some(0), "{printed}");
+    for part in [
+        "host (all counted domains), idle power included, energy measured, simulated; 12 of 12 queries covered",
+        "the meter guarantees the oracle's energy saving to",
+        "95 % confidence interval (bootstrap over questions)",
+    ] {
+        assert!(printed.contains(part), "{part} is not in:\n{printed}");
+    }
+    let (_, json) = route(&["--reference", "good-12", "--json"]);
+    let routing: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&routing["scope"], &routing["idle"], &routing["grade"]),
+        (&"host".into(), &"included".into(), &"measured".into())
+    );
+    assert_eq!(
+        (&routing["asked"], &routing["queries"], &routing["assumed"]),
+        (&12.into(), &12.into(), &0.into())
+    );
+    assert!(routing["savings"][0]["energy_error"].as_f64() > Some(0.0), "{json}");
+    let (status, printed) = route(&["--reference", "cloud"]);
+    assert!(
+        status == Some(1) && printed.contains("grade of the energy: cloud has unknown, good-4 has"),
+        "{printed}"
+    );
+    let (status, printed) = route(&["--reference", "cloud", "--reference-joules", "500"]);
+    assert!(
+        status == Some(0) && printed.contains("12 of them at an assumed energy of the reference"),
+        "{printed}"
+    );
+    let manifest = fixture.path("good-12").join("run.json");
+    let estimated = std::fs::read_to_string(&manifest).unwrap().replace("\"measured\"", "\"estimated\"");
+    std::fs::write(&manifest, estimated).unwrap();
+    for words in [&["--reference", "good-12"][..], &["--reference", "good-12", "--reference-joules", "500"]] {
+        let (status, printed) = route(words);
+        assert!(
+            status == Some(1) && printed.contains("good-12 has estimated, good-4 has measured"),
+            "{printed}"
+        );
+    }
+    let (status, printed) = route(&["--reference", "good-12", "--anyway"]);
+    assert!(status == Some(0) && printed.contains("good-12 has estimated, good-4 has measured"), "{printed}");
+}
+
+#[test]
+fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
+    let fixture = IpwFixture::new();
+    let questions = "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n\
+                     {\"id\":\"sum\",\"prompt\":\"2+2?\",\"answer\":\"4\"}\n";
+    std::fs::write(fixture.path("q.jsonl"), questions).unwrap();
+    let (output, rows) = fixture.run("good", &["-q", "q.jsonl"]);
+    assert_ended(&output, &rows);
+    // Rows are written as their accounts arrive, which may differ from the order of the questions.
+    let score = |of: &str| &rows.iter().find(|row| row["id"] == of).unwrap()["score"];
+    assert!(score("sky").is_null() && *score("sum") == 0.0, "{rows:?}");
+    let judge = |more: &[&str]| {
+        let mut command = fixture.command("score");
+        command
+            .args(["good", "--replay", "machine.toml", "--url", &fixture.llm.url(), "--model", "judge"])
+            .args(more);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", output_text(&output));
+        output_text(&output)
+    };
+    assert!(judge(&[]).contains("1 answers need a judge"));
+    let printed = judge(&["--judge", "--no-stream"]);
+    assert!(
+        printed.contains("judged 1 answers, 1 of them now")
+            && printed.contains("excluded from the run's figures"),
+        "{printed}"
+    );
+    let rows = fixture.rows("good");
+    let judged = rows.last().unwrap();
+    assert_eq!(
+        (&judged["id"], &judged["score"]),
+        (&"sky".into(), &0.0.into()),
+        "a judged row is written again"
+    );
+    let before = fixture.llm.requests();
+    assert!(judge(&["--judge", "--no-stream"]).contains("0 of them now"));
+    assert_eq!(fixture.llm.requests(), before, "the verdict was kept");
+    assert!(lines(&fixture.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_truncated_or_unreachable_judge_gives_no_score_and_is_asked_again() {
+    let fixture = IpwFixture::new();
+    let questions =
+        "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n";
+    std::fs::write(fixture.path("q.jsonl"), questions).unwrap();
+    let (output, rows) = fixture.run("good", &["-q", "q.jsonl"]);
+    assert_ended(&output, &rows);
+    let judge = |model: &str, url: &str, meter: &[&str]| {
+        let mut command = fixture.command("score");
+        command.args(["good", "--judge", "--no-stream", "--url", url, "--model", model]).args(meter);
+        let output = command.output().unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let (replay, none) = (["--replay", "machine.toml"], ["--socket", "nowhere.sock"]);
+    let (status, printed) = judge("mumbles", &fixture.llm.url(), &replay);
+    assert_eq!(status, Some(1), "{printed}");
+    assert!(
+        printed.contains("judged 0 answers") && printed.contains("1 verdicts could not be parsed"),
+        "{printed}"
+    );
+    assert!(fixture.rows("good").iter().all(|row| row["score"].is_null()));
+    let (status, printed) = judge("mumbles", &fixture.llm.url(), &none);
+    assert_eq!(status, Some(0), "{printed}");
+    assert!(
+        printed.contains("judged 1 answers, 1 of them now") && printed.contains("its energy is unknown"),
+        "{printed}"
+    );
+    assert_eq!(fixture.rows("good").last().unwrap()["score"], 0.0);
+    let before = fixture.llm.requests();
+    let (status, printed) = judge("mumbles", &fixture.llm.url(), &none);
+    assert!(status == Some(0) && printed.contains("0 of them now"), "the last verdict counts: {printed}");
+    assert_eq!(fixture.llm.requests(), before);
+    let (status, printed) = judge("gone", "http://127.0.0.1:1/v1", &none);
+    assert_eq!(status, Some(1), "{printed}");
+    assert!(printed.contains("judged 0 answers") && printed.contains("1 requests failed"), "{printed}");
+    assert!(!printed.contains("0 \u{b5}J"), "{printed}");
+}
+
+#[test]
+fn without_a_meter_a_run_is_made_only_where_the_user_agrees() {
+    let fixture = IpwFixture::new();
+    let ask = |more: &[&str]| {
+        let mut command = fixture.command("run");
+        command.args([
+            "--socket",
+            "nowhere.sock",
+            "--url",
+            &fixture.llm.url(),
+            "--model",
+            "good",
+            "-o",
+            "u",
+            "-n",
+            "3",
+        ]);
+        command.args(more).output().unwrap()
+    };
+    let refused = ask(&[]);
+    assert_eq!(refused.status.code(), Some(4), "{}", output_text(&refused));
+    assert!(!fixture.path("u").exists());
+    let output = ask(&["--without-meter"]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_eq!(fixture.rows("u").len(), 3);
+    assert!(fixture.rows("u").iter().all(|row| row["energy"].is_null() && row["score"] == 1.0));
+    assert!(output_text(&output).contains("0 of 3 queries covered"), "{}", output_text(&output));
+}
+
+#[test]
+fn texts_of_servers_and_run_files_cannot_move_the_cursor() {
+    let fixture = IpwFixture::new();
+    let evil = fixture.llm.url().replace("/v1", "/evil/v1");
+    for (run, count) in [("one", "1"), ("two", "2")] {
+        let mut command = fixture.command("run");
+        command.args(["--replay", "machine.toml", "--warm-up", "0", "--url", &evil, "-o", run, "-n", count]);
+        let output = command.output().unwrap();
+        assert_ended(&output, &fixture.rows(run));
+        assert!(output_text(&output).contains("querying evil\\u{1b}[2J at"), "{}", output_text(&output));
+        assert!(!output_text(&output).contains('\u{1b}'), "{:?}", output_text(&output));
+        let manifest: Value =
+            serde_json::from_slice(&std::fs::read(fixture.path(run).join("run.json")).unwrap()).unwrap();
+        assert_eq!(manifest["model"], llm_stub::HOSTILE_MODEL_NAME, "what is kept is the server's own word");
+    }
+    for words in [
+        &["compare", "one", "two"][..],
+        &["compare", "one", "two", "--anyway"],
+        &["route", "one", "--reference", "two"],
+    ] {
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        assert!(output_text(&output).contains("evil"), "{words:?}: {}", output_text(&output));
+        assert!(!output_text(&output).contains('\u{1b}'), "{words:?}: {:?}", output_text(&output));
+    }
+}
+
+#[test]
+fn an_excessive_timeout_is_refused() {
+    let fixture = IpwFixture::new();
+    for seconds in ["0", "86401", "18446744073709551615"] {
+        let (output, _) = fixture.run("good", &["--timeout", seconds]);
+        assert_eq!(output.status.code(), Some(2), "{seconds}: {}", output_text(&output));
+    }
+    assert!(!fixture.path("good").exists());
+}
+
+#[test]
+fn a_run_goes_on_with_the_retries_and_the_warm_up_of_its_beginning() {
+    let fixture = IpwFixture::new();
+    fixture.run("empty", &["-n", "2", "--retries", "0", "--warm-up", "1"]);
+    assert_eq!(fixture.llm.requests(), 3);
+    let again =
+        fixture.command("run").args(["--replay", "machine.toml", "--resume", "empty"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{}", output_text(&again));
+    assert_eq!(fixture.llm.requests(), 6, "{}", output_text(&again));
+}
+
+/// A figure that must exist, with an interval around it.
+fn figure(report: &Value, name: &str) -> f64 {
+    let number =
+        |of: &Value| of.as_f64().filter(|it| it.is_finite()).unwrap_or_else(|| panic!("{name}: {report}"));
+    let of = &report["all"][name];
+    let (value, low, high) =
+        (number(&of["value"]), number(&of["interval"]["low"]), number(&of["interval"]["high"]));
+    assert!(low <= value && value <= high && value > 0.0, "{name}: {of}");
+    value
+}
+
+#[test]
+fn a_domain_that_never_lives_is_no_part_of_a_run() {
+    let fixture = IpwFixture::on(STUCK);
+    let (output, rows) = fixture.run("good-20", &[]);
+    let printed = output_text(&output);
+    assert!(output.status.success(), "{printed}");
+    assert!(rows.iter().all(|row| row["energy"]["share_uj"].as_u64() > Some(0)), "{rows:?}");
+    assert!(printed.contains("12 of 12 queries covered"), "{printed}");
+    for (name, start) in [("IPW ", "  IPW "), ("psys", "wattspan: psys is not live")] {
+        assert!(printed.lines().any(|line| line.starts_with(start)), "{name}: {printed}");
+    }
+    let report = fixture.report("good-20", &[]);
+    assert_eq!((&report["all"]["covered"], &report["all"]["asked"]), (&12.into(), &12.into()));
+    assert!((figure(&report, "power_w") - 80.0).abs() < 0.8, "{report}");
+    assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
+    let names: Vec<_> = report["run"]["domains"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(names, ["package-0"]);
+    // The memory was never live either, so this scope is the package.
+    assert!((figure(&fixture.report("good-20", &["--scope", "compute"]), "power_w") - 80.0).abs() < 0.8);
+}
+
+#[test]
+fn a_run_whose_list_holds_a_stuck_domain_goes_on() {
+    let fixture = IpwFixture::on(STUCK);
+    fixture.run("good-20", &[]);
+    let dead = |name: &str, kind: &str, parent: Option<&str>| {
+        serde_json::json!({
+            "name": name, "kind": kind, "source": "replay", "parent": parent, "counted": false, "grade": "measured",
+        })
+    };
+    fixture.edit("good-20", |manifest| {
+        manifest.as_object_mut().unwrap().remove("not_live");
+        let domains = manifest["domains"].as_array_mut().unwrap();
+        domains.insert(0, dead("psys", "psys", None));
+        domains.push(dead("dram-0", "dram", Some("psys")));
+    });
+    // Earlier versions refused every row of such a run.
+    let refused = |mut row: Value| {
+        row.as_object_mut().unwrap().remove("energy");
+        row["unmetered"] = "the meter lacks domains that it had when the run began".into();
+        row["error"] = "asked again".into();
+        row.to_string() + "\n"
+    };
+    let rows: String = fixture.rows("good-20").into_iter().map(refused).collect();
+    std::fs::write(fixture.path("good-20").join("rows.jsonl"), rows).unwrap();
+    let output =
+        fixture.command("run").args(LONG_HORIZON_ARGS).args(["--resume", "good-20"]).output().unwrap();
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("12 of 12 queries covered"), "{}", output_text(&output));
+    let report = fixture.report("good-20", &[]);
+    assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
+}
+
+#[test]
+fn a_domain_that_stops_during_a_run_is_reported_once_and_makes_no_figure_smaller() {
+    let fixture = IpwFixture::on(DEPARTING);
+    let (output, rows) = fixture.run("good-700", &[]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let notices = |text: &str| text.matches("gpu-0").count();
+    assert_eq!(notices(&errors), 1, "{}", output_text(&output));
+    let lost = rows.iter().filter(|row| row["energy"]["share_uj"].is_null()).count();
+    assert!((1..12).contains(&lost), "{rows:?}");
+    let report = fixture.report("good-700", &[]);
+    assert_eq!(report["all"]["covered"], 12 - lost);
+    assert!((figure(&report, "power_w") - 280.0).abs() < 3.0, "a total without the card is none: {report}");
+    assert_eq!(report["domain_gaps"]["gpu-0"], lost);
+    let output = fixture.command("report").args(["good-700", "--html", "page.html"]).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(notices(&printed), 1, "{printed}");
+    let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
+    let wanted = format!("gpu-0: no energy for {lost} of 12 queries");
+    assert!(printed.contains(&wanted) && page.contains(&wanted), "{printed}");
+}
+
+#[test]
+fn without_energy_the_reason_comes_first_and_the_status_shows_it() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &[]);
+    let unmetered = |mut row: Value| {
+        row.as_object_mut().unwrap().remove("energy");
+        row["unmetered"] = "the account did not settle in time".into();
+        row.to_string() + "\n"
+    };
+    let rows: String = fixture.rows("good-4").into_iter().map(unmetered).collect();
+    std::fs::write(fixture.path("good-4").join("rows.jsonl"), rows).unwrap();
+    let run = ["run", "--replay", "machine.toml", "--resume", "good-4"];
+    let report = ["report", "good-4", "--html", "page.html"];
+    for words in [&run[..], &report] {
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        let printed = output_text(&output);
+        assert_eq!(output.status.code(), Some(3), "{printed}");
+        let first: Vec<&str> = printed.lines().filter(|line| !line.is_empty()).take(3).collect();
+        assert!(
+            first[1].contains("no energy was measured: 12 \u{d7} the account did not settle in time"),
+            "{printed}"
+        );
+        assert!(first[2].contains("accuracy 100.0 % [75.75 .. 100.0] over 12 scored answers"), "{printed}");
+        assert!(!printed.contains(" -0"), "{printed}");
+    }
+    let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
+    let body = page.split_once("<h1>").unwrap().1;
+    let reason =
+        body.find("No energy was measured: 12 \u{d7} the account did not settle").expect("the reason");
+    assert!(reason < body.find("class=\"tiles\"").unwrap(), "the reason comes before all figures");
+    assert!(body.contains("<b>100.0 %</b><small>75.75 .. 100.0</small>"), "{body}");
+    assert!(!body.contains(" -0") && !body.contains(">-0"), "{body}");
+    let json = fixture.report("good-4", &[]);
+    assert_eq!(json["sum"]["energy_j"].as_f64().map(f64::to_bits), Some(0), "{json}");
+    assert!(json["no_energy"].as_str().is_some_and(|reason| reason.contains("settle in time")), "{json}");
+}
+
+#[test]
+fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
+    let fixture = IpwFixture::on(HUNDRED_WATTS);
+    for at_once in ["1", "4", "16"] {
+        let words = ["-c", at_once, "-n", "32", "--label", at_once];
+        let (output, _) = fixture.run("good-60", &words);
+        assert!(output.status.success(), "{}", output_text(&output));
+        let report = fixture.report("good-60", &[]);
+        assert!((figure(&report, "per_watt") * 100.0 - 1.0).abs() < 0.01, "{at_once} at once: {report}");
+        let power_w = figure(&report, "power_w");
+        let error_w = report["all"]["power_error_w"].as_f64().unwrap();
+        assert!((power_w - 100.0).abs() <= error_w && error_w > 0.0, "{at_once}: {power_w} \u{b1} {error_w}");
+        let attributed_w = figure(&report, "attributed_power_w");
+        match at_once {
+            "1" => assert!((attributed_w - power_w).abs() < 1.0, "{attributed_w} of {power_w}"),
+            _ => assert!(attributed_w < 0.7 * power_w, "{attributed_w} of {power_w}"),
+        }
+        std::fs::rename(fixture.path("good-60"), fixture.path(at_once)).unwrap();
+    }
+    let output = fixture.command("compare").args(["1", "4", "16", "--json"]).output().unwrap();
+    let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for column in &columns.as_array().unwrap()[1..] {
+        let ratio = column["paired"]["per_watt_ratio"]["value"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() < 0.01, "{column}");
+    }
+    let flat = fixture.command("export").args(["16", "--harness", "harness"]).output().unwrap();
+    assert!(flat.status.success(), "{}", output_text(&flat));
+    let exported = std::fs::read_to_string(fixture.path("harness/data.jsonl")).unwrap();
+    let import = fixture.command("import").args(["harness", "-o", "again"]).output().unwrap();
+    assert!(import.status.success(), "{}", output_text(&import));
+    assert!((figure(&fixture.report("again", &[]), "power_w") - 100.0).abs() < 1.0, "{exported}");
+}

@@ -1,0 +1,127 @@
+//! GPU time by process, through a fake of NVIDIA's library and a whole meter.
+
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use crate::fake_nvml::{Knob, Library};
+use wattspan::config::Config;
+use wattspan::embedded::EmbeddedMeter;
+use wattspan_client::Client;
+use wattspan_client::account::{Account, Share};
+use wattspan_client::protocol::OpenSpan;
+
+struct SleepProcess(Child);
+
+impl SleepProcess {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+
+    fn pid(&self) -> u64 {
+        u64::from(self.0.id())
+    }
+}
+
+impl Drop for SleepProcess {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start_meter(library: &Library) -> (EmbeddedMeter, Client) {
+    let mut config = Config::default();
+    config.source.nvml_library = Some(library.path());
+    config.source.enabled = Some(vec!["nvml".into()]);
+    let meter = EmbeddedMeter::start(&config).unwrap();
+    let client = meter.connect().unwrap();
+    (meter, client)
+}
+
+fn account(client: &Client, pid: u64, ms: u64) -> Account {
+    let opening = OpenSpan { process: Some(pid as i64), ..OpenSpan::default() };
+    let span = client.open_span_with(opening).unwrap();
+    std::thread::sleep(Duration::from_millis(ms));
+    span.close().unwrap()
+}
+
+fn gpu(account: &Account, number: usize) -> &Share {
+    let name = format!("gpu-{number}");
+    account.domains.iter().find(|share| share.domain == name).unwrap()
+}
+
+/// The first account with a known GPU process share; the driver is first queried while a span is open.
+fn first_known_account(client: &Client, pid: u64) -> Account {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let account = account(client, pid, 600);
+        if gpu(&account, 0).process_uj.is_some() {
+            return account;
+        }
+        assert!(Instant::now() < deadline, "{account:?}");
+    }
+}
+
+#[test]
+fn a_board_is_split_by_what_its_processes_used_of_it() {
+    let library = Library::new(2);
+    let (one, other) = (SleepProcess::new(), SleepProcess::new());
+    for (knob, value) in [
+        (Knob::ProcessUsageSupported, 1),
+        (Knob::UserA, one.pid()),
+        (Knob::UserAPercent, 60),
+        (Knob::UserB, other.pid()),
+        (Knob::UserBPercent, 20),
+    ] {
+        library.set(0, knob, value);
+    }
+    let (_meter, client) = start_meter(&library);
+    for (process, fraction) in [(&one, 0.75), (&other, 0.25)] {
+        let account = first_known_account(&client, process.pid());
+        let share = gpu(&account, 0);
+        let part = share.process_uj.unwrap() as f64 / share.share_uj.unwrap() as f64;
+        assert!((part - fraction).abs() < 0.01, "{part} of {fraction}");
+        // The other board has no utilization by process: its energy is not split, and the reason is reported.
+        assert_eq!(gpu(&account, 1).process_uj, None);
+    }
+    let absent = client.info().unwrap().absent;
+    let names_the_reason = absent.iter().any(|absent| absent.reason.starts_with("gpu-1: no process share"));
+    assert!(names_the_reason, "{absent:?}");
+    // No process computes: the process share is a known zero.
+    library.set(0, Knob::UserAPercent, 0);
+    library.set(0, Knob::UserBPercent, 0);
+    std::thread::sleep(Duration::from_millis(600));
+    account(&client, one.pid(), 600);
+    let account = account(&client, one.pid(), 600);
+    assert_eq!(gpu(&account, 0).process_uj, Some(0), "{account:?}");
+}
+
+#[test]
+fn under_mig_no_process_has_a_share_of_the_board_and_the_reason_is_given() {
+    let library = Library::new(1);
+    library.set(0, Knob::Mig, 1);
+    library.set(0, Knob::ProcessUsageSupported, 1);
+    let (_meter, client) = start_meter(&library);
+    let one = SleepProcess::new();
+    let account = account(&client, one.pid(), 700);
+    assert_eq!(gpu(&account, 0).process_uj, None);
+    assert!(gpu(&account, 0).share_uj.is_some());
+    let absent = client.info().unwrap().absent;
+    let names_the_reason = |absent: &wattspan::domain::Absent| {
+        absent.reason.contains("no process share") && absent.reason.contains("MIG")
+    };
+    assert!(absent.iter().any(names_the_reason), "{absent:?}");
+}
+
+#[test]
+fn a_hanging_call_delays_no_account() {
+    let library = Library::new(1);
+    library.set(0, Knob::ProcessUsageSupported, 1);
+    let (_meter, client) = start_meter(&library);
+    let one = SleepProcess::new();
+    account(&client, one.pid(), 50);
+    library.set(0, Knob::Hangs, 1);
+    let account = account(&client, one.pid(), 50);
+    assert!(account.closed_ns.is_some());
+    library.set(0, Knob::Hangs, 0);
+}

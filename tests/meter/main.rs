@@ -1,0 +1,44 @@
+//! The meter as a library: sources on fake machines, attribution against a known truth, the embedded service.
+
+#[path = "../fake/mod.rs"]
+mod fake;
+#[cfg(target_os = "linux")]
+#[path = "../fake/apple/mod.rs"]
+mod fake_apple;
+#[cfg(target_os = "linux")]
+#[path = "../fake/nvml/mod.rs"]
+mod fake_nvml;
+#[cfg(target_os = "linux")]
+#[path = "../fuse_sysfs/mod.rs"]
+mod fuse_sysfs;
+#[path = "../support/ground_truth.rs"]
+mod ground_truth;
+#[path = "../support/programs.rs"]
+mod programs;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(target_os = "linux")]
+mod apple;
+mod conservation;
+mod discovery;
+mod documented_trees;
+#[cfg(target_os = "linux")]
+mod duplicate_counters;
+mod embedded;
+mod error_bounds;
+mod estimate;
+#[cfg(target_os = "linux")]
+mod gpu_process_shares;
+#[cfg(target_os = "linux")]
+mod nvml;
+#[cfg(target_os = "linux")]
+mod perf_source;
+mod powercap_trees;
+mod process_shares;
+mod recorded_machine;
+mod simulated_machine;
+#[cfg(target_os = "linux")]
+mod slow_sources;
+#[cfg(target_os = "linux")]
+mod sysfs_sources;

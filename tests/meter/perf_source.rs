@@ -1,0 +1,177 @@
+//! perf with real system calls: a fake `power` PMU whose events are the time stamp counter.
+//!
+//! Few test machines have energy counters, but most have the `msr` PMU. A fake tree names its type as that of `power`
+//! and its `tsc` as every energy event, so that the "energy" advances in the kernel.
+
+use crate::support;
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::fake::FakeSysfs;
+use wattspan::clock::Clock;
+use wattspan::domain::{DomainKind, EnergyReading, Grade};
+use wattspan::sources::{Inventory, OpenedSource, discover, perf};
+
+const SCALE: &str = "2.3283064365386962890625e-10\n";
+
+/// The fake PMU with `events` on `cpumask`, all of them the counter `event`; `None` where this machine has no msr PMU.
+fn power(events: &[&str], cpumask: &str, event: &str) -> Option<FakeSysfs> {
+    let Ok(kind) = fs::read_to_string("/sys/bus/event_source/devices/msr/type") else {
+        support::skip::skip("the msr PMU", "the kernel shows it on x86 processors");
+        return None;
+    };
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.vendor("GenuineIntel");
+    let devices = "bus/event_source/devices";
+    for (file, text) in
+        [("power/type", kind.as_str()), ("power/cpumask", cpumask), ("msr/type", kind.as_str())]
+    {
+        fake_sysfs.sys_file(&format!("{devices}/{file}"), text);
+    }
+    fake_sysfs.sys_file(&format!("{devices}/msr/events/tsc"), "event=0x00\n");
+    for name in events {
+        fake_sysfs.sys_file(&format!("{devices}/power/events/{name}"), event);
+        fake_sysfs.sys_file(&format!("{devices}/power/events/{name}.scale"), SCALE);
+        fake_sysfs.sys_file(&format!("{devices}/power/events/{name}.unit"), "Joules\n");
+    }
+    fake_sysfs.sys_file("devices/system/cpu/cpu0/topology/physical_package_id", "0\n");
+    fake_sysfs.sys_file("devices/system/cpu/cpu1/topology/physical_package_id", "1\n");
+    Some(fake_sysfs)
+}
+
+/// Opens perf on it; skips the test where this machine does not allow that.
+fn open(fake_sysfs: &FakeSysfs) -> Option<Vec<OpenedSource>> {
+    let Inventory { opened, absent, .. } = perf::open(&fake_sysfs.settings(&["perf"]), &Clock::Machine);
+    if absent.iter().any(|absent| absent.reason.contains("perf_event_open")) {
+        support::skip::skip("access to perf_event_open", &absent[0].reason);
+        return None;
+    }
+    assert!(absent.is_empty(), "{absent:?}");
+    Some(opened)
+}
+
+fn read(opened: &mut OpenedSource) -> (Vec<EnergyReading>, Option<(u64, u64)>) {
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
+    let window = opened.source.read(&mut readings);
+    (readings, window)
+}
+
+fn names(opened: &[OpenedSource]) -> Vec<(&str, Option<&str>)> {
+    let domains = opened.iter().flat_map(|group| &group.domains);
+    domains.map(|domain| (domain.name.as_str(), domain.parent.as_deref())).collect()
+}
+
+const SERVER: [&str; 4] = ["energy-cores", "energy-pkg", "energy-psys", "energy-ram"];
+
+#[test]
+fn all_domains_of_a_package_come_out_of_one_group_read_and_advance() {
+    let Some(mut opened) = power(&SERVER, "0\n", "event=0x00\n").and_then(|tree| open(&tree)) else { return };
+    let group = &mut opened[0];
+    let (first, _) = read(group);
+    assert!(first.iter().all(|reading| reading.valid && reading.energy_uj == 0));
+    sleep(Duration::from_millis(20));
+    let (second, _) = read(group);
+    for reading in &second {
+        assert!(reading.valid && reading.epoch == 0 && reading.stamp_ns == 0);
+        // 20 ms at some GHz, in units of 2^-32 J, are more than a millijoule and less than a joule.
+        assert!((1_000..1_000_000).contains(&reading.energy_uj), "{reading:?}");
+    }
+    let (least, most) = (second.iter().map(|r| r.energy_uj).min(), second.iter().map(|r| r.energy_uj).max());
+    assert!(most.unwrap() - least.unwrap() < 1_000, "read at one instant: {second:?}");
+}
+
+#[test]
+fn domains_are_named_after_their_package_and_lie_within_each_other() {
+    let Some(opened) = power(&SERVER, "0\n", "event=0x00\n").and_then(|tree| open(&tree)) else { return };
+    assert_eq!(
+        names(&opened),
+        [
+            ("core-0", Some("package-0")),
+            ("package-0", Some("psys")),
+            ("psys", None),
+            ("dram-0", Some("psys"))
+        ]
+    );
+    let group = &opened[0];
+    assert_eq!((group.name, group.cpu, group.domains[1].kind), ("perf", Some(0), DomainKind::Package));
+    assert!(
+        group.domains.iter().all(|domain| domain.grade == Grade::Measured && domain.ceiling_mw.is_some())
+    );
+    assert_eq!(group.domains[2].quantum_uj, 1_000_000, "a server's psys may count in joules");
+}
+
+#[test]
+fn every_cpu_of_the_mask_is_opened_once() {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        support::skip::skip("a second CPU", "one CPU cannot show that each is opened once");
+        return;
+    }
+    let Some(opened) =
+        power(&["energy-pkg", "energy-psys"], "0-1\n", "event=0x00\n").and_then(|tree| open(&tree))
+    else {
+        return;
+    };
+    assert_eq!(opened.iter().map(|group| group.cpu).collect::<Vec<_>>(), [Some(0), Some(1)]);
+    let psys = Some("psys");
+    assert_eq!(names(&opened), [("package-0", psys), ("psys", None), ("package-1", psys), ("psys-1", None)]);
+}
+
+#[test]
+fn the_window_of_a_read_lies_within_the_clocks_around_it() {
+    let Some(mut opened) = power(&["energy-pkg"], "0\n", "event=0x00\n").and_then(|tree| open(&tree)) else {
+        return;
+    };
+    let clock = Clock::Machine;
+    let mut last_ns = 0;
+    for _ in 0..300 {
+        let before_ns = clock.now_ns();
+        let (_, window) = read(&mut opened[0]);
+        let after_ns = clock.now_ns();
+        let (from_ns, to_ns) = window.unwrap();
+        assert!(before_ns <= from_ns && from_ns <= to_ns && to_ns <= after_ns);
+        assert!(to_ns > last_ns);
+        last_ns = from_ns;
+        sleep(Duration::from_micros(200));
+    }
+}
+
+#[test]
+fn without_the_msr_pmu_there_is_no_stamp_and_still_a_reading() {
+    let Some(tree) = power(&["energy-pkg"], "0\n", "event=0x00\n") else { return };
+    fs::remove_dir_all(tree.sysfs().join("bus/event_source/devices/msr")).unwrap();
+    let Some(mut opened) = open(&tree) else { return };
+    assert!(read(&mut opened[0]).0[0].valid);
+}
+
+#[test]
+fn an_event_that_the_processor_does_not_have_makes_the_pmu_absent_with_the_errno() {
+    let Some(tree) = power(&["energy-pkg"], "0\n", "event=0xff\n") else { return };
+    let found = perf::open(&tree.settings(&["perf"]), &Clock::Machine);
+    assert!(found.opened.is_empty());
+    assert!(found.absent[0].reason.contains("perf_event_open on CPU 0"), "{:?}", found.absent);
+}
+
+#[test]
+fn discovery_sees_the_counters_move_and_needs_no_estimate() {
+    let Some(tree) = power(&["energy-pkg", "energy-ram"], "0\n", "event=0x00\n") else { return };
+    if open(&tree).is_none() {
+        return;
+    }
+    tree.proc_file("stat", "cpu  1 2 3 4 5 6 7 8 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n");
+    tree.zone("intel-rapl:0", "package-0", "262143328850", 5);
+    tree.zone("intel-rapl:0:0", "dram", "65712999613", 5);
+    let found = discover(&tree.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
+    assert_eq!(found.opened.len(), 1);
+    assert_eq!(found.opened[0].advanced, [true, true]);
+    let absent: Vec<_> =
+        found.absent.iter().map(|absent| (absent.source.as_str(), absent.reason.as_str())).collect();
+    assert_eq!(
+        absent,
+        [
+            ("powercap", "its domains are read by perf"),
+            ("estimate", "not needed: package-0 has a live counter")
+        ]
+    );
+}

@@ -1,0 +1,6 @@
+//! What is installed: documented commands, the default configuration, the service on macOS.
+
+mod default_configuration;
+mod documented_commands;
+#[cfg(target_os = "linux")]
+mod launchd;
