@@ -13,7 +13,7 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Listen on this Unix socket
-    #[arg(long, value_name = "PATH", env = "WATTSPAN_SOCKET")]
+    #[arg(long, value_name = "PATH", env = "WATTSPAN_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
     /// Store accounts and other persistent data in this directory
     #[arg(long, value_name = "DIR")]

@@ -2,5 +2,6 @@
 
 mod default_configuration;
 mod documented_commands;
+mod help_texts;
 #[cfg(target_os = "linux")]
 mod launchd;
