@@ -37,13 +37,7 @@ impl Service {
         let opening = self.attributor.opening(&caller.peer, requested_ns, now_ns);
         let weight = call.weight.unwrap_or(1.0);
         access::check_weight(&caller.peer, weight)?;
-        let span = match call.span.take() {
-            Some(span) => {
-                metadata_limits::check_identifier("span", &span, metadata_limits::MAX_SPAN_ID_BYTES)
-                    .map(|()| span)?
-            }
-            None => self.span_ids.generate(),
-        };
+        let span = self.span_id(call.span.take())?;
         let name = call.name.take().unwrap_or_default();
         metadata_limits::check_text("name", &name, metadata_limits::MAX_NAME_BYTES)?;
         let attributes = call.attributes.take().unwrap_or_default();
@@ -67,6 +61,13 @@ impl Service {
         self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
+    }
+
+    /// The ID in a call, or a new one.
+    fn span_id(&mut self, requested: Option<String>) -> Result<String, MethodError> {
+        let Some(span) = requested else { return Ok(self.span_ids.generate()) };
+        metadata_limits::check_identifier("span", &span, metadata_limits::MAX_SPAN_ID_BYTES)?;
+        Ok(span)
     }
 
     /// The method MarkPhase: begins a phase of an open span.
