@@ -52,11 +52,7 @@ fn run(flags: &Flags) -> Result<()> {
     let owner = AcceptedOwner::for_this_process();
     let config = Config::load(flags, owner)?;
     if flags.check {
-        print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
-        if let Some(settings) = store_settings(&config) {
-            print!("\n# {}\n", store::describe_retention(&settings));
-        }
-        return Ok(());
+        return print_configuration(&config);
     }
     raise_descriptor_limit(config.limits.connections + dbus::MAX_DESCRIPTORS);
     let stop = signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
@@ -80,19 +76,11 @@ fn run(flags: &Flags) -> Result<()> {
         .daemon(control, confinement)
         .build()
         .context("cannot start")?;
-    // Our own socket was renamed into place, and the kernel reports only its original path.
-    let addresses = socket_file
-        .as_ref()
-        .map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
-    log_event(&STARTED, &format!("measures {}, listens on {addresses}", service.domain_names().join(", ")));
+    log_start(&service.domain_names(), &listeners, socket_file.as_ref());
     if is_manual_root {
         log_event(&EXCESS_PRIVILEGES, MANUAL_ROOT_NOTICE);
     }
-    if config::is_system_daemon() {
-        config::missing_group_warnings(&config.access)
-            .iter()
-            .for_each(|missing| log_event(&UNKNOWN_GROUP, missing));
-    }
+    log_missing_groups(&config);
     let (bus, forwarded) = dbus::start(&config, log_bus).context("cannot start the D-Bus thread")?.unzip();
     let sockets = ServerSockets {
         listeners,
@@ -108,6 +96,30 @@ fn run(flags: &Flags) -> Result<()> {
     drop(socket_file);
     log_event(&STOPPED, "stopped");
     recording.map_or(Ok(()), finish_recording)
+}
+
+/// Prints the configuration that applies, and how long the store keeps accounts with it.
+fn print_configuration(config: &Config) -> Result<()> {
+    print!("{}", toml::to_string(config).context("cannot print the configuration")?);
+    if let Some(settings) = store_settings(config) {
+        print!("\n# {}\n", store::describe_retention(&settings));
+    }
+    Ok(())
+}
+
+fn log_start(domain_names: &[&str], listeners: &[UnixListener], socket_file: Option<&SocketFile>) {
+    // Our own socket was renamed into place, and the kernel reports only its original path.
+    let addresses =
+        socket_file.map_or_else(|| listener_paths(listeners), |own| own.path().display().to_string());
+    log_event(&STARTED, &format!("measures {}, listens on {addresses}", domain_names.join(", ")));
+}
+
+fn log_missing_groups(config: &Config) {
+    if config::is_system_daemon() {
+        config::missing_group_warnings(&config.access)
+            .iter()
+            .for_each(|missing| log_event(&UNKNOWN_GROUP, missing));
+    }
 }
 
 /// Starts the store, if it is enabled and has a directory.

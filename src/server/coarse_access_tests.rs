@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::dispatch::dispatch;
-use crate::attribution::{self, Attributor};
+use crate::attribution::{self, account::SpanState};
 use crate::clock::Clock;
 use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
@@ -18,6 +18,7 @@ use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid::{self, GRID_NS};
 use crate::service::readings::ReadingCollector;
 use crate::service::startup::ServiceSettings;
+use crate::service::tiered_attributor::TieredAttributor;
 use crate::service::{Service, ServiceBuilder};
 use crate::store::{self, Store};
 use wattspan_client::account::SpanState;
@@ -108,7 +109,7 @@ impl SecretMachine {
         for (at, domain) in domains.iter().enumerate() {
             service.domain_index.insert(domain.name.clone(), at);
         }
-        service.attributor = Attributor::new(domains.into(), attribution_settings);
+        service.attributor = TieredAttributor::new(domains.into(), attribution_settings);
         let (answer_hashes, answer_texts, edge_instants) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self {
             service,
@@ -129,7 +130,7 @@ impl SecretMachine {
             for domain in 0..2 {
                 let energy_uj = self.energy_uj[domain];
                 let reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
-                self.service.attributor.add_reading(domain, at_ns, at_ns + 2000, &reading);
+                self.service.attributor.inner_mut().add_reading(domain, at_ns, at_ns + 2000, &reading);
             }
             self.clock.set(at_ns + 3000);
             self.pump();
@@ -358,7 +359,7 @@ fn a_coarse_client_sees_at_most_ten_instants_per_second() {
 #[test]
 fn energy_is_conserved_with_edges_in_the_future() {
     let machine = run_client(Access::Coarse, 1, 8, 3000);
-    let balances = machine.service.attributor.balance();
+    let balances = machine.service.attributor.inner().balance();
     assert_eq!(balances.len(), 2);
     for balance in balances {
         assert!(balance.attributed_uj > 0, "{balance:?}");
@@ -477,7 +478,7 @@ fn a_span_opened_in_the_future_ends_on_the_grid_with_its_client() {
     machine.service.close_connection(1);
     machine.call(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
     assert!(machine.call(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
-    assert_eq!(machine.service.attributor.open_span_count(), 0);
+    assert_eq!(machine.service.attributor.inner().open_span_count(), 0);
     machine.advance_to(now_ns + 500 * MS_NS);
     for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
         let account =
@@ -511,7 +512,7 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     machine.advance_to(begin_ns + 2550 * MS_NS);
     machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
     machine.advance_to(begin_ns + 2650 * MS_NS);
-    assert!(machine.service.coarse_spans.next_release_ns().is_some(), "settled and held back");
+    assert!(machine.service.attributor.next_release_ns().is_some(), "settled and held back");
     machine.service.shut_down();
     drop(machine);
     let mut next = start();

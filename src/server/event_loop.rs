@@ -139,18 +139,17 @@ impl SocketServer {
             next_sweep_ns: 0,
             service,
         };
-        for stream in sockets.connections {
-            stream.set_nonblocking(true)?;
-            let (credentials, pid) =
-                (unix_socket::peer_credentials(stream.as_fd())?, unix_socket::peer_pid(stream.as_fd()));
-            server.add_connection(AcceptedConnection {
-                stream,
-                peer: policy.daemon_peer(),
-                credentials,
-                pid,
-            })?;
-        }
+        sockets.connections.into_iter().try_for_each(|stream| server.add_own_connection(stream))?;
         Ok(server)
+    }
+
+    /// Adds a connection of this process, which has the access of the daemon.
+    fn add_own_connection(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let (credentials, pid) =
+            (unix_socket::peer_credentials(stream.as_fd())?, unix_socket::peer_pid(stream.as_fd()));
+        let peer = self.service.policy().daemon_peer();
+        self.add_connection(AcceptedConnection { stream, peer, credentials, pid })
     }
 
     fn is_done(&self) -> bool {

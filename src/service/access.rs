@@ -53,6 +53,15 @@ impl Peer {
     }
 }
 
+/// Checks the weight that a peer gives to a span. Only the maximum of coarse access is checked here; the attributor rejects
+/// invalid weights.
+///
+/// # Errors
+/// `InvalidValue`.
+pub(crate) fn check_weight(peer: &Peer, weight: f64) -> Result<(), MethodError> {
+    if peer.access < Access::Span { coarse_grid::check_weight(weight) } else { Ok(()) }
+}
+
 /// Whether a peer that may see accounts of the account's user may see this one. With coarse access only coarse accounts
 /// are visible.
 pub(crate) fn is_visible_to(peer: &Peer, account: &Account) -> bool {

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap};
 use super::coarse_grid::{self, GRID_NS};
 use crate::attribution::SpanKey;
 use wattspan_client::account::Account;
-use wattspan_client::protocol::MethodError;
 
 #[derive(Debug)]
 struct CoarseSpan {
@@ -57,31 +56,15 @@ impl CoarseSpans {
         self.spans.get(&key).map(|span| span.requested_ns)
     }
 
-    /// The instant of an edge that is requested for `at_ns`; unchanged if the span is not coarse.
-    ///
-    /// # Errors
-    /// `InvalidTime`: before the opening.
-    pub fn edge_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, MethodError> {
-        let Some(span) = self.spans.get(&key) else { return Ok(at_ns) };
-        if at_ns < span.requested_ns {
-            let requested = at_ns.try_into().unwrap_or(i64::MAX);
-            return Err(MethodError::InvalidTime {
-                at_ns: requested,
-                earliest_ns: span.requested_ns,
-                latest_ns: now_ns,
-            });
-        }
-        Ok(coarse_grid::grid_edge_ns(at_ns, now_ns, self.horizon_ns).max(span.opened_ns))
+    /// The instant of an edge that is requested for `at_ns`, not before the requested opening.
+    pub fn edge_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> u64 {
+        let edge_ns = coarse_grid::grid_edge_ns(at_ns, now_ns, self.horizon_ns);
+        self.spans.get(&key).map_or(edge_ns, |span| edge_ns.max(span.opened_ns))
     }
 
-    /// The instant of a close: as for other edges, and at least one step of the grid after the opening.
-    ///
-    /// # Errors
-    /// As for [`CoarseSpans::edge_ns`].
-    pub fn close_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, MethodError> {
-        let edge_ns = self.edge_ns(key, at_ns, now_ns)?;
-        let span = self.spans.get(&key);
-        Ok(span.map_or(edge_ns, |span| edge_ns.max(span.opened_ns + GRID_NS)))
+    /// The instant of a close whose edge lies at `edge_ns`: at least one step of the grid after the opening.
+    pub fn close_ns(&self, key: SpanKey, edge_ns: u64) -> u64 {
+        self.spans.get(&key).map_or(edge_ns, |span| edge_ns.max(span.opened_ns + GRID_NS))
     }
 
     /// Adds the displacement of an edge from `requested_ns` to `at_ns`.

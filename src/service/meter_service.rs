@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::attribution::{Attributor, MAX_DOMAINS, SpanKey};
+use crate::attribution::MAX_DOMAINS;
 use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::domain::Absent;
@@ -20,7 +20,6 @@ use wattspan_client::protocol::{Method, MethodError, Reload, ReloadReply};
 use super::access::{AccessPolicy, Peer};
 use super::allocator;
 use super::caller::ReplyTo;
-use super::coarse_spans::CoarseSpans;
 use super::cursor::CursorCipher;
 use super::daemon_control::{DaemonControl, ReloadedSettings};
 use super::durability::{Durability, EncodedReply, FinalAccount};
@@ -30,6 +29,7 @@ use super::readings::ReadingCollector;
 use super::span_id::SpanIdGenerator;
 use super::span_registry::{SpanLookup, SpanRegistry};
 use super::startup::{ServiceSettings, StartupSettings};
+use super::tiered_attributor::TieredAttributor;
 
 /// The parts that [`ServiceBuilder`](super::ServiceBuilder) collects.
 pub(crate) struct ServiceParts {
@@ -46,13 +46,12 @@ pub(crate) struct ServiceParts {
 /// The service: handles the calls of all clients and polls the readings.
 pub struct Service {
     pub(crate) clock: Clock,
-    pub(crate) attributor: Attributor,
+    pub(crate) attributor: TieredAttributor,
     pub(super) collector: ReadingCollector,
     pub(super) absent: Vec<Absent>,
     pub(super) settings: ServiceSettings,
     pub(crate) domain_index: HashMap<String, usize>,
     pub(super) registry: SpanRegistry,
-    pub(crate) coarse_spans: CoarseSpans,
     rate_limiter: RateLimiter,
     pub(super) span_ids: SpanIdGenerator,
     pub(super) cursor_cipher: CursorCipher,
@@ -62,7 +61,7 @@ pub struct Service {
     daemon: Option<DaemonControl>,
     pub(super) privileges: Option<ProcessPrivileges>,
     /// A reused buffer, empty between calls.
-    settled_buffer: Vec<(SpanKey, Account)>,
+    settled_buffer: Vec<Account>,
     /// The attributor has settled spans that are not finalized.
     has_more_settled: bool,
     /// The maximum of the spans' estimated memory since memory was last released.
@@ -88,8 +87,8 @@ impl Service {
         let domain_index =
             collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut attributor =
-            Attributor::new(collector.domains().cloned().collect(), settings.attribution.clone());
-        collector.publish_domain_state(&mut attributor);
+            TieredAttributor::new(collector.domains().cloned().collect(), settings.attribution.clone());
+        collector.publish_domain_state(attributor.inner_mut());
         let gpus = GpuProcessUsage::new(collector.domains().enumerate(), settings.nvml_library.clone());
         let domains = collector.domains().count().min(MAX_DOMAINS);
         let (daemon, privileges) = daemon.unzip();
@@ -99,7 +98,6 @@ impl Service {
             collector,
             absent,
             registry: SpanRegistry::new(settings.limits.clone(), domains),
-            coarse_spans: CoarseSpans::new(settings.attribution.horizon_ns),
             rate_limiter: RateLimiter::default(),
             process_tracker: ProcessTracker::new(settings.roots.clone(), gpus),
             settings,
@@ -200,11 +198,11 @@ impl Service {
         let since_ns = now_ns.saturating_sub(self.refreshed_ns);
         self.refreshed_ns = now_ns;
         self.attach_started_sources();
-        self.collector.drain(now_ns, &mut self.attributor);
-        self.absent.extend(self.process_tracker.sample_if_due(now_ns, &mut self.attributor));
-        self.attributor.advance(now_ns);
+        self.collector.drain(now_ns, self.attributor.inner_mut());
+        self.absent.extend(self.process_tracker.sample_if_due(now_ns, self.attributor.inner_mut()));
+        self.attributor.inner_mut().advance(now_ns);
         self.has_more_settled = self.settle_within_budget(now_ns, since_ns);
-        for (_, account) in self.coarse_spans.release(now_ns) {
+        for (_, account) in self.attributor.release_withheld(now_ns) {
             self.finalize_span(account, now_ns);
         }
         self.poll_store(now_ns);
@@ -214,7 +212,8 @@ impl Service {
 
     /// Adds the domains of sources that have started since the last call.
     fn attach_started_sources(&mut self) {
-        let Some(attached) = self.collector.attach_started_sources(&mut self.attributor) else { return };
+        let attached = self.collector.attach_started_sources(self.attributor.inner_mut());
+        let Some(attached) = attached else { return };
         self.absent.extend(attached.absent);
         let new_domains = || self.collector.domains().enumerate().skip(attached.first_domain);
         self.domain_index.extend(new_domains().map(|(at, domain)| (domain.name.clone(), at)));
@@ -231,13 +230,9 @@ impl Service {
         let mut settled_buffer = std::mem::take(&mut self.settled_buffer);
         let end_ns = now_ns + since_ns.clamp(MIN_BUDGET_NS, MAX_BUDGET_NS);
         let has_more = loop {
-            let has_more = self
-                .attributor
-                .drain_settled_up_to(1, |span| settled_buffer.push((span.key(), span.account())));
-            for (key, account) in settled_buffer.drain(..) {
-                if let Some(account) = self.coarse_spans.withhold(key, account, now_ns) {
-                    self.finalize_span(account, now_ns);
-                }
+            let has_more = self.attributor.drain_settled_up_to(1, now_ns, &mut settled_buffer);
+            for account in settled_buffer.drain(..) {
+                self.finalize_span(account, now_ns);
             }
             if !has_more || self.clock.now_ns() >= end_ns {
                 break has_more;
@@ -270,7 +265,7 @@ impl Service {
             &mut self.store_replies,
             &mut self.final_accounts,
         );
-        durability.journal_open_spans(now_ns, &self.clock, &self.attributor, &mut self.registry);
+        durability.journal_open_spans(now_ns, &self.clock, self.attributor.inner(), &mut self.registry);
     }
 
     /// Shrinks tables and returns free memory to the system once most of the memory of spans and accounts is free.
@@ -280,7 +275,7 @@ impl Service {
         const MIN_RELEASE_BYTES: usize = 2 << 20;
         const EDGE_BYTES: usize = 128;
         const SECOND_RELEASE_NS: u64 = 2_000_000_000;
-        let edge_bytes = self.attributor.pending_edge_count() * EDGE_BYTES;
+        let edge_bytes = self.attributor.inner().pending_edge_count() * EDGE_BYTES;
         let store_bytes = self.durability.as_ref().map_or(0, Durability::pending_bytes);
         let span_bytes = self.registry.memory_bytes() + edge_bytes + store_bytes;
         self.peak_span_bytes = self.peak_span_bytes.max(span_bytes);
@@ -294,7 +289,6 @@ impl Service {
         self.peak_span_bytes = span_bytes;
         self.attributor.shrink();
         self.registry.shrink();
-        self.coarse_spans.shrink();
         if is_second_release {
             self.registry.compact(self.durability.as_ref().map_or(0, Durability::committed_number));
         }
@@ -312,8 +306,8 @@ impl Service {
         const MIN_POLL_NS: u64 = 500_000;
         let latest_ns = now_ns + if self.is_fast { ACTIVE_POLL_NS } else { IDLE_POLL_NS };
         let latest_ns =
-            self.coarse_spans.next_release_ns().map_or(latest_ns, |due_ns| due_ns.clamp(now_ns, latest_ns));
-        let sample_due_ns = self.process_tracker.sample_due_ns(&self.attributor);
+            self.attributor.next_release_ns().map_or(latest_ns, |due_ns| due_ns.clamp(now_ns, latest_ns));
+        let sample_due_ns = self.process_tracker.sample_due_ns(self.attributor.inner());
         let store_timeout_ns = self.durability.as_ref().and_then(Durability::timeout_at_ns);
         let due_times = [sample_due_ns, store_timeout_ns].into_iter().flatten();
         let latest_ns = due_times.fold(latest_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
@@ -327,7 +321,7 @@ impl Service {
         if self.registry.waiting_replies() == 0 {
             return latest_ns;
         }
-        let due_ns = self.attributor.next_settle_ns().unwrap_or(latest_ns);
+        let due_ns = self.attributor.inner().next_settle_ns().unwrap_or(latest_ns);
         due_ns.max(now_ns + MIN_POLL_NS).min(latest_ns)
     }
 
@@ -363,12 +357,12 @@ impl Service {
     pub fn shut_down(&mut self) {
         let now_ns = self.clock.now_ns();
         if let Some(durability) = &mut self.durability {
-            durability.shut_down(now_ns, &self.attributor, &mut self.coarse_spans);
+            durability.shut_down(now_ns, &mut self.attributor);
         }
     }
 
     fn update_sampling_rate(&mut self) {
-        self.set_sampling_rate(self.attributor.is_busy() || self.domain_watchers > 0);
+        self.set_sampling_rate(self.attributor.inner().is_busy() || self.domain_watchers > 0);
     }
 
     pub(super) fn set_sampling_rate(&mut self, is_fast: bool) {
@@ -401,7 +395,7 @@ impl Service {
             self.collector.set_rates(&settings.sampler);
         }
         let attribution_settings = &settings.service.attribution;
-        self.attributor.reconfigure(
+        self.attributor.inner_mut().reconfigure(
             attribution_settings.idle_mw.clone(),
             attribution_settings.max_open_spans,
             attribution_settings.max_pending_weight_changes,

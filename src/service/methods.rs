@@ -4,16 +4,15 @@
 //! accounts of other users need telemetry access, figures of domains need span access. Invariant: a span is open in
 //! the registry exactly while it is open in the attributor.
 
-use std::collections::BTreeMap;
-
-use super::access::Peer;
+use super::access::{self, Peer};
 use super::caller::{AccountOutcome, Caller, ConnectionId};
 use super::durability::QueryKind;
 use super::list_request::ListRequest;
+use super::metadata_limits;
 use super::meter_service::Service;
 use super::span_memory::SpanSize;
 use super::span_registry::{MAX_LIST_BYTES, OpenSpanEntry, SpanLookup};
-use super::{coarse_grid, metadata_limits};
+use super::tiered_attributor::SpanEdge;
 use crate::attribution::{AttributionError, NewSpan, SpanKey, footprint};
 use crate::clock;
 use crate::domain::Domain;
@@ -35,44 +34,40 @@ impl Service {
     pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, MethodError> {
         let now_ns = self.clock.now_ns();
         let requested_ns = self.validate_instant(call.at_ns, now_ns)?;
-        let is_coarse = caller.peer.access < Access::Span;
-        let at_ns = if is_coarse { self.coarse_spans.opening_ns(requested_ns, now_ns) } else { requested_ns };
+        let opening = self.attributor.opening(&caller.peer, requested_ns, now_ns);
         let weight = call.weight.unwrap_or(1.0);
-        if is_coarse {
-            coarse_grid::check_weight(weight)?;
-        }
-        let span = match call.span.take() {
-            Some(span) => {
-                metadata_limits::check_identifier("span", &span, metadata_limits::MAX_SPAN_ID_BYTES)
-                    .map(|()| span)?
-            }
-            None => self.span_ids.generate(),
-        };
+        access::check_weight(&caller.peer, weight)?;
+        let span = self.span_id(call.span.take())?;
         let name = call.name.take().unwrap_or_default();
         metadata_limits::check_text("name", &name, metadata_limits::MAX_NAME_BYTES)?;
         let attributes = call.attributes.take().unwrap_or_default();
         metadata_limits::check_attributes(&attributes, 0)?;
-        let size = self.registry.estimate_size(&span, &name, &attributes, is_coarse);
+        let size = self.registry.estimate_size(&span, &name, &attributes, opening.is_withheld());
         self.registry.check_open(&caller.peer, &span, size)?;
-        let subject = self.process_tracker.resolve(caller, &call, &mut self.attributor)?;
-        let opening = NewSpan {
+        let subject = self.process_tracker.resolve(caller, &call, self.attributor.inner_mut())?;
+        let new_span = NewSpan {
             span_id: span.clone(),
             name,
             attributes,
             weight,
             domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
-            at_ns,
+            at_ns: opening.at_ns(),
             uid: caller.peer.uid,
-            opened_unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
+            opened_unix_ns: clock::unix_ns().saturating_add(opening.at_ns()).saturating_sub(now_ns),
             subject,
         };
-        let key = self.attributor.open(now_ns, opening).map_err(|error| method_error(error, &span, at_ns))?;
+        let opened = self.attributor.open(now_ns, opening, new_span);
+        let key = opened.map_err(|error| method_error(error, &span, opening.at_ns()))?;
         self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
-        if is_coarse {
-            self.coarse_spans.insert(key, requested_ns, at_ns);
-        }
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
+    }
+
+    /// The ID in a call, or a new one.
+    fn span_id(&mut self, requested: Option<String>) -> Result<String, MethodError> {
+        let Some(span) = requested else { return Ok(self.span_ids.generate()) };
+        metadata_limits::check_identifier("span", &span, metadata_limits::MAX_SPAN_ID_BYTES)?;
+        Ok(span)
     }
 
     /// The method MarkPhase: begins a phase of an open span.
@@ -80,12 +75,10 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
         metadata_limits::check_identifier("phase", &call.phase, metadata_limits::MAX_PHASE_BYTES)?;
-        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
-        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
+        let edge = self.validate_edge(&open, &call.span, call.at_ns, now_ns)?;
         let size = self.registry.check_phase(peer, &open, &call.phase)?;
-        let marked = self.attributor.begin_phase(now_ns, open.key, call.phase, at_ns);
-        marked.map_err(|error| method_error(error, &call.span, at_ns))?;
-        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        let marked = self.attributor.begin_phase(now_ns, edge, call.phase);
+        marked.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
         self.registry.record_phase(peer.uid, &call.span, size);
         Ok(())
     }
@@ -94,15 +87,11 @@ impl Service {
     pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
-        if peer.access < Access::Span {
-            coarse_grid::check_weight(call.weight)?;
-        }
-        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
-        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
+        access::check_weight(peer, call.weight)?;
+        let edge = self.validate_edge(&open, &call.span, call.at_ns, now_ns)?;
         let size = self.registry.check_weight(peer, &open)?;
-        let set = self.attributor.set_weight(now_ns, open.key, call.weight, at_ns);
-        set.map_err(|error| method_error(error, &call.span, at_ns))?;
-        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        let set = self.attributor.set_weight(now_ns, edge, call.weight);
+        set.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
         if size != SpanSize::default() {
             self.registry.record_weight_change(peer.uid, &call.span, size);
         }
@@ -120,8 +109,7 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let peer = &caller.peer;
         let open = self.find_open_span(peer, &call.span)?;
-        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
-        let at_ns = self.coarse_spans.close_ns(open.key, requested_ns, now_ns)?;
+        let edge = self.validate_edge(&open, &call.span, call.at_ns, now_ns)?;
         let attributes = call.attributes.unwrap_or_default();
         let text_bytes = metadata_limits::check_attributes(&attributes, open.attribute_count())?;
         let memory_bytes = footprint::attributes_bytes(&attributes);
@@ -129,9 +117,8 @@ impl Service {
         if !attributes.is_empty() {
             self.registry.check_growth(peer, growth)?;
         }
-        let closed = self.attributor.close(now_ns, open.key, at_ns, attributes, false);
-        closed.map_err(|error| method_error(error, &call.span, at_ns))?;
-        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        let closed = self.attributor.close(now_ns, edge, attributes);
+        closed.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
         self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
         if wait {
             return Ok(AccountOutcome::Deferred);
@@ -146,10 +133,7 @@ impl Service {
     pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, span)?;
-        let requested_ns = self.now_or_opening_ns(open.key, now_ns);
-        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
-        self.attributor.cancel(now_ns, open.key, at_ns).map_err(|error| method_error(error, span, at_ns))?;
-        self.coarse_spans.remove(open.key);
+        self.attributor.cancel(now_ns, open.key).map_err(|error| method_error(error, span, now_ns))?;
         let journal_key = self.registry.remove_open(peer.uid, span);
         if let (Some(durability), Some(key)) = (&mut self.durability, journal_key) {
             durability.remove_from_journal(key);
@@ -161,11 +145,7 @@ impl Service {
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         for key in self.registry.close_connection(connection) {
-            let requested_ns = self.now_or_opening_ns(key, now_ns);
-            let at_ns = self.coarse_spans.close_ns(key, requested_ns, now_ns).unwrap_or(requested_ns);
-            // Cannot fail: the span is open in the attributor too, and an abandoned close is valid at any instant.
-            let _ = self.attributor.close(now_ns, key, at_ns, BTreeMap::new(), true);
-            self.coarse_spans.add_moved_ns(key, requested_ns, at_ns);
+            self.attributor.abandon(now_ns, key);
         }
     }
 
@@ -274,12 +254,11 @@ impl Service {
     /// The accounts as of now of the latest open spans that match and fit into a reply, the latest last.
     fn list_open_spans(&self, peer: &Peer, request: &ListRequest) -> Vec<Account> {
         let now_ns = self.clock.now_ns();
-        let may_see = |key: &SpanKey| peer.access >= Access::Span || self.coarse_spans.contains(*key);
-        let dated = |(span, key)| Some((self.attributor.requested_ns(key)?, span, key));
+        let dated = |(span, key)| Some((self.attributor.opening_ns(key)?, span, key));
         let mut spans: Vec<(u64, &str, SpanKey)> = self
             .registry
             .open_spans(peer.uid_filter())
-            .filter(|(_, key)| may_see(key))
+            .filter(|(_, key)| self.attributor.is_visible_to(peer, *key))
             .filter_map(dated)
             .collect();
         spans.sort_unstable_by_key(|&(requested_ns, span, _)| (std::cmp::Reverse(requested_ns), span));
@@ -318,7 +297,7 @@ impl Service {
     pub fn get_balance(&mut self) -> Balances {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
-        let mut balance = self.attributor.balance();
+        let mut balance = self.attributor.inner().balance();
         balance.retain(|balance| self.collector.has_readings(&balance.domain));
         Balances { balance }
     }
@@ -340,9 +319,8 @@ impl Service {
         match lookup {
             SpanLookup::Settled(account, store_number) => Ok(self.mark_durability(&account, store_number)),
             SpanLookup::Unsettled(key) => {
-                let current_account = || self.attributor.account(now_ns, key).ok();
                 let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
-                self.coarse_spans.provisional_account(key, current_account).ok_or_else(missing)
+                self.attributor.provisional_account(now_ns, key).ok_or_else(missing)
             }
         }
     }
@@ -350,11 +328,10 @@ impl Service {
     /// The caller's span of this name. With coarse access only coarse spans are found.
     fn find_visible_span(&self, peer: &Peer, span: &str) -> Result<SpanLookup, MethodError> {
         let lookup = self.registry.find(peer.uid, span)?;
-        let is_visible = peer.access >= Access::Span
-            || match &lookup {
-                SpanLookup::Unsettled(key) => self.coarse_spans.contains(*key),
-                SpanLookup::Settled(account, _) => coarse_grid::is_coarse(account),
-            };
+        let is_visible = match &lookup {
+            SpanLookup::Unsettled(key) => self.attributor.is_visible_to(peer, *key),
+            SpanLookup::Settled(account, _) => access::is_visible_to(peer, account),
+        };
         if is_visible { Ok(lookup) } else { Err(MethodError::NoSuchSpan { span: span.to_owned() }) }
     }
 
@@ -363,18 +340,17 @@ impl Service {
         self.find_open_span(peer, span).is_ok()
     }
 
-    /// The requested instant of an edge of an open span: the instant in the call, else now.
-    fn validate_edge(&self, key: SpanKey, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
-        match at_ns {
-            Some(_) => self.validate_instant(at_ns, now_ns),
-            None => Ok(self.now_or_opening_ns(key, now_ns)),
-        }
-    }
-
-    /// Now, or the opening of the span if it lies in the future: no edge is before the opening.
-    fn now_or_opening_ns(&self, key: SpanKey, now_ns: u64) -> u64 {
-        let requested_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.requested_ns(key));
-        requested_ns.map_or(now_ns, |requested_ns| requested_ns.max(now_ns))
+    /// An edge of an open span at the instant in the call, else now.
+    fn validate_edge(
+        &self,
+        open: &OpenSpanEntry,
+        span: &str,
+        at_ns: Option<i64>,
+        now_ns: u64,
+    ) -> Result<SpanEdge, MethodError> {
+        let requested_ns = at_ns.map(|_| self.validate_instant(at_ns, now_ns)).transpose()?;
+        let edge = self.attributor.edge(open.key, requested_ns, now_ns);
+        edge.map_err(|error| method_error(error, span, requested_ns.unwrap_or(now_ns)))
     }
 
     /// The caller's open span of this name. With coarse access only coarse spans are found.
@@ -385,7 +361,7 @@ impl Service {
         }
         let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
         match open {
-            Ok(open) if !self.coarse_spans.contains(open.key) => Err(missing()),
+            Ok(open) if !self.attributor.is_visible_to(peer, open.key) => Err(missing()),
             Err(MethodError::AlreadyClosed { .. }) => self.find_visible_span(peer, span).and(open),
             other => other,
         }

@@ -6,7 +6,7 @@
 pub(crate) mod access;
 pub(crate) mod caller;
 pub(crate) mod coarse_grid;
-pub(crate) mod coarse_spans;
+mod coarse_spans;
 mod cursor;
 mod daemon_control;
 mod duplicate_tracker;
@@ -25,6 +25,7 @@ mod span_id;
 mod span_memory;
 mod span_registry;
 pub(crate) mod startup;
+pub(crate) mod tiered_attributor;
 mod watchdog;
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -41,53 +41,58 @@ pub struct StartupSettings {
 impl StartupSettings {
     /// Converts a configuration that [`Config::check`] has accepted.
     pub fn from_config(config: &Config) -> Self {
-        let defaults = sources::SourceSettings::default();
-        let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
-        let sources = sources::SourceSettings {
-            sysfs_root: config.source.sysfs_root.clone(),
-            proc_root: config.source.proc_root.clone(),
-            msr_root: config.source.msr_root.clone(),
-            nvml_library: config.source.nvml_library.clone(),
-            apple_library: config.source.apple_library.clone(),
-            replay: config.source.replay.clone(),
-            enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),
-            estimate_mw: match watts {
-                (Some(idle_w), Some(max_w)) => Some((watts_to_mw(idle_w), watts_to_mw(max_w))),
-                _ => None,
-            },
-        };
-        let history_ns = round_to_ns(config.history_s * 1e9);
-        let sampler = sampler::SamplerSettings {
-            rate_hz: config.rate_hz,
-            idle_rate_hz: config.idle_rate_hz,
-            // Otherwise a client that opens spans in a loop would change the sampling rate twice per span.
-            linger_ns: 1_000_000_000,
-            ring_samples: (config.history_s * config.rate_hz).ceil() as usize,
-            ..sampler::SamplerSettings::default()
-        };
-        let attribution_settings = attribution::AttributionSettings {
-            horizon_ns: round_to_ns(config.horizon_ms * 1e6),
-            counter_timeout_ns: round_to_ns(config.patience_ms * 1e6),
-            max_open_spans: config.limits.open_spans,
-            max_pending_weight_changes: config.limits.weight_changes_per_span as u64,
-            idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), watts_to_mw(*watts))).collect(),
-            ..attribution::AttributionSettings::default()
-        };
-        let policy = AccessPolicy::new(&config.access);
-        let roots = KernelRoots {
-            proc_root: config.source.proc_root.clone(),
-            sysfs_root: config.source.sysfs_root.clone(),
-        };
-        let nvml_library = config.source.nvml_library.clone();
         let service = ServiceSettings {
-            attribution: attribution_settings,
+            attribution: attribution_settings(config),
             limits: config.limits.clone(),
-            policy,
-            history_ns,
-            roots,
-            nvml_library,
+            policy: AccessPolicy::new(&config.access),
+            history_ns: round_to_ns(config.history_s * 1e9),
+            roots: KernelRoots {
+                proc_root: config.source.proc_root.clone(),
+                sysfs_root: config.source.sysfs_root.clone(),
+            },
+            nvml_library: config.source.nvml_library.clone(),
         };
-        Self { sources, sampler, service }
+        Self { sources: source_settings(config), sampler: sampler_settings(config), service }
+    }
+}
+
+fn source_settings(config: &Config) -> sources::SourceSettings {
+    let defaults = sources::SourceSettings::default();
+    let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
+    sources::SourceSettings {
+        sysfs_root: config.source.sysfs_root.clone(),
+        proc_root: config.source.proc_root.clone(),
+        msr_root: config.source.msr_root.clone(),
+        nvml_library: config.source.nvml_library.clone(),
+        apple_library: config.source.apple_library.clone(),
+        replay: config.source.replay.clone(),
+        enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),
+        estimate_mw: match watts {
+            (Some(idle_w), Some(max_w)) => Some((watts_to_mw(idle_w), watts_to_mw(max_w))),
+            _ => None,
+        },
+    }
+}
+
+fn sampler_settings(config: &Config) -> sampler::SamplerSettings {
+    sampler::SamplerSettings {
+        rate_hz: config.rate_hz,
+        idle_rate_hz: config.idle_rate_hz,
+        // Otherwise a client that opens spans in a loop would change the sampling rate twice per span.
+        linger_ns: 1_000_000_000,
+        ring_samples: (config.history_s * config.rate_hz).ceil() as usize,
+        ..sampler::SamplerSettings::default()
+    }
+}
+
+fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
+    attribution::AttributionSettings {
+        horizon_ns: round_to_ns(config.horizon_ms * 1e6),
+        counter_timeout_ns: round_to_ns(config.patience_ms * 1e6),
+        max_open_spans: config.limits.open_spans,
+        max_pending_weight_changes: config.limits.weight_changes_per_span as u64,
+        idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), watts_to_mw(*watts))).collect(),
+        ..attribution::AttributionSettings::default()
     }
 }
 

@@ -142,39 +142,46 @@ fn open_card(
     clock: &Clock,
     found: &mut Inventory,
 ) -> Option<OpenedSource> {
-    let device_id = card.device_id();
-    let is_apu = method == EnergyMethod::ApuPower;
     match method {
         EnergyMethod::Unavailable(reason) => {
-            found.add_absent(NAME, format!("{device_id}: {reason}"));
+            found.add_absent(NAME, format!("{}: {reason}", card.device_id()));
             None
         }
         EnergyMethod::Accumulator(bits) => card.open_accumulator(name, bits, clock).or_else(|| {
-            found.add_absent(NAME, format!("{device_id}: gpu_metrics can no longer be read"));
+            found.add_absent(NAME, format!("{}: gpu_metrics can no longer be read", card.device_id()));
             None
         }),
-        EnergyMethod::Power(_) | EnergyMethod::ApuPower => match card.open_power_sensor(is_apu) {
-            Some((sensor, file)) => {
-                if let EnergyMethod::Power(reason) = method {
-                    found.add_absent(NAME, format!("{device_id}: {reason}; {file} is integrated instead"));
-                }
-                let domain = card.power_domain(name, is_apu, &sensor);
-                Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock))
-            }
-            None => {
-                let reason =
-                    if let EnergyMethod::Power(reason) = method { reason } else { "no accumulator".into() };
-                found.add_absent(
-                    NAME,
-                    format!(
-                        "{device_id}: {reason}, and power1_average and power1_input are missing too; a virtual \
-                         machine's card has neither"
-                    ),
-                );
-                None
-            }
-        },
+        EnergyMethod::Power(reason) => open_power_source(card, name, Some(reason), clock, found),
+        EnergyMethod::ApuPower => open_power_source(card, name, None, clock, found),
     }
+}
+
+/// Opens the power sensor of a card without a usable accumulator. `reason`: why there is none; `None` for an APU.
+fn open_power_source(
+    card: &AmdCard,
+    name: &str,
+    reason: Option<String>,
+    clock: &Clock,
+    found: &mut Inventory,
+) -> Option<OpenedSource> {
+    let device_id = card.device_id();
+    let is_apu = reason.is_none();
+    let Some((sensor, file)) = card.open_power_sensor(is_apu) else {
+        let reason = reason.as_deref().unwrap_or("no accumulator");
+        found.add_absent(
+            NAME,
+            format!(
+                "{device_id}: {reason}, and there is no power1_average or power1_input either; a guest's card \
+                 shows neither"
+            ),
+        );
+        return None;
+    };
+    if let Some(reason) = reason {
+        found.add_absent(NAME, format!("{device_id}: {reason}; {file} is integrated instead"));
+    }
+    let domain = card.power_domain(name, is_apu, &sensor);
+    Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock))
 }
 
 /// One card.

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 
 use super::dedup::{domain_tree, preference};
 use super::parallel_open::{probes_itself, spawn_all};
+use super::source::StartingSources;
 use super::source_settings::ALL_NAMES;
 use super::{Inventory, OpenedSource, SourceSettings, estimate, probe, replay, topology};
 
@@ -35,23 +36,8 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     let is_opened = |name: &&str| *name != estimate::NAME && ALL_NAMES.contains(name);
     let mut starting =
         spawn_all(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
-    let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| absent_if_unknown(name)).collect();
-    while let Some(progress) = starting.next_progress(Some(deadline)) {
-        let index = settings.enabled.iter().position(|name| *name == progress.source);
-        if let Some(part) = index.and_then(|index| parts.get_mut(index)) {
-            part.append(progress.found);
-        }
-    }
-    let (mut found, mut self_probed) = (Inventory::default(), Inventory::default());
-    for (name, mut part) in settings.enabled.iter().zip(parts) {
-        if probes_itself(name) {
-            part.opened.sort_by_key(domain_name_order);
-            part.absent.sort_by_key(|absent| reason_order(&absent.reason));
-            self_probed.append(part);
-        } else {
-            found.append(part);
-        }
-    }
+    let parts = wait_for_sources(&mut starting, &settings.enabled, deadline);
+    let (mut found, self_probed) = merge_parts(&settings.enabled, parts);
     let probe_result =
         probe::probe_domains(&mut found.opened, &topology::physical_packages(&settings.sysfs_root));
     found.append(self_probed);
@@ -66,6 +52,33 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     }
     found.starting = Some(starting).filter(|starting| !starting.names().is_empty());
     found
+}
+
+/// What each enabled mechanism has found by the deadline, in the order of the names.
+fn wait_for_sources(starting: &mut StartingSources, enabled: &[String], deadline: Instant) -> Vec<Inventory> {
+    let mut parts: Vec<Inventory> = enabled.iter().map(|name| absent_if_unknown(name)).collect();
+    while let Some(progress) = starting.next_progress(Some(deadline)) {
+        let index = enabled.iter().position(|name| *name == progress.source);
+        if let Some(part) = index.and_then(|index| parts.get_mut(index)) {
+            part.append(progress.found);
+        }
+    }
+    parts
+}
+
+/// The findings of the mechanisms that need the probe, and of those that probe themselves.
+fn merge_parts(enabled: &[String], parts: Vec<Inventory>) -> (Inventory, Inventory) {
+    let (mut found, mut self_probed) = (Inventory::default(), Inventory::default());
+    for (name, mut part) in enabled.iter().zip(parts) {
+        if probes_itself(name) {
+            part.opened.sort_by_key(domain_name_order);
+            part.absent.sort_by_key(|absent| reason_order(&absent.reason));
+            self_probed.append(part);
+        } else {
+            found.append(part);
+        }
+    }
+    (found, self_probed)
 }
 
 /// An empty inventory, or one with the reason if no mechanism has this name.

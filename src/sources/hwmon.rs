@@ -38,20 +38,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
             return found;
         }
     };
-    let mut groups: Vec<(Vec<HwmonRail>, f64)> = Vec::new();
-    for (nth, chip) in all.iter().enumerate().filter(|(_, chip)| !is_read_elsewhere(chip, settings)) {
-        let of_name = all[..nth].iter().filter(|other| other.name == chip.name).count();
-        let rails = chip_rails(chip, of_name, &mut found);
-        match groups.last_mut() {
-            // A machine has one ACPI meter for each rail; the firmware reads them all, so they are one source.
-            Some((group, _))
-                if chip.name == POWER_METER && group.first().is_some_and(|r| r.is_acpi_meter) =>
-            {
-                group.extend(rails);
-            }
-            _ => groups.push((rails, max_rate_hz(chip))),
-        }
-    }
+    let mut groups = group_rails(&all, settings, &mut found);
     resolve_names_and_parents(&mut groups);
     for (rails, rate_hz) in groups.into_iter().filter(|(rails, _)| !rails.is_empty()) {
         let sensors = rails.into_iter().map(|rail| (rail.domain, rail.sensor)).collect();
@@ -68,6 +55,29 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         );
     }
     found
+}
+
+/// The rails of each source with its rate; records the channels that cannot be read.
+fn group_rails(
+    all: &[HwmonChip],
+    settings: &SourceSettings,
+    found: &mut Inventory,
+) -> Vec<(Vec<HwmonRail>, f64)> {
+    let mut groups: Vec<(Vec<HwmonRail>, f64)> = Vec::new();
+    for (nth, chip) in all.iter().enumerate().filter(|(_, chip)| !is_read_elsewhere(chip, settings)) {
+        let of_name = all[..nth].iter().filter(|other| other.name == chip.name).count();
+        let rails = chip_rails(chip, of_name, found);
+        match groups.last_mut() {
+            // A machine has one ACPI meter for each rail; the firmware reads them all, so they are one source.
+            Some((group, _))
+                if chip.name == POWER_METER && group.first().is_some_and(|r| r.is_acpi_meter) =>
+            {
+                group.extend(rails);
+            }
+            _ => groups.push((rails, max_rate_hz(chip))),
+        }
+    }
+    groups
 }
 
 /// The chip name of `acpi_power_meter`.

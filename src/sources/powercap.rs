@@ -27,34 +27,36 @@ use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
-    let listed = match list_zones(&class) {
+    let no_zone = match list_zones(&class) {
         Ok(listed) if listed.zones.is_empty() && listed.unusable.is_empty() => {
-            found.add_absent(
-                NAME,
-                format!("no RAPL zone in {}; load the driver: sudo modprobe intel_rapl_msr", class.display()),
-            );
+            format!("no RAPL zone in {}", class.display())
+        }
+        Ok(listed) => {
+            listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
+            let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
+            let opened = open_zones(&listed.zones, grade, clock, &mut found);
+            found.opened.extend(opened);
             return found;
         }
-        Ok(listed) => listed,
-        Err(error) => {
-            let reason =
-                format!("{}: {error}; load the driver: sudo modprobe intel_rapl_msr", class.display());
-            found.add_absent(NAME, reason);
-            return found;
-        }
+        Err(error) => format!("{}: {error}", class.display()),
     };
-    for reason in listed.unusable {
-        found.add_absent(NAME, reason);
-    }
-    let mut zone_counters = Vec::new();
-    let mut domains = Vec::new();
-    let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
-    let mut unreadable = Vec::new();
-    for zone in &listed.zones {
+    found.add_absent(NAME, format!("{no_zone}; load the driver: sudo modprobe intel_rapl_msr"));
+    found
+}
+
+/// Opens the zones that can be read as one source, and records the others; `None` if there are none.
+fn open_zones(
+    zones: &[PowercapZone],
+    grade: Grade,
+    clock: &Clock,
+    found: &mut Inventory,
+) -> Option<OpenedSource> {
+    let (mut zone_counters, mut domains, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+    for zone in zones {
         match ZoneCounter::open(zone) {
             Ok(zone_counter) => {
                 zone_counters.push(zone_counter);
-                domains.push(zone_domain(zone, &listed.zones, grade));
+                domains.push(zone_domain(zone, zones, grade));
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 unreadable.push(zone.domain.as_str())
@@ -65,22 +67,19 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     if !unreadable.is_empty() {
         found.add_absent(NAME, permission_reason(&unreadable));
     }
-    if !zone_counters.is_empty() {
-        let source = PowercapSource {
-            zones: zone_counters,
-            suspend: SuspendDetector::new(clock),
-            clock: clock.clone(),
-        };
-        found.opened.push(OpenedSource {
-            name: NAME,
-            source: Box::new(source),
-            cpu: None,
-            max_rate_hz: 10_000.0,
-            advanced: vec![false; domains.len()],
-            domains,
-        });
+    if zone_counters.is_empty() {
+        return None;
     }
-    found
+    let source =
+        PowercapSource { zones: zone_counters, suspend: SuspendDetector::new(clock), clock: clock.clone() };
+    Some(OpenedSource {
+        name: NAME,
+        source: Box::new(source),
+        cpu: None,
+        max_rate_hz: 10_000.0,
+        advanced: vec![false; domains.len()],
+        domains,
+    })
 }
 
 /// The reason and the remedy for zones without read permission.

@@ -50,44 +50,86 @@ pub struct ProbeResult {
 /// that the kernel lists.
 pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> ProbeResult {
     let begin_ns = monotonic_ns();
-    let mut probed = probed_domains(opened);
-    let mut candidates = duplicate_candidates(opened, packages);
-    let mut agreement = CrossCheck::new(opened);
-    let mut readings: Vec<_> =
-        opened.iter().map(|source| vec![EnergyReading::default(); source.domains.len()]).collect();
-    let mut windows_ns = vec![(0, 0); opened.len()];
+    let mut latest = LatestReadings::new(opened);
+    let mut questions = ProbeQuestions::new(opened, packages);
     for read in 1.. {
-        for ((source, readings), window_ns) in opened.iter_mut().zip(&mut readings).zip(&mut windows_ns) {
-            let before_ns = monotonic_ns();
-            source.source.read(readings);
-            *window_ns = (before_ns, monotonic_ns());
-        }
-        probed.iter_mut().for_each(|domain| domain.observe(&readings[domain.index.0][domain.index.1]));
-        for candidate in &mut candidates {
-            let of = |(source, domain): DomainIndex| (windows_ns[source], &readings[source][domain]);
-            let ((before_ns, after_ns), reading) = of(candidate.original);
-            candidate.pair.observe_original(before_ns, after_ns, reading);
-            let ((before_ns, after_ns), reading) = of(candidate.copy);
-            candidate.pair.observe_copy(before_ns, after_ns, reading);
-        }
-        agreement.observe(&readings);
+        latest.read_all(opened);
+        questions.observe(&latest);
         if read % READS_PER_DECISION == 0 {
-            candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
+            questions.candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
         }
-        let undecided = |candidate: &DuplicateCandidate| candidate.pair.state() == Duplicate::Undecided;
-        let is_complete = read >= MIN_READS
-            && have_all_moved(&probed)
-            && !candidates.iter().any(undecided)
-            && !agreement.needs_more_reads();
+        let is_complete = read >= MIN_READS && questions.are_decided();
         if is_complete || monotonic_ns() - begin_ns >= MAX_PROBE_NS {
             break;
         }
         spin(READ_INTERVAL_NS);
     }
-    for domain in &probed {
+    for domain in &questions.probed {
         opened[domain.index.0].advanced[domain.index.1] = domain.has_moved;
     }
-    ProbeResult { candidates, disagreements: agreement.disagreements(opened) }
+    let disagreements = questions.agreement.disagreements(opened);
+    ProbeResult { candidates: questions.candidates, disagreements }
+}
+
+/// The latest reading of each domain, and the window of each source's read.
+struct LatestReadings {
+    readings: Vec<Vec<EnergyReading>>,
+    windows_ns: Vec<(u64, u64)>,
+}
+
+impl LatestReadings {
+    fn new(opened: &[OpenedSource]) -> Self {
+        let of_source = |source: &OpenedSource| vec![EnergyReading::default(); source.domains.len()];
+        Self { readings: opened.iter().map(of_source).collect(), windows_ns: vec![(0, 0); opened.len()] }
+    }
+
+    fn read_all(&mut self, opened: &mut [OpenedSource]) {
+        let latest = self.readings.iter_mut().zip(&mut self.windows_ns);
+        for (source, (readings, window_ns)) in opened.iter_mut().zip(latest) {
+            let before_ns = monotonic_ns();
+            source.source.read(readings);
+            *window_ns = (before_ns, monotonic_ns());
+        }
+    }
+
+    fn reading(&self, (source, domain): DomainIndex) -> &EnergyReading {
+        &self.readings[source][domain]
+    }
+}
+
+/// What the probe finds out.
+struct ProbeQuestions {
+    probed: Vec<ProbedDomain>,
+    candidates: Vec<DuplicateCandidate>,
+    agreement: CrossCheck,
+}
+
+impl ProbeQuestions {
+    fn new(opened: &[OpenedSource], packages: &BTreeSet<u32>) -> Self {
+        Self {
+            probed: probed_domains(opened),
+            candidates: duplicate_candidates(opened, packages),
+            agreement: CrossCheck::new(opened),
+        }
+    }
+
+    fn observe(&mut self, latest: &LatestReadings) {
+        self.probed.iter_mut().for_each(|domain| domain.observe(latest.reading(domain.index)));
+        for DuplicateCandidate { original, copy, pair } in &mut self.candidates {
+            let (before_ns, after_ns) = latest.windows_ns[original.0];
+            pair.observe_original(before_ns, after_ns, latest.reading(*original));
+            let (before_ns, after_ns) = latest.windows_ns[copy.0];
+            pair.observe_copy(before_ns, after_ns, latest.reading(*copy));
+        }
+        self.agreement.observe(&latest.readings);
+    }
+
+    fn are_decided(&self) -> bool {
+        let undecided = |candidate: &DuplicateCandidate| candidate.pair.state() == Duplicate::Undecided;
+        have_all_moved(&self.probed)
+            && !self.candidates.iter().any(undecided)
+            && !self.agreement.needs_more_reads()
+    }
 }
 
 /// One probed domain.

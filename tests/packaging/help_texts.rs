@@ -46,7 +46,10 @@ fn the_help_of_every_command_is_the_reviewed_text() {
     }
     for (name, text) in &texts {
         let reviewed = fs::read_to_string(folder.join(name)).unwrap_or_default();
-        assert_eq!(*text, reviewed, "tests/fixtures/help/{name} is another text; write the files anew and review them");
+        assert_eq!(
+            *text, reviewed,
+            "tests/fixtures/help/{name} is another text; write the files anew and review them"
+        );
     }
     let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let gone: Vec<String> = files.filter(|file| !texts.contains_key(file)).collect();

@@ -78,12 +78,8 @@ pub fn open(
         CallCost::measure(|| drop(read_counters(&board, &meters))),
         CallCost::measure(|| drop(read_powers(&board, &meters))),
     );
-    let metered_by_power = meters.iter().any(|meter| meter.energy.is_none());
-    // Counters are read often enough to stay valid, for any cost of the call.
-    let expensive_ns = energy.min_period_ns(identity.boards).min((1e9 / MIN_RATE_HZ) as u64);
-    let counting_ns = if metered_by_power { 0 } else { expensive_ns };
-    let max_hz = MAX_RATE_HZ.min(MAX_TOTAL_RATE_HZ / identity.boards.max(1) as f64).max(MIN_RATE_HZ);
-    let max_rate_hz = (1e9 / power.min_period_ns(identity.boards).max(1) as f64).clamp(MIN_RATE_HZ, max_hz);
+    let counting_ns = counter_period_ns(&energy, &meters, identity.boards);
+    let max_rate_hz = max_rate_hz(&power, identity.boards);
     let domains = board_domains(name, &meters, identity);
     let mut source = BoardSource {
         connection: BoardConnection::new(library, identity.uuid.clone(), board),
@@ -97,6 +93,22 @@ pub fn open(
     source.counter_schedule = CallSchedule::new(counting_ns);
     let opened = OpenedSource { name, source: Box::new(source), domains, cpu: None, max_rate_hz, advanced };
     Ok(OpenedBoard { opened, notes })
+}
+
+/// The shortest time between two reads of the counters. 0: each read of the board includes them, since the energy of a
+/// scope without a counter comes from its power.
+fn counter_period_ns(energy: &CallCost, meters: &[ScopeMeter], boards: usize) -> u64 {
+    if meters.iter().any(|meter| meter.energy.is_none()) {
+        return 0;
+    }
+    // Counters are read often enough to stay valid, for any cost of the call.
+    energy.min_period_ns(boards).min((1e9 / MIN_RATE_HZ) as u64)
+}
+
+/// The highest rate of one of several boards, for the cost of reading its power.
+fn max_rate_hz(power: &CallCost, boards: usize) -> f64 {
+    let max_hz = MAX_RATE_HZ.min(MAX_TOTAL_RATE_HZ / boards.max(1) as f64).max(MIN_RATE_HZ);
+    (1e9 / power.min_period_ns(boards).max(1) as f64).clamp(MIN_RATE_HZ, max_hz)
 }
 
 /// The scopes of the board, with notes about skipped ones.
