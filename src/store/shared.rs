@@ -55,6 +55,8 @@ pub(super) struct WorkReceiver {
     queries: Receiver<NumberedQuery>,
     /// A message here ends the delay of a commit; one that waits is enough.
     urgent: Receiver<()>,
+    /// The number of waiting queries whose earlier batches have been taken.
+    ready_queries: usize,
 }
 
 pub(super) fn work_queue() -> (WorkSender, WorkReceiver) {
@@ -62,7 +64,7 @@ pub(super) fn work_queue() -> (WorkSender, WorkReceiver) {
     let (query_sender, queries) = unbounded();
     let (urgent_sender, urgent) = bounded(1);
     let sender = WorkSender { batches: batch_sender, queries: query_sender, urgent: urgent_sender };
-    (sender, WorkReceiver { batches, queries, urgent })
+    (sender, WorkReceiver { batches, queries, urgent, ready_queries: 0 })
 }
 
 impl WorkSender {
@@ -85,7 +87,11 @@ impl WorkSender {
 impl WorkReceiver {
     /// Waits for work, or until `deadline`; takes all batches and one query. The batches include all that were pushed
     /// before the query. Also returns whether to shut down: then all work has been taken.
-    pub fn take_work(&self, deadline: Instant, into: &mut VecDeque<Batch>) -> (Option<NumberedQuery>, bool) {
+    pub fn take_work(
+        &mut self,
+        deadline: Instant,
+        into: &mut VecDeque<Batch>,
+    ) -> (Option<NumberedQuery>, bool) {
         let already_taken = into.len();
         let mut query = None;
         // A message of a batch that an earlier call took.
@@ -112,12 +118,19 @@ impl WorkReceiver {
                 Err(error) => is_closed = error == TryRecvError::Disconnected,
             }
         }
+        self.ready_queries = self.queries.len();
         into.extend(self.batches.try_iter());
         (query, is_closed)
     }
 
-    /// Takes the next query, if any.
-    pub fn next_query(&self) -> Option<NumberedQuery> {
+    /// Takes the next query, if it needs no batch that still waits.
+    pub fn next_query(&mut self) -> Option<NumberedQuery> {
+        if self.ready_queries == 0 {
+            // Read in this order: a batch that waits may be older than these queries.
+            let waiting = self.queries.len();
+            self.ready_queries = if self.batches.is_empty() { waiting } else { 0 };
+        }
+        self.ready_queries = self.ready_queries.checked_sub(1)?;
         self.queries.try_recv().ok()
     }
 }
@@ -220,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_closed_queue_ends_after_all_its_work() {
-        let (sender, receiver) = work_queue();
+        let (sender, mut receiver) = work_queue();
         for last_number in 1..=3 {
             sender.push_batch(batch(last_number, last_number == 2));
         }
@@ -237,5 +250,24 @@ mod tests {
             }
         }
         assert_eq!((numbers(&batches), queries), (vec![1, 2, 3], vec![8, 9]));
+    }
+
+    #[test]
+    fn a_query_waits_for_the_batches_that_were_pushed_before_it() {
+        let (sender, mut receiver) = work_queue();
+        let mut batches = VecDeque::new();
+        let now = Instant::now();
+        assert!(push_query(&sender, 1));
+        assert_eq!(receiver.take_work(now, &mut batches).0.unwrap().0, 1);
+        assert!(push_query(&sender, 2));
+        assert_eq!(receiver.next_query().unwrap().0, 2);
+        sender.push_batch(batch(1, false));
+        assert!(push_query(&sender, 3) && push_query(&sender, 4));
+        assert_eq!(receiver.next_query(), None);
+        assert_eq!(receiver.take_work(now, &mut batches).0.unwrap().0, 3);
+        sender.push_batch(batch(2, false));
+        assert_eq!(numbers(&batches), [1]);
+        assert_eq!(receiver.next_query().unwrap().0, 4);
+        assert_eq!(receiver.next_query(), None);
     }
 }
