@@ -12,6 +12,9 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use libc::{SIGHUP, SIGINT, SIGTERM};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use wattspan_client::protocol::ProcessPrivileges;
+use wattspan_system::private_file;
+use wattspan_system::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
 
 use crate::clock::Clock;
 use crate::config::{self, AcceptedOwner, Config, Flags};
@@ -33,9 +36,6 @@ use crate::systemd::journal::{
     STORE_STATE, UNKNOWN_GROUP, log,
 };
 use crate::systemd::notify::ServiceManager;
-use wattspan_client::protocol::ProcessPrivileges;
-use wattspan_system::private_file;
-use wattspan_system::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
 
 /// Entry point of `wattspand`.
 pub fn main() -> ExitCode {

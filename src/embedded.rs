@@ -10,13 +10,14 @@ use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use wattspan_client::protocol::DomainStatus;
+use wattspan_client::{Client, ClientError};
+
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::Liveness;
 use crate::server::ServerSockets;
 use crate::service::{ServiceBuilder, StartupSettings};
-use wattspan_client::protocol::DomainStatus;
-use wattspan_client::{Client, ClientError};
 
 /// Timeout and poll interval of the wait for the first reading.
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a total is the sum over all counted domains, or absent; an unknown value never counts as 0.
 
-use crate::domain::Grade;
+use wattspan_client::account::{Account, Phase, Share, SpanState};
 
 use super::domain_timeline::DomainTimeline;
 use super::process_share::ProcessShares;
@@ -12,7 +12,7 @@ use super::span::{
     accumulated_error_since,
 };
 use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
-use wattspan_client::account::{Account, Phase, Share, SpanState};
+use crate::domain::Grade;
 
 /// A settled span, as [`Attributor::drain_settled`](super::Attributor::drain_settled) shows it: `account` builds the
 /// whole account, `share_uj` alone is cheaper.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{Domain, EnergyReading};
+use wattspan_client::account::{Account, Balance};
 
 use super::account_builder::{self, SettledSpan};
 use super::domain_timeline::DomainTimeline;
@@ -16,7 +16,7 @@ use super::process_share::ProcessShares;
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
 use super::span::{self, SlotState, Span, SpanTable};
 use super::units::weight_units;
-use wattspan_client::account::{Account, Balance};
+use crate::domain::{Domain, EnergyReading};
 
 /// The maximum number of domains of an attributor: each has one bit of a word.
 pub const MAX_DOMAINS: usize = 64;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::domain::{Domain, EnergyReading};
+use wattspan_client::account::Balance;
 
 use super::edge_commit::{CommitContext, EdgeCommit};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
@@ -19,7 +19,7 @@ use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, error_units, whole_uj, wrapping_error_units};
 use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::virtual_energy::inverse_of;
-use wattspan_client::account::Balance;
+use crate::domain::{Domain, EnergyReading};
 
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {

@@ -13,14 +13,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::domain::Domain;
+use wattspan_client::account::Account;
 
 use super::domain_timeline::DomainTimeline;
 use super::request::{BasisUsageSample, SpanKey, Subject};
 use super::span::Span;
 use super::usage_history::{BasisUsageHistory, SubjectUsageHistory, mul_div};
 use super::weight_history::{ProcessPoint, ProcessShare};
-use wattspan_client::account::Account;
+use crate::domain::Domain;
 
 /// The basis of the CPU domains.
 pub const CPU_TIME: usize = 0;

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use wattspan_client::protocol::{GetBalance, GetInfo, Method, MethodError};
 use zbus::message::{Body, Flags};
 
 use super::context::{DbusContext, PendingCall};
@@ -28,7 +29,6 @@ use super::json::{self, VariantDict};
 use super::names::{INTERFACE, PROPERTIES_INTERFACE};
 use super::polkit;
 use super::service_connection::{self, ServiceConnection, ServiceReply};
-use wattspan_client::protocol::{GetBalance, GetInfo, Method, MethodError};
 
 /// Outstanding replies of one client. The sum with the calls in its queue is what the system bus allows.
 const MAX_PENDING_REPLIES: usize = 64;

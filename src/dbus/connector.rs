@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use wattspan_client::protocol::{GetInfo, Method};
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
@@ -31,7 +32,6 @@ use super::dispatcher::DbusDispatcher;
 use super::names::{BUS_NAME, INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE};
 use super::service_connection::{ServiceConnection, into_tokio};
 use crate::server::ConnectionSender;
-use wattspan_client::protocol::{GetInfo, Method};
 
 /// The shortest and the longest delay between two attempts.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(250);

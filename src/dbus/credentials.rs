@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
+use wattspan_system::unix_socket::PeerCredentials;
 use zbus::fdo::ConnectionCredentials;
 use zbus::{Connection, Message};
 
 use super::dbus_error::DbusError;
-use wattspan_system::unix_socket::PeerCredentials;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 

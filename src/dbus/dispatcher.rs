@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use wattspan_client::protocol::MethodError;
 use zbus::Message;
 use zbus::message::Type;
 
@@ -20,7 +21,6 @@ use super::credentials;
 use super::dbus_error::DbusError;
 use super::interface;
 use super::names::OBJECT_PATH;
-use wattspan_client::protocol::MethodError;
 
 /// Limit of clients. Each has a match rule, of which a bus allows 512.
 pub const MAX_CLIENTS: usize = 448;

@@ -4,16 +4,16 @@
 //! the installed introspection text and with the service's list of methods, so that no method is omitted by accident.
 
 use serde_json::{Map, Value};
+use wattspan_client::protocol::{
+    CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
+    ReadWindow, SetWeight,
+};
 use zbus::message::Body;
 use zbus::{Structure, Variant};
 
 use super::dbus_error::DbusError;
 use super::json::{self, VariantDict};
 use super::names::OBJECT_PATH;
-use wattspan_client::protocol::{
-    CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
-    ReadWindow, SetWeight,
-};
 
 pub const RELOAD: &str = "org.wattspan.Meter.Reload";
 
@@ -178,9 +178,10 @@ pub fn describe(path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use wattspan_client::protocol::{METER_INTERFACE, METHOD_NAMES};
+
     use super::super::names::INTERFACE;
     use super::*;
-    use wattspan_client::protocol::{METER_INTERFACE, METHOD_NAMES};
 
     /// Streams are available on the socket only. A signal for each span would reach every listener and fill
     /// queues of the bus.

@@ -8,9 +8,9 @@ use std::io;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use wattspan_client::protocol::MESSAGE_TERMINATOR;
 
 use super::dbus_error::DbusError;
-use wattspan_client::protocol::MESSAGE_TERMINATOR;
 
 pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u8> {
     let mut call = Map::new();

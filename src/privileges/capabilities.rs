@@ -6,7 +6,6 @@
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-
 use wattspan_client::protocol::ProcessPrivileges;
 
 use super::required_privileges::RequiredPrivileges;

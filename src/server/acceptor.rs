@@ -12,13 +12,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use polling::{Event, Poller};
+use wattspan_client::protocol::MethodError;
+use wattspan_system::unix_socket::{self, PeerCredentials};
 
 use super::connection_channel::ConnectionReceiver;
 use super::readiness_ffi::RegisteredSocket;
 use crate::config::Limits;
 use crate::service::access::{AccessPolicy, Peer};
-use wattspan_client::protocol::MethodError;
-use wattspan_system::unix_socket::{self, PeerCredentials};
 
 /// Connections accepted per wakeup. It bounds how long a flood of connections delays other clients.
 const MAX_ACCEPTS_PER_WAKEUP: usize = 32;

@@ -7,9 +7,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use wattspan_client::account::SpanState;
+use wattspan_client::protocol::Access;
 
 use super::dispatch::dispatch;
-use crate::attribution::{self, account::SpanState};
+use crate::attribution;
 use crate::clock::Clock;
 use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
@@ -21,8 +23,6 @@ use crate::service::startup::ServiceSettings;
 use crate::service::tiered_attributor::TieredAttributor;
 use crate::service::{Service, ServiceBuilder};
 use crate::store::{self, Store};
-use wattspan_client::account::SpanState;
-use wattspan_client::protocol::Access;
 
 const MS_NS: u64 = 1_000_000;
 const START_NS: u64 = 5_000_000_000;

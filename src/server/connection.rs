@@ -12,6 +12,8 @@ use std::os::unix::net::UnixStream;
 use polling::Event;
 use rustix::io::ioctl_fionread;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
+use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodError};
+use wattspan_system::unix_socket::PeerCredentials;
 
 use super::dispatch::{CallOutcome, dispatch};
 use super::readiness_ffi::RegisteredSocket;
@@ -21,8 +23,6 @@ use crate::process_usage::ProcessIdentity;
 use crate::service::Service;
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::caller::{Caller, ConnectionId, ReplyTo};
-use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodError};
-use wattspan_system::unix_socket::PeerCredentials;
 
 /// Outstanding replies of one client.
 const MAX_PENDING_REPLIES: usize = 4096;

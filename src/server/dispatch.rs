@@ -5,6 +5,11 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use wattspan_client::protocol::{
+    self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
+    GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
+    SpanAccount, WatchSpans,
+};
 
 use super::parameters::parse_parameters;
 use super::subscriptions::{SubscriptionKind, domain_subscription};
@@ -12,11 +17,6 @@ use crate::service::Service;
 use crate::service::access;
 use crate::service::caller::{AccountOutcome, Caller};
 use crate::service::rate_limit::{CallClass, RateLimitError};
-use wattspan_client::protocol::{
-    self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
-    GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
-    SpanAccount, WatchSpans,
-};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CallOutcome {

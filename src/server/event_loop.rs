@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use polling::{Event, Events, Poller};
 use serde::Serialize;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
+use wattspan_system::unix_socket;
 
 use super::acceptor::{AcceptedConnection, Acceptor};
 use super::connection::{ClientConnection, PeerIdentity};
@@ -26,9 +29,6 @@ use crate::service::Service;
 use crate::service::caller::ReplyTo;
 use crate::service::coarse_grid;
 use crate::service::durability::FinalAccount;
-use wattspan_client::account::Account;
-use wattspan_client::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
-use wattspan_system::unix_socket;
 
 const LISTENER_KEY: usize = 0;
 const STOP_KEY: usize = 1;

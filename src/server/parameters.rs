@@ -61,8 +61,9 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use wattspan_client::protocol::{CancelSpan, CloseSpan, OpenSpan, SetWeight};
+
+    use super::*;
 
     fn invalid_parameter<M: Method + std::fmt::Debug>(text: &str) -> String {
         invalid_parameter_name(text, &serde_json::from_str::<M>(text).unwrap_err())

@@ -3,9 +3,10 @@
 //! Holds connection indexes, not connections. A late subscriber skips the missed periods: a burst of old
 //! figures has no use.
 
+use wattspan_client::protocol::{Access, MethodError, WatchDomains};
+
 use crate::service::access::Peer;
 use crate::service::caller::ConnectionId;
-use wattspan_client::protocol::{Access, MethodError, WatchDomains};
 
 /// Delay of the first tick, until a resting sampler has read again. An earlier tick would pair the current
 /// time with energy up to one second old.

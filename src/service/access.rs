@@ -4,11 +4,12 @@
 //! message. Fast energy readings leak secrets (CVE-2020-8694): the kernel restricts them to root, and a user without access
 //! gets none here.
 
-use super::coarse_grid;
-use crate::config::{AccessGroups, gid_by_name};
 use wattspan_client::account::Account;
 use wattspan_client::protocol::{Access, MethodError, MethodName};
 use wattspan_system::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
+
+use super::coarse_grid;
+use crate::config::{AccessGroups, gid_by_name};
 
 /// The access that each method needs. A method without a row does not compile.
 pub fn required_access(method: MethodName) -> Access {

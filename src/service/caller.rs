@@ -2,9 +2,10 @@
 //!
 //! Plain values. The service identifies connections by number and does not depend on the transport.
 
+use wattspan_client::account::Account;
+
 use super::access::Peer;
 use crate::process_usage::ProcessIdentity;
-use wattspan_client::account::Account;
 
 /// A connection; the number is not reused while the daemon runs.
 pub type ConnectionId = u64;

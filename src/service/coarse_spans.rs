@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use wattspan_client::account::Account;
+
 use super::coarse_grid::{self, GRID_NS};
 use crate::attribution::SpanKey;
-use wattspan_client::account::Account;
 
 #[derive(Debug)]
 struct CoarseSpan {

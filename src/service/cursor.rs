@@ -6,8 +6,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use super::access::Peer;
 use wattspan_client::protocol::MethodError;
+
+use super::access::Peer;
 
 /// Two halves of 31 bits: the cursor is positive as a signed 64-bit integer of the protocol.
 const HALF_BITS: u32 = 31;

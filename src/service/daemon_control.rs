@@ -3,15 +3,15 @@
 //! Owns the effective configuration and the function that reads it again. A reload is all or nothing: a faulty
 //! configuration changes nothing. A key that cannot change at run time is reported and keeps its value.
 
-use crate::config::{Config, ConfigError};
-use crate::systemd::journal::{self, LogEntry, LogFn};
-use crate::systemd::notify::ServiceManager;
 use wattspan_client::protocol::{MethodError, ReloadReply};
 use wattspan_system::unix_socket::SocketPermissions;
 
 use super::access::AccessPolicy;
 use super::startup::StartupSettings;
 use super::watchdog::Watchdog;
+use crate::config::{Config, ConfigError};
+use crate::systemd::journal::{self, LogEntry, LogFn};
+use crate::systemd::notify::ServiceManager;
 
 /// Reads the configuration files and flags again.
 pub type ConfigLoader = Box<dyn FnMut() -> Result<Config, ConfigError> + Send>;

@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use wattspan_client::account::{Account, SpanState};
+use wattspan_client::protocol::{self, Access, MethodError, MethodReply, SpanAccount, SpanAccounts};
+
 use super::access::{Peer, is_visible_to};
 use super::caller::ReplyTo;
 use super::cursor::CursorCipher;
@@ -17,8 +20,6 @@ use super::tiered_attributor::TieredAttributor;
 use crate::attribution::{Attributor, SpanKey, footprint};
 use crate::clock::Clock;
 use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
-use wattspan_client::account::{Account, SpanState};
-use wattspan_client::protocol::{self, Access, MethodError, MethodReply, SpanAccount, SpanAccounts};
 
 /// A commit or an answer that takes longer means that the store is stalled.
 const STORE_TIMEOUT_NS: u64 = 2_000_000_000;

@@ -2,11 +2,12 @@
 //!
 //! The same request is answered from the store, from memory, or from memory when the store fails.
 
+use wattspan_client::account::{Account, SpanState};
+use wattspan_client::protocol::{ListSpans, MethodError, SpanAccounts};
+
 use super::access::{Peer, is_visible_to};
 use super::span_registry::SpanRegistry;
 use crate::store::Filter;
-use wattspan_client::account::{Account, SpanState};
-use wattspan_client::protocol::{ListSpans, MethodError, SpanAccounts};
 
 /// Accounts per list where the caller names no limit.
 const DEFAULT_LIST_LIMIT: i64 = 20;

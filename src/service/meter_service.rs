@@ -8,14 +8,8 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::attribution::MAX_DOMAINS;
-use crate::clock::{self, Clock};
-use crate::config::Limits;
-use crate::domain::Absent;
-use crate::process_usage::ProcessIdentity;
 use wattspan_client::account::Account;
-use wattspan_client::protocol::ProcessPrivileges;
-use wattspan_client::protocol::{Method, MethodError, Reload, ReloadReply};
+use wattspan_client::protocol::{Method, MethodError, ProcessPrivileges, Reload, ReloadReply};
 
 use super::access::{AccessPolicy, Peer};
 use super::allocator;
@@ -30,6 +24,11 @@ use super::span_id::SpanIdGenerator;
 use super::span_registry::{SpanLookup, SpanRegistry};
 use super::startup::{ServiceSettings, StartupSettings};
 use super::tiered_attributor::TieredAttributor;
+use crate::attribution::MAX_DOMAINS;
+use crate::clock::{self, Clock};
+use crate::config::Limits;
+use crate::domain::Absent;
+use crate::process_usage::ProcessIdentity;
 
 /// The parts that [`ServiceBuilder`](super::ServiceBuilder) collects.
 pub(crate) struct ServiceParts {

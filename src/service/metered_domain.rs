@@ -2,10 +2,11 @@
 //!
 //! The state of one domain; the collector owns the list and decides the totals.
 
+use wattspan_client::protocol::DomainStatus;
+
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sources;
-use wattspan_client::protocol::DomainStatus;
 
 /// A domain's state, with the reason where it is not live.
 pub(super) type DomainLiveness = (Liveness, Option<String>);

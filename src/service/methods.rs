@@ -4,6 +4,12 @@
 //! accounts of other users need telemetry access, figures of domains need span access. Invariant: a span is open in
 //! the registry exactly while it is open in the attributor.
 
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{
+    Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
+    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WindowEnergy,
+};
+
 use super::access::{self, Peer};
 use super::caller::{AccountOutcome, Caller, ConnectionId};
 use super::durability::QueryKind;
@@ -17,11 +23,6 @@ use crate::attribution::{AttributionError, NewSpan, SpanKey, footprint};
 use crate::clock;
 use crate::domain::Domain;
 use crate::store::StoreQuery;
-use wattspan_client::account::Account;
-use wattspan_client::protocol::{
-    Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
-    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WindowEnergy,
-};
 
 /// The maximum time by which an edge may lie in the future: clients round, and the clocks of CPUs differ.
 const MAX_FUTURE_NS: u64 = 1_000_000;

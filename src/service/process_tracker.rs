@@ -8,6 +8,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
+use wattspan_client::protocol::{Access, MethodError, OpenSpan};
+
 use super::access::Peer;
 use super::caller::Caller;
 use crate::attribution::{Attributor, BasisUsageSample, CPU_TIME, Subject, SubjectUsage};
@@ -17,7 +19,6 @@ use crate::process_usage::{
 };
 use crate::sources::nvml;
 use crate::sources::nvml::process_utilization::{ProcessUtilization, UtilizationReport};
-use wattspan_client::protocol::{Access, MethodError, OpenSpan};
 
 /// The time between samples while spans are open, and while closed ones are not settled.
 const OPEN_INTERVAL_NS: u64 = 100_000_000;

@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
+use wattspan_client::protocol::{Access, MethodError};
+
 use super::access::Peer;
 use crate::config::Limits;
-use wattspan_client::protocol::{Access, MethodError};
 
 /// The cost of a rejected call relative to an executed one, by CPU time. A client at more than four times its rate has
 /// no call executed, and is disconnected when its bucket is overdrawn by a whole burst.

@@ -6,6 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
+
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
@@ -16,8 +19,6 @@ use crate::sampler::{self, Sampler};
 use crate::sources::dedup::duplicate_pair::DuplicatePair;
 use crate::sources::dedup::preference;
 use crate::systemd::journal::{self, LogEntry, LogFn};
-use wattspan_client::account::Account;
-use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
 
 /// How often the domains' states are checked and passed on to the attributor.
 const LIVENESS_CHECK_NS: u64 = 100_000_000;

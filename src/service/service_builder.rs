@@ -5,6 +5,8 @@
 use std::io;
 use std::time::Duration;
 
+use wattspan_client::protocol::ProcessPrivileges;
+
 use super::daemon_control::DaemonControl;
 use super::durability::Durability;
 use super::meter_service::{Service, ServiceParts};
@@ -17,7 +19,6 @@ use crate::sampler;
 use crate::sources::{self, Inventory, topology};
 use crate::store::Store;
 use crate::systemd::journal::LogFn;
-use wattspan_client::protocol::ProcessPrivileges;
 
 /// How long an embedded meter waits for its sources. Its spans open at once, and the driver of a GPU without persistence
 /// needs seconds.

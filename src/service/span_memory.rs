@@ -3,9 +3,10 @@
 //! Each user has a guaranteed part of a 512th of the total. What users take beyond it is limited to three quarters of the
 //! total, so that the guaranteed parts of other users stay free.
 
+use wattspan_client::protocol::MethodError;
+
 use super::access::Peer;
 use crate::config::Limits;
-use wattspan_client::protocol::MethodError;
 
 /// The size of a span, or of an addition to one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

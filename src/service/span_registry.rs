@@ -7,15 +7,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::attribution::SpanKey;
-use crate::attribution::footprint::{self, Footprint};
-use crate::config::Limits;
 use wattspan_client::account::Account;
 use wattspan_client::protocol::MethodError;
 
 use super::access::Peer;
 use super::caller::{ConnectionId, ReplyTo};
 use super::span_memory::{SpanMemory, SpanSize, UserMemory, quota_exceeded};
+use crate::attribution::SpanKey;
+use crate::attribution::footprint::{self, Footprint};
+use crate::config::Limits;
 
 /// The maximum bytes of accounts, as they are in memory, in one list: the answer stays below a megabyte.
 pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
@@ -500,9 +500,10 @@ impl OpenSpanEntry {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use wattspan_client::account::SpanState;
     use wattspan_client::protocol::Access;
+
+    use super::*;
 
     const ANN: Peer = Peer { uid: 1000, access: Access::Span, unlimited: false };
     const BOB: Peer = Peer { uid: 2000, access: Access::Span, unlimited: false };

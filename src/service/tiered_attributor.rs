@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use wattspan_client::account::Account;
+use wattspan_client::protocol::Access;
+
 use super::access::Peer;
 use super::coarse_spans::CoarseSpans;
 use crate::attribution::{AttributionError, AttributionSettings, Attributor, NewSpan, SpanKey};
 use crate::domain::Domain;
-use wattspan_client::account::Account;
-use wattspan_client::protocol::Access;
 
 /// The attributor, and the coarse spans among its spans.
 #[derive(Debug)]

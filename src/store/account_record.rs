@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::Grade;
 use wattspan_client::account::{Account, Phase, Share, SpanState};
+
+use crate::domain::Grade;
 
 /// A flag in the state byte: the account is simulated. Accounts from before the flag existed lack it.
 const SIMULATED_FLAG: u8 = 0x80;
@@ -114,55 +115,63 @@ pub(super) fn decode(identity: AccountIdentity<'_>, layout: &[u8], figures: &[u8
     if take_byte(from)? != FORMAT_VERSION {
         return None;
     }
-    let state = take_byte(from)?;
-    let simulated = (state & SIMULATED_FLAG != 0).then_some(true);
-    let at_least = (state & AT_LEAST_FLAG != 0).then_some(true);
-    let state = *STATES.get(usize::from(state & !(SIMULATED_FLAG | AT_LEAST_FLAG)))?;
-    let grade = match take_byte(from)? {
-        0 => None,
-        position => Some(*GRADES.get(usize::from(position - 1))?),
-    };
+    let (state, simulated, at_least) = decode_state(take_byte(from)?)?;
+    let grade = decode_grade(take_byte(from)?)?;
     let opened_ns = take_varint(from)?;
-    let closed_ns = take_option(from)?.map(|length| opened_ns.saturating_add(length));
-    let (moved_ns, opened_unix_ns) = (take_varint(from)?, take_varint(from)?);
-    let weight = match take_byte(from)? {
-        0 => 1.0,
-        _ => f64::from_le_bytes(take_bytes(from, 8)?.try_into().ok()?),
-    };
-    let (share_uj, window_uj) = (take_option(from)?, take_option(from)?);
-    let (idle_uj, error_uj) = (take_option(from)?, take_option(from)?);
-    let mean_power_mw = take_option(from)?;
-    let peak_concurrency = u32::try_from(take_varint(from)?).ok()?;
-    let mut domains = decode_domains(layout, from)?;
-    let process = decode_process(&mut domains, from)?;
-    Some(Account {
+    // Fields are read from the bytes in the order in which they stand here.
+    let mut account = Account {
         span: identity.span.to_owned(),
         name: identity.name.to_owned(),
         uid: identity.uid,
         state,
-        opened_ns,
-        closed_ns,
-        moved_ns,
-        opened_unix_ns,
-        weight,
-        share_uj,
-        window_uj,
-        idle_uj,
-        error_uj,
-        grade,
         simulated,
-        mean_power_mw,
-        peak_concurrency,
-        domains,
-        process: process.process,
-        cgroup: process.cgroup,
-        process_uj: process.process_uj,
-        process_reason: process.reason,
-        phases: decode_phases(opened_ns, from)?,
-        attributes: decode_attributes(from)?,
         at_least,
+        grade,
+        opened_ns,
+        closed_ns: take_option(from)?.map(|length| opened_ns.saturating_add(length)),
+        moved_ns: take_varint(from)?,
+        opened_unix_ns: take_varint(from)?,
+        weight: decode_weight(from)?,
+        share_uj: take_option(from)?,
+        window_uj: take_option(from)?,
+        idle_uj: take_option(from)?,
+        error_uj: take_option(from)?,
+        mean_power_mw: take_option(from)?,
+        peak_concurrency: u32::try_from(take_varint(from)?).ok()?,
+        domains: decode_domains(layout, from)?,
+        process: None,
+        cgroup: None,
+        process_uj: None,
+        process_reason: None,
+        phases: Vec::new(),
+        attributes: BTreeMap::new(),
         durable: Some(true),
-    })
+    };
+    decode_process(&mut account, from)?;
+    account.phases = decode_phases(opened_ns, from)?;
+    account.attributes = decode_attributes(from)?;
+    Some(account)
+}
+
+/// The state and its flags: simulated, and sums that are lower bounds.
+fn decode_state(byte: u8) -> Option<(SpanState, Option<bool>, Option<bool>)> {
+    let flag = |flag: u8| (byte & flag != 0).then_some(true);
+    let state = *STATES.get(usize::from(byte & !(SIMULATED_FLAG | AT_LEAST_FLAG)))?;
+    Some((state, flag(SIMULATED_FLAG), flag(AT_LEAST_FLAG)))
+}
+
+fn decode_grade(byte: u8) -> Option<Option<Grade>> {
+    match byte {
+        0 => Some(None),
+        position => GRADES.get(usize::from(position - 1)).map(|grade| Some(*grade)),
+    }
+}
+
+fn decode_weight(from: &mut &[u8]) -> Option<f64> {
+    match take_byte(from)? {
+        0 => Some(1.0),
+        _ => Some(f64::from_le_bytes(take_bytes(from, 8)?.try_into().ok()?)),
+    }
 }
 
 fn decode_domains(mut layout: &[u8], from: &mut &[u8]) -> Option<Vec<Share>> {
@@ -182,29 +191,22 @@ fn decode_domains(mut layout: &[u8], from: &mut &[u8]) -> Option<Vec<Share>> {
     Some(shares)
 }
 
-#[derive(Default)]
-struct ProcessFields {
-    process: Option<u32>,
-    cgroup: Option<String>,
-    reason: Option<String>,
-    process_uj: Option<u64>,
-}
-
-fn decode_process(domains: &mut [Share], from: &mut &[u8]) -> Option<ProcessFields> {
+fn decode_process(account: &mut Account, from: &mut &[u8]) -> Option<()> {
     if take_byte(from)? == 0 {
-        return Some(ProcessFields::default());
+        return Some(());
     }
-    let process = take_option(from)?.map(u32::try_from).transpose().ok()?;
-    let optional_text = |from: &mut &[u8]| match take_byte(from)? {
-        0 => Some(None),
-        _ => take_text(from).map(Some),
-    };
-    let (cgroup, reason) = (optional_text(from)?, optional_text(from)?);
-    let process_uj = take_option(from)?;
-    for share in domains {
+    account.process = take_option(from)?.map(u32::try_from).transpose().ok()?;
+    for text in [&mut account.cgroup, &mut account.process_reason] {
+        *text = match take_byte(from)? {
+            0 => None,
+            _ => Some(take_text(from)?),
+        };
+    }
+    account.process_uj = take_option(from)?;
+    for share in &mut account.domains {
         share.process_uj = take_option(from)?;
     }
-    Some(ProcessFields { process, cgroup, reason, process_uj })
+    Some(())
 }
 
 fn decode_phases(span_opened_ns: u64, from: &mut &[u8]) -> Option<Vec<Phase>> {

@@ -6,8 +6,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::account_record;
 use wattspan_client::account::Account;
+
+use super::account_record;
 
 /// A row to be written; its text and figures are in the batch.
 #[derive(Debug)]

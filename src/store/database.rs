@@ -208,37 +208,17 @@ impl Database {
     /// Loads the part of the index that is kept in memory: the range of IDs, the gaps, the open segment and the heads.
     fn load_index(&mut self) -> Result<(), DatabaseError> {
         self.index = AccountIndex::empty();
-        let Self { connection, layouts, index, .. } = self;
-        let sql = "SELECT first, last, since_s, until_s, running_s FROM gap ORDER BY first";
-        index.gaps = connection.prepare(sql)?.query_map([], read_gap)?.collect::<rusqlite::Result<_>>()?;
-        let sql = format!("SELECT {ACCOUNT_COLUMNS} ORDER BY id DESC");
-        let mut latest = connection.prepare(&sql)?;
-        let mut rows = latest.query([])?;
-        // Damaged rows are skipped: a damaged ID must not become the last one.
-        while let Some(row) = rows.next()? {
-            if let Some(stored) = AccountRow::read(row, layouts) {
-                index.last_id = stored.id;
-                self.last_commit = CommitTime { kept_s: stored.kept_s, running_s: stored.running_s };
-                break;
-            }
-        }
-        drop(rows);
-        drop(latest);
-        let lowest =
-            connection.query_row("SELECT min(id) FROM account", [], |row| row.get::<_, Option<i64>>(0))?;
-        self.retention = Retention::load(connection)?;
+        self.load_gaps()?;
+        self.load_last_id()?;
+        let oldest = self.oldest_id()?;
+        self.retention = Retention::load(&self.connection)?;
         let first_unknown = self.retention.first == 0;
-        let oldest = lowest.unwrap_or(1).clamp(1, index.last_id + 1);
         if first_unknown {
             // It is unknown which accounts were deleted: a gap of one ID before the oldest stands for those that may
             // be lost.
             self.retention.first = (oldest - 1).max(1);
         }
-        index.first_id = self.retention.first;
-        index.last_id =
-            index.last_id.max(index.gaps.last().map_or(0, |gap| gap.last)).max(index.first_id - 1);
-        let lost_s = index.gaps.iter().map(|gap| gap.running_s).max().unwrap_or(0);
-        self.last_commit.running_s = self.last_commit.running_s.max(lost_s);
+        self.extend_index_over_gaps();
         self.load_open_segment()?;
         self.load_heads()?;
         if first_unknown && oldest > 1 {
@@ -249,6 +229,45 @@ impl Database {
             self.retention.save(&self.connection)?;
         }
         Ok(())
+    }
+
+    fn load_gaps(&mut self) -> Result<(), DatabaseError> {
+        let sql = "SELECT first, last, since_s, until_s, running_s FROM gap ORDER BY first";
+        let mut statement = self.connection.prepare(sql)?;
+        self.index.gaps = statement.query_map([], read_gap)?.collect::<rusqlite::Result<_>>()?;
+        Ok(())
+    }
+
+    /// Loads the highest ID and its commit time. Damaged rows are skipped: a damaged ID must not become the last one.
+    fn load_last_id(&mut self) -> Result<(), DatabaseError> {
+        let sql = format!("SELECT {ACCOUNT_COLUMNS} ORDER BY id DESC");
+        let mut latest = self.connection.prepare(&sql)?;
+        let mut rows = latest.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(stored) = AccountRow::read(row, &self.layouts) {
+                self.index.last_id = stored.id;
+                self.last_commit = CommitTime { kept_s: stored.kept_s, running_s: stored.running_s };
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The lowest ID on disk, within the range that an undamaged database can have.
+    fn oldest_id(&self) -> Result<i64, DatabaseError> {
+        let sql = "SELECT min(id) FROM account";
+        let lowest = self.connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(lowest.unwrap_or(1).clamp(1, self.index.last_id + 1))
+    }
+
+    /// Includes lost accounts after the last one in the range of IDs and in the running time.
+    fn extend_index_over_gaps(&mut self) {
+        let index = &mut self.index;
+        index.first_id = self.retention.first;
+        index.last_id =
+            index.last_id.max(index.gaps.last().map_or(0, |gap| gap.last)).max(index.first_id - 1);
+        let lost_s = index.gaps.iter().map(|gap| gap.running_s).max().unwrap_or(0);
+        self.last_commit.running_s = self.last_commit.running_s.max(lost_s);
     }
 
     /// Loads the open segment; missing rows are recorded as gaps.

@@ -29,19 +29,23 @@ mod state_dir;
 mod time;
 mod writer_thread;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 
 pub use forecast::{RetentionForecast, describe_retention};
 pub use query::{Filter, QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
 
-use batch::{Batch, LayoutCache, WriteOp};
-use shared::StoreShared;
 use wattspan_client::account::Account;
+
+use batch::{Batch, LayoutCache, WriteOp};
+use shared::{NumberedResult, StoreShared, WorkSender, work_queue};
 use writer_thread::WriterThread;
 
 /// The maximum number of queries that wait for a result.
@@ -55,7 +59,17 @@ pub struct Store {
     batch: Batch,
     last_number: u64,
     not_kept: u64,
-    thread: Option<JoinHandle<()>>,
+    results: Receiver<NumberedResult>,
+    /// `None` after the shutdown.
+    writer: Option<WriterHandle>,
+}
+
+/// The running thread of the store.
+struct WriterHandle {
+    work: WorkSender,
+    thread: JoinHandle<()>,
+    /// A channel that closes when the thread ends.
+    ended: Receiver<Infallible>,
 }
 
 impl Store {
@@ -66,10 +80,25 @@ impl Store {
     /// The thread cannot be created.
     pub fn start(settings: StoreSettings, log: fn(&str)) -> io::Result<Self> {
         let shared = Arc::new(StoreShared::default());
-        let writer = WriterThread::new(Arc::clone(&shared), settings.clone(), log);
-        let thread = thread::Builder::new().name("store".into()).spawn(move || writer.run())?;
-        let (layouts, batch) = (LayoutCache::default(), Batch::default());
-        Ok(Self { shared, settings, layouts, batch, last_number: 0, not_kept: 0, thread: Some(thread) })
+        let (work, receiver) = work_queue();
+        let (result_sender, results) = unbounded();
+        let (alive, ended) = bounded(0);
+        let writer = WriterThread::new(Arc::clone(&shared), receiver, result_sender, settings.clone(), log);
+        let thread = thread::Builder::new().name("store".into()).spawn(move || {
+            // Dropped when the thread ends, after the files are closed, and also by a panic.
+            let _alive = alive;
+            writer.run();
+        })?;
+        Ok(Self {
+            shared,
+            settings,
+            layouts: LayoutCache::default(),
+            batch: Batch::default(),
+            last_number: 0,
+            not_kept: 0,
+            results,
+            writer: Some(WriterHandle { work, thread, ended }),
+        })
     }
 
     /// Sets a function that the store's thread calls after an urgent commit or a query result: see
@@ -117,19 +146,18 @@ impl Store {
 
     /// Passes the batch to the store's thread; cheap if the batch is empty.
     pub fn flush(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
+        let Some(writer) = self.writer.as_ref().filter(|_| !self.batch.is_empty()) else { return };
         let mut batch = std::mem::take(&mut self.batch);
         batch.last_number = self.last_number;
-        self.shared.push_batch(batch);
+        self.shared.add_waiting_bytes(batch.memory_bytes());
+        writer.work.push_batch(batch);
     }
 
     /// Submits a query; its result carries the same `number`. The query sees every account appended before it. Returns
     /// false if too many queries wait.
     pub fn submit_query(&mut self, number: u64, query: StoreQuery) -> bool {
         self.flush();
-        self.shared.push_query(number, query, MAX_PENDING_QUERIES)
+        self.writer.as_ref().is_some_and(|writer| writer.work.push_query(number, query, MAX_PENDING_QUERIES))
     }
 
     /// The last sequence number on disk: every account up to it is stored.
@@ -149,7 +177,8 @@ impl Store {
 
     /// Takes the results of finished queries, each with the number of its query.
     pub fn take_query_results(&self) -> Vec<(u64, Result<QueryResult, QueryError>)> {
-        self.shared.take_results()
+        self.shared.clear_updates();
+        self.results.try_iter().collect()
     }
 
     /// The state of the store, for the administrator.
@@ -163,8 +192,9 @@ impl Store {
     /// Writes all appended accounts and ends the thread; returns without it if that takes longer than `timeout`.
     pub fn shutdown(&mut self, timeout: Duration) {
         self.flush();
-        let Some(thread) = self.thread.take() else { return };
-        if self.shared.shutdown(timeout) {
+        let Some(WriterHandle { work, thread, ended }) = self.writer.take() else { return };
+        drop(work);
+        if ended.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected) {
             // A panic of the thread was reported by the panic hook.
             let _ = thread.join();
         }

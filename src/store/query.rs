@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, Statement};
+use wattspan_client::account::{Account, SpanState};
 
 use super::account_index::{self, Damage, block_key, bucket, segment_of, segment_start};
 use super::account_record::{self, AccountIdentity};
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, decode_span_name, name_bytes};
 use super::database::Database;
 use super::schema::DatabaseError;
-use wattspan_client::account::{Account, SpanState};
 
 /// The maximum number of rows that one query reads.
 const MAX_ROWS_READ: usize = 16_384;
@@ -136,7 +136,7 @@ pub(super) fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult
     }
 }
 
-/// Lists accounts in descending order of IDs; a list of one user follows the `previous` links.
+/// Lists the latest accounts that match the filter.
 fn list_accounts(
     database: &Database,
     uid: Option<u32>,
@@ -144,48 +144,82 @@ fn list_accounts(
     limit: usize,
     before: Option<u64>,
 ) -> Result<QueryResult, ReadError> {
-    let index = &database.index;
-    let mut row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
-    let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
-    let mut above = before.min(index.last_id + 1);
-    let mut next = match uid {
-        Some(uid) if before > index.last_id && index.heads_known => {
-            index.heads.get(&uid).copied().unwrap_or(0)
-        }
-        _ => above - 1,
-    };
+    let mut scan = AccountScan::new(database, uid, before)?;
     let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
     let (mut result, mut rows_read, mut bytes) = (QueryResult::default(), 0, 0);
     loop {
-        let gap = index.gap_within(next.max(index.first_id), above - 1).map(|gap| Damage::Lost(*gap));
-        if gap.is_none() && next < index.first_id {
-            return Ok(result);
-        }
-        let convert = |listed: &AccountRow<'_>| to_listed_row(listed, uid, filter);
-        let listed = if gap.is_some() { None } else { database.read_row(&mut row, next, convert)? };
-        let Some(listed) = listed else {
-            let damage = gap.unwrap_or(Damage::Corrupt { first: next, last: next });
-            if rows_read == 0 {
-                return Err(ReadError::Damaged(damage));
+        let listed = match scan.read(filter) {
+            Ok(Some(listed)) => listed,
+            Ok(None) => return Ok(result),
+            Err(ReadError::Damaged(damage)) if rows_read > 0 => {
+                result.before = Some(damage.last() as u64 + 1);
+                return Ok(result);
             }
-            result.before = Some(damage.last() as u64 + 1);
-            return Ok(result);
+            Err(error) => return Err(error),
         };
         // An account is stored after its span opened, and `kept_s` decreases from here: no older account can match.
         if listed.kept_s < since_s {
             return Ok(result);
         }
         rows_read += 1;
+        scan.advance(&listed);
         if let Some(account) = listed.account {
             bytes += listed.bytes + 512;
             result.accounts.push(account);
         }
         if result.accounts.len() >= limit || rows_read >= MAX_ROWS_READ || bytes >= MAX_RESULT_BYTES {
-            result.before = Some(next as u64);
+            result.before = Some(scan.above as u64);
             return Ok(result);
         }
-        above = next;
-        next = if uid == Some(listed.uid) { listed.previous } else { next - 1 };
+    }
+}
+
+/// A scan of accounts in descending order of IDs; a scan of one user follows the `previous` links.
+struct AccountScan<'a> {
+    database: &'a Database,
+    row: Statement<'a>,
+    uid: Option<u32>,
+    /// The ID to read next.
+    next: i64,
+    /// The ID that was read last, or the end of the range. No account of the scan is between `next` and it.
+    above: i64,
+}
+
+impl<'a> AccountScan<'a> {
+    /// Starts before the ID `before`, or at the last account.
+    fn new(database: &'a Database, uid: Option<u32>, before: Option<u64>) -> rusqlite::Result<Self> {
+        let index = &database.index;
+        let row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
+        let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+        let above = before.min(index.last_id + 1);
+        let next = match uid {
+            Some(uid) if before > index.last_id && index.heads_known => {
+                index.heads.get(&uid).copied().unwrap_or(0)
+            }
+            _ => above - 1,
+        };
+        Ok(Self { database, row, uid, next, above })
+    }
+
+    /// Reads the next row; `None` after the oldest account. Damage at the row or before it is an error.
+    fn read(&mut self, filter: &Filter) -> Result<Option<ListedRow>, ReadError> {
+        let Self { database, uid, next, .. } = *self;
+        let index = &database.index;
+        if let Some(gap) = index.gap_within(next.max(index.first_id), self.above - 1) {
+            return Err(ReadError::Damaged(Damage::Lost(*gap)));
+        }
+        if next < index.first_id {
+            return Ok(None);
+        }
+        let convert = |row: &AccountRow<'_>| to_listed_row(row, uid, filter);
+        let listed = database.read_row(&mut self.row, next, convert)?;
+        listed.ok_or(ReadError::Damaged(Damage::Corrupt { first: next, last: next })).map(Some)
+    }
+
+    /// Moves past the row that was read.
+    fn advance(&mut self, listed: &ListedRow) {
+        self.above = self.next;
+        self.next = if self.uid == Some(listed.uid) { listed.previous } else { self.next - 1 };
     }
 }
 

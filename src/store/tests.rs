@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
+use wattspan_client::account::{Account, SpanState};
+
 use super::account_record::tests::account;
 use super::batch::{Batch, LayoutCache, WriteOp};
 use super::database::Database;
@@ -10,7 +12,6 @@ use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::schema::DatabaseError;
 use super::time::ClockReading;
 use super::*;
-use wattspan_client::account::{Account, SpanState};
 
 fn settings(directory: &Path) -> StoreSettings {
     StoreSettings {

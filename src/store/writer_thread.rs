@@ -9,6 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use super::account_index::Damage;
 use super::batch::Batch;
 use super::database::Database;
@@ -17,7 +19,7 @@ use super::query::{self, QueryError, QueryResult, ReadError, StoreQuery};
 use super::retention;
 use super::schema::DatabaseError;
 use super::settings::StoreSettings;
-use super::shared::StoreShared;
+use super::shared::{NumberedQuery, NumberedResult, StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::time::ClockReading;
 
@@ -47,6 +49,8 @@ enum WriterError {
 
 pub(super) struct WriterThread {
     shared: Arc<StoreShared>,
+    work: WorkReceiver,
+    results: Sender<NumberedResult>,
     settings: StoreSettings,
     log: fn(&str),
     state_dir: Option<StateDir>,
@@ -69,10 +73,18 @@ pub(super) struct WriterThread {
 }
 
 impl WriterThread {
-    pub fn new(shared: Arc<StoreShared>, settings: StoreSettings, log: fn(&str)) -> Self {
+    pub fn new(
+        shared: Arc<StoreShared>,
+        work: WorkReceiver,
+        results: Sender<NumberedResult>,
+        settings: StoreSettings,
+        log: fn(&str),
+    ) -> Self {
         let now = Instant::now();
         Self {
             shared,
+            work,
+            results,
             settings,
             log,
             state_dir: None,
@@ -95,7 +107,7 @@ impl WriterThread {
         self.attempt(Self::open);
         loop {
             let due = if self.database.is_some() { self.retention_at } else { self.retry_at };
-            let (query, shutdown) = self.shared.take_work(due, &mut self.uncommitted);
+            let (query, shutdown) = self.work.take_work(due, &mut self.uncommitted);
             if self.database.is_none() && (Instant::now() >= self.retry_at || shutdown) {
                 self.attempt(Self::open);
             }
@@ -117,7 +129,6 @@ impl WriterThread {
         }
         // Closing the connection checkpoints the write-ahead log.
         self.database = None;
-        self.shared.set_finished();
     }
 
     /// Runs a disk operation and handles its error.
@@ -225,13 +236,14 @@ impl WriterThread {
     }
 
     /// Runs queries for one time slice.
-    fn run_queries(&mut self, first: (u64, StoreQuery)) {
+    fn run_queries(&mut self, first: NumberedQuery) {
         let deadline = Instant::now() + QUERY_TIME_SLICE;
         let mut next = Some(first);
         while let Some((number, query)) = next {
             let result = self.run_query(&query);
-            self.shared.push_result(number, result);
-            next = if Instant::now() < deadline { self.shared.next_query() } else { None };
+            // Fails only if the store was dropped: its shutdown does not wait for a slow disk.
+            let _ = self.results.send((number, result));
+            next = if Instant::now() < deadline { self.work.next_query() } else { None };
         }
     }
 

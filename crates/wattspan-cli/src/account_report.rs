@@ -3,6 +3,10 @@
 //! Estimated values are labelled, and unknown values have a reason. All figures come from the daemon; nothing is summed
 //! here.
 
+use wattspan_client::account::{Account, Share, SpanState};
+use wattspan_client::domain::Grade;
+use wattspan_client::protocol::DomainStatus;
+
 use super::domain_tree::{self, indented_name};
 use super::quantity::{
     format_duration, format_energy, format_energy_or_bound, format_energy_value, format_lower_bound,
@@ -11,9 +15,6 @@ use super::quantity::{
 use super::resolution::{format_too_short, too_short_domains};
 use super::table::{KeyValueTable, TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle};
-use wattspan_client::account::{Account, Share, SpanState};
-use wattspan_client::domain::Grade;
-use wattspan_client::protocol::DomainStatus;
 
 /// Shown in place of a figure below the counter's resolution.
 pub const TOO_SHORT: &str = "too short";

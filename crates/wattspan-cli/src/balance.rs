@@ -6,6 +6,8 @@
 use std::io::stdout;
 
 use serde::Serialize;
+use wattspan_client::account::Balance;
+use wattspan_client::protocol::DomainStatus;
 
 use super::connect::{MeterConnector, MeterOptions};
 use super::domain_tree::{self, indented_name};
@@ -14,8 +16,6 @@ use super::output;
 use super::quantity::{format_energy, format_percent};
 use super::table::{TextTable, number_column, text_column};
 use super::terminal::Terminal;
-use wattspan_client::account::Balance;
-use wattspan_client::protocol::DomainStatus;
 
 #[derive(Serialize)]
 struct BalanceOutput<'a> {

@@ -10,9 +10,9 @@ use std::process::{Child, Command as Process, ExitStatus};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use wattspan_client::clock::monotonic_ns;
 
 use super::signal_ffi::SignalForwarder;
-use wattspan_client::clock::monotonic_ns;
 
 /// Exit status of a shell for a command that is not found (POSIX).
 const STATUS_NOT_FOUND: u8 = 127;

@@ -7,15 +7,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-
-use super::exit_status::{CliError, NO_COUNTER, USAGE};
-use super::output::eprint_message;
-use super::terminal::printable;
 use wattspan::config::{AcceptedOwner, Config, Flags, SourceConfig};
 use wattspan::embedded::EmbeddedMeter;
 use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{Access, DaemonInfo, MethodError};
 use wattspan_client::{Client, ClientError, SocketPath};
+
+use super::exit_status::{CliError, NO_COUNTER, USAGE};
+use super::output::eprint_message;
+use super::terminal::printable;
 
 /// Horizon of an embedded meter whose caller does not wait for accounts.
 const LONG_HORIZON_MS: f64 = 250.0;

@@ -11,6 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use wattspan::config::{AccessGroups, join_commands};
+use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
+use wattspan_client::protocol::{
+    Access, DaemonInfo, DomainStatus, ProcessPrivileges, SamplerStatus, StoreStatus,
+};
 
 use super::account_report::grade_label;
 use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
@@ -21,10 +26,6 @@ use super::output;
 use super::quantity::{format_duration, format_energy, format_lower_bound, format_power};
 use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, printable, wrap};
-use wattspan::config::{AccessGroups, join_commands};
-use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
-use wattspan_client::protocol::ProcessPrivileges;
-use wattspan_client::protocol::{Access, DaemonInfo, DomainStatus, SamplerStatus, StoreStatus};
 
 /// Duration of the load.
 const LOAD_DURATION: Duration = Duration::from_millis(300);

@@ -7,10 +7,11 @@
 use std::thread;
 use std::time::Duration;
 
-use super::connect::MeterConnector;
-use super::exit_status::CliError;
 use wattspan_client::protocol::{Access, CancelSpan, DaemonInfo, DomainSnapshot, MethodError, OpenSpan};
 use wattspan_client::{Client, ClientError, ReplyStream};
+
+use super::connect::MeterConnector;
+use super::exit_status::CliError;
 
 /// Time for the samplers to reach their full rate before the first tick.
 const WARM_UP: Duration = Duration::from_millis(60);

@@ -2,8 +2,9 @@
 //!
 //! A daemon's reply may contain a cycle of parents or an unknown parent; no row is dropped.
 
-use super::table::TableCell;
 use wattspan_client::protocol::DomainStatus;
+
+use super::table::TableCell;
 
 /// Whether a domain is part of the machine's total.
 pub fn counted_cell(counted: bool) -> TableCell {

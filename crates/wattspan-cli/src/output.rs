@@ -6,10 +6,10 @@
 use std::io::{self, Write, stderr, stdout};
 
 use serde::Serialize;
+use wattspan_system::escape;
 
 use super::exit_status::CliError;
 use super::terminal::{Terminal, printable};
-use wattspan_system::escape;
 
 /// Writes human-readable text to standard output.
 pub fn print_text(text: &str) -> Result<(), CliError> {

@@ -4,15 +4,16 @@
 
 use std::time::Duration;
 
-use super::connect::MeterOptions;
-use super::exit_status::{CliError, OK};
-use super::output::eprint_message;
 use wattspan_client::SocketPath;
 use wattspan_http::BaseUrl;
 use wattspan_proxy::{
     AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, ListenAddress, ProxySettings,
     ServerProcess, lookup_gid,
 };
+
+use super::connect::MeterOptions;
+use super::exit_status::{CliError, OK};
+use super::output::eprint_message;
 
 /// Arguments of `wattspan proxy`.
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,9 @@ use std::io::stdout;
 use std::time::Duration;
 
 use serde::Serialize;
+use wattspan_client::domain::{Grade, Liveness};
+use wattspan_client::protocol::{DomainSnapshot, DomainStatus};
+use wattspan_client::{ClientError, clock};
 
 use super::account_report::{TOO_SHORT, grade_label, grade_name};
 use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
@@ -21,10 +24,6 @@ use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, display_width, pad_left, pad_right, printable};
 use super::utc_time::format_rfc3339;
 use super::{csv, output};
-use wattspan_client::ClientError;
-use wattspan_client::clock;
-use wattspan_client::domain::{Grade, Liveness};
-use wattspan_client::protocol::{DomainSnapshot, DomainStatus};
 
 /// Arguments of `wattspan read`.
 #[derive(Debug, clap::Args)]

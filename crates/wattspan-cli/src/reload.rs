@@ -2,11 +2,12 @@
 //!
 //! `systemctl reload wattspand` runs it. It fails if the configuration is invalid, and names the file and the key.
 
+use wattspan_client::protocol::{Reload, ReloadReply};
+
 use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK};
 use super::output;
 use super::terminal::printable;
-use wattspan_client::protocol::{Reload, ReloadReply};
 
 /// Runs `wattspan reload`.
 pub fn reload(options: &MeterOptions) -> Result<u8, CliError> {

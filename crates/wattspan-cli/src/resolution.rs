@@ -4,11 +4,11 @@
 //! the share.
 
 use serde::Serialize;
-
-use super::quantity::{format_duration, is_within_error};
 use wattspan_client::account::Account;
 use wattspan_client::domain::Grade;
 use wattspan_client::protocol::DomainStatus;
+
+use super::quantity::{format_duration, is_within_error};
 
 /// A domain whose counter is too coarse for a span.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

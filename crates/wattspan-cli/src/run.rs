@@ -10,6 +10,11 @@ use std::fs::File;
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{DomainStatus, OpenSpan};
+use wattspan_client::{Client, ClientError, SpanGuard};
+use wattspan_system::private_file;
+
 use super::child_process::{self, ChildExit, StartCommandError};
 use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
 use super::exit_status::{CliError, FAILURE};
@@ -24,10 +29,6 @@ use super::{
     output::{self, eprint_message},
     run_report,
 };
-use wattspan_client::account::Account;
-use wattspan_client::protocol::{DomainStatus, OpenSpan};
-use wattspan_client::{Client, ClientError, SpanGuard};
-use wattspan_system::private_file;
 
 /// Arguments of `wattspan run`.
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,9 @@
 //! variation between runs, not the uncertainty of the meter.
 
 use serde::Serialize;
+use wattspan_client::account::{Account, Share};
+use wattspan_client::domain::Grade;
+use wattspan_client::protocol::DomainStatus;
 
 use super::account_report::{TOO_SHORT, describe_grade};
 use super::connect::MeterDescription;
@@ -16,9 +19,6 @@ use super::resolution::{TooShortDomain, format_too_short};
 use super::sample_statistics::SampleStatistics;
 use super::table::{KeyValueTable, TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle};
-use wattspan_client::account::{Account, Share};
-use wattspan_client::domain::Grade;
-use wattspan_client::protocol::DomainStatus;
 
 /// One run of the command and its account.
 #[derive(Debug, Serialize)]

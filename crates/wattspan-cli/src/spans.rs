@@ -5,6 +5,10 @@
 use std::io::stdout;
 
 use serde::Serialize;
+use wattspan_client::account::{Account, SpanState};
+use wattspan_client::clock;
+use wattspan_client::protocol::{ListSpans, MethodError};
+use wattspan_client::{Client, ClientError};
 
 use super::account_report::{self, state_name};
 use super::connect::{MeterConnector, MeterOptions};
@@ -14,10 +18,6 @@ use super::quantity::{format_duration, format_energy_or_bound, format_power_or_b
 use super::resolution::{TooShortDomain, too_short_domains};
 use super::terminal::{Terminal, TextStyle, pad_left, pad_right, printable};
 use super::utc_time;
-use wattspan_client::account::{Account, SpanState};
-use wattspan_client::clock;
-use wattspan_client::protocol::{ListSpans, MethodError};
-use wattspan_client::{Client, ClientError};
 
 /// Arguments of `wattspan spans`.
 #[derive(Debug, clap::Args)]

@@ -8,11 +8,12 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::row::{DomainEnergy, QueryEnergy};
-use super::scope::{RunDomain, Scope};
 use wattspan_client::account::{Account, Share, SpanState};
 use wattspan_client::protocol::{Access, MethodError};
 use wattspan_client::{Client, ClientError};
+
+use super::row::{DomainEnergy, QueryEnergy};
+use super::scope::{RunDomain, Scope};
 
 /// The phase before the first token.
 pub const PREFILL: &str = "prefill";
@@ -193,9 +194,10 @@ fn wire_ns(at_ns: u64) -> i64 {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
     use wattspan_client::account::Phase;
     use wattspan_client::domain::{DomainKind, Grade};
+
+    use super::*;
 
     fn method_error(error: MethodError) -> Result<Account, ClientError> {
         Err(ClientError::Method(error))

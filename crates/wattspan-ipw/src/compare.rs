@@ -214,12 +214,13 @@ fn paired_difference(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use wattspan_client::domain::{DomainKind, Grade};
+
     use super::super::question;
     use super::super::row::{QueryEnergy, QueryRow, ReplyText};
     use super::super::run_dir::{FORMAT_VERSION, Manifest, RunDir};
     use super::super::scope::{RunDomain, Scope};
     use super::*;
-    use wattspan_client::domain::{DomainKind, Grade};
 
     pub const OPTIONS: MetricOptions =
         MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };

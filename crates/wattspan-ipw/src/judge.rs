@@ -7,15 +7,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hasher;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
+use wattspan_system::private_file;
 
 use super::extract::{parse_number, strip_reasoning};
-use super::fnv::{self, fnv1a};
 use super::question::Question;
-use wattspan_system::private_file;
 
 /// The prompt template.
 pub const PROMPT_TEMPLATE: &str = include_str!("judge_prompt.txt");
@@ -78,8 +79,14 @@ pub fn parse_verdict(reply: &str, finish: Option<&str>) -> Option<f64> {
 /// initial values.
 pub fn verdict_key(judge: &str, question: &Question, reply: &str) -> String {
     let prompt = render_prompt(question, reply);
-    let hash = |basis| fnv1a(basis, judge.bytes().chain([0xFF]).chain(prompt.bytes()));
-    format!("{:016x}{:016x}", hash(fnv::OFFSET_BASIS), hash(0x6c62_272e_07bb_0142))
+    let hash = |mut hasher: FnvHasher| {
+        hasher.write(judge.as_bytes());
+        hasher.write(&[0xFF]);
+        hasher.write(prompt.as_bytes());
+        hasher.finish()
+    };
+    let second = FnvHasher::with_key(0x6c62_272e_07bb_0142);
+    format!("{:016x}{:016x}", hash(FnvHasher::default()), hash(second))
 }
 
 /// The stored verdicts of a run.
@@ -211,6 +218,7 @@ mod tests {
     fn verdicts_are_cached_by_their_key() {
         let dir = tempfile::tempdir().unwrap();
         let one = verdict_key("judge", &question(), "reply");
+        assert_eq!(one, "96dfe94cc4faf06e103a3ab7a1548dfd", "the keys in users' files stay valid");
         assert_ne!(one, verdict_key("judge", &question(), "Reply"));
         assert_ne!(one, verdict_key("another", &question(), "reply"));
         let verdict = JudgeVerdict {

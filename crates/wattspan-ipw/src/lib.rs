@@ -13,7 +13,6 @@ pub mod bootstrap;
 pub mod columns;
 pub mod compare;
 pub mod extract;
-mod fnv;
 pub mod harness;
 pub mod judge;
 pub mod llm_api;

@@ -6,17 +6,17 @@
 //! was unreachable. Fetching is slowed under a call quota, so that new spans can still be opened.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
 use tokio::sync::oneshot;
+use wattspan_client::protocol::{Access, CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
+use wattspan_client::{Client, ClientError};
 
 use super::account_result::{
     AccountResult, AccountStatus, DECODE, EndedQuery, PREFILL, account_status, widen_error,
 };
-use wattspan_client::protocol::{Access, CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
-use wattspan_client::{Client, ClientError};
 
 /// How long an account may take to settle after its close: the slowest counters update every two seconds.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -61,9 +61,9 @@ impl MeteringHandle {
     /// # Errors
     /// The system cannot create a thread.
     pub fn start(prefix: &str, connect: Connect) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (commands, receiver) = channel();
+        let (commands, receiver) = unbounded();
         let thread = thread::Builder::new().name("metering".into()).spawn(move || {
-            MeteringThread::new(connect).run(&receiver);
+            MeteringThread::new(connect).run(receiver);
         })?;
         Ok((Self { commands, prefix: prefix.to_owned() }, thread))
     }
@@ -158,26 +158,23 @@ impl MeteringThread {
         }
     }
 
-    fn run(&mut self, commands: &Receiver<MeterCommand>) {
+    fn run(&mut self, mut commands: Receiver<MeterCommand>) {
+        let mut is_open = true;
         let mut next_poll = Instant::now();
-        loop {
-            let wait = next_poll.saturating_duration_since(Instant::now());
-            let command = if self.pending.is_empty() {
-                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                commands.recv_timeout(wait)
-            };
-            match command {
-                Ok(command) => {
-                    self.execute(command);
-                    // Queued commands are sent before accounts are polled.
-                    while let Ok(command) = commands.try_recv() {
+        while is_open || !self.pending.is_empty() {
+            let poll_due = if self.pending.is_empty() { never() } else { at(next_poll) };
+            // Queued commands are sent before accounts are polled.
+            select_biased! {
+                recv(commands) -> command => match command {
+                    Ok(command) => {
                         self.execute(command);
+                        while let Ok(command) = commands.try_recv() {
+                            self.execute(command);
+                        }
                     }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) if self.pending.is_empty() => return,
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(wait),
+                    Err(_) => (is_open, commands) = (false, never()),
+                },
+                recv(poll_due) -> _ => {}
             }
             if Instant::now() >= next_poll {
                 let has_more = self.poll_accounts();

@@ -7,11 +7,11 @@
 //! no figure is computed over an empty set.
 
 use serde::{Deserialize, Serialize};
+use wattspan_client::domain::Grade;
 
 use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval, wilson_interval};
 use super::scope::{IdlePolicy, Scope};
-use super::table::{RunTable, known};
-use wattspan_client::domain::Grade;
+use super::table::{QueryColumns, RunTable, known};
 
 /// A figure with its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -131,44 +131,86 @@ pub fn compute_metrics_over(
     options: &MetricOptions,
 ) -> EfficiencyMetrics {
     let columns = &table.columns;
-    let share_error = columns.scope_columns(options.scope).error;
-    let (joules, watts) =
-        (columns.energy_j(options.scope, options.idle), columns.power_w(options.scope, options.idle));
-    let (attributed, watts_error) =
-        (columns.attributed_power_w(options.scope, options.idle), columns.power_error_w(options.scope));
-    let covered = |at: usize| Some((known(columns.score[at])?, known(joules(at))?, known(attributed(at))?));
-    let (mut asked, mut answered, mut scored, mut count) = (0, 0, 0, 0);
-    let (mut wrong, mut right, mut without_power) = (0, 0, 0);
-    let mut grade = None;
-    let (mut error_j, mut error_w) = (0.0, 0.0);
-    for at in indices.clone() {
-        asked += 1;
-        answered += usize::from(columns.answered[at]);
-        scored += usize::from(known(columns.score[at]).is_some());
-        let Some((score, ..)) = covered(at) else { continue };
-        count += 1;
-        wrong += usize::from(score == 0.0);
-        right += usize::from(score == 1.0);
-        grade = grade.max(columns.grade[at]);
-        without_power += usize::from(known(watts(at)).is_none());
-        // A single query without a guaranteed error leaves the mean without one.
-        error_j += share_error[at];
-        error_w += watts_error(at);
-    }
-    let mut metrics = empty_metrics(name.to_owned(), options, [asked, answered, scored, count]);
+    let tally = tally_queries(columns, indices.clone(), options);
+    let QueryTally { asked, answered, scored, covered, .. } = tally;
+    let mut metrics = empty_metrics(name.to_owned(), options, [asked, answered, scored, covered]);
     // A scope's domains may have another grade than the host's total; the manifest has their grades.
     metrics.grade =
-        if options.scope == Scope::Host { grade } else { options.scope.grade(&table.manifest.domains) };
+        if options.scope == Scope::Host { tally.grade } else { options.scope.grade(&table.manifest.domains) };
     metrics.simulated = table.manifest.is_simulated();
-    if count == 0 {
+    if covered == 0 {
         metrics.accuracy = scored_accuracy(table, indices, scored, options.seed);
         return metrics;
     }
-    metrics.energy_error_j = known(error_j / count as f64);
-    metrics.power_error_w = known(error_w / count as f64);
-    metrics.without_power = without_power;
-    let rows = indices.filter_map(|at| {
-        let (score, joules, attributed) = covered(at)?;
+    metrics.energy_error_j = known(tally.error_j / covered as f64);
+    metrics.power_error_w = known(tally.error_w / covered as f64);
+    metrics.without_power = tally.without_power;
+    let rows = bootstrap_rows(columns, indices, options);
+    let sample = BootstrapSample::from_queries(covered, rows, columns.has_repeats(), options.seed);
+    let all_equal = tally.wrong == covered || tally.right == covered;
+    set_estimates(&mut metrics, &sample, options.seed, all_equal);
+    metrics
+}
+
+/// Counts and sums over a set of queries; all after `scored` are of the covered queries.
+#[derive(Default)]
+struct QueryTally {
+    asked: usize,
+    answered: usize,
+    scored: usize,
+    covered: usize,
+    wrong: usize,
+    right: usize,
+    without_power: usize,
+    grade: Option<Grade>,
+    /// Sums of the guaranteed errors; `NaN` if a query has none, since then the mean has none either.
+    error_j: f64,
+    error_w: f64,
+}
+
+fn tally_queries(
+    columns: &QueryColumns,
+    indices: impl Iterator<Item = usize>,
+    options: &MetricOptions,
+) -> QueryTally {
+    let covered = covered_figures(columns, options);
+    let watts = columns.power_w(options.scope, options.idle);
+    let share_error = columns.scope_columns(options.scope).error;
+    let watts_error = columns.power_error_w(options.scope);
+    let mut tally = QueryTally::default();
+    for at in indices {
+        tally.asked += 1;
+        tally.answered += usize::from(columns.answered[at]);
+        tally.scored += usize::from(known(columns.score[at]).is_some());
+        let Some([score, ..]) = covered(at) else { continue };
+        tally.covered += 1;
+        tally.wrong += usize::from(score == 0.0);
+        tally.right += usize::from(score == 1.0);
+        tally.grade = tally.grade.max(columns.grade[at]);
+        tally.without_power += usize::from(known(watts(at)).is_none());
+        tally.error_j += share_error[at];
+        tally.error_w += watts_error(at);
+    }
+    tally
+}
+
+/// Returns a covered query's score, joules and attributed power.
+fn covered_figures(columns: &QueryColumns, options: &MetricOptions) -> impl Fn(usize) -> Option<[f64; 3]> {
+    let joules = columns.energy_j(options.scope, options.idle);
+    let attributed = columns.attributed_power_w(options.scope, options.idle);
+    move |at| Some([known(columns.score[at])?, known(joules(at))?, known(attributed(at))?])
+}
+
+/// Returns the columns of each covered query with its question.
+fn bootstrap_rows(
+    columns: &QueryColumns,
+    indices: impl Iterator<Item = usize>,
+    options: &MetricOptions,
+) -> impl Iterator<Item = (u64, [f64; COLUMN_COUNT])> {
+    let covered = covered_figures(columns, options);
+    let watts = columns.power_w(options.scope, options.idle);
+    indices.filter_map(move |at| {
+        let [score, joules, attributed] = covered(at)?;
         let watts = watts(at);
         let mut row = [0.0; COLUMN_COUNT];
         (row[SCORE], row[ENERGY], row[POWER], row[ATTRIBUTED_POWER]) = (score, joules, watts, attributed);
@@ -180,10 +222,7 @@ pub fn compute_metrics_over(
                 (1.0, logprob, joules, watts);
         }
         Some((columns.question_hash(at), row))
-    });
-    let sample = BootstrapSample::from_queries(count, rows, columns.has_repeats(), options.seed);
-    set_estimates(&mut metrics, &sample, options.seed, wrong == count || right == count);
-    metrics
+    })
 }
 
 /// Returns the accuracy of all scored queries, with or without a known energy.

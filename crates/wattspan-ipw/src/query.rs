@@ -10,6 +10,9 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
+use wattspan_client::clock::monotonic_ns;
+use wattspan_http::BoxBody;
+use wattspan_http::connection_pool::ConnectionPool;
 
 use super::account_result::{AccountResult, query_energy};
 use super::llm_api::RequestSettings;
@@ -19,9 +22,6 @@ use super::metering_thread::MeteringHandle;
 use super::question::Question;
 use super::row::{QueryRow, ReplyText};
 use super::scope::RunDomain;
-use wattspan_client::clock::monotonic_ns;
-use wattspan_http::BoxBody;
-use wattspan_http::connection_pool::ConnectionPool;
 
 /// How queries are made.
 pub struct QueryRunner<'a> {

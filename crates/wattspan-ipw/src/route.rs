@@ -12,6 +12,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde::Serialize;
+use wattspan_client::domain::Grade;
 
 use super::bootstrap::{BootstrapSample, ColumnSums};
 use super::columns::ScopeColumns;
@@ -19,7 +20,6 @@ use super::compare::{Difference, differences};
 use super::metrics::{Estimate, MetricOptions};
 use super::scope::{IdlePolicy, Scope};
 use super::table::{RunTable, known};
-use wattspan_client::domain::Grade;
 
 /// A run in the comparison.
 #[derive(Debug)]
@@ -160,56 +160,31 @@ pub fn evaluate_routing(
     accuracies: &[f64],
     options: &MetricOptions,
 ) -> Option<Routing> {
-    let local_queries: Vec<HashMap<u64, RoutedQuery>> =
-        locals.iter().map(|model| scored_queries(model, options).collect()).collect();
-    let mut reference_queries: Vec<(u64, RoutedQuery)> = scored_queries(reference, options).collect();
-    reference_queries.retain(|(key, _)| local_queries.iter().all(|queries| queries.contains_key(key)));
-    reference_queries.sort_unstable_by_key(|(key, query)| (query.question, *key));
-    if reference_queries.is_empty() || locals.is_empty() {
-        return None;
-    }
-    let mut questions: Vec<u64> = reference_queries.iter().map(|(_, query)| query.question).collect();
-    questions.dedup();
-    let repeated = questions.len() < reference_queries.len();
-    let score_order = |at: usize, key: &u64, score: f64| local_queries[at][key].score.total_cmp(&score);
+    let shared = SharedQueries::find(locals, reference, options)?;
+    let SharedQueries { references, repeated, .. } = &shared;
     let coverage_of = |label: &str, order: &dyn Fn(&u64, f64) -> Ordering| {
-        let orders = reference_queries.iter().map(|(key, query)| (query.question, order(key, query.score)));
-        coverage(label, &orders.collect::<Vec<_>>(), repeated, options.seed)
+        let orders = references.iter().map(|(key, query)| (query.question, order(key, query.score)));
+        coverage(label, &orders.collect::<Vec<_>>(), *repeated, options.seed)
     };
-    let indices = 0..local_queries.len();
-    let models =
-        indices.clone().map(|at| coverage_of(&locals[at].label, &|key, score| score_order(at, key, score)));
+    let models = locals
+        .iter()
+        .enumerate()
+        .map(|(at, model)| coverage_of(&model.label, &|key, score| shared.score_order(at, key, score)));
     let best_order = |key: &u64, score: f64| {
-        indices.clone().map(|at| score_order(at, key, score)).max().unwrap_or(Ordering::Less)
+        (0..locals.len()).map(|at| shared.score_order(at, key, score)).max().unwrap_or(Ordering::Less)
     };
-    let mut sends = vec![0; locals.len() + 1];
-    let mut choices: Vec<[RoutedQuery; 2]> = Vec::new();
-    for (key, query) in &reference_queries {
-        let covering = indices.clone().filter(|at| score_order(*at, key, query.score).is_ge());
-        // The cheapest by energy; an unknown energy sorts last.
-        let chosen = covering.min_by(|one, other| {
-            let joules = |at: usize| local_queries[at][key].costs[0].unwrap_or(f64::INFINITY);
-            joules(*one).total_cmp(&joules(*other))
-        });
-        sends[chosen.unwrap_or(locals.len())] += 1;
-        choices.push([chosen.map_or(*query, |at| local_queries[at][key]), *query]);
-    }
+    let (sends, choices) = shared.oracle_choices();
     let names = locals.iter().chain([reference]).map(|model| model.label.clone());
-    let saving = |p: &f64| router_savings(&choices, repeated, *p, options.seed);
-    let local_answers =
-        local_queries.iter().flat_map(|queries| reference_queries.iter().map(|(key, _)| &queries[key]));
+    let saving = |p: &f64| router_savings(&choices, *repeated, *p, options.seed);
     Some(Routing {
         scope: options.scope,
         idle: options.idle,
-        grade: local_answers
-            .chain(reference_queries.iter().map(|(_, query)| query))
-            .filter_map(|query| query.grade)
-            .max(),
+        grade: shared.worst_grade(),
         simulated: locals.iter().chain([reference]).any(|model| model.table.manifest.is_simulated()),
         asked: reference.table.columns.len(),
-        queries: reference_queries.len(),
-        assumed: reference_queries.iter().filter(|(_, query)| query.assumed).count(),
-        questions: questions.len(),
+        queries: references.len(),
+        assumed: references.iter().filter(|(_, query)| query.assumed).count(),
+        questions: shared.question_count,
         reference: reference.label.clone(),
         models: models.collect(),
         best_of_local: coverage_of("best of local", &best_order),
@@ -217,6 +192,67 @@ pub fn evaluate_routing(
         oracle_sends: names.zip(sends).collect(),
         unlike: incomparable_runs(locals, reference, options),
     })
+}
+
+/// The queries that every run answered and scored.
+struct SharedQueries {
+    /// The reference's queries with their keys, in the order of questions.
+    references: Vec<(u64, RoutedQuery)>,
+    /// Each local model's queries by key, in the order of the models.
+    locals: Vec<HashMap<u64, RoutedQuery>>,
+    question_count: usize,
+    /// Whether a question was asked more than once.
+    repeated: bool,
+}
+
+impl SharedQueries {
+    /// Returns `None` if no query is in all runs, or there is no local model.
+    fn find(locals: &[RoutedModel], reference: &RoutedModel, options: &MetricOptions) -> Option<Self> {
+        let locals: Vec<HashMap<u64, RoutedQuery>> =
+            locals.iter().map(|model| scored_queries(model, options).collect()).collect();
+        let mut references: Vec<(u64, RoutedQuery)> = scored_queries(reference, options).collect();
+        references.retain(|(key, _)| locals.iter().all(|queries| queries.contains_key(key)));
+        references.sort_unstable_by_key(|(key, query)| (query.question, *key));
+        if references.is_empty() || locals.is_empty() {
+            return None;
+        }
+        let mut questions: Vec<u64> = references.iter().map(|(_, query)| query.question).collect();
+        questions.dedup();
+        let (question_count, repeated) = (questions.len(), questions.len() < references.len());
+        Some(Self { references, locals, question_count, repeated })
+    }
+
+    /// Compares the score of the local model at `at` with another score of the same query.
+    fn score_order(&self, at: usize, key: &u64, score: f64) -> Ordering {
+        self.locals[at][key].score.total_cmp(&score)
+    }
+
+    /// Returns the number of queries that the oracle sends to each model, the reference last; and for each query that
+    /// of the chosen model and that of the reference.
+    fn oracle_choices(&self) -> (Vec<usize>, Vec<[RoutedQuery; 2]>) {
+        let mut sends = vec![0; self.locals.len() + 1];
+        let mut choices = Vec::new();
+        for (key, query) in &self.references {
+            let covering =
+                (0..self.locals.len()).filter(|at| self.score_order(*at, key, query.score).is_ge());
+            // The cheapest by energy; an unknown energy sorts last.
+            let chosen = covering.min_by(|one, other| {
+                let joules = |at: usize| self.locals[at][key].costs[0].unwrap_or(f64::INFINITY);
+                joules(*one).total_cmp(&joules(*other))
+            });
+            sends[chosen.unwrap_or(self.locals.len())] += 1;
+            choices.push([chosen.map_or(*query, |at| self.locals[at][key]), *query]);
+        }
+        (sends, choices)
+    }
+
+    /// Returns the worst grade of a measured energy.
+    fn worst_grade(&self) -> Option<Grade> {
+        let local_queries =
+            self.locals.iter().flat_map(|queries| self.references.iter().map(|(key, _)| &queries[key]));
+        let references = self.references.iter().map(|(_, query)| query);
+        local_queries.chain(references).filter_map(|query| query.grade).max()
+    }
 }
 
 /// Returns the savings of a router of accuracy `p` from the oracle's: misses use the reference and save nothing.

@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
+use wattspan_http::BoxBody;
+use wattspan_http::connection_pool::ConnectionPool;
 
 use super::answer_format::AnswerFormat;
 use super::llm_api::RequestSettings;
@@ -20,8 +22,6 @@ use super::question::Question;
 use super::row::{QueryRow, ReplyText};
 use super::run_dir::{RunDir, RunDirError};
 use super::scope::RunDomain;
-use wattspan_http::BoxBody;
-use wattspan_http::connection_pool::ConnectionPool;
 
 /// How queries follow each other.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -10,12 +10,12 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use wattspan_client::domain::REPLAY_SOURCE;
+use wattspan_system::private_file;
 
 use super::question::{self, Question};
 use super::row::{QueryRow, ReplyText};
 use super::scope::RunDomain;
-use wattspan_client::domain::REPLAY_SOURCE;
-use wattspan_system::private_file;
 
 /// The manifest of a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

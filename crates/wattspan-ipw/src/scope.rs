@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-
-use super::row::{DomainEnergy, QueryEnergy};
 use wattspan_client::domain::{DomainKind, Grade, Liveness};
 use wattspan_client::protocol::{DaemonInfo, DomainStatus};
+
+use super::row::{DomainEnergy, QueryEnergy};
 
 /// The set of domains that a figure counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]

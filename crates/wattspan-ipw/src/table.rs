@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex};
 use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 pub use super::columns::{QueryColumns, known};
 use super::row::QueryRow;
@@ -243,59 +243,67 @@ fn count_reason(counts: &mut BTreeMap<String, usize>, reason: &str) {
     *counts.entry(if has_room { reason } else { "other reasons" }.to_owned()).or_insert(0) += 1;
 }
 
+/// A chunk's place in the file, and the chunk or what was made of it.
+type Numbered<T> = (usize, T);
+
 /// Reads a file in chunks of whole lines, processes them on all cores, and consumes the results in file order. A few
 /// chunks are in memory at a time.
 fn process_chunks<T: Send>(
-    mut file: File,
+    file: File,
     process: impl Fn(&[u8]) -> T + Sync,
     mut consume: impl FnMut(T),
 ) -> io::Result<()> {
-    const CHUNK_BYTES: usize = 2 << 20;
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(8);
     thread::scope(|scope| {
-        let (job_sender, jobs) = sync_channel::<(usize, Vec<u8>)>(workers);
-        let (result_sender, results) = sync_channel(workers * 2);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let (chunk_sender, chunks) = bounded::<Numbered<Vec<u8>>>(workers);
+        let (result_sender, results) = bounded::<Numbered<T>>(workers * 2);
         for _ in 0..workers {
-            let (jobs, result_sender, process) = (Arc::clone(&jobs), result_sender.clone(), &process);
+            let (chunks, result_sender, process) = (chunks.clone(), result_sender.clone(), &process);
             scope.spawn(move || {
-                loop {
-                    let job = jobs.lock().expect("no holder of this lock can panic").recv();
-                    let Ok((number, lines)) = job else { return };
+                for (number, lines) in chunks {
                     if result_sender.send((number, process(&lines))).is_err() {
                         return;
                     }
                 }
             });
         }
-        drop((jobs, result_sender));
-        let reader = scope.spawn(move || -> io::Result<()> {
-            let mut rest = Vec::new();
-            for number in 0.. {
-                let mut lines = std::mem::take(&mut rest);
-                lines.reserve(CHUNK_BYTES);
-                let read = Read::by_ref(&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut lines)?;
-                let end = memchr::memrchr(b'\n', &lines).map_or(0, |at| at + 1);
-                if read > 0 {
-                    rest = lines.split_off(end);
-                }
-                if job_sender.send((number, lines)).is_err() || read == 0 {
-                    break;
-                }
-            }
-            Ok(())
-        });
-        let mut out_of_order = HashMap::new();
-        let mut next = 0;
-        for (number, result) in results {
-            out_of_order.insert(number, result);
-            while let Some(result) = out_of_order.remove(&next) {
-                consume(result);
-                next += 1;
-            }
-        }
+        // The results end when every worker has dropped its sender.
+        drop((chunks, result_sender));
+        let reader = scope.spawn(move || read_chunks(file, &chunk_sender));
+        consume_in_order(&results, &mut consume);
         reader.join().expect("the reader does not panic")
     })
+}
+
+/// Sends a file in chunks of whole lines, up to its end or until no worker is left.
+fn read_chunks(mut file: File, chunks: &Sender<Numbered<Vec<u8>>>) -> io::Result<()> {
+    const CHUNK_BYTES: usize = 2 << 20;
+    let mut rest = Vec::new();
+    for number in 0.. {
+        let mut lines = std::mem::take(&mut rest);
+        lines.reserve(CHUNK_BYTES);
+        let read = Read::by_ref(&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut lines)?;
+        let end = memchr::memrchr(b'\n', &lines).map_or(0, |at| at + 1);
+        if read > 0 {
+            rest = lines.split_off(end);
+        }
+        if chunks.send((number, lines)).is_err() || read == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn consume_in_order<T>(results: &Receiver<Numbered<T>>, consume: &mut impl FnMut(T)) {
+    let mut out_of_order = HashMap::new();
+    let mut next = 0;
+    for (number, result) in results {
+        out_of_order.insert(number, result);
+        while let Some(result) = out_of_order.remove(&next) {
+            consume(result);
+            next += 1;
+        }
+    }
 }
 
 #[cfg(test)]

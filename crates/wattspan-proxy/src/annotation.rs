@@ -8,12 +8,12 @@ use std::fmt::Write;
 
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
-
-use super::response_reader::ResponseMetadata;
-use super::span_client::{SpanOutcome, UnmeasuredReason};
 use wattspan_client::account::SpanState;
 use wattspan_client::domain::Grade;
 use wattspan_system::escape::printable_ascii;
+
+use super::response_reader::ResponseMetadata;
+use super::span_client::{SpanOutcome, UnmeasuredReason};
 
 pub const ENERGY_HEADER: HeaderName = HeaderName::from_static("wattspan-energy");
 

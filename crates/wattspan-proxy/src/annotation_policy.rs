@@ -11,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use uzers::{get_group_by_name, get_user_by_uid, get_user_groups};
+use wattspan_system::unix_socket::{OVERFLOW_UID, PeerCredentials};
 
 use super::tcp_owner;
-use wattspan_system::unix_socket::{OVERFLOW_UID, PeerCredentials};
 
 /// How long a group membership is cached: a look-up in a name service can take seconds.
 const MEMBERSHIP_TTL: Duration = Duration::from_secs(30);

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use wattspan_client::SocketPath;
+use wattspan_http::BaseUrl;
+use wattspan_http::connection_pool::{self, PoolSettings};
 
 use super::annotation_policy::{AnnotationGroup, AnnotationPolicy};
 use super::context::{AnnotationMode, Proxy, SpanNumbers};
@@ -19,9 +22,6 @@ use super::route::Routes;
 use super::server_process::{ServerProcess, ServerProcessTracker};
 use super::span_client::{CallReceiver, SpanClient};
 use super::{daemon_connection, frontend};
-use wattspan_client::SocketPath;
-use wattspan_http::BaseUrl;
-use wattspan_http::connection_pool::{self, PoolSettings};
 
 /// Default of [`ProxySettings::account_timeout`].
 pub const DEFAULT_ACCOUNT_TIMEOUT: Duration = Duration::from_millis(250);

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::OwnedSemaphorePermit;
+use wattspan_http::connection_pool::ConnectionPool;
+use wattspan_http::{BaseUrl, BoxBody};
 
 use super::annotation_policy::{AnnotationPolicy, PeerUser};
 use super::client_io::InformationalSender;
@@ -16,8 +18,6 @@ use super::log::RateLimitedLog;
 use super::request_span::TokenWeights;
 use super::route::Routes;
 use super::span_client::SpanClient;
-use wattspan_http::connection_pool::ConnectionPool;
-use wattspan_http::{BaseUrl, BoxBody};
 
 /// Where the energy is added to responses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

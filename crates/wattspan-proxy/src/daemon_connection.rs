@@ -13,10 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
-
-use super::span_client::{CallReceiver, DaemonCall, ReplyHandler, SpanClientState};
 use wattspan_client::SocketPath;
 use wattspan_client::protocol::{Access, Call, DaemonInfo, GetInfo, IncomingReply, MESSAGE_TERMINATOR};
+
+use super::span_client::{CallReceiver, DaemonCall, ReplyHandler, SpanClientState};
 
 /// The pause before a new attempt to connect: the first, and the longest.
 const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -238,12 +238,12 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::net::UnixListener;
+    use wattspan_client::protocol::{CloseSpan, MethodReply, OpenSpan};
 
     use super::*;
     use crate::log::LogSink;
     use crate::server_process::ServerProcessTracker;
     use crate::span_client::SpanClient;
-    use wattspan_client::protocol::{CloseSpan, MethodReply, OpenSpan};
 
     fn info() -> DaemonInfo {
         DaemonInfo {

@@ -12,6 +12,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use wattspan_http::{BoxBody, full_body, hop_by_hop};
+use wattspan_system::escape::printable_ascii;
 
 use super::context::{ClientContext, Proxy};
 use super::measured_response;
@@ -19,8 +21,6 @@ use super::request_span::RequestSpan;
 use super::route::Operation;
 use super::trace_context::TraceContext;
 use super::upstream_request::{ClientCapabilities, RequestedModel, build_upstream_request};
-use wattspan_http::{BoxBody, full_body, hop_by_hop};
-use wattspan_system::escape::printable_ascii;
 
 /// The header in which a client names its span.
 const NAME_HEADER: &str = "wattspan-name";

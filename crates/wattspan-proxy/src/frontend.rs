@@ -14,12 +14,12 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use wattspan_http::connection_pool::MAX_HEADER_BYTES;
 
 use super::client_io::ClientIo;
 use super::context::{ClientContext, Proxy};
 use super::forward::forward;
 use super::listener::{AcceptedConnection, ProxyListener};
-use wattspan_http::connection_pool::MAX_HEADER_BYTES;
 
 /// The timeout for a request head, from the accept or the last response.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(60);

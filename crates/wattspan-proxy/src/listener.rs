@@ -12,10 +12,10 @@ use std::str::FromStr;
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use wattspan_system::unix_socket::{self, SocketFile, SocketPermissions};
 
 use super::annotation_policy::PeerUser;
 use super::tcp_owner;
-use wattspan_system::unix_socket::{self, SocketFile, SocketPermissions};
 
 pub type ClientReader = Box<dyn AsyncRead + Send + Unpin>;
 

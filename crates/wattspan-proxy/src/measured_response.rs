@@ -19,6 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
+use wattspan_http::{BodyError, BoxBody, BufferedBody, hop_by_hop};
 
 use super::annotation::{ENERGY_HEADER, EnergyAnnotation, SPAN_HEADER};
 use super::context::{AnnotationMode, ClientContext};
@@ -26,7 +27,6 @@ use super::request_span::{RequestSpan, WeightedStream};
 use super::response_reader::{ResponseMetadata, ResponseReader};
 use super::upstream_request::ClientCapabilities;
 use super::usage_inserter::{HeldLine, InsertionPoint, UsageInserter};
-use wattspan_http::{BodyError, BoxBody, BufferedBody, hop_by_hop};
 
 /// How long the head waits for the end of the body. A server sends a response that is not streamed in one piece, so
 /// that its end follows the head at once.

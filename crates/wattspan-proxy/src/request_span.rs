@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use wattspan_client::clock::monotonic_now_ns;
+use wattspan_client::protocol::{CloseSpan, OpenSpan};
+
 use super::annotation::EnergyAnnotation;
 use super::response_reader::ResponseMetadata;
 use super::span_client::{PendingClose, SpanClient, SpanHandle, UnmeasuredReason};
-use wattspan_client::clock::monotonic_now_ns;
-use wattspan_client::protocol::{CloseSpan, OpenSpan};
 
 /// The longest attribute value that the daemon accepts.
 const MAX_ATTRIBUTE_BYTES: usize = 1024;

@@ -8,10 +8,10 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-
-use super::json_scanner::JsonScanner;
 use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
 use wattspan_http::sse::{MAX_EVENT_BYTES, SseDecoder};
+
+use super::json_scanner::JsonScanner;
 
 /// The reader for the format of one response.
 #[derive(Debug)]

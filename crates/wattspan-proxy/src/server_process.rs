@@ -7,8 +7,9 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::log::LogSink;
 use wattspan_client::protocol::{IncomingReply, MethodError, OpenSpan, OpenedSpan};
+
+use super::log::LogSink;
 
 /// How long spans do not name a control group that the daemon refused: a service that restarts has none for a moment.
 /// One request is unmeasured at each attempt.

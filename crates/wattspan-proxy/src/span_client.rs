@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-
-use super::counters::ProxyCounters;
-use super::server_process::ServerProcessTracker;
 use wattspan_client::account::Account;
 use wattspan_client::protocol::{
     Call, CancelSpan, CloseSpan, EmptyReply, IncomingReply, MarkPhase, Method, MethodError, OpenSpan,
     ParseReplyError, SetWeight, SpanAccount,
 };
+
+use super::counters::ProxyCounters;
+use super::server_process::ServerProcessTracker;
 
 /// The length of the queue from which no more spans are opened. The daemon handles some 100,000 calls a second.
 const MAX_QUEUED_CALLS: usize = 16_384;

@@ -18,11 +18,11 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
+use wattspan_http::hop_by_hop::{self, ConnectionOptions};
+use wattspan_http::{BaseUrl, BodyError, BoxBody};
 
 use super::client_io::InformationalSender;
 use super::json_scanner::JsonScanner;
-use wattspan_http::hop_by_hop::{self, ConnectionOptions};
-use wattspan_http::{BaseUrl, BodyError, BoxBody};
 
 /// The capabilities of the client's connection, as its request states them.
 pub struct ClientCapabilities {

@@ -5,6 +5,10 @@
 use std::io::stdout;
 use std::path::PathBuf;
 
+use wattspan_ipw::compare::{ComparedRun, compare_runs as side_by_side};
+use wattspan_ipw::report::html_page::format_estimate;
+use wattspan_ipw::table::RunTable;
+
 use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output;
@@ -12,9 +16,6 @@ use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::figure_tables;
 use super::options::{FigureOptions, run_label};
-use wattspan_ipw::compare::{ComparedRun, compare_runs as side_by_side};
-use wattspan_ipw::report::html_page::format_estimate;
-use wattspan_ipw::table::RunTable;
 
 /// Arguments of `wattspan ipw compare`.
 #[derive(Debug, clap::Args)]

@@ -3,13 +3,14 @@
 
 use std::path::PathBuf;
 
-use super::super::connect::MeterOptions;
-use super::super::exit_status::{CliError, OK};
-use super::super::output::eprint_message;
 use wattspan_ipw::harness::columnar;
 use wattspan_ipw::harness::export::RunExport;
 use wattspan_ipw::harness::output::write_json_lines;
 use wattspan_ipw::scope::Scope;
+
+use super::super::connect::MeterOptions;
+use super::super::exit_status::{CliError, OK};
+use super::super::output::eprint_message;
 
 /// Arguments of `wattspan ipw export`.
 #[derive(Debug, clap::Args)]

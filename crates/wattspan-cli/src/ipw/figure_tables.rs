@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use super::super::table::{TextTable, number_column, text_column};
-use super::super::terminal::{Terminal, printable};
 use wattspan_client::domain::Grade;
 use wattspan_ipw::compare::Difference;
 use wattspan_ipw::metrics::EfficiencyMetrics;
@@ -14,6 +12,9 @@ use wattspan_ipw::report::html_page::{format_estimate, format_significant, quant
 use wattspan_ipw::run_settings::describe_workload;
 use wattspan_ipw::scope::{IdlePolicy, Scope};
 use wattspan_ipw::statistics::Distribution;
+
+use super::super::table::{TextTable, number_column, text_column};
+use super::super::terminal::{Terminal, printable};
 
 /// Scope, idle policy and grade of the energies.
 pub fn describe_energies(scope: Scope, idle: IdlePolicy, grade: Option<Grade>, simulated: bool) -> String {

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use wattspan_ipw::harness::{import::import as import_run, results_reader};
+
 use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, OK};
 use super::super::output::{self, eprint_message};
 use super::super::terminal::printable;
-use wattspan_ipw::harness::{import::import as import_run, results_reader};
 
 /// Arguments of `wattspan ipw import`.
 #[derive(Debug, clap::Args)]

@@ -6,10 +6,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
-use super::super::exit_status::{CliError, FAILURE};
-use super::super::output::eprint_message;
-use super::run_options::IpwRunArgs;
 use wattspan_client::clock::unix_ns;
 use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{DaemonInfo, DomainStatus};
@@ -21,6 +17,11 @@ use wattspan_ipw::run::Workload;
 use wattspan_ipw::run_dir::{FORMAT_VERSION, Manifest, NO_METER, RunDir};
 use wattspan_ipw::run_settings::{RunSettings, decode_settings, encode_settings};
 use wattspan_ipw::scope;
+
+use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
+use super::super::exit_status::{CliError, FAILURE};
+use super::super::output::eprint_message;
+use super::run_options::IpwRunArgs;
 
 /// A run that is ready to start.
 pub struct PreparedRun {

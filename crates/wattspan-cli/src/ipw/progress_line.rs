@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-use super::super::output::eprint_message;
-use super::super::quantity::{format_energy, format_power, mean_mw};
 use wattspan_ipw::row::{QueryEnergy, QueryRow};
 use wattspan_ipw::run::RunProgress;
 use wattspan_ipw::scope::RunDomain;
+
+use super::super::output::eprint_message;
+use super::super::quantity::{format_energy, format_power, mean_mw};
 
 /// Writes the progress line to standard error.
 pub struct ProgressLine {
@@ -97,9 +98,10 @@ fn format_progress(progress: &RunProgress) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use wattspan_client::domain::{DomainKind, Grade};
     use wattspan_ipw::row::DomainEnergy;
+
+    use super::*;
 
     #[test]
     fn domains_that_stop_or_become_live_late_are_reported() {

@@ -4,6 +4,11 @@ use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use wattspan_ipw::metrics::EfficiencyMetrics;
+use wattspan_ipw::report::html_page::{format_estimate, format_significant, render_page};
+use wattspan_ipw::report::{EnergyPrices, Report};
+use wattspan_ipw::table::RunTable;
+use wattspan_system::private_file;
 
 use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, NO_COUNTER, OK};
@@ -11,11 +16,6 @@ use super::super::terminal::{Terminal, printable};
 use super::super::{csv::escape_cell, output};
 use super::figure_tables;
 use super::options::FigureOptions;
-use wattspan_ipw::metrics::EfficiencyMetrics;
-use wattspan_ipw::report::html_page::{format_estimate, format_significant, render_page};
-use wattspan_ipw::report::{EnergyPrices, Report};
-use wattspan_ipw::table::RunTable;
-use wattspan_system::private_file;
 
 /// Arguments of `wattspan ipw report`.
 #[derive(Debug, clap::Args)]

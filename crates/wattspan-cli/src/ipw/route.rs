@@ -5,6 +5,12 @@
 use std::io::stdout;
 use std::path::PathBuf;
 
+use wattspan_ipw::report::html_page::{format_estimate, format_significant};
+use wattspan_ipw::route::{
+    IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
+};
+use wattspan_ipw::table::RunTable;
+
 use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output;
@@ -12,11 +18,6 @@ use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::figure_tables;
 use super::options::{FigureOptions, parse_named_value, run_label};
-use wattspan_ipw::report::html_page::{format_estimate, format_significant};
-use wattspan_ipw::route::{
-    IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
-};
-use wattspan_ipw::table::RunTable;
 
 /// Arguments of `wattspan ipw route`.
 #[derive(Debug, clap::Args)]

@@ -6,6 +6,14 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use wattspan_client::clock::unix_ns;
+use wattspan_ipw::metering_thread::MeteringHandle;
+use wattspan_ipw::power_series::PowerRecorder;
+use wattspan_ipw::report::{EnergyPrices, Report};
+use wattspan_ipw::row::QueryRow;
+use wattspan_ipw::run::{RunOutcome, RunProgress, RunSetup, run_queries as ask_all};
+use wattspan_ipw::run_dir::NO_METER;
+use wattspan_ipw::table::RunTable;
 
 use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
@@ -16,14 +24,6 @@ use super::progress_line::ProgressLine;
 use super::report;
 use super::run_options::IpwRunArgs;
 use super::server_options::DEFAULT_KEY_VARIABLE;
-use wattspan_client::clock::unix_ns;
-use wattspan_ipw::metering_thread::MeteringHandle;
-use wattspan_ipw::power_series::PowerRecorder;
-use wattspan_ipw::report::{EnergyPrices, Report};
-use wattspan_ipw::row::QueryRow;
-use wattspan_ipw::run::{RunOutcome, RunProgress, RunSetup, run_queries as ask_all};
-use wattspan_ipw::run_dir::NO_METER;
-use wattspan_ipw::table::RunTable;
 
 /// Exit status of an interrupted run: 128 + SIGINT.
 const STATUS_INTERRUPTED: u8 = 130;

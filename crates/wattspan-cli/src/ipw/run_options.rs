@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use wattspan_ipw::run::MAX_QUERIES_PER_SECOND;
+
 use super::options::FigureOptions;
 use super::server_options::ServerOptions;
-use wattspan_ipw::run::MAX_QUERIES_PER_SECOND;
 
 /// Arguments of `wattspan ipw run`.
 #[derive(Debug, clap::Args)]

@@ -4,15 +4,9 @@
 //! changes is appended again, and nothing is deleted. The judge's energy is reported separately from the run's figures.
 
 use std::collections::{BTreeMap, HashMap};
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::connect::{MeterConnector, MeterOptions};
-use super::super::exit_status::{CliError, FAILURE, OK};
-use super::super::output::eprint_message;
-use super::super::quantity::format_energy;
-use super::server_options::ServerOptions;
 use wattspan_client::clock::unix_ns;
 use wattspan_ipw::answer_format::AnswerFormat;
 use wattspan_ipw::judge::{self, JudgeVerdict, VerdictCache};
@@ -21,6 +15,12 @@ use wattspan_ipw::query::QueryRunner;
 use wattspan_ipw::question::Question;
 use wattspan_ipw::row::{QueryRow, ReplyText};
 use wattspan_ipw::run_dir::{RunDir, for_each_row, for_each_text};
+
+use super::super::connect::{MeterConnector, MeterOptions};
+use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output::eprint_message;
+use super::super::quantity::format_energy;
+use super::server_options::ServerOptions;
 
 /// Arguments of `wattspan ipw score`.
 #[derive(Debug, clap::Args)]

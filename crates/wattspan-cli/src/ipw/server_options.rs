@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
-
-use super::super::exit_status::{CliError, FAILURE};
 use wattspan_http::connection_pool::{ConnectionPool, PoolSettings, build_pool};
 use wattspan_http::{BaseUrl, BoxBody};
 use wattspan_ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, first_model};
+
+use super::super::exit_status::{CliError, FAILURE};
 
 /// Default base URL (vLLM's default port).
 const DEFAULT_URL: &str = "http://127.0.0.1:8000/v1";

@@ -25,11 +25,11 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use serde_json::{Map, Value, json};
+use wattspan_system::private_file;
 
 use super::flat_row::{COLUMNS, ColumnType, FlatCell, FlatRow};
 use super::output::write_atomically;
 use super::{HarnessError, ProfilingRecord};
-use wattspan_system::private_file;
 
 /// Whether this build reads and writes Arrow and Parquet.
 pub const IS_SUPPORTED: bool = true;

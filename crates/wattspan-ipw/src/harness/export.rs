@@ -9,9 +9,11 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use wattspan_client::domain::DomainKind;
+use wattspan_system::private_file;
 
 use super::super::question::Question;
-use super::super::row::{QueryRow, ReplyText};
+use super::super::row::{DomainEnergy, QueryRow, ReplyText};
 use super::super::run_dir::{self, Manifest};
 use super::super::scope::Scope;
 use super::flat_row::FlatRow;
@@ -21,8 +23,6 @@ use super::{
     PowerComponentMetrics, PowerMetrics, ProfilingRecord, SystemInfo, TokenMetrics, WattspanMetadata,
     columnar,
 };
-use wattspan_client::domain::DomainKind;
-use wattspan_system::private_file;
 
 /// The data of a run for export, with the last row of each query.
 #[derive(Debug)]
@@ -95,37 +95,38 @@ impl RunExport {
     ) -> ProfilingRecord {
         let scope_energy =
             row.energy.as_ref().map(|energy| scope.energy(energy, domains)).unwrap_or_default();
-        let seconds = |ns: u64| Some(ns as f64 / 1e9).filter(|_| ns > 0);
-        let joules = scope_energy.share_uj.map(|share_uj| share_uj as f64 / 1e6);
-        let span_s = row.energy.as_ref().and_then(|energy| seconds(energy.span_ns));
-        let watts =
-            scope_energy.window_uj.zip(span_s).map(|(window_uj, seconds)| window_uj as f64 / 1e6 / seconds);
-        let watts = MetricStats { avg: watts, ..MetricStats::default() };
-        let (tokens, total_s) = (row.tokens_out.filter(|count| *count > 0), seconds(row.duration_ns));
-        let rate = tokens.zip(total_s).map(|(tokens, seconds)| (tokens as f64, seconds));
         let reply = text.map(|text| text.reply.clone()).unwrap_or_default();
-        let metadata = WattspanMetadata {
-            id: row.id.clone(),
-            repeat: row.repeat,
-            format: question.map(|question| question.format),
-            error: row.error.clone(),
-            score: row.score,
-            began_ns: Some(row.began_ns),
-            grade: row.energy.as_ref().and_then(|energy| energy.grade),
-            error_uj: scope_energy.error_uj,
-            idle_uj: scope_energy.idle_uj,
-            window_uj: scope_energy.window_uj,
-        };
-        let metrics = ModelMetrics {
-            energy_metrics: EnergyMetrics { per_query_joules: joules, total_joules: None },
-            latency_metrics: LatencyMetrics {
-                per_token_ms: rate.map(|(tokens, seconds)| seconds * 1e3 / tokens),
-                throughput_tokens_per_sec: rate.map(|(tokens, seconds)| tokens / seconds),
-                time_to_first_token_seconds: row.first_token_ns.and_then(seconds),
-                total_query_seconds: total_s,
+        let metadata = wattspan_metadata(row, question, &scope_energy);
+        let metrics = self.model_metrics(row, &scope_energy, reply.clone());
+        let model = self.model();
+        ProfilingRecord {
+            problem: question.map(|question| question.prompt.clone()),
+            answer: question.map_or(Value::Null, |question| question.answer.clone().into()),
+            subject: Some(row.subject.clone()),
+            dataset_metadata: Value::String(json!({ "wattspan": metadata }).to_string()),
+            model_answers: BTreeMap::from([(model.clone(), Some(reply).filter(|_| row.is_answered()))]),
+            model_metrics: BTreeMap::from([(model, Some(metrics))]),
+        }
+    }
+
+    fn model_metrics(
+        &self,
+        row: &QueryRow,
+        scope_energy: &DomainEnergy,
+        lm_response: String,
+    ) -> ModelMetrics {
+        let joules = |uj: u64| uj as f64 / 1e6;
+        let span_s = row.energy.as_ref().and_then(|energy| positive_seconds(energy.span_ns));
+        let watts = scope_energy.window_uj.zip(span_s).map(|(window_uj, span_s)| joules(window_uj) / span_s);
+        let per_query_watts = MetricStats { avg: watts, ..MetricStats::default() };
+        ModelMetrics {
+            energy_metrics: EnergyMetrics {
+                per_query_joules: scope_energy.share_uj.map(joules),
+                total_joules: None,
             },
+            latency_metrics: latency_metrics(row),
             power_metrics: PowerMetrics {
-                gpu: PowerComponentMetrics { per_query_watts: watts, total_watts: MetricStats::default() },
+                gpu: PowerComponentMetrics { per_query_watts, total_watts: MetricStats::default() },
             },
             token_metrics: TokenMetrics {
                 input: row.tokens_in,
@@ -135,17 +136,8 @@ impl RunExport {
             gpu_info: self.gpu(),
             system_info: Some(self.system()),
             lm_correctness: row.score.map(|score| score >= 0.5),
-            lm_response: reply.clone(),
+            lm_response,
             ..ModelMetrics::default()
-        };
-        let model = self.model();
-        ProfilingRecord {
-            problem: question.map(|question| question.prompt.clone()),
-            answer: question.map_or(Value::Null, |question| question.answer.clone().into()),
-            subject: Some(row.subject.clone()),
-            dataset_metadata: Value::String(json!({ "wattspan": metadata }).to_string()),
-            model_answers: BTreeMap::from([(model.clone(), Some(reply).filter(|_| row.is_answered()))]),
-            model_metrics: BTreeMap::from([(model, Some(metrics))]),
         }
     }
 
@@ -204,4 +196,41 @@ impl RunExport {
         let file = dir.join("summary.json");
         private_file::write(&file, text + "\n").map_err(HarnessError::io(file.clone()))
     }
+}
+
+/// Returns the values of a row for which the harness has no column.
+fn wattspan_metadata(
+    row: &QueryRow,
+    question: Option<&Question>,
+    scope_energy: &DomainEnergy,
+) -> WattspanMetadata {
+    WattspanMetadata {
+        id: row.id.clone(),
+        repeat: row.repeat,
+        format: question.map(|question| question.format),
+        error: row.error.clone(),
+        score: row.score,
+        began_ns: Some(row.began_ns),
+        grade: row.energy.as_ref().and_then(|energy| energy.grade),
+        error_uj: scope_energy.error_uj,
+        idle_uj: scope_energy.idle_uj,
+        window_uj: scope_energy.window_uj,
+    }
+}
+
+fn latency_metrics(row: &QueryRow) -> LatencyMetrics {
+    let total_s = positive_seconds(row.duration_ns);
+    let tokens = row.tokens_out.filter(|count| *count > 0).map(|count| count as f64);
+    let tokens_and_seconds = tokens.zip(total_s);
+    LatencyMetrics {
+        per_token_ms: tokens_and_seconds.map(|(tokens, seconds)| seconds * 1e3 / tokens),
+        throughput_tokens_per_sec: tokens_and_seconds.map(|(tokens, seconds)| tokens / seconds),
+        time_to_first_token_seconds: row.first_token_ns.and_then(positive_seconds),
+        total_query_seconds: total_s,
+    }
+}
+
+/// Returns a duration in seconds; a duration of 0 is unknown.
+fn positive_seconds(ns: u64) -> Option<f64> {
+    Some(ns as f64 / 1e9).filter(|_| ns > 0)
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
+use wattspan_client::domain::Grade;
 
 use super::super::answer_format::AnswerFormat;
 use super::super::question::{Question, fingerprint, infer_format, normalize_answer};
@@ -16,7 +17,6 @@ use super::findings::ImportFindings;
 use super::provenance::{import_manifest, metered_domain, wattspan_metadata};
 use super::results_reader::HarnessResults;
 use super::{GpuInfo, HarnessError, ModelMetrics, ProfilingRecord, WattspanMetadata};
-use wattspan_client::domain::Grade;
 
 /// An energy above this mean power comes from a counter reset and is dropped.
 const MAX_POWER_W: f64 = 1e6;
@@ -136,43 +136,14 @@ impl RecordImporter {
         self.findings.records += 1;
         let question = self.question(index, &record, &metadata);
         let (score, error) = self.score(&question, &reply, &metrics, &metadata);
-        let seconds = metrics.latency_metrics.total_query_seconds.filter(|it| it.is_finite() && *it > 0.0);
-        self.findings.without_duration += usize::from(seconds.is_none());
-        self.findings.longer_than_samples +=
-            usize::from(seconds.is_some_and(|seconds| seconds > SAMPLE_BUFFER_S));
-        self.findings.with_beginning += usize::from(metadata.began_ns.is_some());
+        let seconds = self.duration_s(&metrics);
         let duration_ns = (seconds.unwrap_or(0.0) * 1e9).round() as u64;
+        self.findings.with_beginning += usize::from(metadata.began_ns.is_some());
         let began_ns = metadata.began_ns.unwrap_or(self.clock_ns);
         self.clock_ns += duration_ns;
-        let energy = self.energy(&metrics, seconds, &metadata).map(|share_uj| {
-            // The harness's energy is a difference of the machine's counter: a window. Our own exports have the window
-            // in the metadata.
-            let window_uj = if metadata.id.is_empty() { Some(share_uj) } else { metadata.window_uj };
-            let (error_uj, idle_uj) = (metadata.error_uj, metadata.idle_uj);
-            let domain_energy = DomainEnergy { share_uj: Some(share_uj), error_uj, idle_uj, window_uj };
-            QueryEnergy {
-                share_uj: domain_energy.share_uj,
-                error_uj,
-                idle_uj,
-                window_uj,
-                grade: metadata.grade.or(self.grade),
-                span_ns: duration_ns,
-                domains: self.grade.map(|_| domain_energy).into_iter().collect(),
-                ..QueryEnergy::default()
-            }
-        });
-        let mut tokens = |count: Option<u64>| {
-            self.findings.tokens_zero += usize::from(count == Some(0));
-            count.filter(|count| *count > 0)
-        };
-        let (tokens_in, tokens_out) =
-            (tokens(metrics.token_metrics.input), tokens(metrics.token_metrics.output));
-        let first = metrics.latency_metrics.time_to_first_token_seconds;
-        self.findings.first_token_zero += usize::from(first == Some(0.0));
-        let first_token_ns =
-            first.filter(|it| it.is_finite() && *it > 0.0).map(|it| (it * 1e9).round() as u64);
-        let settled = question.extract_answer(&reply);
-        let text = ReplyText { id: question.id.clone(), repeat: metadata.repeat, reply, settled };
+        let energy = self
+            .energy(&metrics, seconds, &metadata)
+            .map(|share_uj| self.query_energy(share_uj, duration_ns, &metadata));
         let row = QueryRow {
             id: question.id.clone(),
             repeat: metadata.repeat,
@@ -181,13 +152,56 @@ impl RecordImporter {
             score,
             began_ns,
             duration_ns,
-            first_token_ns,
-            tokens_in,
-            tokens_out,
+            first_token_ns: self.first_token_ns(&metrics),
+            tokens_in: self.token_count(metrics.token_metrics.input),
+            tokens_out: self.token_count(metrics.token_metrics.output),
             energy,
             ..QueryRow::default()
         };
+        let settled = question.extract_answer(&reply);
+        let text = ReplyText { id: question.id.clone(), repeat: metadata.repeat, reply, settled };
         Some((question, row, text))
+    }
+
+    /// Returns the query's duration if it is known.
+    fn duration_s(&mut self, metrics: &ModelMetrics) -> Option<f64> {
+        let seconds = metrics.latency_metrics.total_query_seconds.filter(|it| it.is_finite() && *it > 0.0);
+        self.findings.without_duration += usize::from(seconds.is_none());
+        self.findings.longer_than_samples +=
+            usize::from(seconds.is_some_and(|seconds| seconds > SAMPLE_BUFFER_S));
+        seconds
+    }
+
+    /// Returns the time to the first token if it is known; the harness writes 0 for an unknown one.
+    fn first_token_ns(&mut self, metrics: &ModelMetrics) -> Option<u64> {
+        let seconds = metrics.latency_metrics.time_to_first_token_seconds;
+        self.findings.first_token_zero += usize::from(seconds == Some(0.0));
+        seconds.filter(|it| it.is_finite() && *it > 0.0).map(|it| (it * 1e9).round() as u64)
+    }
+
+    /// Returns a number of tokens if it is known; the harness writes 0 for an unknown one.
+    fn token_count(&mut self, count: Option<u64>) -> Option<u64> {
+        self.findings.tokens_zero += usize::from(count == Some(0));
+        count.filter(|count| *count > 0)
+    }
+
+    /// Returns the energy of a row whose share in the metered domain is `share_uj`.
+    fn query_energy(&self, share_uj: u64, duration_ns: u64, metadata: &WattspanMetadata) -> QueryEnergy {
+        // The harness's energy is a difference of the machine's counter: a window. Our own exports have the window in
+        // the metadata.
+        let window_uj = if metadata.id.is_empty() { Some(share_uj) } else { metadata.window_uj };
+        let (share_uj, error_uj, idle_uj) = (Some(share_uj), metadata.error_uj, metadata.idle_uj);
+        let domain_energy = DomainEnergy { share_uj, error_uj, idle_uj, window_uj };
+        QueryEnergy {
+            share_uj,
+            error_uj,
+            idle_uj,
+            window_uj,
+            grade: metadata.grade.or(self.grade),
+            span_ns: duration_ns,
+            domains: self.grade.map(|_| domain_energy).into_iter().collect(),
+            ..QueryEnergy::default()
+        }
     }
 
     fn question(&mut self, index: usize, record: &ProfilingRecord, metadata: &WattspanMetadata) -> Question {

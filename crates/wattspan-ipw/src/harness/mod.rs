@@ -24,10 +24,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use wattspan_client::domain::Grade;
 
 use super::answer_format::AnswerFormat;
 use super::run_dir;
-use wattspan_client::domain::Grade;
 
 /// Results cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,9 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write, stdout};
 use std::path::Path;
 
-use super::HarnessError;
 use wattspan_system::private_file;
+
+use super::HarnessError;
 
 /// Writes JSON lines to a file, or to standard output if `path` is "-"; returns the number of lines.
 ///

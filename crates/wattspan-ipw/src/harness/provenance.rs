@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
+use wattspan_client::domain::{DomainKind, Grade};
 
 use super::super::run_dir::{FORMAT_VERSION, Manifest};
 use super::super::scope::RunDomain;
 use super::findings::ImportFindings;
 use super::{GpuInfo, HarnessSummary, WattspanMetadata};
-use wattspan_client::domain::{DomainKind, Grade};
 
 /// Returns the domain that the harness measured, and a description of the mechanism.
 pub fn metered_domain(gpu: &GpuInfo) -> Option<(RunDomain, &'static str)> {

@@ -5,11 +5,11 @@
 //! streams are errors.
 
 use serde_json::Value;
+use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
+use wattspan_http::sse::SseDecoder;
 
 use super::Api;
 use super::reply::{ModelReply, ReplyError, one_line};
-use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
-use wattspan_http::sse::SseDecoder;
 
 /// The maximum size of an unstreamed reply, and of one event or line of a stream, in bytes.
 const MAX_REPLY_BYTES: usize = 32 << 20;

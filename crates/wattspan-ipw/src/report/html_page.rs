@@ -5,14 +5,14 @@
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
+use wattspan_system::escape::printable_lines;
 
 use super::super::metrics::{EfficiencyMetrics, Estimate};
 use super::super::run_settings::describe_workload;
 use super::super::statistics::Distribution;
-use super::Report;
 use super::chart::{Axis, Chart};
 use super::plot_data::PlotData;
-use wattspan_system::escape::printable_lines;
+use super::{PhaseEnergy, Report};
 
 const TEMPLATE: &str = include_str!("report.html");
 
@@ -157,65 +157,72 @@ fn distribution_row(name: &str, distribution: &Distribution) -> Value {
     context! { name => quantity_label(name), count => distribution.count, values => all.map(format_significant).to_vec() }
 }
 
-fn charts(report: &Report) -> Vec<(&'static str, Chart, String)> {
-    let points = &report.points;
+/// A chart with the title above it and the note below it.
+type TitledChart = (&'static str, Chart, String);
+
+fn charts(report: &Report) -> Vec<TitledChart> {
+    let accuracy_note = "Each point is a subject, with 95 % intervals.".to_owned();
+    let mut all = vec![("Accuracy against energy", accuracy_chart(report), accuracy_note)];
+    all.extend(token_chart(report).map(|chart| ("Energy against tokens", chart, token_note(&report.points))));
+    all.extend(distribution_charts(report));
+    all.extend(report.phases.as_ref().map(|phases| {
+        let note = format!("Over {} queries with both.", phases.count);
+        ("Prefill and decode", phase_chart(phases), note)
+    }));
+    if !report.points.timeline.is_empty() {
+        all.push(("Power over time", timeline_chart(&report.points), timeline_note(report)));
+    }
+    all
+}
+
+fn token_note(points: &PlotData) -> String {
     let sample_note = if points.queries.len() < points.query_count {
         format!("{} of {} queries are drawn.", points.queries.len(), points.query_count)
     } else {
         String::new()
     };
-    let mut all = vec![(
-        "Accuracy against energy",
-        accuracy_chart(report),
-        "Each point is a subject, with 95 % intervals.".into(),
-    )];
-    if let Some(chart) = token_chart(report) {
-        all.push((
-            "Energy against tokens",
-            chart,
-            format!(
-                "Green: right; orange: wrong or not scored. The line is the least-squares fit. {sample_note}"
-            ),
-        ));
-    }
-    for (name, title) in [
+    format!("Green: right; orange: wrong or not scored. The line is the least-squares fit. {sample_note}")
+}
+
+fn distribution_charts(report: &Report) -> impl Iterator<Item = TitledChart> {
+    let titles = [
         ("energy_j", "How energy spreads"),
         ("duration_s", "How time spreads"),
         ("first_token_s", "How the time to the first token spreads"),
         ("power_w", "How the machine's power spreads"),
         ("attributed_power_w", "How attributed power spreads"),
-    ] {
-        if let Some(distribution) = report.spreads.get(name) {
-            all.push((title, histogram(name, distribution), String::new()));
-        }
-    }
-    if let Some(phases) = &report.phases {
-        let most =
-            Axis::from_zero("mean energy of a query, J", [phases.prefill_j, phases.decode_j].into_iter());
-        let mut chart = Chart::new(
-            "Energy of prefill and decode",
-            Axis { title: "", low: 0.0, high: 2.0, has_numbers: false },
-            most,
-        );
-        chart.rectangle("prefill", (0.3, 0.0), (0.7, phases.prefill_j));
-        chart.rectangle("decode", (1.3, 0.0), (1.7, phases.decode_j));
-        chart.x_label(0.5, "prefill, until the first token");
-        chart.x_label(1.5, "decode, from there on");
-        all.push(("Prefill and decode", chart, format!("Over {} queries with both.", phases.count)));
-    }
-    if !points.timeline.is_empty() {
-        let curve = if points.measured_power.is_empty() {
-            format!("the sum of the open queries' shares, {}", report.idle.title())
-        } else {
-            "all that the domains of the scope drew, idle power included".to_owned()
-        };
-        let note = format!(
-            "The curve: {curve}. Below it a bar for each of the first {} queries: dark until its first token, then light.",
-            points.timeline.len()
-        );
-        all.push(("Power over time", timeline_chart(points), note));
-    }
-    all
+    ];
+    titles.into_iter().filter_map(|(name, title)| {
+        let distribution = report.spreads.get(name)?;
+        Some((title, histogram(name, distribution), String::new()))
+    })
+}
+
+fn phase_chart(phases: &PhaseEnergy) -> Chart {
+    let joules =
+        Axis::from_zero("mean energy of a query, J", [phases.prefill_j, phases.decode_j].into_iter());
+    let mut chart = Chart::new(
+        "Energy of prefill and decode",
+        Axis { title: "", low: 0.0, high: 2.0, has_numbers: false },
+        joules,
+    );
+    chart.rectangle("prefill", (0.3, 0.0), (0.7, phases.prefill_j));
+    chart.rectangle("decode", (1.3, 0.0), (1.7, phases.decode_j));
+    chart.x_label(0.5, "prefill, until the first token");
+    chart.x_label(1.5, "decode, from there on");
+    chart
+}
+
+fn timeline_note(report: &Report) -> String {
+    let curve = if report.points.measured_power.is_empty() {
+        format!("the sum of the open queries' shares, {}", report.idle.title())
+    } else {
+        "all that the domains of the scope drew, idle power included".to_owned()
+    };
+    format!(
+        "The curve: {curve}. Below it a bar for each of the first {} queries: dark until its first token, then light.",
+        report.points.timeline.len()
+    )
 }
 
 fn accuracy_chart(report: &Report) -> Chart {
@@ -327,6 +334,8 @@ fn timeline_chart(points: &PlotData) -> Chart {
 
 #[cfg(test)]
 mod tests {
+    use wattspan_client::domain::Grade;
+
     use super::super::super::metrics::MetricOptions;
     use super::super::super::question;
     use super::super::super::row::{QueryEnergy, QueryRow, ReplyText};
@@ -335,7 +344,6 @@ mod tests {
     use super::super::super::table::RunTable;
     use super::super::EnergyPrices;
     use super::*;
-    use wattspan_client::domain::Grade;
 
     #[test]
     fn format_significant_writes_four_digits() {
