@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::clock::monotonic_ns;
+use crate::clock::thread_cpu_ns;
 
 use super::cgroup::{self, Cgroup};
 use super::pid_stat::{PidStat, TICK_NS};
@@ -224,9 +224,10 @@ impl ProcessWatcher {
         }
     }
 
-    /// Samples all targets; returns the sample and its cost in nanoseconds.
+    /// Samples all targets; returns the sample and its cost, the nanoseconds of CPU time that it took. On a busy machine a
+    /// sample waits for a CPU too, and that must not make the samples rarer.
     pub fn sample(&mut self) -> (UsageSample, u64) {
-        let started_ns = monotonic_ns();
+        let started_ns = thread_cpu_ns();
         let now_ticks = ticks_since_boot();
         self.children.refresh();
         let mut used: Vec<(u32, Option<u64>)> = Vec::with_capacity(self.targets.len());
@@ -242,7 +243,7 @@ impl ProcessWatcher {
         let count =
             |(subject, used_ns)| TargetUsage { subject, used_ns, is_disjoint: self.is_disjoint(subject) };
         let targets = used.into_iter().map(count).collect();
-        (UsageSample { busy_ns, targets }, monotonic_ns().saturating_sub(started_ns))
+        (UsageSample { busy_ns, targets }, thread_cpu_ns().saturating_sub(started_ns))
     }
 
     /// Whether no other target contains this one, as far as is visible.
@@ -278,10 +279,41 @@ fn ticks_since_boot() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn watcher() -> ProcessWatcher {
         ProcessWatcher::new(KernelRoots { proc_root: "/proc".into(), sysfs_root: "/sys".into() })
+    }
+
+    #[test]
+    fn the_cost_of_a_sample_does_not_contain_the_time_in_which_other_threads_ran() {
+        let mut watcher = watcher();
+        let identity = watcher.identify(std::process::id()).unwrap();
+        watcher.add_process(1, 7, identity).unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let cpus = std::thread::available_parallelism().unwrap().get();
+            for _ in 0..4 * cpus {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            // Long enough for the scheduler to run other threads in the middle of many samples.
+            for _ in 0..500 {
+                let before_ns = thread_cpu_ns();
+                let (_, cost_ns) = watcher.sample();
+                let used_ns = thread_cpu_ns() - before_ns;
+                if cost_ns > used_ns {
+                    is_done.store(true, Ordering::Relaxed);
+                    panic!("a cost of {cost_ns} ns for {used_ns} ns of CPU time");
+                }
+            }
+            is_done.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use crate::clock::thread_cpu_ns;
 
 /// Number of measured calls, after a first call that may be slow.
 const MEASURED_CALLS: usize = 5;
@@ -36,9 +36,9 @@ impl CallCost {
         call();
         let (mut wall, mut cpu) = ([0; MEASURED_CALLS], [0; MEASURED_CALLS]);
         for (wall_ns, cpu_ns) in wall.iter_mut().zip(&mut cpu) {
-            let (started, before) = (Instant::now(), thread_cpu_time());
+            let (started, before_ns) = (Instant::now(), thread_cpu_ns());
             call();
-            *cpu_ns = nanoseconds(thread_cpu_time().saturating_sub(before));
+            *cpu_ns = thread_cpu_ns().saturating_sub(before_ns);
             *wall_ns = nanoseconds(started.elapsed());
         }
         wall.sort_unstable();
@@ -53,11 +53,6 @@ impl CallCost {
             (self.cpu_ns as f64 / of_a_core, self.wall_ns as f64 / MAX_DRIVER_TIME_SHARE);
         by_core.max(by_time) as u64
     }
-}
-
-fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
