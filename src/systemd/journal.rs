@@ -32,14 +32,10 @@ pub const DOMAIN_LIVE: LogEvent = LogEvent { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d3
 pub const DOMAIN_NOT_LIVE: LogEvent = LogEvent { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
 /// The check whether two domains read the same counter has a result.
 pub const DUPLICATE_DOMAINS: LogEvent = LogEvent { id: "9c2c8d5cf5a408fed36986517b4d27db", priority: 5 };
-/// A source is unavailable.
-pub const SOURCE_UNAVAILABLE: LogEvent = LogEvent { id: "3d6e9b02a1f84c57806f4be9d2c7a836", priority: 6 };
 /// The configuration was reloaded.
 pub const CONFIG_RELOADED: LogEvent = LogEvent { id: "b84f1d7c62e04a9395a0c3e8f7d6b247", priority: 5 };
 /// The new configuration is invalid; the old one stays in effect.
 pub const CONFIG_REJECTED: LogEvent = LogEvent { id: "68c0a5f3d9174be2ae7b20d4c1f39e58", priority: 3 };
-/// Which privileges were dropped and which were kept.
-pub const PRIVILEGES_DROPPED: LogEvent = LogEvent { id: "f05b8e61c3a94d7db2e8967a4d10cf69", priority: 6 };
 /// The daemon has more privileges than it needs.
 pub const EXCESS_PRIVILEGES: LogEvent = LogEvent { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
 /// A group to which the configuration gives access does not exist.
@@ -190,10 +186,8 @@ mod tests {
             FAILED,
             DOMAIN_LIVE,
             DOMAIN_NOT_LIVE,
-            SOURCE_UNAVAILABLE,
             CONFIG_RELOADED,
             CONFIG_REJECTED,
-            PRIVILEGES_DROPPED,
             EXCESS_PRIVILEGES,
             RECORDING_ENDED,
         ];
