@@ -94,13 +94,13 @@ impl WorkReceiver {
     ) -> (Option<NumberedQuery>, bool) {
         let already_taken = into.len();
         let mut query = None;
-        // A message of a batch that an earlier call took.
-        let _ = self.urgent.try_recv();
         select! {
             recv(self.batches) -> batch => into.extend(batch),
             recv(self.queries) -> received => query = received.ok(),
             default(deadline.saturating_duration_since(Instant::now())) => {}
         }
+        // The message of a batch that was taken before, or is taken now: it must not end a later delay.
+        let _ = self.urgent.try_recv();
         into.extend(self.batches.try_iter());
         let mut new_batches = into.range(already_taken..);
         let may_delay = query.is_none() && new_batches.len() > 0 && !new_batches.any(|batch| batch.urgent);
