@@ -18,6 +18,7 @@ mod ground_truth_runs;
 mod harness;
 mod interrupted;
 mod runs;
+mod scoring;
 mod statistics;
 
 // Where `ipw_runs` finds it, which a bench uses too.
