@@ -867,7 +867,12 @@ fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
         }
         std::fs::rename(fixture.path("good-60"), fixture.path(at_once)).unwrap();
     }
-    let output = fixture.command("compare").args(["1", "4", "16", "--json"]).output().unwrap();
+    // The figures of different concurrencies are compared only where the user says so.
+    let refused = fixture.command("compare").args(["1", "4"]).output().unwrap();
+    let message = output_text(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{message}");
+    assert!(message.contains("concurrency: 1 has one query at a time, 4 has 4 queries at once"), "{message}");
+    let output = fixture.command("compare").args(["1", "4", "16", "--json", "--anyway"]).output().unwrap();
     let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
     for column in &columns.as_array().unwrap()[1..] {
         let ratio = column["paired"]["per_watt_ratio"]["value"].as_f64().unwrap();

@@ -1,15 +1,18 @@
 //! Comparison of runs of the same questions.
 //!
 //! Runs are paired query by query, which removes the difficulty of the questions from the differences. Invariant: runs
-//! that differ in the meaning of a figure (questions, scope, grade, idle policy, repeats) are refused unless the user
-//! forces the comparison; the mismatches are then part of the result.
+//! that differ in the meaning of a figure (questions, repeats, concurrency or request rate, interface, answer limit,
+//! temperature, system prompt, idle policy) are refused unless the user forces the comparison; the mismatches are then part
+//! of the result. Machines may differ: comparing them is the purpose.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
+use wattspan_client::domain::Grade;
 
 use super::bootstrap::{BootstrapSample, ColumnSums};
 use super::metrics::{EfficiencyMetrics, Estimate, MetricOptions, compute_metrics};
+use super::run_settings::{API, MAX_TOKENS, SYSTEM_PROMPT, TEMPERATURE, describe_workload};
 use super::scope::IdlePolicy;
 use super::table::{RunTable, known};
 
@@ -27,13 +30,13 @@ pub struct Difference {
 impl Difference {
     /// Whether the mismatch concerns energy only and leaves scores comparable.
     pub fn is_energy_related(&self) -> bool {
-        [GRADE, MACHINE, DOMAINS, IDLE].contains(&self.what)
+        [GRADE, MACHINE, IDLE, WORKLOAD].contains(&self.what)
     }
 }
 
 const GRADE: &str = "grade of the energy";
 const MACHINE: &str = "machine";
-const DOMAINS: &str = "domains in the scope";
+const WORKLOAD: &str = "concurrency";
 const IDLE: &str = "idle power";
 
 /// One run of a comparison.
@@ -111,21 +114,11 @@ pub fn differences(first: &RunTable, other: &RunTable, options: &MetricOptions) 
         let (first, other) = (of(first), of(other));
         (first != other).then_some(Difference { what, first, other })
     };
+    // Sensors differ between machines; a model of the load is no measurement of it.
     let grade = |table: &RunTable| match energy_grade(table, options) {
-        Some(grade) => format!("{grade:?}").to_lowercase(),
+        Some(Grade::Estimated) => "estimated".to_owned(),
+        Some(_) => "measured".into(),
         None => "unknown".into(),
-    };
-    let kinds = |table: &RunTable| {
-        let domains = &table.manifest.domains;
-        let mut kinds: Vec<String> = options
-            .scope
-            .domain_indices(domains)
-            .into_iter()
-            .map(|at| format!("{:?}", domains[at].kind))
-            .collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        if kinds.is_empty() { "none".into() } else { kinds.join(" + ").to_lowercase() }
     };
     let idle = |table: &RunTable| match options.idle {
         IdlePolicy::Included => String::new(),
@@ -135,18 +128,38 @@ pub fn differences(first: &RunTable, other: &RunTable, options: &MetricOptions) 
         let simulated = table.manifest.is_simulated();
         if simulated { "simulated".into() } else { "real".to_owned() }
     };
-    let all: [ComparedProperty; 6] = [
+    let all: [ComparedProperty; 5] = [
         ("questions", &|table| table.manifest.fingerprint.clone()),
         ("times asked", &|table| table.manifest.repeats.to_string()),
         (GRADE, &grade),
         (MACHINE, &machine),
-        (DOMAINS, &kinds),
         (IDLE, &idle),
     ];
-    all.into_iter().filter_map(|(what, of)| difference(of, what)).collect()
+    let of_settings = SETTINGS.iter().filter_map(|(what, of)| {
+        // An imported run may not have its settings.
+        let (first, other) = (of(&first.manifest.settings)?, of(&other.manifest.settings)?);
+        (first != other).then_some(Difference { what, first, other })
+    });
+    all.into_iter().filter_map(|(what, of)| difference(of, what)).chain(of_settings).collect()
 }
 
-fn energy_grade(table: &RunTable, options: &MetricOptions) -> Option<wattspan_client::domain::Grade> {
+/// Reads a setting of a run; `None` if the run has no settings.
+type ReadSetting = fn(&BTreeMap<String, String>) -> Option<String>;
+
+/// The settings that change the meaning of a figure, each with its name in messages.
+const SETTINGS: [(&str, ReadSetting); 5] = [
+    (WORKLOAD, describe_workload),
+    ("interface", |settings| settings.get(API).cloned()),
+    ("answer limit", |settings| settings.get(MAX_TOKENS).map(|tokens| format!("{tokens} tokens"))),
+    ("temperature", |settings| settings.get(TEMPERATURE).cloned()),
+    ("system prompt", |settings| {
+        // A run without a system prompt stores none.
+        settings.get(API)?;
+        Some(settings.get(SYSTEM_PROMPT).map_or("none".to_owned(), |prompt| format!("{prompt:?}")))
+    }),
+];
+
+fn energy_grade(table: &RunTable, options: &MetricOptions) -> Option<Grade> {
     options
         .scope
         .grade(&table.manifest.domains)
@@ -214,7 +227,7 @@ fn paired_difference(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use wattspan_client::domain::{DomainKind, Grade};
+    use wattspan_client::domain::DomainKind;
 
     use super::super::question;
     use super::super::row::{QueryEnergy, QueryRow, ReplyText};
@@ -326,12 +339,44 @@ pub(super) mod tests {
         let other = run(&[1.0, 0.0], 2.0, |manifest| {
             manifest.fingerprint = "another".into();
             manifest.domains[0].grade = Grade::Estimated;
-            manifest.domains[0].kind = DomainKind::Cpu;
             manifest.repeats = 3;
         });
         let named: Vec<&str> = differences(&first, &other, &OPTIONS).iter().map(|it| it.what).collect();
-        assert_eq!(named, ["questions", "times asked", "grade of the energy", "domains in the scope"]);
+        assert_eq!(named, ["questions", "times asked", "grade of the energy"]);
         assert!(differences(&first, &first, &OPTIONS).is_empty());
+    }
+
+    #[test]
+    fn settings_that_change_a_figure_are_named_and_machines_may_differ() {
+        let with = |changes: &[(&str, &str)]| {
+            let mut settings = BTreeMap::from(
+                [("at once", "1"), ("interface", "chat"), ("most tokens", "512"), ("temperature", "0")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned())),
+            );
+            settings.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            run(&[1.0, 0.0], 2.0, |manifest| manifest.settings = settings)
+        };
+        let first = with(&[]);
+        for (name, value, what) in [
+            ("at once", "4", "concurrency"),
+            ("interface", "ollama", "interface"),
+            ("most tokens", "64", "answer limit"),
+            ("temperature", "0.7", "temperature"),
+            ("system prompt", "Be short.", "system prompt"),
+        ] {
+            let named = differences(&first, &with(&[(name, value)]), &OPTIONS);
+            assert_eq!(named.iter().map(|it| it.what).collect::<Vec<_>>(), [what]);
+        }
+        // The label of the seed, the retries and the timeout do not change the meaning of a figure.
+        assert!(differences(&first, &with(&[("seed", "7"), ("retries", "9")]), &OPTIONS).is_empty());
+        let other_machine = run(&[1.0, 0.0], 2.0, |manifest| {
+            manifest.domains[0].kind = DomainKind::Soc;
+            manifest.domains[0].grade = Grade::Modelled;
+            manifest.machine = "another".into();
+        });
+        let same_settings = run(&[1.0, 0.0], 2.0, |_| ());
+        assert!(differences(&same_settings, &other_machine, &OPTIONS).is_empty());
+        assert!(differences(&first, &other_machine, &OPTIONS).is_empty(), "an imported run has no settings");
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Savings from routing questions to small local models.
 //!
 //! Implements the routing analysis of *Intelligence per Watt* (arXiv 2511.07885, section 5). A local model *covers* a
-//! question if its score is at least the reference's (win or tie); the best-of-local covers a question if any local
-//! model does. The oracle sends each question to the cheapest covering model, else to the reference. A router of
+//! question if its answer is right and its score is at least the reference's (win or tie); a question that both answer
+//! wrongly is covered by neither and counted apart. The best-of-local covers a question if any local model does. The oracle sends each question to the cheapest covering model, else to the reference. A router of
 //! accuracy p follows the oracle with probability p and otherwise uses the reference, so quality never falls and the
 //! savings are p times the oracle's. All figures are over the questions that every run answered and scored. Invariant:
 //! a saving is absent if the cost of any query in it is unknown. Queries are routed one by one; intervals resample all
 //! queries of a question together.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde::Serialize;
@@ -43,8 +42,10 @@ pub struct Coverage {
     pub label: String,
     /// Number of questions with a higher score than the reference.
     pub wins: usize,
-    /// Number of questions with an equal score.
+    /// Number of questions that both answer right, with an equal score.
     pub ties: usize,
+    /// Number of questions that both answer wrongly; they are not covered.
+    pub both_wrong: usize,
     /// Wins and ties as a fraction of all questions.
     pub covered: Estimate,
 }
@@ -137,6 +138,38 @@ pub fn incomparable_runs(
     against_reference.chain(among_locals).collect()
 }
 
+/// The score from which an answer is right; a judge may give a part of a point.
+const RIGHT: f64 = 0.5;
+
+/// A local model's answer beside the reference's, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// The reference has a higher score.
+    Worse,
+    /// Neither answer is right.
+    BothWrong,
+    /// Right, with the reference's score.
+    AsGood,
+    /// Right, with a higher score than the reference.
+    Better,
+}
+
+impl Outcome {
+    fn of(local: f64, reference: f64) -> Self {
+        match (local >= RIGHT, reference >= RIGHT) {
+            (false, false) => Outcome::BothWrong,
+            (false, true) => Outcome::Worse,
+            _ if local > reference => Outcome::Better,
+            _ if local < reference => Outcome::Worse,
+            _ => Outcome::AsGood,
+        }
+    }
+
+    fn is_covered(self) -> bool {
+        self >= Outcome::AsGood
+    }
+}
+
 /// The cost of a query: energy, operations, price; each if known.
 type QueryCosts = [Option<f64>; 3];
 
@@ -162,16 +195,16 @@ pub fn evaluate_routing(
 ) -> Option<Routing> {
     let shared = SharedQueries::find(locals, reference, options)?;
     let SharedQueries { references, repeated, .. } = &shared;
-    let coverage_of = |label: &str, order: &dyn Fn(&u64, f64) -> Ordering| {
-        let orders = references.iter().map(|(key, query)| (query.question, order(key, query.score)));
-        coverage(label, &orders.collect::<Vec<_>>(), *repeated, options.seed)
+    let coverage_of = |label: &str, outcome: &dyn Fn(&u64, f64) -> Outcome| {
+        let outcomes = references.iter().map(|(key, query)| (query.question, outcome(key, query.score)));
+        coverage(label, &outcomes.collect::<Vec<_>>(), *repeated, options.seed)
     };
     let models = locals
         .iter()
         .enumerate()
-        .map(|(at, model)| coverage_of(&model.label, &|key, score| shared.score_order(at, key, score)));
-    let best_order = |key: &u64, score: f64| {
-        (0..locals.len()).map(|at| shared.score_order(at, key, score)).max().unwrap_or(Ordering::Less)
+        .map(|(at, model)| coverage_of(&model.label, &|key, score| shared.outcome(at, key, score)));
+    let best_outcome = |key: &u64, score: f64| {
+        (0..locals.len()).map(|at| shared.outcome(at, key, score)).max().unwrap_or(Outcome::Worse)
     };
     let (sends, choices) = shared.oracle_choices();
     let names = locals.iter().chain([reference]).map(|model| model.label.clone());
@@ -187,7 +220,7 @@ pub fn evaluate_routing(
         questions: shared.question_count,
         reference: reference.label.clone(),
         models: models.collect(),
-        best_of_local: coverage_of("best of local", &best_order),
+        best_of_local: coverage_of("best of local", &best_outcome),
         savings: std::iter::once(&1.0).chain(accuracies).map(saving).collect(),
         oracle_sends: names.zip(sends).collect(),
         unlike: incomparable_runs(locals, reference, options),
@@ -222,9 +255,9 @@ impl SharedQueries {
         Some(Self { references, locals, question_count, repeated })
     }
 
-    /// Compares the score of the local model at `at` with another score of the same query.
-    fn score_order(&self, at: usize, key: &u64, score: f64) -> Ordering {
-        self.locals[at][key].score.total_cmp(&score)
+    /// The answer of the local model at `at` beside the reference's score of the same query.
+    fn outcome(&self, at: usize, key: &u64, score: f64) -> Outcome {
+        Outcome::of(self.locals[at][key].score, score)
     }
 
     /// Returns the number of queries that the oracle sends to each model, the reference last; and for each query that
@@ -234,7 +267,7 @@ impl SharedQueries {
         let mut choices = Vec::new();
         for (key, query) in &self.references {
             let covering =
-                (0..self.locals.len()).filter(|at| self.score_order(*at, key, query.score).is_ge());
+                (0..self.locals.len()).filter(|at| self.outcome(*at, key, query.score).is_covered());
             // The cheapest by energy; an unknown energy sorts last.
             let chosen = covering.min_by(|one, other| {
                 let joules = |at: usize| self.locals[at][key].costs[0].unwrap_or(f64::INFINITY);
@@ -298,15 +331,17 @@ fn scored_queries<'a>(
     })
 }
 
-fn coverage(label: &str, orders: &[(u64, Ordering)], repeated: bool, seed: u64) -> Coverage {
-    let count = |which: fn(Ordering) -> bool| orders.iter().filter(|(_, order)| which(*order)).count();
-    let rows = orders.iter().map(|(question, order)| (*question, [f64::from(u8::from(order.is_ge()))]));
-    let sample = BootstrapSample::from_queries(orders.len(), rows, repeated, seed);
+fn coverage(label: &str, outcomes: &[(u64, Outcome)], repeated: bool, seed: u64) -> Coverage {
+    let count = |which: Outcome| outcomes.iter().filter(|(_, outcome)| *outcome == which).count();
+    let rows =
+        outcomes.iter().map(|(question, outcome)| (*question, [f64::from(u8::from(outcome.is_covered()))]));
+    let sample = BootstrapSample::from_queries(outcomes.len(), rows, repeated, seed);
     let [interval] = sample.confidence_intervals(seed, |sums| [sums.mean(0)]);
     Coverage {
         label: label.to_owned(),
-        wins: count(Ordering::is_gt),
-        ties: count(Ordering::is_eq),
+        wins: count(Outcome::Better),
+        ties: count(Outcome::AsGood),
+        both_wrong: count(Outcome::BothWrong),
         covered: Estimate { value: sample.total().mean(0), interval },
     }
 }
@@ -385,13 +420,14 @@ mod tests {
         reference_model.active_parameters = Some(8e9);
         let routing = evaluate_routing(&locals, &reference_model, &[0.8], &OPTIONS).unwrap();
         assert_eq!(routing.questions, 4);
-        let counts: Vec<(usize, usize)> = routing.models.iter().map(|it| (it.wins, it.ties)).collect();
-        assert_eq!(counts, [(0, 2), (1, 2)]);
+        let counts: Vec<[usize; 3]> =
+            routing.models.iter().map(|it| [it.wins, it.ties, it.both_wrong]).collect();
+        assert_eq!(counts, [[0, 1, 1], [1, 2, 0]]);
         assert_eq!(routing.best_of_local.covered.value, 0.75);
         let sends: Vec<usize> = routing.oracle_sends.iter().map(|(_, count)| *count).collect();
-        assert_eq!(sends, [2, 1, 1], "the last question ties at 0, and small is cheaper");
+        assert_eq!(sends, [1, 2, 1], "of the last question only middle's answer is right");
         let saved = |at: usize| routing.savings[at].energy.unwrap().value;
-        assert!((saved(0) - (1.0 - (1.0 + 2.0 + 10.0 + 1.0) / 40.0)).abs() < 1e-6);
+        assert!((saved(0) - (1.0 - (1.0 + 2.0 + 10.0 + 2.0) / 40.0)).abs() < 1e-6);
         assert!((saved(1) - 0.8 * saved(0)).abs() < 1e-12);
         assert_eq!(routing.savings[0].compute, None, "the local models' parameters are not known");
     }
@@ -421,6 +457,7 @@ mod tests {
         let (once, ten) = (of(1), of(10));
         assert_eq!((once.questions, once.queries, ten.questions, ten.queries), (50, 50, 50, 500));
         assert_eq!((once.best_of_local.ties, ten.best_of_local.ties), (25, 250));
+        assert_eq!((once.best_of_local.both_wrong, once.best_of_local.wins), (0, 0));
         for (one, other) in [
             (once.best_of_local.covered, ten.best_of_local.covered),
             (once.savings[0].energy.unwrap(), ten.savings[0].energy.unwrap()),

@@ -13,14 +13,14 @@ const CONCURRENCY: &str = "at once";
 const REQUEST_RATE: &str = "per second";
 const WARM_UP: &str = "warm-up";
 const RETRIES: &str = "retries";
-const API: &str = "interface";
-const TEMPERATURE: &str = "temperature";
-const MAX_TOKENS: &str = "most tokens";
+pub(crate) const API: &str = "interface";
+pub(crate) const TEMPERATURE: &str = "temperature";
+pub(crate) const MAX_TOKENS: &str = "most tokens";
 const TIMEOUT_S: &str = "most seconds";
 const STREAM: &str = "streamed";
 const LOGPROBS: &str = "log-probabilities";
 const SEED: &str = "seed";
-const SYSTEM_PROMPT: &str = "system prompt";
+pub(crate) const SYSTEM_PROMPT: &str = "system prompt";
 
 /// Settings of the run loop, apart from those of the requests.
 #[derive(Debug, Clone, Copy, PartialEq)]

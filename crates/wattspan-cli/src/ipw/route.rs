@@ -112,6 +112,7 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
         text_column("MODEL"),
         number_column("BETTER"),
         number_column("AS GOOD"),
+        number_column("BOTH WRONG"),
         number_column("COVERS"),
         number_column("ORACLE SENDS"),
     ]);
@@ -127,12 +128,14 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
             printable(&it.label),
             it.wins.to_string(),
             it.ties.to_string(),
+            it.both_wrong.to_string(),
             format_estimate(Some(&it.covered), 100.0, " %"),
             sends(&it.label),
         ]);
     }
     covered.add_row(vec![
         printable(&routing.reference),
+        String::new(),
         String::new(),
         String::new(),
         String::new(),
