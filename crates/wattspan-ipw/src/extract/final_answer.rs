@@ -159,6 +159,58 @@ pub(super) fn filled_lines(text: &str) -> Vec<(usize, &str)> {
     lines
 }
 
+/// Whether a line comes after the answer: a check of the result, a remark, an offer of help.
+pub(super) fn is_remark(line: &str) -> bool {
+    const BEGINS: [&str; 20] = [
+        "just to",
+        "to check",
+        "check:",
+        "to verify",
+        "verify",
+        "verification",
+        "you can verify",
+        "you can check",
+        "sanity",
+        "note",
+        "hope ",
+        "let me know",
+        "feel free",
+        "if you",
+        "since ",
+        "as a check",
+        "double-check",
+        "quick check",
+        "fun fact",
+        "would you",
+    ];
+    let line = line.trim_start_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+    BEGINS.iter().any(|begin| line.starts_with(begin))
+}
+
+/// Whether the reply says that it gives no answer.
+pub(super) fn is_refusal(reply: &str) -> bool {
+    const PHRASES: [&str; 16] = [
+        "not able to answer",
+        "unable to answer",
+        "unable to determine",
+        "cannot determine",
+        "can't determine",
+        "cannot be determined",
+        "can't be determined",
+        "cannot answer",
+        "can't answer",
+        "not enough information",
+        "doesn't state",
+        "does not state",
+        "isn't given",
+        "is not given",
+        "no diagram was",
+        "could you give me",
+    ];
+    let lower = reply.to_lowercase().replace('’', "'");
+    PHRASES.iter().any(|phrase| lower.contains(phrase))
+}
+
 /// The offset and content of the last complete `\boxed{...}` with balanced braces.
 fn last_boxed(reply: &str) -> Option<(usize, &str)> {
     const OPEN: &str = "\\boxed{";

@@ -3,7 +3,7 @@
 //! Invariant: a reply that names two options as its answer names none.
 
 use super::super::answer_format::{last_option_letter, normalize_words};
-use super::final_answer::{filled_lines, first_sentence, marked_answer};
+use super::final_answer::{filled_lines, first_sentence, is_refusal, marked_answer};
 
 /// The letter that the reply states, in plain text; `None` if it states none or several.
 pub(super) fn extract_letter(reply: &str, choices: &[String]) -> Option<char> {
@@ -29,6 +29,9 @@ pub(super) fn extract_letter(reply: &str, choices: &[String]) -> Option<char> {
 /// The letter of a reply without a marker: a first line that is only an option, a statement such as "B is correct" or
 /// "I choose B", the last line, then any line.
 fn unmarked_letter(reply: &str, choices: &[String], last: char) -> Option<char> {
+    if is_refusal(reply) {
+        return None;
+    }
     let lines: Vec<&str> = filled_lines(reply).into_iter().map(|(_, line)| line).collect();
     let labels = lines.iter().filter(|line| labelled_option(line, last).is_some()).count();
     let first = *lines.first()?;
@@ -329,6 +332,10 @@ fn stated_letter(line: &str, last: char) -> Option<char> {
             "it is",
             "it's",
             "must be",
+            "so",
+            "therefore",
+            "thus",
+            "hence",
             "选",
             "選",
             "应选",

@@ -93,7 +93,12 @@ fn statements(reply: &str) -> Vec<&str> {
     let verdict = verdict.filter(|verdict| {
         ["yes", "no", "true", "false"].iter().any(|word| verdict.eq_ignore_ascii_case(word))
     });
-    vec![whole, sentence, short, verdict.unwrap_or(bare)]
+    // "The formula is: H2SO4", in the last sentence.
+    let conclusion = whole.trim_end_matches(['.', '!', '。']).rsplit(". ").next().unwrap_or(whole);
+    let named = [" is: ", " is ", " are ", " gives ", " called "];
+    let name = named.iter().filter_map(|verb| Some(conclusion.rfind(verb)? + verb.len())).max();
+    let name = name.map_or(bare, |at| &conclusion[at..]);
+    vec![whole, sentence, short, name, verdict.unwrap_or(bare)]
 }
 
 #[cfg(test)]

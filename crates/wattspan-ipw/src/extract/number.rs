@@ -4,7 +4,7 @@
 //! numerals of words. Invariant: an exponent of a unit (`m/s^2`) and a digit within a word (`H2O`) are no numbers, and
 //! every value is finite.
 
-use super::final_answer::{filled_lines, first_line, first_sentence, marked_answer};
+use super::final_answer::{filled_lines, first_line, first_sentence, is_refusal, is_remark, marked_answer};
 use super::reply_text::plain_text;
 
 /// A number in a text.
@@ -53,6 +53,9 @@ pub(super) fn extract_number(reply: &str, emphasized: Option<&str>) -> Option<St
             Reading::None => {}
         }
     }
+    if is_refusal(reply) {
+        return None;
+    }
     let lines: Vec<&str> = filled_lines(reply).into_iter().map(|(_, line)| line).collect();
     if let Some(first) = lines.first()
         && lines.len() > 1
@@ -63,7 +66,8 @@ pub(super) fn extract_number(reply: &str, emphasized: Option<&str>) -> Option<St
     if let Some(number) = emphasized.and_then(|text| numbers(text).last().copied()) {
         return Some(number);
     }
-    let last_line = lines.iter().rev().find(|line| !numbers(line).is_empty()).or(lines.last())?;
+    let is_result = |line: &&&str| !is_remark(line) && !numbers(line).is_empty();
+    let last_line = lines.iter().rev().find(is_result).or(lines.last())?;
     match number_of_line(last_line) {
         Reading::One(number) => Some(number),
         Reading::Several | Reading::None => None,
@@ -100,11 +104,11 @@ fn number_of_answer(answer: &str) -> Reading {
     }
 }
 
-/// Words of a sentence that states a result.
-const CONCLUSIONS: [&str; 7] = ["therefore", "thus", "hence", "total", "altogether", "result", "in all"];
+/// Words of a sentence that is not about the result.
+const ASIDES: [&str; 6] = ["started with", "originally", "initially", "at first", "wrong answer", "mistake"];
 
-/// The sentence of a line that states its result: the last one that has a number if it is a conclusion, else the first
-/// one that has a number.
+/// The sentence of a line that states its result: the first one if the line begins with a number, else the last one with
+/// a number that is no aside and no negation.
 fn concluding_sentence(line: &str) -> &str {
     let mut sentences = Vec::new();
     let mut rest = line;
@@ -118,18 +122,18 @@ fn concluding_sentence(line: &str) -> &str {
             break;
         }
     }
-    let is_conclusion = |sentence: &str| {
+    let states_result = |sentence: &&&str| {
         let lower = sentence.to_lowercase();
-        sentence.contains(['=', '≈'])
-            || lower.starts_with("so ")
-            || lower.starts_with("so, ")
-            || CONCLUSIONS.iter().any(|word| lower.contains(word))
+        !lower.starts_with("not ") && !ASIDES.iter().any(|words| lower.contains(words))
     };
-    match sentences.as_slice() {
-        [] => line,
-        [.., last] if is_conclusion(last) => last,
-        [first, ..] => first,
+    let Some(first) = sentences.first() else { return line };
+    let begins =
+        numbers(first).first().is_some_and(|number| !first[..number.begin].contains(char::is_alphanumeric));
+    // A sum begins with a number too: "3 + 4 = 7. So ...".
+    if begins && !first.contains(['=', '≈', '+', '×', '/']) {
+        return first;
     }
+    sentences.iter().rev().find(states_result).unwrap_or(first)
 }
 
 /// The number of a line without a marker: the first one after the last "=", else the one with which it begins before an
@@ -577,7 +581,8 @@ fn number_in_words(text: &str) -> Option<StatedNumber> {
 
 /// The last text in bold of a reply's last line that has any.
 pub(super) fn emphasized(reply: &str) -> Option<&str> {
-    let (_, line) = *filled_lines(reply).last()?;
+    let lines = filled_lines(reply);
+    let (_, line) = lines.iter().rev().find(|(_, line)| !is_remark(line))?;
     let (before, _) = line.rsplit_once("**")?;
     let (_, bold) = before.rsplit_once("**")?;
     (!first_line(bold).is_empty()).then_some(bold)
