@@ -223,6 +223,14 @@ fn transient_failures_are_retried_and_permanent_ones_are_not() {
     assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
     let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
     assert_eq!(dropped[..3], [None, Some(1), Some(1)], "a connection that was closed is replaced");
+    // A model that refuses `max_tokens` is asked with `max_completion_tokens`, from the first refusal on.
+    let before = fixture.llm.requests();
+    let (_, rows) = fixture.run("newer", &[]);
+    assert!(rows.len() == 12 && rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
+    assert!(rows.iter().all(|row| row["retries"].is_null()), "{rows:?}");
+    assert_eq!(fixture.llm.requests() - before, 12 + 1);
+    let (_, rows) = fixture.run("newer-5", &["-c", "12"]);
+    assert!(rows.len() == 12 && rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
     let before = fixture.llm.requests();
     let (_, rows) = fixture.run("unknown", &["-c", "12"]);
     assert_eq!(fixture.llm.requests() - before, 12);

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use wattspan_client::Client;
 use wattspan_client::account::Account;
 use wattspan_http::connection_pool::{self, build_pool};
-use wattspan_ipw::llm_api::{Api, RequestSettings};
+use wattspan_ipw::llm_api::{Api, RequestSettings, TokenLimitField};
 use wattspan_ipw::metering_thread::MeteringHandle;
 use wattspan_ipw::question::{self, Question};
 use wattspan_ipw::row::QueryRow;
@@ -51,6 +51,7 @@ pub fn run_questions(
         temperature: 0.0,
         seed: Some(0),
         max_tokens: 512,
+        token_limit: TokenLimitField::default(),
         stream: true,
         logprobs: false,
         api_key: None,

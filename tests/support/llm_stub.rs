@@ -152,6 +152,12 @@ fn answer_question(
             write!(out, "HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n")?;
             return Ok(true);
         }
+        "newer" if request.get("max_tokens").is_some() => {
+            let message =
+                "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.";
+            write_json_error(out, "400 Bad Request", message)?;
+            return Ok(true);
+        }
         "unknown" => {
             write_json_error(out, "404 Not Found", "no such model")?;
             return Ok(true);

@@ -77,17 +77,22 @@ impl QueryRunner<'_> {
     /// Sends a question without waiting for its account, so that the next query is not delayed by a slow counter.
     pub async fn ask(&self, question: &Question, repeat: u32, number: u64) -> AnsweredQuery {
         let mut backoff = INITIAL_BACKOFF;
-        for retry in 0.. {
+        let (mut retry, mut is_adapted) = (0, false);
+        for attempt in 0_u64.. {
             let began_ns = monotonic_ns();
             let (result, account, ended_ns) =
-                self.attempt(question, repeat, number * 1000 + u64::from(retry % 1000)).await;
+                self.attempt(question, repeat, number * 1000 + attempt % 1000).await;
             match result {
+                Err(error) if !is_adapted && self.request_settings.token_limit.adapt_to(&error) => {
+                    is_adapted = true;
+                }
                 Err(error) if error.is_retryable() && retry < self.retries => {
                     sleep(
                         error.retry_delay(retry).map_or(backoff, |retry_after| retry_after.min(MAX_BACKOFF)),
                     )
                     .await;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
+                    retry += 1;
                 }
                 result => {
                     let row = QueryRow {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use wattspan_http::connection_pool::{ConnectionPool, PoolSettings, build_pool};
 use wattspan_http::{BaseUrl, BoxBody};
-use wattspan_ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, first_model};
+use wattspan_ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, TokenLimitField, first_model};
 
 use super::super::exit_status::{CliError, FAILURE};
 
@@ -75,6 +75,7 @@ impl ServerOptions {
             temperature: self.temperature,
             seed,
             max_tokens: self.max_tokens,
+            token_limit: TokenLimitField::default(),
             stream: !self.no_stream,
             logprobs: self.logprobs,
             api_key: std::env::var(&self.key_from).ok().filter(|key| !key.is_empty()),

@@ -3,15 +3,19 @@
 //! Builds the requests of three interfaces, with settings that make a run reproducible (temperature 0 and a seed by
 //! default). [`reply_parser`] parses the reply. This module never retries; retries are part of the run loop.
 
+mod lenient_json;
 pub mod reply;
 pub mod reply_parser;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Method, Request};
 use serde_json::{Map, Value, json};
 
+use self::reply::ReplyError;
 use wattspan_http::{BaseUrl, BoxBody, full_body};
 
 /// The longest request timeout, in seconds.
@@ -69,6 +73,8 @@ pub struct RequestSettings {
     pub seed: Option<u64>,
     /// The maximum number of output tokens.
     pub max_tokens: u32,
+    /// Which field of a request limits the output tokens.
+    pub token_limit: TokenLimitField,
     /// Whether the reply is streamed.
     pub stream: bool,
     /// Whether log-probabilities are requested.
@@ -77,6 +83,31 @@ pub struct RequestSettings {
     pub api_key: Option<String>,
     /// Timeout from the request to the end of the answer.
     pub timeout: Duration,
+}
+
+/// The field that limits the output tokens of a chat completion: `max_tokens`, or `max_completion_tokens` for models that
+/// refuse the older name. It is learnt from the first refusal; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct TokenLimitField {
+    is_newer: Arc<AtomicBool>,
+}
+
+impl TokenLimitField {
+    fn name(&self) -> &'static str {
+        if self.is_newer.load(Ordering::Relaxed) { "max_completion_tokens" } else { "max_tokens" }
+    }
+
+    /// Uses the newer name from now on if an error of the server asks for it; returns whether it does.
+    pub fn adapt_to(&self, error: &ReplyError) -> bool {
+        let is_refused = matches!(
+            error,
+            ReplyError::Status { status: 400 | 422, body, .. } if body.contains("max_completion_tokens")
+        );
+        if is_refused {
+            self.is_newer.store(true, Ordering::Relaxed);
+        }
+        is_refused
+    }
 }
 
 /// A request cannot be built.
@@ -151,10 +182,10 @@ impl RequestSettings {
         let mut body = json!({
             "model": self.model,
             "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
             "stream": self.stream,
         });
         let fields = body.as_object_mut().expect("it was written as an object");
+        fields.insert(self.token_limit.name().into(), json!(self.max_tokens));
         if self.api == Api::Chat {
             fields.insert("messages".into(), messages.into());
         } else {
@@ -195,6 +226,7 @@ pub(crate) mod tests {
             temperature: 0.0,
             seed: Some(1),
             max_tokens: 64,
+            token_limit: TokenLimitField::default(),
             stream: true,
             logprobs: false,
             api_key: None,
@@ -214,6 +246,23 @@ pub(crate) mod tests {
         let ollama = request_settings(Api::Ollama).body("why?");
         assert_eq!((&ollama["options"]["num_predict"], &ollama["stream"]), (&json!(64), &json!(true)));
         assert_eq!(request_settings(Api::Ollama).prompt_request("x").unwrap().uri().path(), "/v1/api/chat");
+    }
+
+    #[test]
+    fn a_refused_token_limit_is_sent_under_its_newer_name() {
+        let settings = request_settings(Api::Chat);
+        let other = settings.clone();
+        let refusal =
+            |status, body: &str| ReplyError::Status { status, body: body.into(), retry_after: None };
+        assert!(!settings.token_limit.adapt_to(&refusal(400, "unknown model")));
+        assert!(!settings.token_limit.adapt_to(&refusal(500, "max_completion_tokens")));
+        assert_eq!(settings.body("x")["max_tokens"], 64);
+        let unsupported = refusal(400, "'max_tokens' is not supported. Use 'max_completion_tokens' instead.");
+        assert!(settings.token_limit.adapt_to(&unsupported));
+        for settings in [&settings, &other] {
+            let body = settings.body("x");
+            assert_eq!((&body["max_completion_tokens"], body.get("max_tokens")), (&json!(64), None));
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use serde_json::Value;
 use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
 use wattspan_http::sse::SseDecoder;
 
-use super::Api;
 use super::reply::{ModelReply, ReplyError, one_line};
+use super::{Api, lenient_json};
 
 /// The maximum size of an unstreamed reply, and of one event or line of a stream, in bytes.
 const MAX_REPLY_BYTES: usize = 32 << 20;
@@ -30,6 +30,31 @@ enum BodyFormat {
     JsonLines(LineDecoder),
     /// One JSON object.
     Json(Vec<u8>),
+    /// Not known before the first bytes: the type is missing or is not that of the body.
+    Unknown(Vec<u8>),
+}
+
+impl BodyFormat {
+    fn events() -> Self {
+        BodyFormat::ServerSentEvents(Box::new(SseDecoder::with_limit(MAX_REPLY_BYTES)))
+    }
+
+    /// The format of a body that begins with these bytes; `None` if more are needed.
+    fn detect(api: Api, begin: &[u8]) -> Option<Self> {
+        const FIELDS: [&[u8]; 5] = [b"data:", b"event:", b"id:", b"retry:", b":"];
+        let begin = begin.trim_ascii_start();
+        let is_prefix = |field: &&[u8]| field.starts_with(begin) || begin.starts_with(field);
+        if FIELDS.iter().any(|field| begin.starts_with(field)) {
+            Some(Self::events())
+        } else if FIELDS.iter().any(is_prefix) {
+            None
+        } else if api == Api::Ollama {
+            // An unstreamed reply of Ollama is a single line.
+            Some(BodyFormat::JsonLines(LineDecoder::new(MAX_REPLY_BYTES)))
+        } else {
+            Some(BodyFormat::Json(Vec::new()))
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -46,13 +71,11 @@ struct PartialReply {
 impl ReplyParser {
     /// Creates a parser for a reply of this content type to a request sent at `began_ns`.
     pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
-        let format = match content_type.split(';').next().map(str::trim) {
-            Some("text/event-stream") => {
-                BodyFormat::ServerSentEvents(Box::new(SseDecoder::with_limit(MAX_REPLY_BYTES)))
-            }
-            // An unstreamed reply of Ollama is a single line of this kind.
-            _ if api == Api::Ollama => BodyFormat::JsonLines(LineDecoder::new(MAX_REPLY_BYTES)),
-            _ => BodyFormat::Json(Vec::new()),
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let format = if media_type.eq_ignore_ascii_case("text/event-stream") {
+            BodyFormat::events()
+        } else {
+            BodyFormat::Unknown(Vec::new())
         };
         let reply = ModelReply { began_ns, ..ModelReply::default() };
         Self { api, format, partial: PartialReply { reply, ..PartialReply::default() } }
@@ -61,8 +84,21 @@ impl ReplyParser {
     /// Parses the data received at `now_ns`; returns `true` if it has the first token.
     pub fn feed(&mut self, bytes: &[u8], now_ns: u64) -> bool {
         let before_first_token = self.partial.reply.first_token_ns.is_none();
+        if let BodyFormat::Unknown(begin) = &mut self.format {
+            begin.extend_from_slice(bytes);
+            let begin = std::mem::take(begin);
+            match BodyFormat::detect(self.api, &begin) {
+                Some(format) => {
+                    self.format = format;
+                    return self.feed(&begin, now_ns);
+                }
+                None => self.format = BodyFormat::Unknown(begin),
+            }
+            return false;
+        }
         let (api, partial) = (self.api, &mut self.partial);
         match &mut self.format {
+            BodyFormat::Unknown(_) => {}
             BodyFormat::ServerSentEvents(events) => events.feed(bytes, |event| {
                 if event.truncated {
                     partial.set_error(ReplyError::Malformed("an event is too long".into()));
@@ -90,7 +126,7 @@ impl ReplyParser {
     /// The reply is incomplete or an error.
     pub fn finish(mut self, now_ns: u64) -> Result<ModelReply, ReplyError> {
         match &mut self.format {
-            BodyFormat::Json(body) => {
+            BodyFormat::Json(body) | BodyFormat::Unknown(body) => {
                 let body = std::mem::take(body);
                 self.partial.push_body(self.api, &body);
             }
@@ -99,7 +135,18 @@ impl ReplyParser {
                     self.partial.push_event(self.api, b"message", &rest, now_ns);
                 }
             }
-            BodyFormat::ServerSentEvents(_) => {}
+            BodyFormat::ServerSentEvents(events) => {
+                // A server may close the stream without the blank line after the last event.
+                let (api, partial) = (self.api, &mut self.partial);
+                for _ in 0..2 {
+                    events.feed(b"\n", |event| {
+                        // An event that was cut in the middle is not read: the stream is incomplete.
+                        if event.data.trim_ascii() == b"[DONE]" || lenient_json::parse(event.data).is_ok() {
+                            partial.push_event(api, event.event_type, event.data, now_ns);
+                        }
+                    });
+                }
+            }
         }
         let PartialReply { mut reply, received_data, done, error, logprobs } = self.partial;
         if let Some(error) = error {
@@ -116,10 +163,17 @@ impl ReplyParser {
         if let Some(error) = error_text(&reply.text) {
             return Err(ReplyError::ErrorInBody(error));
         }
+        reply.text = lenient_json::join_halves(&reply.text);
         reply.ended_ns = now_ns;
         reply.mean_logprob = (logprobs.1 > 0).then(|| logprobs.0 / logprobs.1 as f64);
         Ok(reply)
     }
+}
+
+/// A count of tokens, also as a float without a fraction: `9.0`.
+fn token_count(value: &Value) -> Option<u64> {
+    let whole = |count: f64| (count >= 0.0 && count.fract() == 0.0 && count < 1e15).then_some(count as u64);
+    value.as_u64().or_else(|| value.as_f64().and_then(whole))
 }
 
 /// Detects servers that send an error as the answer: the whole text is "[Error: ...]".
@@ -139,11 +193,11 @@ impl PartialReply {
             return;
         }
         self.received_data = true;
-        if data == b"[DONE]" {
+        if data.trim_ascii() == b"[DONE]" {
             self.done = true;
             return;
         }
-        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+        let Ok(value) = lenient_json::parse(data) else {
             let text = one_line(&String::from_utf8_lossy(data));
             return self.set_error(if event_type == b"error" {
                 ReplyError::ErrorInBody(text)
@@ -167,7 +221,7 @@ impl PartialReply {
             return;
         }
         self.received_data = true;
-        let Ok(value) = serde_json::from_slice::<Value>(body) else {
+        let Ok(value) = lenient_json::parse(body) else {
             return self.set_error(ReplyError::Malformed(one_line(&String::from_utf8_lossy(body))));
         };
         if self.reports_error(&value) {
@@ -183,7 +237,14 @@ impl PartialReply {
     }
 
     fn reports_error(&mut self, value: &Value) -> bool {
-        let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return false };
+        // Some servers name an error in every message, without any.
+        let is_none = |error: &Value| match error {
+            Value::Null | Value::Bool(false) => true,
+            Value::String(text) => text.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        };
+        let Some(error) = value.get("error").filter(|error| !is_none(error)) else { return false };
         let message = error.get("message").unwrap_or(error);
         let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
         self.set_error(ReplyError::ErrorInBody(one_line(&message)));
@@ -193,14 +254,20 @@ impl PartialReply {
     /// Parses an OpenAI chunk or complete response; `true` if it has text.
     fn push_openai(&mut self, value: &Value, part: &str) -> bool {
         if let Some(usage) = value.get("usage").filter(|usage| usage.is_object()) {
-            let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
-            self.reply.tokens_in = count("/prompt_tokens").or(self.reply.tokens_in);
-            self.reply.tokens_out = count("/completion_tokens").or(self.reply.tokens_out);
+            // Chat completions and the Responses API name the counts differently; some servers write both, one as 0.
+            let count = |pointers: [&str; 2]| {
+                pointers.iter().filter_map(|pointer| token_count(usage.pointer(pointer)?)).max()
+            };
+            self.reply.tokens_in = count(["/prompt_tokens", "/input_tokens"]).or(self.reply.tokens_in);
+            self.reply.tokens_out = count(["/completion_tokens", "/output_tokens"]).or(self.reply.tokens_out);
             self.reply.tokens_cached =
-                count("/prompt_tokens_details/cached_tokens").or(self.reply.tokens_cached);
+                count(["/prompt_tokens_details/cached_tokens", "/input_tokens_details/cached_tokens"])
+                    .or(self.reply.tokens_cached);
         }
         let Some(choice) = value.pointer("/choices/0") else { return false };
-        if let Some(finish) = choice.get("finish_reason").and_then(Value::as_str) {
+        // Some servers write an empty reason, or the word null, in every chunk.
+        let finish = choice.get("finish_reason").and_then(Value::as_str);
+        if let Some(finish) = finish.filter(|reason| !reason.is_empty() && *reason != "null") {
             self.reply.finish = Some(finish.to_owned());
             self.done = true;
         }
@@ -209,7 +276,11 @@ impl PartialReply {
         let text = |of: &str| {
             message.and_then(|message| message.get(of)).and_then(Value::as_str).unwrap_or_default()
         };
+        let parts = message.and_then(|message| message.get("content")).and_then(Value::as_array);
+        let part_texts = parts.into_iter().flatten().filter_map(|part| part.get("text")?.as_str());
+        let parts: String = part_texts.collect();
         let content = choice.get("text").and_then(Value::as_str).unwrap_or_else(|| text("content"));
+        let content = if parts.is_empty() { content } else { &parts };
         self.reply.text.push_str(content);
         !content.is_empty() || !text("reasoning_content").is_empty() || !text("reasoning").is_empty()
     }
@@ -230,7 +301,7 @@ impl PartialReply {
         let text = |of: &str| value.pointer(of).and_then(Value::as_str).unwrap_or_default();
         if value.get("done").and_then(Value::as_bool) == Some(true) {
             self.done = true;
-            let count = |of: &str| value.get(of).and_then(Value::as_u64);
+            let count = |of: &str| value.get(of).and_then(token_count);
             self.reply.tokens_in = count("prompt_eval_count").or(self.reply.tokens_in);
             self.reply.tokens_out = count("eval_count").or(self.reply.tokens_out);
             let finish = text("/done_reason");
@@ -276,6 +347,36 @@ mod tests {
             assert_eq!((reply.chunk_times_ns.len(), reply.mean_logprob), (2, Some(-1.0)));
             assert!(reply.first_token_ns.unwrap() > reply.began_ns);
         }
+    }
+
+    #[test]
+    fn streams_of_real_servers_are_read() {
+        let stream = "data: {\"error\":\"\",\"choices\":[{\"delta\":{\"content\":\"a \\ud83d\"},\"finish_reason\":\"\"}]}\n\n\
+            data: {\"choices\":[{\"delta\":{\"content\":\"\\ude00\"},\"finish_reason\":\"null\",\"logprobs\":{\"content\":[{\"logprob\":NaN}]}}]}\n\n\
+            data: {\"choices\":[{\"delta\":{\"content\":[{\"type\":\"text\",\"text\":\" b\"}]},\"finish_reason\":\"stop\"}],\
+            \"usage\":{\"prompt_tokens\":9.0,\"completion_tokens\":3.0,\"input_tokens\":0,\"output_tokens\":0}}\n\ndata: [DONE] ";
+        for kind in ["TEXT/Event-Stream", "", "text/plain"] {
+            for size in [1, 3, 10_000] {
+                let reply = parse(Api::Chat, kind, stream.as_bytes(), size).unwrap();
+                assert_eq!(reply.text, "a \u{1f600} b", "{kind}");
+                assert_eq!((reply.tokens_in, reply.tokens_out), (Some(9), Some(3)));
+                assert_eq!((reply.finish.as_deref(), reply.mean_logprob), (Some("stop"), None));
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_stops_is_incomplete_whatever_its_chunks_call_the_finish() {
+        for reason in ["\"\"", "\"null\"", "null"] {
+            let stream = format!(
+                "data: {{\"choices\":[{{\"delta\":{{\"content\":\"a\"}},\"finish_reason\":{reason}}}]}}\n\n"
+            );
+            let result = parse(Api::Chat, "text/event-stream", stream.as_bytes(), 9);
+            assert_eq!(result, Err(ReplyError::IncompleteStream), "{reason}");
+        }
+        let cut = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: {\"choices\":[{\"del";
+        let result = parse(Api::Chat, "text/event-stream", cut.as_bytes(), 9);
+        assert_eq!(result, Err(ReplyError::IncompleteStream));
     }
 
     #[test]
