@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::domain::Liveness;
 use crate::server::ServerSockets;
 use crate::service::{ServiceBuilder, StartupSettings};
+use crate::sources::ProbeLoad;
 
 /// Timeout and poll interval of the wait for the first reading.
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
@@ -43,10 +44,12 @@ pub struct EmbeddedMeter {
 }
 
 impl EmbeddedMeter {
-    /// Discovers the sources, starts the samplers and serves. Without any counter the meter has no domains.
-    pub fn start(config: &Config) -> Result<Self, StartMeterError> {
+    /// Discovers the sources, starts the samplers and serves. Without any counter the meter has no domains. `probe_load`:
+    /// the load under which discovery tests the counters.
+    pub fn start(config: &Config, probe_load: ProbeLoad) -> Result<Self, StartMeterError> {
+        let mut settings = StartupSettings::for_own_process(config);
+        settings.sources.probe_load = probe_load;
         // No log: changes of a domain's state are visible in the replies.
-        let settings = StartupSettings::from_config(config);
         let service = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?.build()?;
         let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (unused_connections, connections) = pairs.into_iter().unzip();

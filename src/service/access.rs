@@ -89,6 +89,12 @@ impl AccessPolicy {
         }
     }
 
+    /// Gives access to root and to the user of this process only.
+    pub fn own_user_only() -> Self {
+        let own_uid = rustix::process::geteuid().as_raw();
+        Self { own_uid, coarse_gid: None, span_gid: None, telemetry_gid: None }
+    }
+
     /// The permissions of the socket file.
     pub fn socket_permissions(&self) -> SocketPermissions {
         match self.coarse_gid {

@@ -41,10 +41,20 @@ pub struct StartupSettings {
 impl StartupSettings {
     /// Converts a configuration that [`Config::check`] has accepted.
     pub fn from_config(config: &Config) -> Self {
+        Self::with_policy(config, AccessPolicy::new(&config.access))
+    }
+
+    /// For a meter that only its own process can reach. The groups of the configuration have no effect, and a look-up in
+    /// the group database can take longer than the rest of the start.
+    pub fn for_own_process(config: &Config) -> Self {
+        Self::with_policy(config, AccessPolicy::own_user_only())
+    }
+
+    fn with_policy(config: &Config, policy: AccessPolicy) -> Self {
         let service = ServiceSettings {
             attribution: attribution_settings(config),
             limits: config.limits.clone(),
-            policy: AccessPolicy::new(&config.access),
+            policy,
             history_ns: round_to_ns(config.history_s * 1e9),
             roots: KernelRoots {
                 proc_root: config.source.proc_root.clone(),
@@ -71,6 +81,7 @@ fn source_settings(config: &Config) -> sources::SourceSettings {
             (Some(idle_w), Some(max_w)) => Some((watts_to_mw(idle_w), watts_to_mw(max_w))),
             _ => None,
         },
+        probe_load: defaults.probe_load,
     }
 }
 

@@ -22,8 +22,9 @@ pub fn discover(settings: &SourceSettings, clock: &Clock) -> Inventory {
 }
 
 /// Finds the available sources. Waits at most `wait` for the sources to open; the others are in
-/// [`Inventory::starting`]. The probe takes up to 40 ms of one CPU more. It takes less if all counters advance and no two
-/// counters are compared.
+/// [`Inventory::starting`]. The probe takes up to 40 ms more: of one CPU, or of sleep with
+/// [`ProbeLoad::Background`](super::ProbeLoad::Background). It takes less if all counters advance and no two counters are
+/// compared.
 ///
 /// A replay is the only source if the settings name one. Otherwise discovery tries every enabled mechanism. A domain that
 /// several mechanisms show is taken from the first one, in order of preference, in which it advances. The estimate is
@@ -38,8 +39,11 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
         spawn_all(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
     let parts = wait_for_sources(&mut starting, &settings.enabled, deadline);
     let (mut found, self_probed) = merge_parts(&settings.enabled, parts);
-    let probe_result =
-        probe::probe_domains(&mut found.opened, &topology::physical_packages(&settings.sysfs_root));
+    let probe_result = probe::probe_domains(
+        &mut found.opened,
+        &topology::physical_packages(&settings.sysfs_root),
+        settings.probe_load,
+    );
     found.append(self_probed);
     preference::keep_preferred(&mut found, probe_result);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {

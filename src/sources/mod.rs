@@ -19,7 +19,7 @@
 
 pub use discovery::{discover, discover_within};
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
-pub use source_settings::SourceSettings;
+pub use source_settings::{ProbeLoad, SourceSettings};
 
 /// AMD GPUs through the kernel's driver.
 pub mod amdgpu;

@@ -1,11 +1,14 @@
-//! A short test under load at discovery: which counters advance, and which pairs may be one counter.
+//! A short test at discovery: which counters advance, and which pairs may be one counter.
 //!
 //! A counter may be stuck (cloud machines show a `psys` that always reads 0), and two names may show one counter
-//! (`package-0-die-0` and `-die-1` of a Threadripper). The probe is a busy loop on the calling thread. It ends when all
-//! questions are decided, and after `MAX_PROBE_NS` at the latest. The sampler's readings decide the remaining pairs.
+//! (`package-0-die-0` and `-die-1` of a Threadripper). The probe is a busy loop on the calling thread, or sleeps where a
+//! command that is started next must not wait for it. It ends when all questions are decided, and after `MAX_PROBE_NS` at
+//! the latest. The sampler's readings decide the remaining pairs, and whether a counter advances under the command's load.
 
 use std::collections::BTreeSet;
 use std::hint::spin_loop;
+use std::thread;
+use std::time::Duration;
 
 use crate::clock::monotonic_ns;
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
@@ -13,12 +16,17 @@ use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 use super::dedup::cross_check::{CrossCheck, Disagreement};
 use super::dedup::duplicate_pair::DuplicatePair;
 use super::source::{DomainIndex, OpenedSource};
+use super::source_settings::{MSR, PERF, POWERCAP, ProbeLoad};
 
 /// Largest duration of the probe. A domain that has not advanced by then is stuck.
 const MAX_PROBE_NS: u64 = 40_000_000;
 
 /// Time between two reads: several reads per update of a RAPL counter, which is about one millisecond.
 const READ_INTERVAL_NS: u64 = 200_000;
+
+/// Time after which a RAPL counter that has not advanced is stuck, without load. It is updated about each millisecond
+/// (Intel SDM, volume 3B, 16.10), and the idle power of a package or of memory is hundreds of its units in this time.
+const RAPL_TIMEOUT_NS: u64 = 5_000_000;
 
 /// Time after which a live integral has advanced.
 const MIN_READS: u32 = 4;
@@ -46,9 +54,9 @@ pub struct ProbeResult {
     pub disagreements: Vec<Disagreement>,
 }
 
-/// Reads all domains under load, fills [`OpenedSource::advanced`] and compares domains. `packages`: the physical packages
-/// that the kernel lists.
-pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> ProbeResult {
+/// Reads all domains, fills [`OpenedSource::advanced`] and compares domains. `packages`: the physical packages that the
+/// kernel lists.
+pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>, load: ProbeLoad) -> ProbeResult {
     let begin_ns = monotonic_ns();
     let mut latest = LatestReadings::new(opened);
     let mut questions = ProbeQuestions::new(opened, packages);
@@ -58,11 +66,18 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> P
         if read % READS_PER_DECISION == 0 {
             questions.candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
         }
-        let is_complete = read >= MIN_READS && questions.are_decided();
-        if is_complete || monotonic_ns() - begin_ns >= MAX_PROBE_NS {
+        let elapsed_ns = monotonic_ns() - begin_ns;
+        let is_decided = match load {
+            ProbeLoad::BusyLoop => questions.are_decided(),
+            ProbeLoad::Background => questions.may_be_left_to_sampler(elapsed_ns),
+        };
+        if (read >= MIN_READS && is_decided) || elapsed_ns >= MAX_PROBE_NS {
             break;
         }
-        spin(READ_INTERVAL_NS);
+        match load {
+            ProbeLoad::BusyLoop => spin(READ_INTERVAL_NS),
+            ProbeLoad::Background => thread::sleep(Duration::from_nanos(READ_INTERVAL_NS)),
+        }
     }
     for domain in &questions.probed {
         opened[domain.index.0].advanced[domain.index.1] = domain.has_moved;
@@ -126,9 +141,24 @@ impl ProbeQuestions {
 
     fn are_decided(&self) -> bool {
         let undecided = |candidate: &DuplicateCandidate| candidate.pair.state() == Duplicate::Undecided;
-        have_all_moved(&self.probed)
+        self.probed.iter().all(|domain| !domain.is_counter || domain.has_moved)
             && !self.candidates.iter().any(undecided)
             && !self.agreement.needs_more_reads()
+    }
+
+    /// Whether the command may start `elapsed_ns` after the first read. A counter that may be updated less often than RAPL
+    /// gets the whole time, since its energy would be missing from the total. So does a pair that advances.
+    fn may_be_left_to_sampler(&self, elapsed_ns: u64) -> bool {
+        let is_known = |domain: &ProbedDomain| {
+            !domain.is_counter || domain.has_moved || (domain.is_rapl && elapsed_ns >= RAPL_TIMEOUT_NS)
+        };
+        let has_moved = |index| self.probed.iter().any(|domain| domain.index == index && domain.has_moved);
+        let is_open = |candidate: &DuplicateCandidate| {
+            candidate.pair.state() == Duplicate::Undecided
+                && has_moved(candidate.original)
+                && has_moved(candidate.copy)
+        };
+        self.probed.iter().all(is_known) && !self.candidates.iter().any(is_open)
     }
 }
 
@@ -137,6 +167,7 @@ struct ProbedDomain {
     index: DomainIndex,
     /// Whether it is a counter. An integral advances at once or not at all.
     is_counter: bool,
+    is_rapl: bool,
     last: Option<EnergyReading>,
     has_moved: bool,
 }
@@ -157,16 +188,13 @@ fn probed_domains(opened: &[OpenedSource]) -> Vec<ProbedDomain> {
         let one = move |(at, domain): (usize, &Domain)| ProbedDomain {
             index: (nth, at),
             is_counter: domain.grade != Grade::Integrated,
+            is_rapl: [PERF, POWERCAP, MSR].contains(&domain.source.as_str()),
             last: None,
             has_moved: false,
         };
         source.domains.iter().enumerate().map(one).collect::<Vec<_>>()
     };
     opened.iter().enumerate().flat_map(of).collect()
-}
-
-fn have_all_moved(probed: &[ProbedDomain]) -> bool {
-    probed.iter().all(|domain| !domain.is_counter || domain.has_moved)
 }
 
 /// All pairs of domains that may show one counter, the earlier domain first.
@@ -198,9 +226,32 @@ fn spin(for_ns: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::domain::DomainKind;
     use crate::sources::Source;
+
+    /// Counters of which the first advances at each read, and the second once: this long after its first read.
+    struct DelayedSource {
+        delay_ns: u64,
+        first_ns: Option<u64>,
+        reads: Arc<AtomicUsize>,
+    }
+
+    impl Source for DelayedSource {
+        fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+            let reads = self.reads.fetch_add(1, Ordering::Relaxed) as u64;
+            let now_ns = monotonic_ns();
+            let elapsed_ns = now_ns - *self.first_ns.get_or_insert(now_ns);
+            let energies = [reads, u64::from(reads > 0 && elapsed_ns >= self.delay_ns)];
+            for (energy_uj, reading) in energies.into_iter().zip(into) {
+                *reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
+            }
+            None
+        }
+    }
 
     /// Counters that add the next of their steps at each read, in a loop. A counter with an empty list is stuck.
     struct SteppingSource(Vec<Vec<u64>>, Vec<u64>, usize);
@@ -244,7 +295,7 @@ mod tests {
 
     /// All pairs of the probed domains with their states.
     fn states(opened: &mut [OpenedSource]) -> Vec<(usize, usize, Duplicate)> {
-        let result = probe_domains(opened, &BTreeSet::new());
+        let result = probe_domains(opened, &BTreeSet::new(), ProbeLoad::BusyLoop);
         assert!(result.disagreements.is_empty());
         result.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
     }
@@ -268,6 +319,27 @@ mod tests {
     fn idle_counters_that_move_by_single_steps_are_undecided() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
         assert_eq!(states(&mut opened), [(0, 1, Duplicate::Undecided)]);
+    }
+
+    /// Reads, and whether each domain advanced, of a probe without load.
+    fn background_probe(source: &str, delay_ns: u64) -> (u32, Vec<bool>) {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let mut opened = packages(&[&[], &[]]);
+        opened[0].domains.iter_mut().for_each(|domain| domain.source = source.into());
+        opened[0].source = Box::new(DelayedSource { delay_ns, first_ns: None, reads: Arc::clone(&reads) });
+        probe_domains(&mut opened, &BTreeSet::from([0, 1]), ProbeLoad::Background);
+        (reads.load(Ordering::Relaxed) as u32, opened[0].advanced.clone())
+    }
+
+    #[test]
+    fn without_load_only_counters_slower_than_rapl_get_the_whole_time() {
+        assert_eq!(background_probe(PERF, 0), (MIN_READS, vec![true, true]));
+        let (reads, advanced) = background_probe(PERF, u64::MAX);
+        assert_eq!(advanced, [true, false]);
+        let most = (RAPL_TIMEOUT_NS / READ_INTERVAL_NS) as u32 + 1;
+        assert!((MIN_READS..=most).contains(&reads), "{reads} reads");
+        let (_, advanced) = background_probe("hwmon", 4 * RAPL_TIMEOUT_NS);
+        assert_eq!(advanced, [true, true]);
     }
 
     #[test]

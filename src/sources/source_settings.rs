@@ -27,6 +27,17 @@ pub const SMC: &str = "smc";
 /// CPU load times a power model.
 pub const ESTIMATE: &str = "estimate";
 
+/// What moves the counters while discovery watches which of them advance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProbeLoad {
+    /// A busy loop on one CPU.
+    #[default]
+    BusyLoop,
+    /// Only what the machine does anyway: discovery sleeps between its reads and ends as early as the counters allow. For
+    /// a process that starts the measured command next.
+    Background,
+}
+
 /// Settings of discovery. Roots and paths are arguments, so that tests can replace the machine.
 #[derive(Debug, Clone)]
 pub struct SourceSettings {
@@ -47,6 +58,8 @@ pub struct SourceSettings {
     /// Power of all CPUs together when idle and at full load, for machines without a counter. `None`: the documented
     /// model times the number of CPUs.
     pub estimate_mw: Option<(u64, u64)>,
+    /// The load under which counters have to advance.
+    pub probe_load: ProbeLoad,
 }
 
 /// The default mechanisms on Linux, in order of preference.
@@ -75,6 +88,7 @@ impl Default for SourceSettings {
             replay: None,
             enabled: default_names().iter().copied().map(String::from).collect(),
             estimate_mw: None,
+            probe_load: ProbeLoad::default(),
         }
     }
 }

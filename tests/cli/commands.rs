@@ -431,6 +431,92 @@ fn a_machine_with_nothing_that_counts_is_status_3_and_the_command_is_not_run() {
     assert!(text(&reasons).contains("package-0: "), "no reason in {}", text(&reasons));
 }
 
+/// A sysfs with the counters of a package, which a thread moves until the drop, and of a platform, which never moves.
+struct FakeCounters {
+    sysfs: PathBuf,
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl FakeCounters {
+    fn start(dir: &Path) -> Self {
+        let sysfs = dir.join("sys");
+        for (zone, name) in [("intel-rapl:0", "package-0"), ("intel-rapl:1", "psys")] {
+            let zone = sysfs.join("class/powercap").join(zone);
+            std::fs::create_dir_all(&zone).unwrap();
+            std::fs::write(zone.join("name"), format!("{name}\n")).unwrap();
+            std::fs::write(zone.join("max_energy_range_uj"), "262143328850\n").unwrap();
+            std::fs::write(zone.join("energy_uj"), "1000000\n").unwrap();
+        }
+        let stop = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let mut counters = FakeCounters { sysfs, stop, thread: None };
+        let (stopped, path) = (std::sync::Arc::clone(&counters.stop), counters.path("intel-rapl:0"));
+        counters.thread = Some(thread::spawn(move || {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            for at in 1.. {
+                if stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                let text = format!("{}\n", 1_000_000 + at * 20_000_u64);
+                std::os::unix::fs::FileExt::write_at(&file, text.as_bytes(), 0).unwrap();
+                thread::sleep(std::time::Duration::from_micros(500));
+            }
+        }));
+        counters
+    }
+
+    fn path(&self, zone: &str) -> PathBuf {
+        self.sysfs.join("class/powercap").join(zone).join("energy_uj")
+    }
+
+    /// A configuration that reads these counters only.
+    fn config(&self, dir: &Path) -> PathBuf {
+        let path = dir.join("wattspan.toml");
+        let text = format!("[source]\nenabled = [\"powercap\"]\nsysfs_root = {:?}\n", self.sysfs);
+        wattspan_system::private_file::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+        path
+    }
+}
+
+impl Drop for FakeCounters {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn a_counter_that_is_still_is_no_part_of_the_account_and_one_that_starts_under_the_command_is_named() {
+    let fixture = CliFixture::new();
+    let counters = FakeCounters::start(fixture.dir.path());
+    let config = counters.config(fixture.dir.path());
+    // On a busy machine the thread may not move its counter while the counters are tested.
+    let report = |command: &str| {
+        let attempt = |_| {
+            std::fs::write(counters.path("intel-rapl:1"), "1000000\n").unwrap();
+            let mut wattspan = fixture.bare();
+            wattspan.args(["--json", "--config"]).arg(&config);
+            let output = wattspan.args(["run", "-o", "-", "--", "sh", "-c", command]).output().unwrap();
+            (output.status.code() != Some(3)).then(|| json(&output.stdout)["runs"][0].clone())
+        };
+        (0..50).find_map(attempt).unwrap()
+    };
+    let domains = |run: &Value| {
+        let shares = run["account"]["domains"].as_array().unwrap().iter();
+        shares.map(|share| share["domain"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let still = report("sleep 0.3");
+    assert_eq!(domains(&still), ["package-0"]);
+    assert_eq!(still.get("not_in_account"), None, "{still}");
+    assert!(still["account"]["share_uj"].as_u64().is_some_and(|uj| uj > 0), "{still}");
+    let psys = counters.path("intel-rapl:1");
+    let moves =
+        format!("for n in 2 3 4 5 6 7 8 9; do sleep 0.05; echo 10${{n}}0000 1<> {}; done", psys.display());
+    let moving = report(&moves);
+    assert_eq!(domains(&moving), ["package-0"]);
+    assert_eq!(moving["not_in_account"], serde_json::json!(["psys"]), "{moving}");
+}
+
 #[test]
 fn a_denied_user_gets_status_5_and_a_remedy() {
     let fixture = CliFixture::new();

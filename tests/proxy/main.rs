@@ -14,6 +14,8 @@ mod support;
 
 #[cfg(target_os = "linux")]
 mod access;
+#[cfg(target_os = "linux")]
+mod burst;
 mod bytes;
 mod hostile;
 #[cfg(target_os = "linux")]

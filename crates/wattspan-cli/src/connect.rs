@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use wattspan::config::{AcceptedOwner, Config, Flags, SourceConfig};
 use wattspan::embedded::EmbeddedMeter;
+use wattspan::sources::ProbeLoad;
 use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{Access, DaemonInfo, MethodError};
 use wattspan_client::{Client, ClientError, SocketPath};
@@ -56,6 +57,13 @@ impl MeterOptions {
     }
 }
 
+/// How an embedded meter starts.
+#[derive(Debug, Clone, Copy, Default)]
+struct EmbeddedOptions {
+    horizon_ms: f64,
+    probe_load: ProbeLoad,
+}
+
 /// A reachable meter, from which further connections can be opened.
 pub struct MeterConnector {
     backend: MeterBackend,
@@ -84,13 +92,13 @@ pub struct MeterDescription {
 impl MeterConnector {
     /// Opens the meter selected by `options`, with a first connection to it.
     pub fn open(options: &MeterOptions) -> Result<(Self, Client), CliError> {
-        Self::open_with_horizon(options, 0.0)
+        Self::open_with(options, EmbeddedOptions::default())
     }
 
-    fn open_with_horizon(options: &MeterOptions, horizon_ms: f64) -> Result<(Self, Client), CliError> {
+    fn open_with(options: &MeterOptions, embedded: EmbeddedOptions) -> Result<(Self, Client), CliError> {
         let place = options.socket.clone().map_or_else(SocketPath::from_env, SocketPath::Explicit);
         if options.replay.is_some() || options.config.is_some() {
-            return Self::start_embedded(options, None, horizon_ms);
+            return Self::start_embedded(options, None, embedded);
         }
         match (Client::connect(&place), &place) {
             (Ok(client), _) => {
@@ -98,7 +106,7 @@ impl MeterConnector {
             }
             (Err(error), SocketPath::Explicit(_)) => Err(error.into()),
             (Err(error), SocketPath::Search(_)) => {
-                Self::start_embedded(options, Some(fallback_notice(&error)), horizon_ms)
+                Self::start_embedded(options, Some(fallback_notice(&error)), embedded)
             }
         }
     }
@@ -106,7 +114,17 @@ impl MeterConnector {
     /// Like [`Self::open`], for a run that does not wait for accounts. An embedded meter gets a long horizon: it accepts
     /// messages that a busy machine delays, and settles later.
     pub fn open_with_long_horizon(options: &MeterOptions) -> Result<(Self, Client), CliError> {
-        Self::open_with_horizon(options, LONG_HORIZON_MS)
+        Self::open_with(
+            options,
+            EmbeddedOptions { horizon_ms: LONG_HORIZON_MS, ..EmbeddedOptions::default() },
+        )
+    }
+
+    /// Like [`Self::open`], for a command that starts next. An embedded meter uses no CPU time for the test of its
+    /// counters: their states are those under the command's own load.
+    pub fn open_for_command(options: &MeterOptions) -> Result<(Self, Client), CliError> {
+        let probe_load = ProbeLoad::Background;
+        Self::open_with(options, EmbeddedOptions { probe_load, ..EmbeddedOptions::default() })
     }
 
     /// Connects to a daemon, for queries about other programs, which an embedded meter cannot answer.
@@ -130,13 +148,13 @@ impl MeterConnector {
     fn start_embedded(
         options: &MeterOptions,
         notice: Option<String>,
-        horizon_ms: f64,
+        EmbeddedOptions { horizon_ms, probe_load }: EmbeddedOptions,
     ) -> Result<(Self, Client), CliError> {
         let (mut config, config_notice) = load_config(options)?;
         config.horizon_ms = config.horizon_ms.max(horizon_ms);
         let notice =
             [notice, config_notice].into_iter().flatten().reduce(|one, other| format!("{one}; {other}"));
-        let embedded = EmbeddedMeter::start(&config).map_err(anyhow::Error::from)?;
+        let embedded = EmbeddedMeter::start(&config, probe_load).map_err(anyhow::Error::from)?;
         let client = embedded.connect()?;
         Ok((
             MeterConnector { backend: MeterBackend::Embedded(Box::new(embedded)), fallback_notice: notice },

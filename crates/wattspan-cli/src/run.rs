@@ -11,6 +11,7 @@ use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
 use wattspan_client::account::Account;
+use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{DomainStatus, OpenSpan};
 use wattspan_client::{Client, ClientError, SpanGuard};
 use wattspan_system::private_file;
@@ -74,7 +75,7 @@ impl RunArgs {
 /// Runs `wattspan run`.
 pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     let output = ReportOutput::open(args.output.as_ref())?;
-    let (connector, client) = MeterConnector::open(options)?;
+    let (connector, client) = MeterConnector::open_for_command(options)?;
     let info = client.info()?;
     ensure_measurable(&info)?;
     if !options.json {
@@ -96,6 +97,10 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     for run in &mut runs {
         run.too_short =
             run.account.as_ref().map_or_else(Vec::new, |account| too_short_domains(account, &domains));
+        run.not_in_account = run
+            .account
+            .as_ref()
+            .map_or_else(Vec::new, |account| domains_not_in_account(args, account, &domains));
     }
     let run_report = build_report(args, &connector, runs);
     let text = if options.json {
@@ -144,6 +149,7 @@ fn run_repeatedly(
             account,
             unknown,
             too_short: Vec::new(),
+            not_in_account: Vec::new(),
         });
         // In this order, a termination request is either seen here or kept for the next command.
         signals.discard_pending();
@@ -152,6 +158,19 @@ fn run_repeatedly(
         }
         span = client.open_span_with(args.open_request());
     }
+}
+
+/// The domains of the host's total that the account lacks, because their counters had not advanced when the span opened.
+/// Without a daemon only the command's own load shows whether such a counter is stuck.
+fn domains_not_in_account(args: &RunArgs, account: &Account, all: &[DomainStatus]) -> Vec<String> {
+    if !args.domains.is_empty() {
+        return Vec::new();
+    }
+    let is_missing = |domain: &&DomainStatus| {
+        let has_share = account.domains.iter().any(|share| share.domain == domain.name);
+        domain.counted && domain.liveness == Liveness::Live && !has_share
+    };
+    all.iter().filter(is_missing).map(|domain| domain.name.clone()).collect()
 }
 
 fn build_report(args: &RunArgs, connector: &MeterConnector, runs: Vec<MeasuredRun>) -> RunReport {
@@ -175,7 +194,11 @@ fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Ter
         [run] => match &run.account {
             Some(account) => {
                 let title = format!("Energy of: {command}");
-                account_report::render_account(&title, Some("the command"), account, domains, terminal)
+                let report =
+                    account_report::render_account(&title, Some("the command"), account, domains, terminal);
+                let mut missing = KeyValueTable::default();
+                run_report::add_missing_domains(&run_report.runs, &mut missing);
+                format!("{report}{}", missing.render(terminal))
             }
             None => {
                 let reason = run.unknown.as_deref().unwrap_or_default();

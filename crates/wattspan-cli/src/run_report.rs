@@ -3,6 +3,8 @@
 //! The guaranteed error of a mean is the mean of the errors. The standard deviation is a separate column: it describes the
 //! variation between runs, not the uncertainty of the meter.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use wattspan_client::account::{Account, Share};
 use wattspan_client::domain::Grade;
@@ -18,7 +20,7 @@ use super::quantity::{
 use super::resolution::{TooShortDomain, format_too_short};
 use super::sample_statistics::SampleStatistics;
 use super::table::{KeyValueTable, TableCell, TextTable, number_column, text_column};
-use super::terminal::{Terminal, TextStyle};
+use super::terminal::{Terminal, TextStyle, printable};
 
 /// One run of the command and its account.
 #[derive(Debug, Serialize)]
@@ -37,6 +39,10 @@ pub struct MeasuredRun {
     /// The domains for whose counters the run was too short.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub too_short: Vec<TooShortDomain>,
+    /// The domains whose counters began to advance after the run's span had opened, and which belong to the host's total:
+    /// the account has no part of their energy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_in_account: Vec<String>,
 }
 
 /// The report of `wattspan run`, also its JSON output.
@@ -70,6 +76,7 @@ pub fn render_runs(title: &str, report: &RunReport, all: &[DomainStatus], termin
     if !too_short.is_empty() {
         lines.add_row(TOO_SHORT, [TableCell::styled(TextStyle::Warning, &format_too_short(&too_short))]);
     }
+    add_missing_domains(&report.runs, &mut lines);
     let unknown = report.runs.len() - accounts.len();
     if unknown > 0 {
         lines.add_row("unknown", [format!("the energy of {unknown} runs").into()]);
@@ -84,6 +91,17 @@ pub fn render_runs(title: &str, report: &RunReport, all: &[DomainStatus], termin
         table.render(terminal),
         lines.render(terminal)
     )
+}
+
+/// Adds the domains that are missing in the accounts.
+pub fn add_missing_domains(runs: &[MeasuredRun], lines: &mut KeyValueTable) {
+    let names: BTreeSet<&str> = runs.iter().flat_map(|run| &run.not_in_account).map(String::as_str).collect();
+    if names.is_empty() {
+        return;
+    }
+    let names: Vec<String> = names.into_iter().map(printable).collect();
+    let text = format!("{}: began to advance after the command had started; run it again", names.join(", "));
+    lines.add_row("not counted", [TableCell::styled(TextStyle::Warning, &text)]);
 }
 
 fn statistics_table(report: &RunReport, accounts: &[&Account], all: &[DomainStatus]) -> TextTable {

@@ -30,6 +30,9 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The most concurrent streams of one HTTP/2 connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
+/// The most connections that are accepted at a time, before those that are open are served again.
+const MAX_BATCH: usize = 64;
+
 /// Accepts connections until `stop` is true; open connections then shut down gracefully.
 pub async fn serve(
     listener: ProxyListener,
@@ -41,16 +44,18 @@ pub async fn serve(
     let mut stopped = stop.clone();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = accept_batch(&listener, &permits) => accepted,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
         match accepted {
-            Ok((connection, permit)) => {
-                let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
-                tokio::spawn(async move {
-                    // A failed connection concerns its client alone, which sees the failure itself.
-                    let _ = serve_connection(connection, permit, proxy, stop).await;
-                });
+            Ok(batch) => {
+                for (connection, permit) in batch {
+                    let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
+                    tokio::spawn(async move {
+                        // A failed connection concerns its client alone, which sees the failure itself.
+                        let _ = serve_connection(connection, permit, proxy, stop).await;
+                    });
+                }
             }
             Err(error) => {
                 proxy.log.write_line(&format!("cannot accept a connection: {error}"));
@@ -61,12 +66,18 @@ pub async fn serve(
     }
 }
 
-async fn accept(
+/// Accepts the connections that wait, as far as there are permits for them.
+async fn accept_batch(
     listener: &ProxyListener,
     permits: &Arc<Semaphore>,
-) -> io::Result<(AcceptedConnection, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-    Ok((listener.accept().await?, permit))
+) -> io::Result<Vec<(AcceptedConnection, OwnedSemaphorePermit)>> {
+    let mut reserved = vec![Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?];
+    while reserved.len() < MAX_BATCH
+        && let Ok(permit) = Arc::clone(permits).try_acquire_owned()
+    {
+        reserved.push(permit);
+    }
+    Ok(listener.accept_batch(reserved.len()).await?.into_iter().zip(reserved).collect())
 }
 
 async fn serve_connection(

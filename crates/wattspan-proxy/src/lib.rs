@@ -17,6 +17,7 @@ mod annotation;
 mod annotation_policy;
 mod bound_proxy;
 mod client_io;
+mod content_template;
 mod context;
 mod counters;
 mod daemon_connection;

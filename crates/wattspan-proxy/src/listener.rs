@@ -8,14 +8,19 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, listen, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use wattspan_system::unix_socket::{self, SocketFile, SocketPermissions};
 
 use super::annotation_policy::PeerUser;
 use super::tcp_owner;
+
+/// Connections that the kernel completes before they are accepted. With the 128 of the standard library, the others of a
+/// burst are dropped and try again after a second. The system may limit it further (`net.core.somaxconn`, 4,096).
+const BACKLOG: i32 = 4096;
 
 pub type ClientReader = Box<dyn AsyncRead + Send + Unpin>;
 
@@ -82,6 +87,7 @@ impl ListenSocket {
         match address {
             ListenAddress::Tcp(address) => {
                 let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+                extend_backlog(&listener)?;
                 listener.set_nonblocking(true)?;
                 Ok(ListenSocket::Tcp(listener))
             }
@@ -94,6 +100,7 @@ impl ListenSocket {
                     let denied = "this user cannot give the socket to the group, since it is no member of it";
                     return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, denied)));
                 }
+                extend_backlog(&listener)?;
                 Ok(ListenSocket::Unix(listener, listening))
             }
         }
@@ -122,6 +129,11 @@ impl ListenSocket {
     }
 }
 
+/// Extends the queue of a socket that listens: a second call of listen(2) changes nothing else.
+fn extend_backlog(listener: impl AsFd) -> io::Result<()> {
+    listen(listener, BACKLOG).map_err(Into::into)
+}
+
 /// A [`ListenSocket`] that is registered with an async runtime.
 pub enum ProxyListener {
     Tcp(TcpListener),
@@ -142,17 +154,30 @@ impl ProxyListener {
         })
     }
 
-    /// Accepts the next connection.
+    /// Waits for a connection, and accepts it and those that are queued after it, at most `max`.
     ///
     /// # Errors
-    /// The process has no free descriptor.
-    pub async fn accept(&self) -> io::Result<AcceptedConnection> {
+    /// The process has no free descriptor for the first one.
+    pub async fn accept_batch(&self, max: usize) -> io::Result<Vec<AcceptedConnection>> {
+        std::future::poll_fn(|cx| {
+            let mut batch = vec![ready!(self.poll_accept(cx))?];
+            while batch.len() < max
+                && let Poll::Ready(Ok(connection)) = self.poll_accept(cx)
+            {
+                batch.push(connection);
+            }
+            Poll::Ready(Ok(batch))
+        })
+        .await
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<AcceptedConnection>> {
         match self {
             ProxyListener::Tcp(listener) => {
-                listener.accept().await.map(|(stream, _)| AcceptedConnection::Tcp(stream))
+                listener.poll_accept(cx).map_ok(|(stream, _)| AcceptedConnection::Tcp(stream))
             }
             ProxyListener::Unix(listener, _) => {
-                listener.accept().await.map(|(stream, _)| AcceptedConnection::Unix(stream))
+                listener.poll_accept(cx).map_ok(|(stream, _)| AcceptedConnection::Unix(stream))
             }
         }
     }

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
 use wattspan_http::sse::{MAX_EVENT_BYTES, SseDecoder};
 
+use super::content_template::ContentTemplate;
 use super::json_scanner::JsonScanner;
 
 /// The reader for the format of one response.
@@ -106,6 +107,8 @@ pub struct ResponseMetadata {
     /// The response contains an error.
     pub error: bool,
     choices: ChoiceProgress,
+    /// Of the last parsed chunk that had content and nothing that changes the metadata if it is repeated.
+    template: Option<ContentTemplate>,
 }
 
 /// The choices of a response that have appeared and those that have finished, one bit each. Several choices are
@@ -231,9 +234,17 @@ impl ResponseMetadata {
             self.done = true;
             return ChunkInfo::default();
         }
+        if self.template.as_ref().is_some_and(|template| template.matches(data)) {
+            self.content_chunks += 1;
+            return ChunkInfo { has_content: true, is_last_usage: false };
+        }
         let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) else {
             return ChunkInfo::default();
         };
+        self.template = chunk
+            .repeatable_content()
+            .and_then(|content| ContentTemplate::new(data, content))
+            .or(self.template.take());
         let has_content = chunk.has_content();
         self.content_chunks += u64::from(has_content);
         self.error |= is_non_empty(chunk.error);
@@ -314,6 +325,25 @@ impl ResponseChunk<'_> {
             || self.message.is_some_and(has_delta)
     }
 
+    /// The content of the only choice, where a chunk that differs in it alone changes nothing but the number of chunks:
+    /// it states no usage and ends nothing.
+    fn repeatable_content(&self) -> Option<&RawValue> {
+        let Some([choice]) = self.choices.as_deref() else { return None };
+        let numbers = [self.prompt_eval_count, self.eval_count, self.tokens_evaluated, self.tokens_predicted];
+        let states_usage = self.usage.is_some()
+            || self.response.is_some()
+            || self.message.is_some()
+            || numbers.iter().any(Option::is_some);
+        if states_usage || self.is_end() {
+            return None;
+        }
+        let delta = choice.delta.as_ref();
+        [choice.text, delta.and_then(|delta| delta.content), delta.and_then(|delta| delta.reasoning_content)]
+            .into_iter()
+            .flatten()
+            .find(|content| is_non_empty_string(Some(content)))
+    }
+
     /// Whether the server marks the end of the response.
     fn is_end(&self) -> bool {
         self.done == Some(true)
@@ -367,6 +397,76 @@ mod tests {
             (Some(3), Some(2), 2)
         );
         assert!(metadata.done && metadata.model.as_deref() == Some("m"));
+    }
+
+    /// The chunks of a stream, and what follows from each of them where no earlier one is remembered.
+    fn assert_read_as_parsed(lines: &[Vec<u8>]) {
+        let (mut metadata, mut parsed) = (ResponseMetadata::default(), ResponseMetadata::default());
+        for line in lines {
+            parsed.template = None;
+            assert_eq!(metadata.read_chunk(line), parsed.read_chunk(line), "{}", line.escape_ascii());
+            assert_eq!(
+                ResponseMetadata { template: None, ..metadata.clone() },
+                ResponseMetadata { template: None, ..parsed.clone() },
+                "{}",
+                line.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_repeats_an_earlier_one_means_what_the_parser_makes_of_it() {
+        let chunk = br#"{"id":"c1","model":"m","choices":[{"index":0,"delta":{"content":"one"},"finish_reason":null}]}"#;
+        let mut metadata = ResponseMetadata::default();
+        metadata.read_chunk(chunk);
+        assert!(metadata.template.as_ref().is_some_and(|template| template.matches(chunk)));
+        // Every byte replaced by one that has a meaning in JSON, or none in UTF-8; every byte left out; every prefix.
+        for at in 0..chunk.len() {
+            for byte in *b"\"\\{}[]:,0n \n\x01\xc3\xff" {
+                let mut changed = chunk.to_vec();
+                changed[at] = byte;
+                assert_read_as_parsed(&[chunk.to_vec(), changed, chunk.to_vec()]);
+            }
+            let without = [&chunk[..at], &chunk[at + 1..]].concat();
+            assert_read_as_parsed(&[chunk.to_vec(), without, chunk[..at].to_vec(), chunk.to_vec()]);
+        }
+        let content = |text: &str| String::from_utf8_lossy(chunk).replace("one", text).into_bytes();
+        let texts = [
+            "",
+            " ",
+            "wär",
+            "\\n",
+            "\\",
+            "\"",
+            "a\",\"role\":\"b",
+            "\u{7f}",
+            "usage",
+            "x\"},\"finish_reason\":\"stop",
+        ];
+        for text in texts {
+            assert_read_as_parsed(&[chunk.to_vec(), content(text), chunk.to_vec(), content(text)]);
+        }
+    }
+
+    #[test]
+    fn a_repeated_chunk_never_restores_an_earlier_usage_or_choice() {
+        let chunk = |usage: &str, index: u32, text: &str| {
+            format!(r#"{{"choices":[{{"index":{index},"text":"{text}"}}]{usage}}}"#).into_bytes()
+        };
+        let usage = |tokens: u32| format!(r#","usage":{{"completion_tokens":{tokens}}}"#);
+        let eval = |tokens: u32| format!(r#","eval_count":{tokens}"#);
+        for first in [String::new(), usage(1), eval(1), r#","usage":null"#.into(), r#","done":true"#.into()] {
+            let lines = [
+                chunk(&first, 0, "a"),
+                chunk(&first, 0, "b"),
+                chunk(&usage(2), 1, "c"),
+                chunk(&first, 0, "d"),
+                chunk(&first, 0, "e"),
+                chunk("", 2, "f"),
+                chunk(&usage(3), 2, "g"),
+            ];
+            assert_read_as_parsed(&lines);
+        }
     }
 
     #[test]
