@@ -91,6 +91,11 @@ impl Attributor {
         self.settings.max_pending_weight_changes = max_changes;
     }
 
+    /// The domain's idle power at present, configured or learned; `None` if it is unknown.
+    pub fn idle_power_mw(&self, domain: usize) -> Option<u64> {
+        self.timelines.get(domain)?.idle_power_mw()
+    }
+
     /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
     /// error does not depend on it.
     pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {

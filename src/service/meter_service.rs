@@ -82,7 +82,8 @@ impl Service {
     /// # Errors
     /// The kernel's random device cannot be opened.
     pub(crate) fn new(parts: ServiceParts) -> io::Result<Self> {
-        let ServiceParts { collector, absent, settings, clock, durability, daemon, is_recording } = parts;
+        let ServiceParts { mut collector, absent, settings, clock, durability, daemon, is_recording } = parts;
+        collector.set_counter_timeout(settings.attribution.counter_timeout_ns);
         let domain_index =
             collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut attributor =

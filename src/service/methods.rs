@@ -290,7 +290,9 @@ impl Service {
                 latest_ns: now_ns,
             });
         }
-        let window = self.collector.window(from_ns, to_ns, &self.settings.attribution);
+        self.collector.drain(now_ns, self.attributor.inner_mut());
+        let settings = &self.settings.attribution;
+        let window = self.collector.window(from_ns, to_ns, settings, self.attributor.inner());
         window.ok_or(MethodError::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod access;
 pub(crate) mod caller;
 pub(crate) mod coarse_grid;
 mod coarse_spans;
+mod counter_moves;
 mod cursor;
 mod daemon_control;
 mod duplicate_tracker;
