@@ -303,6 +303,11 @@ impl Attributor {
         self.spans.len() > 0
     }
 
+    /// Whether a span with this key is open, or closed but not settled.
+    pub fn has_span(&self, key: SpanKey) -> bool {
+        self.spans.get(key).is_some()
+    }
+
     /// The number of open spans.
     pub fn open_span_count(&self) -> usize {
         self.open_count

@@ -174,6 +174,10 @@ impl<'a> WindowSelection<'a> {
             self.add_move(domain, restart);
             // The unknown time begins at the move before it.
             self.add_moves_until(moves, domain, latency_ns, restart.index.saturating_sub(1));
+            // After a timeout, a reading whose stamp is older than that does not count as the end of the unknown time.
+            let last = self.last;
+            let later = moves.entries_from(&moves.moves, restart.index + 1).take(2);
+            later.take_while(|later| later.index <= last).for_each(|later| self.add_move(domain, later));
         }
     }
 

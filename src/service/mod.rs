@@ -12,6 +12,7 @@ mod cursor;
 mod daemon_control;
 mod duplicate_tracker;
 pub(crate) mod durability;
+mod journal_schedule;
 mod list_request;
 mod metadata_limits;
 pub(crate) mod meter_service;
