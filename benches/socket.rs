@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan_client::protocol::{Call, CloseSpan, GetInfo, OpenSpan};
+use wattspan_client::protocol::{Call, CloseSpan, GetInfo, OpenSpan, ReadWindow};
 
 /// Rounds, alternating with the floor so that both see the same disturbances; the median round counts.
 const ROUNDS: usize = 7;
@@ -50,6 +50,7 @@ fn main() {
     let daemon = Daemon::start();
     idle(&daemon, &mut table);
     round_trips(&daemon, &mut table);
+    windows(&daemon, &mut table);
     oneway(&daemon, &mut table);
     pipelined(&Daemon::spawn(false), &mut table, "accounts not kept");
     pipelined(&daemon, &mut table, "each account to disk");
@@ -246,6 +247,64 @@ fn round_trips(daemon: &Daemon, table: &mut Table) {
     table.note("floor: bare 64-byte round trip, p50", format!("{:.2} us", median(floors.clone()) / 1e3));
     table.row("OpenSpan round trip, p50 over the floor's", ratio(&opens), 3.0, true, "x");
     table.row("CloseSpan round trip, p50 over the floor's", ratio(&closes), 3.0, true, "x");
+}
+
+/// A window of the last ten seconds. The daemon replays one machine, so its clock is that of this process.
+fn window() -> Vec<u8> {
+    let now_ns = wattspan_client::clock::monotonic_ns() as i64;
+    let parameters = ReadWindow { from_ns: now_ns - 10_000_000_000, to_ns: now_ns - 50_000_000 };
+    message(|out| Call::new(parameters).encode(out))
+}
+
+/// The p50 of round trips of requests that `request` makes, ns.
+fn p50(stream: &mut UnixStream, trips: usize, request: impl Fn(usize) -> Vec<u8>) -> f64 {
+    let mut times = Histogram::<u64>::new(3).expect("a histogram");
+    let mut buffer = vec![0; 1 << 16];
+    for turn in 0..trips {
+        let request = request(turn);
+        let begun = Instant::now();
+        round_trip(stream, &request, &mut buffer);
+        note(&mut times, begun.elapsed());
+    }
+    times.value_at_quantile(0.5) as f64
+}
+
+/// ReadWindow against GetInfo, and OpenSpan while another client reads windows at the default quota of one user.
+fn windows(daemon: &Daemon, table: &mut Table) {
+    const QUOTA_PER_S: f64 = 20_000.0;
+    let mut stream = daemon.connect();
+    let info = message(|out| Call::new(GetInfo {}).encode(out));
+    // Ten seconds of samples at the full rate, so that a window has as many as it can have.
+    round_trip(&mut stream, &open("held-for-windows", false), &mut vec![0; 1 << 16]);
+    std::thread::sleep(Duration::from_secs(11));
+    let (mut ratios, mut beside) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let info_ns = p50(&mut stream, 300, |_| info.clone());
+        ratios.push(p50(&mut stream, 300, |_| window()) / info_ns);
+        let open_close = |turn: usize| {
+            let span = format!("w{round}-{}", turn / 2);
+            if turn % 2 == 0 { open(&span, false) } else { close(&span) }
+        };
+        let alone_ns = p50(&mut stream, 1000, open_close);
+        let mut reader = daemon.connect();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let reading = std::thread::spawn(move || {
+            let (begun, mut calls, mut buffer) = (Instant::now(), 0_u32, vec![0; 1 << 16]);
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                round_trip(&mut reader, &window(), &mut buffer);
+                calls += 1;
+                let due = begun + Duration::from_secs_f64(f64::from(calls) / QUOTA_PER_S);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+        });
+        beside.push(p50(&mut stream, 1000, |turn| open_close(turn + 1000)) / alone_ns);
+        drop(stop);
+        reading.join().expect("the reader's thread");
+    }
+    round_trip(&mut stream, &close("held-for-windows"), &mut vec![0; 1 << 16]);
+    table.row("ReadWindow round trip, p50 over that of GetInfo", median(ratios), 3.0, true, "x");
+    let row = "OpenSpan beside a reader of windows, p50 over alone";
+    table.row(row, median(beside), 2.0, true, "x");
 }
 
 /// The cost of writing to a sleeping peer, p50 in ns; `request` makes the message of each turn.

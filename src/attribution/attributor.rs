@@ -91,6 +91,11 @@ impl Attributor {
         self.settings.max_pending_weight_changes = max_changes;
     }
 
+    /// The domain's idle power at present, configured or learned; `None` if it is unknown.
+    pub fn idle_power_mw(&self, domain: usize) -> Option<u64> {
+        self.timelines.get(domain)?.idle_power_mw()
+    }
+
     /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
     /// error does not depend on it.
     pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
@@ -296,6 +301,11 @@ impl Attributor {
     /// Whether readings are needed now: a span is open, or closed but not settled.
     pub fn is_busy(&self) -> bool {
         self.spans.len() > 0
+    }
+
+    /// Whether a span with this key is open, or closed but not settled.
+    pub fn has_span(&self, key: SpanKey) -> bool {
+        self.spans.get(key).is_some()
     }
 
     /// The number of open spans.

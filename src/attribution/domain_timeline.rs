@@ -78,6 +78,11 @@ impl DomainTimeline {
         self.idle_power.configure(idle_mw.get(&self.domain.name).copied());
     }
 
+    /// The idle power at present; `None` if it is unknown.
+    pub(crate) fn idle_power_mw(&self) -> Option<u64> {
+        self.idle_power.power_mw()
+    }
+
     pub(crate) fn index(&self) -> usize {
         self.index
     }

@@ -14,11 +14,11 @@ use wattspan_client::protocol::{self, Access, MethodError, MethodReply, SpanAcco
 use super::access::{Peer, is_visible_to};
 use super::caller::ReplyTo;
 use super::cursor::CursorCipher;
+use super::journal_schedule::JournalSchedule;
 use super::list_request::ListRequest;
 use super::span_registry::SpanRegistry;
 use super::tiered_attributor::TieredAttributor;
 use crate::attribution::{Attributor, SpanKey, footprint};
-use crate::clock::Clock;
 use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
 
 /// A commit or an answer that takes longer means that the store is stalled.
@@ -26,15 +26,6 @@ const STORE_TIMEOUT_NS: u64 = 2_000_000_000;
 
 /// More bytes of uncommitted accounts mean that the store is stalled.
 const MAX_PENDING_BYTES: usize = 8 << 20;
-
-/// Spans that are open for longer are journalled, each about once per period.
-const JOURNAL_PERIOD_NS: u64 = 1_000_000_000;
-
-/// A journal step checks the time after this many of the attributor's slots, ends after its budget, and is followed
-/// by a pause. Large spans are therefore journalled less often and do not delay calls.
-const JOURNAL_STEP_SLOTS: usize = 4;
-const JOURNAL_STEP_BUDGET_NS: u64 = 200_000;
-const JOURNAL_PAUSE_NS: u64 = 5_000_000;
 
 /// How long the shutdown waits for the disk.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,8 +55,7 @@ pub(crate) struct Durability {
     /// By number, so the oldest first.
     pending_queries: BTreeMap<u64, PendingQuery>,
     next_query: u64,
-    journal_due_ns: u64,
-    journal_slot: usize,
+    journal: JournalSchedule,
     /// The time of the store's last commit or answer, and the last committed number then.
     last_progress_ns: u64,
     committed: u64,
@@ -110,8 +100,7 @@ impl Durability {
             pending_bytes: 0,
             pending_queries: BTreeMap::new(),
             next_query: 0,
-            journal_due_ns: now_ns + JOURNAL_PERIOD_NS,
-            journal_slot: 0,
+            journal: JournalSchedule::new(now_ns),
             last_progress_ns: 0,
             committed: 0,
             is_stalled: false,
@@ -333,36 +322,48 @@ impl Durability {
         Some((reply_to, out))
     }
 
-    /// Writes accounts of open spans to the store's journal if it is due.
+    /// Notes that a span has opened or changed, so that the journal receives it. Called once until
+    /// [`Self::journal_open_spans`] has taken the span.
+    pub(crate) fn add_to_journal(&mut self, key: SpanKey, now_ns: u64) {
+        self.journal.add_changed(key, now_ns);
+    }
+
+    /// Writes accounts of open spans to the store's journal as far as they are due: in each call a bounded number.
     pub(crate) fn journal_open_spans(
         &mut self,
         now_ns: u64,
-        clock: &Clock,
         attributor: &Attributor,
         registry: &mut SpanRegistry,
     ) {
-        if now_ns < self.journal_due_ns {
-            return;
-        }
-        let mut journalled = Vec::new();
-        let opened_by_ns = now_ns.saturating_sub(JOURNAL_PERIOD_NS);
-        let end_ns = now_ns + JOURNAL_STEP_BUDGET_NS;
-        let mut next = Some(self.journal_slot);
-        while let Some(slot) = next {
-            next = attributor.iter_spans(slot, JOURNAL_STEP_SLOTS, now_ns, opened_by_ns, |key, account| {
-                let account = as_interrupted(account, now_ns);
-                if self.store.write_journal(key.0, &account) {
-                    journalled.push((account.uid, account.span));
+        let store = &mut self.store;
+        let mut write = |key: SpanKey, account: Account| {
+            let account = as_interrupted(account, now_ns);
+            if store.write_journal(key.0, &account) {
+                registry.set_journalled(account.uid, &account.span);
+            }
+        };
+        for key in self.journal.take_changed(now_ns, |key| attributor.has_span(key)) {
+            attributor.iter_spans(key.slot(), 1, now_ns, u64::MAX, |found, account| {
+                if found == key {
+                    write(key, account);
                 }
             });
-            if clock.now_ns() >= end_ns {
-                break;
-            }
+        }
+        if let Some(range) = self.journal.refresh_range(now_ns) {
+            let next = attributor.iter_spans(range.slot, range.count, now_ns, range.opened_by_ns, write);
+            self.journal.end_refresh(now_ns, next);
         }
         self.store.flush();
-        self.journal_slot = next.unwrap_or(0);
-        self.journal_due_ns = now_ns + if next.is_some() { JOURNAL_PAUSE_NS } else { JOURNAL_PERIOD_NS };
-        journalled.iter().for_each(|(uid, span)| registry.set_journalled(*uid, span));
+    }
+
+    /// The time of the next call of [`Self::journal_open_spans`], if the last one has left spans.
+    pub(crate) fn journal_due_ns(&self, now_ns: u64) -> Option<u64> {
+        self.journal.changed_due_ns(now_ns)
+    }
+
+    /// Frees memory that many open spans used.
+    pub(crate) fn shrink(&mut self) {
+        self.journal.shrink();
     }
 
     /// Deletes a cancelled span from the journal.

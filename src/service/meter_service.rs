@@ -82,7 +82,8 @@ impl Service {
     /// # Errors
     /// The kernel's random device cannot be opened.
     pub(crate) fn new(parts: ServiceParts) -> io::Result<Self> {
-        let ServiceParts { collector, absent, settings, clock, durability, daemon, is_recording } = parts;
+        let ServiceParts { mut collector, absent, settings, clock, durability, daemon, is_recording } = parts;
+        collector.set_counter_timeout(settings.attribution.counter_timeout_ns);
         let domain_index =
             collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut attributor =
@@ -198,6 +199,7 @@ impl Service {
         self.refreshed_ns = now_ns;
         self.attach_started_sources();
         self.collector.drain(now_ns, self.attributor.inner_mut());
+        self.abandon_spans(now_ns);
         self.absent.extend(self.process_tracker.sample_if_due(now_ns, self.attributor.inner_mut()));
         self.attributor.inner_mut().advance(now_ns);
         self.has_more_settled = self.settle_within_budget(now_ns, since_ns);
@@ -264,7 +266,7 @@ impl Service {
             &mut self.store_replies,
             &mut self.final_accounts,
         );
-        durability.journal_open_spans(now_ns, &self.clock, self.attributor.inner(), &mut self.registry);
+        durability.journal_open_spans(now_ns, self.attributor.inner(), &mut self.registry);
     }
 
     /// Shrinks tables and returns free memory to the system once most of the memory of spans and accounts is free.
@@ -288,6 +290,7 @@ impl Service {
         self.peak_span_bytes = span_bytes;
         self.attributor.shrink();
         self.registry.shrink();
+        self.durability.iter_mut().for_each(Durability::shrink);
         if is_second_release {
             self.registry.compact(self.durability.as_ref().map_or(0, Durability::committed_number));
         }
@@ -308,9 +311,12 @@ impl Service {
             self.attributor.next_release_ns().map_or(latest_ns, |due_ns| due_ns.clamp(now_ns, latest_ns));
         let sample_due_ns = self.process_tracker.sample_due_ns(self.attributor.inner());
         let store_timeout_ns = self.durability.as_ref().and_then(Durability::timeout_at_ns);
-        let due_times = [sample_due_ns, store_timeout_ns].into_iter().flatten();
+        let journal_due_ns =
+            self.durability.as_ref().and_then(|durability| durability.journal_due_ns(now_ns));
+        let due_times = [sample_due_ns, store_timeout_ns, journal_due_ns].into_iter().flatten();
         let latest_ns = due_times.fold(latest_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
         if self.has_more_settled
+            || self.registry.has_abandoned()
             || !self.final_accounts.is_empty()
             || !self.store_replies.is_empty()
             || self.has_store_events()

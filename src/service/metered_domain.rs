@@ -4,6 +4,7 @@
 
 use wattspan_client::protocol::DomainStatus;
 
+use super::counter_moves::CounterMoves;
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sources;
@@ -26,6 +27,7 @@ pub(super) struct MeteredDomain {
     /// Its parent may be a domain that it may duplicate.
     pub(super) domain: Domain,
     pub(super) profile: CounterProfile,
+    pub(super) moves: CounterMoves,
     pub(super) origin: DomainOrigin,
     pub(super) liveness: DomainLiveness,
     /// The parent that the source names.
@@ -48,6 +50,7 @@ impl MeteredDomain {
             source_parent: domain.parent.clone(),
             domain,
             profile,
+            moves: CounterMoves::default(),
             origin,
             counted: false,
             is_undecided: false,

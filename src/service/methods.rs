@@ -60,6 +60,9 @@ impl Service {
         let opened = self.attributor.open(now_ns, opening, new_span);
         let key = opened.map_err(|error| method_error(error, &span, opening.at_ns()))?;
         self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
+        if let Some(durability) = &mut self.durability {
+            durability.add_to_journal(key, now_ns);
+        }
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
@@ -80,7 +83,8 @@ impl Service {
         let size = self.registry.check_phase(peer, &open, &call.phase)?;
         let marked = self.attributor.begin_phase(now_ns, edge, call.phase);
         marked.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
-        self.registry.record_phase(peer.uid, &call.span, size);
+        let is_unqueued = self.registry.record_phase(peer.uid, &call.span, size);
+        self.journal_change(open.key, is_unqueued, now_ns);
         Ok(())
     }
 
@@ -93,10 +97,16 @@ impl Service {
         let size = self.registry.check_weight(peer, &open)?;
         let set = self.attributor.set_weight(now_ns, edge, call.weight);
         set.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
-        if size != SpanSize::default() {
-            self.registry.record_weight_change(peer.uid, &call.span, size);
-        }
+        let is_unqueued = self.registry.record_weight_change(peer.uid, &call.span, size);
+        self.journal_change(open.key, is_unqueued, now_ns);
         Ok(())
+    }
+
+    /// Queues a changed span for the journal unless it is queued.
+    fn journal_change(&mut self, key: SpanKey, is_unqueued: bool, now_ns: u64) {
+        if let (Some(durability), true) = (&mut self.durability, is_unqueued) {
+            durability.add_to_journal(key, now_ns);
+        }
     }
 
     /// The method CloseSpan: closes a span. With `wait` the account is sent when it is final; otherwise the account
@@ -142,11 +152,21 @@ impl Service {
         Ok(())
     }
 
-    /// Closes the open spans of a closed connection as abandoned.
+    /// Closes the open spans of a closed connection as abandoned: a few now, the others in the next polls, so that no other
+    /// client waits for them.
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
-        for key in self.registry.close_connection(connection) {
-            self.attributor.abandon(now_ns, key);
+        if self.registry.abandon_connection(connection, now_ns) {
+            self.abandon_spans(now_ns);
+        }
+    }
+
+    /// Closes some of the abandoned spans. Each ends when its connection was closed, or at the horizon if that is later.
+    pub(super) fn abandon_spans(&mut self, now_ns: u64) {
+        /// Each takes about 6 µs.
+        const ABANDONED_PER_TURN: usize = 32;
+        for (key, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
+            self.attributor.abandon(now_ns, key, at_ns);
         }
     }
 
@@ -290,7 +310,9 @@ impl Service {
                 latest_ns: now_ns,
             });
         }
-        let window = self.collector.window(from_ns, to_ns, &self.settings.attribution);
+        self.collector.drain(now_ns, self.attributor.inner_mut());
+        let settings = &self.settings.attribution;
+        let window = self.collector.window(from_ns, to_ns, settings, self.attributor.inner());
         window.ok_or(MethodError::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
     }
 

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use wattspan_client::account::Account;
 use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
 
+use super::counter_moves::WindowSelection;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
-use crate::attribution::{self, Attributor, NewSpan};
+use crate::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
@@ -36,6 +37,7 @@ pub struct ReadingCollector {
     duplicates: DuplicateTracker,
     pending_sources: Option<PendingSources>,
     is_fast: bool,
+    counter_timeout_ns: u64,
     liveness_checked_ns: Option<u64>,
     log: LogFn,
 }
@@ -67,24 +69,45 @@ impl SamplerReader {
         }
     }
 
-    /// Passes the ring's readings between two instants to an attributor; returns the time of the last one.
-    fn feed_range(&self, from_ns: u64, to_ns: u64, attributor: &mut Attributor) -> u64 {
+    /// Passes readings to an attributor: of each sample those of the domains that have a bit. Returns the time of the last
+    /// sample.
+    fn feed(&self, samples: impl Iterator<Item = (u64, u64)>, attributor: &mut Attributor) -> u64 {
         let mut last_ns = 0;
         let mut sample = self.sample.clone();
-        let first = self.ring.find_at_or_before(from_ns).unwrap_or_else(|| self.ring.oldest_index());
-        for index in first..self.ring.written_count() {
+        for (index, domains) in samples {
             if !self.ring.read(index, &mut sample) {
                 continue;
             }
-            if sample.before_ns > to_ns {
-                break;
-            }
             last_ns = sample.after_ns;
-            for (at, reading) in sample.readings.iter().enumerate() {
+            for (at, reading) in sample
+                .readings
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| domains.checked_shr(*at as u32).unwrap_or(0) & 1 == 1)
+            {
                 attributor.add_reading(self.first_domain + at, sample.before_ns, sample.after_ns, reading);
             }
         }
         last_ns
+    }
+
+    /// The readings that determine the energy of a window, for [`Self::feed`].
+    fn samples_of_window(
+        &self,
+        from_ns: u64,
+        to_ns: u64,
+        domains: &[MeteredDomain],
+    ) -> impl Iterator<Item = (u64, u64)> {
+        let (begin_ns, end_ns) =
+            (from_ns.saturating_sub(WINDOW_MARGIN_NS), to_ns.saturating_add(WINDOW_MARGIN_NS));
+        let mut selection = WindowSelection::new(&self.ring, self.next_index, begin_ns, end_ns);
+        if let Some(selection) = &mut selection {
+            let own = &domains[self.first_domain..];
+            for (place, metered) in own.iter().take(self.sample.readings.len()).enumerate() {
+                selection.add_domain(&metered.moves, place, metered.domain.latency_ns, from_ns, to_ns);
+            }
+        }
+        selection.into_iter().flat_map(WindowSelection::into_samples)
     }
 }
 
@@ -97,6 +120,7 @@ impl ReadingCollector {
             duplicates: DuplicateTracker::default(),
             pending_sources: None,
             is_fast: false,
+            counter_timeout_ns: 0,
             liveness_checked_ns: None,
             log,
         };
@@ -272,6 +296,11 @@ impl ReadingCollector {
         self.readers.iter().for_each(|reader| reader.sampler.set_fast(fast));
     }
 
+    /// Sets the time without an update after which the attributor regards a counter's time as unknown.
+    pub fn set_counter_timeout(&mut self, timeout_ns: u64) {
+        self.counter_timeout_ns = timeout_ns;
+    }
+
     /// Changes the rates of all samplers.
     pub fn set_rates(&mut self, settings: &sampler::SamplerSettings) {
         if let Some(pending) = &mut self.pending_sources {
@@ -304,6 +333,14 @@ impl ReadingCollector {
             while reader.next_index < written {
                 if reader.ring.read(reader.next_index, &mut reader.sample) {
                     let domains = &mut self.domains[reader.first_domain..];
+                    for (metered, reading) in domains.iter_mut().zip(&reader.sample.readings) {
+                        metered.moves.record(
+                            reader.next_index,
+                            &reader.sample,
+                            reading,
+                            self.counter_timeout_ns,
+                        );
+                    }
                     process_sample(
                         &reader.sample,
                         reader.first_domain,
@@ -320,7 +357,16 @@ impl ReadingCollector {
             .is_none_or(|checked_ns| now_ns.saturating_sub(checked_ns) >= LIVENESS_CHECK_NS)
         {
             self.liveness_checked_ns = Some(now_ns);
+            self.drop_overwritten_moves();
             self.check_liveness(now_ns, attributor);
+        }
+    }
+
+    fn drop_overwritten_moves(&mut self) {
+        for reader in &self.readers {
+            let oldest = reader.ring.oldest_index();
+            let own = self.domains.iter_mut().skip(reader.first_domain).take(reader.sample.readings.len());
+            own.for_each(|metered| metered.moves.drop_before(oldest));
         }
     }
 
@@ -438,14 +484,35 @@ impl ReadingCollector {
     }
 
     /// The energy of the domains from `from_ns` to `to_ns`: the account of a single span over that window, with the same
-    /// guarantees as every account, from the readings that the rings still hold.
+    /// guarantees as every account, from the readings that the rings still hold. The idle power is that of `live`.
     pub fn window(
         &self,
         from_ns: u64,
         to_ns: u64,
-        settings: &attribution::AttributionSettings,
+        settings: &AttributionSettings,
+        live: &Attributor,
     ) -> Option<WindowEnergy> {
-        let settings = attribution::AttributionSettings { horizon_ns: 0, ..settings.clone() };
+        let mut attributor = self.window_attributor(from_ns, settings, live);
+        let key = attributor.open(from_ns, NewSpan::new(String::new(), from_ns)).ok()?;
+        attributor.close(to_ns, key, to_ns, Default::default(), false).ok()?;
+        let mut end_ns = to_ns.saturating_add(1);
+        for reader in &self.readers {
+            let samples = reader.samples_of_window(from_ns, to_ns, &self.domains);
+            end_ns = end_ns.max(reader.feed(samples, &mut attributor));
+        }
+        window_energy(&mut attributor, key, end_ns)
+    }
+
+    /// An attributor for one window that begins at `from_ns`.
+    fn window_attributor(
+        &self,
+        from_ns: u64,
+        settings: &AttributionSettings,
+        live: &Attributor,
+    ) -> Attributor {
+        let idle_mw = |(at, domain): (usize, &Domain)| Some((domain.name.clone(), live.idle_power_mw(at)?));
+        let idle_mw = self.domains().enumerate().filter_map(idle_mw).collect();
+        let settings = AttributionSettings { horizon_ns: 0, idle_mw, ..settings.clone() };
         let mut attributor = Attributor::new(self.domains().cloned().collect(), settings);
         self.publish_domain_state(&mut attributor);
         let later =
@@ -455,27 +522,20 @@ impl ReadingCollector {
             attributor.set_undecided(index, metered.counted || metered.is_undecided);
             attributor.set_counted(index, false);
         }
-        let opening = NewSpan::new(String::new(), from_ns);
-        let key = attributor.open(from_ns, opening).ok()?;
-        attributor.close(to_ns, key, to_ns, Default::default(), false).ok()?;
-        let mut end_ns = to_ns.saturating_add(1);
-        for reader in &self.readers {
-            let last_ns = reader.feed_range(
-                from_ns.saturating_sub(WINDOW_MARGIN_NS),
-                to_ns.saturating_add(WINDOW_MARGIN_NS),
-                &mut attributor,
-            );
-            end_ns = end_ns.max(last_ns);
-        }
-        let mut settled = Vec::new();
-        attributor.settle(end_ns, &mut settled);
-        let account = match settled.pop() {
-            Some((_, account)) => account,
-            None => attributor.account(end_ns, key).ok()?,
-        };
-        let Account { domains, window_uj, error_uj, grade, at_least, .. } = account;
-        Some(WindowEnergy { domains, window_uj, error_uj, grade, at_least })
+        attributor
     }
+}
+
+/// The energy of the only span of an attributor that has all readings up to `end_ns`.
+fn window_energy(attributor: &mut Attributor, key: SpanKey, end_ns: u64) -> Option<WindowEnergy> {
+    let mut settled = Vec::new();
+    attributor.settle(end_ns, &mut settled);
+    let account = match settled.pop() {
+        Some((_, account)) => account,
+        None => attributor.account(end_ns, key).ok()?,
+    };
+    let Account { domains, window_uj, error_uj, grade, at_least, .. } = account;
+    Some(WindowEnergy { domains, window_uj, error_uj, grade, at_least })
 }
 
 fn process_sample(

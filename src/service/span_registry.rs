@@ -4,7 +4,7 @@
 //! span answers exactly as one that does not exist. Bounded per user and in total: when the memory is full, the oldest
 //! account of the user with the most bytes is evicted, so that no user can evict another's.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, hash_set};
 use std::sync::Arc;
 
 use wattspan_client::account::Account;
@@ -30,6 +30,17 @@ pub struct OpenSpanEntry {
     phases: u32,
     has_weight_change: bool,
     is_journalled: bool,
+    /// It will be written to the journal, because it has opened or changed.
+    is_journal_queued: bool,
+}
+
+/// The open spans of a closed connection that are not closed yet.
+#[derive(Debug)]
+struct AbandonedConnection {
+    connection: ConnectionId,
+    uid: u32,
+    closed_ns: u64,
+    spans: hash_set::IntoIter<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -77,6 +88,7 @@ pub struct SpanRegistry {
     limits: Limits,
     users: BTreeMap<u32, UserSpans>,
     connections: ConnectionSpans,
+    abandoned: VecDeque<AbandonedConnection>,
     remembered_count: usize,
     remembered_bytes: usize,
     waiting_replies: usize,
@@ -91,6 +103,7 @@ impl SpanRegistry {
             limits,
             users: BTreeMap::new(),
             connections: BTreeMap::new(),
+            abandoned: VecDeque::new(),
             remembered_count: 0,
             remembered_bytes: 0,
             waiting_replies: 0,
@@ -167,6 +180,7 @@ impl SpanRegistry {
             phases: 0,
             has_weight_change: false,
             is_journalled: false,
+            is_journal_queued: true,
         };
         user.spans.insert(Arc::clone(&span), SpanEntry::Open(open));
         user.open_count += 1;
@@ -270,23 +284,32 @@ impl SpanRegistry {
         if open.phases == 0 && !open.has_weight_change { self.footprint.history_bytes() } else { 0 }
     }
 
-    /// Adds a phase of this size to an open span.
-    pub fn record_phase(&mut self, uid: u32, span: &str, size: SpanSize) {
-        self.update_open(uid, span, size, |open| open.phases += 1);
+    /// Adds a phase of this size to an open span. Returns whether the span is to be queued for the journal.
+    pub fn record_phase(&mut self, uid: u32, span: &str, size: SpanSize) -> bool {
+        self.update_open(uid, span, size, |open| open.phases += 1)
     }
 
-    /// Adds the first weight change, of this size, to an open span.
-    pub fn record_weight_change(&mut self, uid: u32, span: &str, size: SpanSize) {
-        self.update_open(uid, span, size, |open| open.has_weight_change = true);
+    /// Adds a weight change of this size to an open span. Returns whether the span is to be queued for the journal.
+    pub fn record_weight_change(&mut self, uid: u32, span: &str, size: SpanSize) -> bool {
+        self.update_open(uid, span, size, |open| open.has_weight_change = true)
     }
 
-    fn update_open(&mut self, uid: u32, span: &str, size: SpanSize, change: impl FnOnce(&mut OpenSpanEntry)) {
+    fn update_open(
+        &mut self,
+        uid: u32,
+        span: &str,
+        size: SpanSize,
+        change: impl FnOnce(&mut OpenSpanEntry),
+    ) -> bool {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
-        if let Some(SpanEntry::Open(open)) = entry {
-            change(open);
-            open.size.add(size);
+        let Some(SpanEntry::Open(open)) = entry else { return false };
+        change(open);
+        open.size.add(size);
+        let is_unqueued = !std::mem::replace(&mut open.is_journal_queued, true);
+        if size != SpanSize::default() {
             self.add_usage(uid, size);
         }
+        is_unqueued
     }
 
     fn add_usage(&mut self, uid: u32, size: SpanSize) {
@@ -368,11 +391,10 @@ impl SpanRegistry {
     /// Records that the store's journal has this span, which is open or closing.
     pub fn set_journalled(&mut self, uid: u32, span: &str) {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
-        if let Some(
-            SpanEntry::Open(OpenSpanEntry { is_journalled, .. }) | SpanEntry::Closing { is_journalled, .. },
-        ) = entry
-        {
-            *is_journalled = true;
+        match entry {
+            Some(SpanEntry::Open(open)) => (open.is_journalled, open.is_journal_queued) = (true, false),
+            Some(SpanEntry::Closing { is_journalled, .. }) => *is_journalled = true,
+            _ => {}
         }
     }
 
@@ -385,15 +407,42 @@ impl SpanRegistry {
         }
     }
 
-    /// Marks the open spans of a connection as closing, and returns them.
-    pub fn close_connection(&mut self, connection: ConnectionId) -> Vec<SpanKey> {
-        let Some((uid, spans)) = self.connections.remove(&connection) else { return Vec::new() };
-        let keys =
-            spans.iter().filter_map(|span| self.find_open(uid, span).ok()).map(|open| open.key).collect();
-        for span in spans {
-            self.begin_close(uid, &span, SpanSize::default(), None);
+    /// Notes that the open spans of a connection are abandoned; returns whether there are any. The cost does not depend on
+    /// their number: [`Self::take_abandoned`] closes them.
+    pub fn abandon_connection(&mut self, connection: ConnectionId, closed_ns: u64) -> bool {
+        let Some((uid, spans)) = self.connections.remove(&connection) else { return false };
+        let spans = spans.into_iter();
+        self.abandoned.push_back(AbandonedConnection { connection, uid, closed_ns, spans });
+        true
+    }
+
+    /// Whether there are abandoned spans to take.
+    pub fn has_abandoned(&self) -> bool {
+        !self.abandoned.is_empty()
+    }
+
+    /// Marks at most `limit` abandoned spans as closing, and returns them with the times at which their connections were
+    /// closed.
+    pub fn take_abandoned(&mut self, limit: usize) -> Vec<(SpanKey, u64)> {
+        let mut taken = Vec::new();
+        for _ in 0..limit {
+            let Some(first) = self.abandoned.front_mut() else { break };
+            let (connection, uid, closed_ns) = (first.connection, first.uid, first.closed_ns);
+            let Some(span) = first.spans.next() else {
+                self.abandoned.pop_front();
+                continue;
+            };
+            // The user may have closed the span meanwhile through another connection, and opened another of this name.
+            let open = self.find_open(uid, &span).ok().filter(|open| open.connection == connection);
+            if let Some(open) = open {
+                self.begin_close(uid, &span, SpanSize::default(), None);
+                taken.push((open.key, closed_ns));
+            }
         }
-        keys
+        if self.abandoned.front().is_some_and(|first| first.spans.len() == 0) {
+            self.abandoned.pop_front();
+        }
+        taken
     }
 
     /// Remembers the final account of a closing span under its number in the store.
@@ -630,9 +679,40 @@ mod tests {
             registry.insert(ANN.uid, &format!("span{key}"), SpanKey(key), connection, SpanSize::default());
         }
         registry.begin_close(ANN.uid, "span1", SpanSize::default(), None);
-        assert_eq!(registry.close_connection(7), vec![SpanKey(2)]);
+        assert!(registry.abandon_connection(7, 5) && registry.has_abandoned());
+        assert_eq!(registry.take_abandoned(9), [(SpanKey(2), 5)]);
         assert!(registry.find_open(ANN.uid, "span3").is_ok());
-        assert!(registry.close_connection(7).is_empty());
+        assert!(!registry.abandon_connection(7, 6) && !registry.has_abandoned());
+    }
+
+    #[test]
+    fn many_abandoned_spans_are_closed_in_turns_of_bounded_size_and_each_once() {
+        let mut registry = registry(|_| ());
+        for key in 0..1000 {
+            registry.insert(ANN.uid, &format!("span{key}"), SpanKey(key), 7, SpanSize::default());
+        }
+        assert!(registry.abandon_connection(7, 5));
+        let mut keys = Vec::new();
+        while registry.has_abandoned() {
+            let taken = registry.take_abandoned(32);
+            assert!(taken.len() <= 32, "{}", taken.len());
+            keys.extend(taken.into_iter().map(|(key, _)| key));
+        }
+        keys.sort_unstable();
+        assert_eq!(keys, (0..1000).map(SpanKey).collect::<Vec<_>>());
+        assert_eq!(registry.users[&ANN.uid].open_count, 0);
+    }
+
+    #[test]
+    fn a_span_that_reuses_the_name_of_an_abandoned_one_stays_open() {
+        let mut registry = registry(|limits| limits.remembered_accounts = 0);
+        registry.insert(ANN.uid, "a", SpanKey(1), 7, SpanSize::default());
+        assert!(registry.abandon_connection(7, 5));
+        registry.begin_close(ANN.uid, "a", SpanSize::default(), None);
+        registry.settle(&account(ANN.uid, "a"), None);
+        registry.insert(ANN.uid, "a", SpanKey(2), 8, SpanSize::default());
+        assert!(registry.take_abandoned(9).is_empty());
+        assert!(registry.find_open(ANN.uid, "a").is_ok());
     }
 
     #[test]
@@ -700,7 +780,8 @@ mod tests {
         }
         assert_eq!(registry.memory_bytes(), 256_000 + 130_000 + 97_000);
         for uid in 1..100 {
-            registry.close_connection(u64::from(uid));
+            registry.abandon_connection(u64::from(uid), 0);
+            registry.take_abandoned(usize::MAX);
             let closing: Vec<Arc<str>> = registry.users[&uid].spans.keys().cloned().collect();
             closing.iter().for_each(|span| {
                 registry.settle(&account(uid, span), None);

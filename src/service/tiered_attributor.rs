@@ -111,7 +111,7 @@ impl TieredAttributor {
         requested_ns: Option<u64>,
         now_ns: u64,
     ) -> Result<SpanEdge, AttributionError> {
-        let Some(requested_ns) = requested_ns else { return Ok(self.edge_now(key, now_ns)) };
+        let Some(requested_ns) = requested_ns else { return Ok(self.edge_from(key, now_ns, now_ns)) };
         match self.coarse_spans.requested_ns(key) {
             None => Ok(fine_edge(key, requested_ns)),
             Some(earliest_ns) if requested_ns < earliest_ns => {
@@ -121,10 +121,11 @@ impl TieredAttributor {
         }
     }
 
-    fn edge_now(&self, key: SpanKey, now_ns: u64) -> SpanEdge {
+    /// An edge at an instant, or at the opening if that is later.
+    fn edge_from(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> SpanEdge {
         match self.coarse_spans.requested_ns(key) {
-            None => fine_edge(key, self.opening_ns(key).map_or(now_ns, |at_ns| at_ns.max(now_ns))),
-            Some(opening_ns) => self.coarse_edge(key, opening_ns.max(now_ns), now_ns),
+            None => fine_edge(key, self.opening_ns(key).map_or(at_ns, |opening_ns| opening_ns.max(at_ns))),
+            Some(opening_ns) => self.coarse_edge(key, opening_ns.max(at_ns), now_ns),
         }
     }
 
@@ -176,9 +177,9 @@ impl TieredAttributor {
         self.close_at(now_ns, edge, attributes, false)
     }
 
-    /// Closes an open span of a client that has disconnected.
-    pub fn abandon(&mut self, now_ns: u64, key: SpanKey) {
-        let edge = self.edge_now(key, now_ns);
+    /// Closes an open span of a client that disconnected at `at_ns`.
+    pub fn abandon(&mut self, now_ns: u64, key: SpanKey, at_ns: u64) {
+        let edge = self.edge_from(key, at_ns, now_ns);
         // Cannot fail: the span is open, and an abandoned close is valid at any instant.
         let _ = self.close_at(now_ns, edge, BTreeMap::new(), true);
     }
@@ -203,7 +204,7 @@ impl TieredAttributor {
     /// # Errors
     /// As for [`Attributor::cancel`].
     pub fn cancel(&mut self, now_ns: u64, key: SpanKey) -> Result<(), AttributionError> {
-        let edge = self.edge_now(key, now_ns);
+        let edge = self.edge_from(key, now_ns, now_ns);
         self.inner.cancel(now_ns, key, edge.at_ns)?;
         if edge.is_coarse {
             self.coarse_spans.remove(key);
