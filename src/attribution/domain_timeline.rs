@@ -172,10 +172,9 @@ impl DomainTimeline {
             if drift != 0 {
                 self.distribute_drift(drift, begin_ns, limit_ns);
             }
-            let (gap, has_history) = (update.gap, queue.history_end > first_edge);
             let idle_known = self.idle_power.power_mw().is_some();
             let context =
-                CommitContext { domain: self.index, first_edge, gap, idle_known, drift, has_history };
+                CommitContext { domain: self.index, first_edge, gap: update.gap, idle_known, drift };
             let edges = queue.edges.items_from(first_edge);
             EdgeCommit::new(context, group, &mut self.accumulated_error).commit(
                 &self.snapshots,

@@ -8,8 +8,7 @@ use super::edge_queue::{Edge, EdgeKind};
 use super::error_bounds::{EdgeGroup, scale_error, share_fraction, weighted_error};
 use super::interpolator::EdgeSnapshot;
 use super::span::{
-    PhaseBoundary, SpanDomainHistory, SpanDomainState, SpanTable, accumulated_error_since,
-    stored_accumulated_error,
+    PhaseEnd, SpanDomainState, SpanTable, StepError, accumulated_error_since, stored_accumulated_error,
 };
 use super::units::{UNBOUNDED_ERROR, WEIGHT_ONE};
 
@@ -40,7 +39,6 @@ pub(crate) struct EdgeCommit {
     first_edge: u64,
     gap: bool,
     idle_known: bool,
-    has_history: bool,
     /// The source's own uncertainty of the step, error units.
     drift: u64,
     group: EdgeGroup,
@@ -59,14 +57,12 @@ pub(crate) struct CommitContext {
     pub gap: bool,
     pub idle_known: bool,
     pub drift: u64,
-    /// Whether the group contains phases or changes of weight.
-    pub has_history: bool,
 }
 
 impl EdgeCommit {
     /// Adds the group's accumulated error to the domain's.
     pub(crate) fn new(context: CommitContext, group: EdgeGroup, accumulated_error: &mut u128) -> Self {
-        let CommitContext { domain, first_edge, gap, idle_known, drift, has_history } = context;
+        let CommitContext { domain, first_edge, gap, idle_known, drift } = context;
         let accumulated_before = *accumulated_error;
         *accumulated_error = accumulated_before.saturating_add(group.accumulated_error(drift));
         let mut commit = Self {
@@ -74,7 +70,6 @@ impl EdgeCommit {
             first_edge,
             gap,
             idle_known,
-            has_history,
             drift,
             group,
             accumulated_before: stored_accumulated_error(accumulated_before),
@@ -93,9 +88,6 @@ impl EdgeCommit {
         spans: &mut SpanTable,
         settled_slots: &mut Vec<u32>,
     ) {
-        if self.has_history {
-            self.prepare_histories(snapshots, edges, spans);
-        }
         for snapshot in snapshots {
             for edge in snapshot.edges_of(self.first_edge, edges) {
                 if (edge.scope >> self.domain) & 1 == 0 {
@@ -127,7 +119,6 @@ impl EdgeCommit {
         let edge_error = self.edge_error(
             scale_error(snapshot.uncertainty, fraction),
             edge.weight_after,
-            edge.weight_after,
             snapshot,
             snapshot.drift.1,
         );
@@ -145,7 +136,6 @@ impl EdgeCommit {
         let edge_error = self.edge_error(
             scale_error(snapshot.uncertainty, fraction),
             edge.weight_before,
-            edge.weight_before,
             snapshot,
             snapshot.drift.0,
         );
@@ -153,116 +143,140 @@ impl EdgeCommit {
         state.close(&snapshot.clock, (0, 0), error);
     }
 
-    /// An edge of a span with phases or changes of weight.
+    /// An edge of a span with phases or changes of weight. The span and its current phase are two step functions.
     #[cold]
     fn commit_with_history(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, spans: &mut SpanTable) {
         let (state, history) = spans.state_and_history(edge.slot, self.domain);
-        let edge_error = self.history_edge_error(edge, snapshot, history);
         let clock = &snapshot.clock;
+        let mut span_error = history.span_error.unwrap_or_else(|| self.begun_step_error(edge, state));
         match edge.kind {
             EdgeKind::Phase => {
+                let ended = history.phase_error.unwrap_or(span_error);
                 let share = history.share + state.share(clock);
-                if let Some(boundary) = history.phase_boundaries.get_mut(history.passed_boundaries) {
-                    *boundary = PhaseBoundary {
-                        share,
-                        edge_error: edge_error.error,
-                        accumulated_error: (self.accumulated_before, self.accumulated_after),
-                    };
-                }
-                history.passed_boundaries += 1;
+                let error = self.end_step_error(&ended, edge, snapshot);
+                history.phase_ends.push(PhaseEnd { share, error });
+                history.phase_error = Some(self.begin_step_error(edge, snapshot));
             }
             EdgeKind::Close => {
-                let error = self.error_until(edge, state, edge_error).saturating_add(history.error);
+                let error = self.end_step_error(&span_error, edge, snapshot);
                 state.close(clock, (history.share, history.idle), error);
+                if let Some(ended) = &history.phase_error {
+                    let error = self.end_step_error(ended, edge, snapshot);
+                    history.phase_ends.push(PhaseEnd { share: state.g, error });
+                }
             }
             EdgeKind::Open | EdgeKind::Weight => {
                 history.weight_changes += u64::from(edge.kind == EdgeKind::Weight);
                 history.share += state.share(clock);
                 history.idle += state.idle_share(clock).unwrap_or(0);
-                if self.is_weight_edge_in_group(edge) {
-                    state.edge_error = self.error_until(edge, state, edge_error);
-                } else {
-                    let inside = accumulated_error_since(
-                        state.accumulated_error,
-                        self.accumulated_before,
-                        edge.weight_before,
-                    );
-                    history.error = history.error.saturating_add(state.edge_error).saturating_add(inside);
-                    state.start_group(edge_error.error, self.accumulated_after);
+                self.change_step_error(&mut span_error, edge, snapshot);
+                if let Some(phase_error) = &mut history.phase_error {
+                    self.change_step_error(phase_error, edge, snapshot);
                 }
                 state.change_weight(clock, edge.weight_after);
             }
         }
+        history.span_error = Some(span_error);
     }
 
-    /// The error of an edge of a span with phases or changes of weight.
-    fn history_edge_error(
-        &mut self,
-        edge: &Edge,
-        snapshot: &EdgeSnapshot,
-        history: &SpanDomainHistory,
-    ) -> EdgeError {
-        let EdgeSnapshot { inverse_before, inverse_after, uncertainty, .. } = *snapshot;
-        // A weight may have changed at the same instant, so a phase boundary holds for the weights on both sides.
-        let boundary_weight =
-            history.phase_boundaries.get(history.passed_boundaries).map_or(0, |boundary| boundary.edge_error);
-        let (old, new) = (
-            share_fraction(edge.weight_before, inverse_before),
-            share_fraction(edge.weight_after, inverse_after),
-        );
-        let (error, weight) = match edge.kind {
-            EdgeKind::Phase => (
-                scale_error(uncertainty, share_fraction(boundary_weight, inverse_before.max(inverse_after))),
-                boundary_weight,
-            ),
-            EdgeKind::Close => (scale_error(uncertainty, old), edge.weight_before),
-            EdgeKind::Open | EdgeKind::Weight => (
-                scale_error(uncertainty, old).abs_diff(scale_error(uncertainty, new)) + 2,
-                edge.weight_before.max(edge.weight_after),
-            ),
-        };
-        let group_weight =
-            if self.is_weight_edge_in_group(edge) { weight.max(history.max_weight) } else { weight };
-        self.edge_error(error, weight, group_weight, snapshot, self.drift)
-    }
-
-    /// Records the group's effect on the span's weight first, because an edge's error covers the whole group.
-    #[cold]
-    fn prepare_histories(&self, snapshots: &[EdgeSnapshot], edges: &[Edge], spans: &mut SpanTable) {
-        for edge in snapshots.iter().flat_map(|snapshot| snapshot.edges_of(self.first_edge, edges)) {
-            if (edge.scope >> self.domain) & 1 == 0
-                || !matches!(edge.kind, EdgeKind::Weight | EdgeKind::Phase)
-            {
-                continue;
-            }
-            let (_, history) = spans.state_and_history(edge.slot, self.domain);
-            if edge.kind == EdgeKind::Weight {
-                history.max_weight = history.max_weight.max(edge.weight_before).max(edge.weight_after);
-            } else {
-                history.phase_boundaries.push(PhaseBoundary {
-                    edge_error: edge.weight_before.max(history.max_weight),
-                    ..PhaseBoundary::default()
-                });
-            }
+    /// The error so far of a span without phases and changes of weight.
+    fn begun_step_error(&self, edge: &Edge, state: &SpanDomainState) -> StepError {
+        let opened_in_group = self.is_weight_edge_in_group(edge);
+        // At its maximum the error no longer shows the sum of its terms.
+        let clipped = opened_in_group && state.edge_error >= self.group.max_error(0, edge.weight_before, 0);
+        StepError {
+            error: 0,
+            edge_sum: if clipped { UNBOUNDED_ERROR } else { state.edge_error },
+            edge_error: state.edge_error,
+            accumulated_error: state.accumulated_error,
+            min_weight: 0,
+            max_weight: edge.weight_before,
+            first_edge: if opened_in_group { self.first_edge } else { u64::MAX },
         }
+    }
+
+    /// Begins a step function at a phase boundary.
+    fn begin_step_error(&self, edge: &Edge, snapshot: &EdgeSnapshot) -> StepError {
+        let weight = edge.weight_after;
+        let edge_sum = self.boundary_error(weight, snapshot) + self.run_error(weight, 0, snapshot.drift.1);
+        StepError {
+            error: 0,
+            edge_sum,
+            edge_error: edge_sum.min(self.max_error(0, weight, snapshot)),
+            accumulated_error: self.accumulated_after,
+            min_weight: 0,
+            max_weight: weight,
+            first_edge: self.first_edge,
+        }
+    }
+
+    /// Adds a change of weight to a step function.
+    fn change_step_error(&self, step: &mut StepError, edge: &Edge, snapshot: &EdgeSnapshot) {
+        let EdgeSnapshot { inverse_before, inverse_after, uncertainty, .. } = *snapshot;
+        let (before, after) = (edge.weight_before, edge.weight_after);
+        let (old, new) = (share_fraction(before, inverse_before), share_fraction(after, inverse_after));
+        let jump = scale_error(uncertainty, old).abs_diff(scale_error(uncertainty, new)) + 2;
+        let rounding = snapshot.remainder_error + rounding_error(before.max(after));
+        if step.first_edge == self.first_edge {
+            // The run of the other spans' edges from here on has the new weight.
+            let run = self.run_error(after, 0, self.drift);
+            step.edge_sum = (step.edge_sum + jump + run + rounding).min(UNBOUNDED_ERROR);
+            step.min_weight = step.min_weight.min(after);
+            step.max_weight = step.max_weight.max(after);
+        } else {
+            step.error = step.error_before_group(self.accumulated_before, before);
+            step.edge_sum = jump + self.run_error(before, after, self.drift) + rounding;
+            (step.min_weight, step.max_weight) = (before.min(after), before.max(after));
+            step.first_edge = self.first_edge;
+        }
+        step.edge_error = step.edge_sum.min(self.max_error(step.min_weight, step.max_weight, snapshot));
+        step.accumulated_error = self.accumulated_after;
+    }
+
+    /// Ends a step function at a phase boundary or the closing. Returns its error.
+    fn end_step_error(&self, step: &StepError, edge: &Edge, snapshot: &EdgeSnapshot) -> u64 {
+        let weight = edge.weight_before;
+        let jump = self.boundary_error(weight, snapshot);
+        let (before, edge_sum, max_weight) = if step.first_edge == self.first_edge {
+            (step.error, step.edge_sum + jump, step.max_weight)
+        } else {
+            let run = self.run_error(weight, 0, snapshot.drift.0);
+            (step.error_before_group(self.accumulated_before, weight), jump + run, weight)
+        };
+        before.saturating_add(edge_sum.min(self.max_error(0, max_weight, snapshot))).min(UNBOUNDED_ERROR)
+    }
+
+    /// The error of the jump between a weight's share fraction and 0. Another span may have an edge at the same instant,
+    /// so the larger fraction counts.
+    fn boundary_error(&self, weight: u64, snapshot: &EdgeSnapshot) -> u64 {
+        let inverse = snapshot.inverse_before.max(snapshot.inverse_after);
+        scale_error(snapshot.uncertainty, share_fraction(weight, inverse))
+            + snapshot.remainder_error
+            + rounding_error(weight)
+    }
+
+    /// The error from the other spans' edges in this group: before a change of weight, and after it.
+    fn run_error(&self, before: u64, after: u64, drift: u64) -> u64 {
+        if self.gap { UNBOUNDED_ERROR } else { self.group.run_error(before, after, drift) }
+    }
+
+    /// The upper limit of the error within the group of a step function with weights in this range; 0 is closed.
+    fn max_error(&self, min_weight: u64, max_weight: u64, snapshot: &EdgeSnapshot) -> u64 {
+        if self.gap {
+            return UNBOUNDED_ERROR;
+        }
+        let rounding = snapshot.remainder_error + rounding_error(max_weight);
+        self.group.max_error(min_weight, max_weight, self.drift) + 2 * rounding
     }
 
     /// The edge's error: its own `error` plus the effect of the group on a span of this weight. At most `drift` of it
     /// is the source's own uncertainty of the time on the span's side of the edge.
     #[inline]
-    fn edge_error(
-        &mut self,
-        error: u64,
-        weight: u64,
-        group_weight: u64,
-        snapshot: &EdgeSnapshot,
-        drift: u64,
-    ) -> EdgeError {
-        if group_weight != self.group_error.weight || drift != self.group_error.drift {
-            self.group_error = self.compute_group_error(group_weight, drift);
+    fn edge_error(&mut self, error: u64, weight: u64, snapshot: &EdgeSnapshot, drift: u64) -> EdgeError {
+        if weight != self.group_error.weight || drift != self.group_error.drift {
+            self.group_error = self.compute_group_error(weight, drift);
         }
-        let rounding = snapshot.remainder_error
-            + if weight == group_weight { self.group_error.rounding } else { rounding_error(weight) };
+        let rounding = snapshot.remainder_error + self.group_error.rounding;
         let max_error = self.group_error.max_error + 2 * rounding;
         EdgeError { error: (error + self.group_error.accumulated + rounding).min(max_error), max_error }
     }
@@ -282,7 +296,7 @@ impl EdgeCommit {
         GroupError {
             weight,
             drift,
-            max_error: self.group.max_error(weight, drift),
+            max_error: self.group.max_error(0, weight, drift),
             accumulated: weighted_error(self.group.accumulated_error(drift), weight),
             rounding,
         }

@@ -31,7 +31,7 @@ impl EdgePrePass {
         settled_slots: &mut Vec<u32>,
     ) {
         let first_edge = self.next_edge;
-        let EdgeQueue { edges, instants, history_end } = queue;
+        let EdgeQueue { edges, instants } = queue;
         let mut pending = edges.items_from_mut(first_edge);
         while let Some((at_ns, length)) = first_instant(pending, horizon_ns) {
             let (edges, rest) = pending.split_at_mut(length);
@@ -50,8 +50,7 @@ impl EdgePrePass {
                 match self.visit(edge, instant.end_edge, spans) {
                     Some(EdgeKind::Open) => opened += 1,
                     Some(EdgeKind::Close) => closed += 1,
-                    Some(EdgeKind::Weight | EdgeKind::Phase) => *history_end = instant.end_edge + 1,
-                    None => {}
+                    Some(EdgeKind::Weight | EdgeKind::Phase) | None => {}
                 }
                 if edge.kind == EdgeKind::Close && edge.scope == 0 {
                     settled_slots.push(edge.slot);

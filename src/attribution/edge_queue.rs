@@ -142,8 +142,6 @@ pub(crate) struct EdgeQueue {
     pub edges: IndexedQueue<Edge>,
     /// The instants of the edges that the pre-pass has visited.
     pub instants: IndexedQueue<EdgeInstant>,
-    /// The index one after the last weight or phase edge.
-    pub history_end: u64,
 }
 
 impl EdgeQueue {

@@ -199,20 +199,43 @@ impl EdgeGroup {
         self.upper.wrapping_sub(self.lower)
     }
 
-    /// The group's accumulated error; `drift` is the source's own uncertainty of the step, error units.
-    pub(crate) fn accumulated_error(&self, drift: u64) -> u128 {
+    /// (U − L) · (max 1/W − min 1/W).
+    fn range_error(&self) -> u128 {
         let range = self.max_inverse.saturating_sub(self.min_inverse) + 1;
-        let range_error = (u128::from(range) * u128::from(self.energy_range())) >> 11;
-        let drift_error =
-            if drift == 0 { 0 } else { ((u128::from(self.max_inverse) * u128::from(drift)) >> 11) + 1 };
-        self.edge_errors.min(range_error + 1) + drift_error
+        ((u128::from(range) * u128::from(self.energy_range())) >> 11) + 1
     }
 
-    /// The upper limit of the error of a span of this weight within the group.
+    fn drift_error(&self, drift: u64) -> u128 {
+        if drift == 0 { 0 } else { ((u128::from(self.max_inverse) * u128::from(drift)) >> 11) + 1 }
+    }
+
+    /// The group's accumulated error; `drift` is the source's own uncertainty of the step, error units.
+    pub(crate) fn accumulated_error(&self, drift: u64) -> u128 {
+        self.edge_errors.min(self.range_error()) + self.drift_error(drift)
+    }
+
+    /// The error from the other spans' edges, for a span that has the weight `before` up to one edge of the group, and
+    /// `after` from it on. The true energy can leave one run of edges high and the next one low, so the energy range
+    /// counts for both runs.
+    pub(crate) fn run_error(&self, before: u64, after: u64, drift: u64) -> u64 {
+        let max_weight = before.max(after);
+        weighted_error(self.edge_errors, max_weight).min(weighted_error(self.range_error(), before + after))
+            + weighted_error(self.drift_error(drift), max_weight)
+    }
+
+    /// The upper limit of the error within the group of a span with weights in this range: the energy range times the
+    /// range of its share fraction.
     #[inline]
-    pub(crate) fn max_error(&self, weight: u64, drift: u64) -> u64 {
-        let max_energy = self.energy_range().saturating_add(drift).saturating_add(drift).min(UNBOUNDED_ERROR);
-        scale_error(max_energy, share_fraction(weight, self.max_inverse))
+    pub(crate) fn max_error(&self, min_weight: u64, max_weight: u64, drift: u64) -> u64 {
+        let energy = self.energy_range();
+        let max_energy = energy.saturating_add(drift).saturating_add(drift).min(UNBOUNDED_ERROR);
+        let error = scale_error(max_energy, share_fraction(max_weight, self.max_inverse));
+        if min_weight == 0 || energy >= UNBOUNDED_ERROR >> 2 {
+            return error;
+        }
+        let min_fraction =
+            min_weight.checked_mul(self.min_inverse).map_or(1 << 63, |product| product.min(1 << 63));
+        error - ((u128::from(energy) * u128::from(min_fraction)) >> 63) as u64
     }
 }
 

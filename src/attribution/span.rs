@@ -21,27 +21,50 @@ pub(crate) enum SlotState {
     Closing,
 }
 
-/// A phase's boundary as one domain passed it.
+/// The end of a phase as one domain passed it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PhaseBoundary {
-    /// The span's share up to the boundary, energy units.
+pub(crate) struct PhaseEnd {
+    /// The span's share up to it, energy units.
     pub share: u128,
-    /// The error of the boundary, error units. Before it is known: the span's largest weight at the boundary.
-    pub edge_error: u64,
-    /// The accumulated error before and after the boundary's group.
-    pub accumulated_error: (u64, u64),
+    /// The phase's error, error units.
+    pub error: u64,
 }
 
-/// The sums of one domain for a span before its last change of weight: energy units, and the error in error units.
+/// The error so far of a step function in one domain, error units: of a span, or of a phase.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepError {
+    /// The error before the latest group with an edge of its own.
+    pub error: u64,
+    /// The error of that group as the sum of its edges, and at most the group's maximum.
+    pub edge_sum: u64,
+    pub edge_error: u64,
+    /// The domain's accumulated error after that group.
+    pub accumulated_error: u64,
+    /// The smallest and the largest weight in that group.
+    pub min_weight: u64,
+    pub max_weight: u64,
+    /// The index of that group's first edge.
+    pub first_edge: u64,
+}
+
+impl StepError {
+    /// The error before a later group, where the domain's accumulated error is `accumulated`; `weight` is the weight
+    /// since the latest edge.
+    pub(crate) fn error_before_group(&self, accumulated: u64, weight: u64) -> u64 {
+        let between = accumulated_error_since(self.accumulated_error, accumulated, weight);
+        self.error.saturating_add(self.edge_error).saturating_add(between)
+    }
+}
+
+/// A span with phases or changes of weight in one domain: the energy before its last change of weight, energy units,
+/// and the errors of the span and of its current phase, as far as the domain has passed such edges.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanDomainHistory {
     pub share: u128,
     pub idle: u128,
-    pub error: u64,
-    pub max_weight: u64,
-    pub phase_boundaries: Vec<PhaseBoundary>,
-    /// The number of boundaries that the domain has passed.
-    pub passed_boundaries: usize,
+    pub span_error: Option<StepError>,
+    pub phase_error: Option<StepError>,
+    pub phase_ends: Vec<PhaseEnd>,
     /// The number of changes of weight that the domain has passed.
     pub weight_changes: u64,
 }
