@@ -87,7 +87,7 @@ fn used_domains<'a>(
 
 fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState) -> Share {
     let duration_known = state.unknown_ns == 0;
-    let error = state.accumulated_error;
+    let error = state.edge_error;
     Share {
         domain: timeline.domain.name.clone(),
         grade: timeline.domain.grade,
@@ -254,7 +254,7 @@ fn settled_phases(span: &Span, states: &[SpanDomainState], timelines: &[DomainTi
             // An unnamed phase from the opening to the first boundary has the first end. Where no boundary lies before
             // the closing, the only phase is the whole span.
             let ends = &history.phase_ends;
-            let whole_span = PhaseEnd { share: state.g, error: state.accumulated_error };
+            let whole_span = PhaseEnd { share: state.g, error: state.edge_error };
             let end = ends.get(number + 1 - unnamed).copied().unwrap_or(whole_span);
             let begin = (number + 1).checked_sub(unnamed + 1).and_then(|begin| ends.get(begin));
             let begin_uj = begin.map_or(0, |begin| whole_uj(begin.share));
