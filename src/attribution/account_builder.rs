@@ -7,10 +7,7 @@ use wattspan_client::account::{Account, Phase, Share, SpanState};
 use super::domain_timeline::DomainTimeline;
 use super::process_share::ProcessShares;
 use super::request::SpanKey;
-use super::span::{
-    PhaseBoundary, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState,
-    accumulated_error_since,
-};
+use super::span::{PhaseEnd, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState};
 use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
 use crate::domain::Grade;
 
@@ -90,7 +87,7 @@ fn used_domains<'a>(
 
 fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState) -> Share {
     let duration_known = state.unknown_ns == 0;
-    let error = state.accumulated_error;
+    let error = state.edge_error;
     Share {
         domain: timeline.domain.name.clone(),
         grade: timeline.domain.grade,
@@ -254,49 +251,21 @@ fn settled_phases(span: &Span, states: &[SpanDomainState], timelines: &[DomainTi
         {
             is_counted = true;
             let history = &span_history.domains[timeline.index()];
-            // The boundaries at the phase's begin and end; `None` is the span's own opening or closing.
-            let begin = (number + 1)
-                .checked_sub(unnamed + 1)
-                .and_then(|boundary| history.phase_boundaries.get(boundary));
-            let end = history.phase_boundaries.get(number + 1 - unnamed);
+            // An unnamed phase from the opening to the first boundary has the first end. Where no boundary lies before
+            // the closing, the only phase is the whole span.
+            let ends = &history.phase_ends;
+            let whole_span = PhaseEnd { share: state.g, error: state.edge_error };
+            let end = ends.get(number + 1 - unnamed).copied().unwrap_or(whole_span);
+            let begin = (number + 1).checked_sub(unnamed + 1).and_then(|begin| ends.get(begin));
+            let begin_uj = begin.map_or(0, |begin| whole_uj(begin.share));
             let known = state.unknown_ns == 0;
-            share_uj = share_uj.filter(|_| known).map(|sum| sum + phase_share_uj(begin, end, state));
-            let error = guaranteed_uj(phase_error(begin, end, state, history)).filter(|_| known);
+            share_uj =
+                share_uj.filter(|_| known).map(|sum| sum + whole_uj(end.share).saturating_sub(begin_uj));
+            let error = guaranteed_uj(end.error).filter(|_| known);
             error_uj = error_uj.zip(error).map(|(sum, error)| sum + error);
         }
         phase.share_uj = share_uj.filter(|_| is_counted);
         phase.error_uj = error_uj.filter(|_| is_counted);
     }
     phases
-}
-
-fn phase_share_uj(
-    begin: Option<&PhaseBoundary>,
-    end: Option<&PhaseBoundary>,
-    state: &SpanDomainState,
-) -> u64 {
-    let at = |boundary: Option<&PhaseBoundary>, otherwise| {
-        boundary.map_or(otherwise, |boundary| whole_uj(boundary.share))
-    };
-    at(end, whole_uj(state.g)).saturating_sub(at(begin, 0))
-}
-
-/// A phase's error, error units: the errors of its two edges and of the other spans' edges between them. If an edge of
-/// the phase is the span's own, the span's error is the bound.
-fn phase_error(
-    begin: Option<&PhaseBoundary>,
-    end: Option<&PhaseBoundary>,
-    state: &SpanDomainState,
-    history: &SpanDomainHistory,
-) -> u64 {
-    let span_error = state.accumulated_error;
-    let max_weight = history.max_weight.max(state.weight());
-    let inside = match (begin, end) {
-        (Some(begin), Some(end)) => {
-            accumulated_error_since(begin.accumulated_error.0, end.accumulated_error.1, max_weight)
-        }
-        _ => span_error,
-    };
-    let edge = |boundary: Option<&PhaseBoundary>| boundary.map_or(0, |boundary| boundary.edge_error);
-    edge(begin).saturating_add(edge(end)).saturating_add(inside)
 }

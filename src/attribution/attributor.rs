@@ -565,7 +565,6 @@ fn new_edge(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight: u64) -
         scope,
         weight_before: 0,
         weight_after: weight,
-        share_fraction: 0,
         weight_edge: 0,
         slot: slot_of(key),
         generation: key.generation() as u16,

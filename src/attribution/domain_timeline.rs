@@ -11,14 +11,13 @@ use wattspan_client::account::Balance;
 
 use super::edge_commit::{CommitContext, EdgeCommit};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
-use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds};
+use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, GroupError, bound_energy};
 use super::idle_power::IdlePower;
-use super::interpolator::{EdgeSnapshot, Interpolator, remainder_error};
+use super::interpolator::{EdgeSnapshot, Interpolator};
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
-use super::units::{ENERGY_FRACTION_BITS, error_units, whole_uj, wrapping_error_units};
+use super::units::{ENERGY_FRACTION_BITS, approximate_uj, whole_uj};
 use super::update_detector::{CounterUpdate, UpdateDetector};
-use super::virtual_energy::inverse_of;
 use crate::domain::{Domain, EnergyReading};
 
 #[derive(Debug)]
@@ -168,19 +167,18 @@ impl DomainTimeline {
             if update.gap { 0 } else { update.energy_uj.saturating_sub(self.last_update.energy_uj) };
         let drift = self.add_step(update, rise_uj);
         let (was_idle, begin_ns) =
-            (self.interpolator.virtual_energy.total_weight() == 0, self.interpolator.position_ns());
-        let (first_edge, inverse) = (self.next_edge, self.interpolator.virtual_energy.inverse_weight());
+            (self.interpolator.virtual_energy.total_weight.units == 0, self.interpolator.position_ns());
+        let (first_edge, inverse) = (self.next_edge, self.interpolator.virtual_energy.total_weight.inverse);
         self.advance_over_edges(limit_ns, queue);
         self.interpolator.advance(limit_ns);
-        if !self.snapshots.is_empty() || drift != 0 {
+        if !self.snapshots.is_empty() || drift != 0.0 {
             let group = self.bound_snapshots(inverse, update.gap);
-            if drift != 0 {
+            if drift != 0.0 {
                 self.distribute_drift(drift, begin_ns, limit_ns);
             }
-            let (gap, has_history) = (update.gap, queue.history_end > first_edge);
             let idle_known = self.idle_power.power_mw().is_some();
             let context =
-                CommitContext { domain: self.index, first_edge, gap, idle_known, drift, has_history };
+                CommitContext { domain: self.index, first_edge, gap: update.gap, idle_known, drift };
             let edges = queue.edges.items_from(first_edge);
             EdgeCommit::new(context, group, &mut self.accumulated_error).commit(
                 &self.snapshots,
@@ -203,8 +201,8 @@ impl DomainTimeline {
         self.power_shape.drop_before(self.last_update.at_ns);
     }
 
-    /// Adds the step up to the new counter update. Returns the source's own uncertainty of the step, error units.
-    fn add_step(&mut self, update: CounterUpdate, rise_uj: u64) -> u64 {
+    /// Adds the step up to the new counter update. Returns the source's own uncertainty of the step, µJ.
+    fn add_step(&mut self, update: CounterUpdate, rise_uj: u64) -> f64 {
         let drift_uj = if update.gap {
             0
         } else {
@@ -224,7 +222,7 @@ impl DomainTimeline {
         }
         self.interpolator.set_idle_power(self.idle_power.power_mw());
         self.last_update = update;
-        error_units(u128::from(drift_uj) << ENERGY_FRACTION_BITS)
+        drift_uj as f64
     }
 
     /// Passes the group of edges before `limit_ns`. Takes a snapshot at each instant with an edge in this domain.
@@ -256,22 +254,18 @@ impl DomainTimeline {
         } else {
             self.weight_change(instant, queue)
         };
-        let weight = self.interpolator.virtual_energy.total_weight().wrapping_add(weight_change);
-        let inverse_before = self.interpolator.virtual_energy.inverse_weight();
-        let is_total_weight = weight == instant.total_weight;
-        let inverse_after = if is_total_weight { instant.inverse_weight } else { inverse_of(weight) };
-        let remainder_error = remainder_error(self.interpolator.virtual_energy.remainder);
-        self.interpolator.virtual_energy.set_total_weight(weight, inverse_after);
+        let clock = &mut self.interpolator.virtual_energy;
+        let (before, after) = (clock.total_weight, clock.total_weight.changed_by(weight_change, instant));
+        clock.total_weight = after;
         self.snapshots.push(EdgeSnapshot {
             at_ns: instant.at_ns,
-            estimate: wrapping_error_units(self.interpolator.virtual_energy.measured),
+            estimate: bound_energy(self.interpolator.virtual_energy.measured),
             clock: self.interpolator.snapshot(),
-            inverse_before,
-            inverse_after,
-            is_total_weight: is_total_weight && weight_change == instant.weight_change,
-            uncertainty: 0,
-            drift: (0, 0),
-            remainder_error,
+            inverse_before: before.inverse,
+            inverse_after: after.inverse,
+            uncertainty: 0.0,
+            drift: (0.0, 0.0),
+            remainder_error: approximate_uj(self.interpolator.virtual_energy.remainder),
             first_edge: instant.first_edge,
             end_edge: instant.end_edge,
         });
@@ -279,7 +273,7 @@ impl DomainTimeline {
 
     /// Sets each snapshot's uncertainty, the largest difference between the true energy and the estimate. `inverse` is
     /// 1/W before the first snapshot.
-    fn bound_snapshots(&mut self, inverse: u64, gap: bool) -> EdgeGroup {
+    fn bound_snapshots(&mut self, inverse: f64, gap: bool) -> GroupError {
         let bounds = &mut self.error_bounds;
         let mut bound =
             |at_ns: u64, estimate: u64| if gap { Bound::default() } else { bounds.bound_at(at_ns, estimate) };
@@ -293,16 +287,15 @@ impl DomainTimeline {
             snapshot.uncertainty = bound.uncertainty();
             group.add_edge(bound, snapshot.inverse_before, snapshot.inverse_after);
         }
-        group
+        group.error()
     }
 
     /// Sets how much of the source's uncertainty of the step can lie on either side of each snapshot: at most the
     /// energy at maximum power in that time, so that a span does not carry the uncertainty of a quiet hour before it.
-    fn distribute_drift(&mut self, drift: u64, begin_ns: u64, limit_ns: u64) {
+    fn distribute_drift(&mut self, drift: f64, begin_ns: u64, limit_ns: u64) {
         let bounds = &self.error_bounds;
-        let within = |duration_ns: u64| {
-            bounds.known_max_energy_in(duration_ns).map_or(drift, |energy| energy.min(drift))
-        };
+        let within =
+            |duration_ns: u64| bounds.max_energy_in(duration_ns).map_or(drift, |energy| energy.min(drift));
         for snapshot in &mut self.snapshots {
             snapshot.drift = (
                 within(snapshot.at_ns.saturating_sub(begin_ns)),

@@ -1,116 +1,78 @@
 //! Commits a complete group of edges to the spans' states in one domain.
 //!
 //! An edge's error depends on its whole group. The domain first passes the group and takes a snapshot at each instant;
-//! the commit then updates each span state once. Invariant: edges are committed in order. An edge's error covers the
-//! domain's accumulated error within its own group, so the error between two edges is counted from group to group.
+//! the commit then updates each span state once. Invariant: edges are committed in order. A group's error covers the
+//! domain's accumulated error within that group, so the error between two edges is counted from group to group.
 
 use super::edge_queue::{Edge, EdgeKind};
-use super::error_bounds::{EdgeGroup, scale_error, share_fraction, weighted_error};
+use super::error_bounds::{GroupError, difference, share_fraction, smaller};
 use super::interpolator::EdgeSnapshot;
 use super::span::{
-    PhaseBoundary, SpanDomainHistory, SpanDomainState, SpanTable, accumulated_error_since,
-    stored_accumulated_error,
+    PhaseEnd, SpanDomainState, SpanTable, StepError, add_accumulated_error, stored_accumulated_error,
 };
-use super::units::{UNBOUNDED_ERROR, WEIGHT_ONE};
 
-/// The effect of a complete group on a span of some weight, in error units: its maximum error and its accumulated
-/// error.
-#[derive(Debug, Clone, Copy)]
-struct GroupError {
-    weight: u64,
-    drift: u64,
-    max_error: u64,
-    accumulated: u64,
-    /// The error from rounding 1/W down, error units.
-    rounding: u64,
-}
-
-/// An edge's error and its upper limit, error units.
-#[derive(Debug, Clone, Copy)]
-struct EdgeError {
-    error: u64,
-    max_error: u64,
-}
-
-/// The commit of one complete group of one domain.
+/// The commit of one complete group of one domain. Errors are in µJ.
 #[derive(Debug)]
 pub(crate) struct EdgeCommit {
-    domain: usize,
-    /// The index of the group's first edge.
-    first_edge: u64,
-    gap: bool,
-    idle_known: bool,
-    has_history: bool,
-    /// The source's own uncertainty of the step, error units.
-    drift: u64,
-    group: EdgeGroup,
+    context: CommitContext,
+    group: GroupError,
+    /// Added to the error of an edge: infinite in a gap, else 0.
+    gap_error: f64,
     /// The domain's accumulated error before and after the group, in the format of span states.
     accumulated_before: u64,
     accumulated_after: u64,
-    /// Cached for the last weight: nearly all spans have the same weight.
-    group_error: GroupError,
 }
 
 /// The state of the domain that a commit needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CommitContext {
     pub domain: usize,
+    /// The index of the group's first edge.
     pub first_edge: u64,
     pub gap: bool,
     pub idle_known: bool,
-    pub drift: u64,
-    /// Whether the group contains phases or changes of weight.
-    pub has_history: bool,
+    /// The source's own uncertainty of the step, µJ.
+    pub drift: f64,
 }
 
 impl EdgeCommit {
     /// Adds the group's accumulated error to the domain's.
-    pub(crate) fn new(context: CommitContext, group: EdgeGroup, accumulated_error: &mut u128) -> Self {
-        let CommitContext { domain, first_edge, gap, idle_known, drift, has_history } = context;
-        let accumulated_before = *accumulated_error;
-        *accumulated_error = accumulated_before.saturating_add(group.accumulated_error(drift));
-        let mut commit = Self {
-            domain,
-            first_edge,
-            gap,
-            idle_known,
-            has_history,
-            drift,
+    pub(crate) fn new(context: CommitContext, group: GroupError, accumulated_error: &mut u128) -> Self {
+        let accumulated_before = stored_accumulated_error(*accumulated_error);
+        add_accumulated_error(accumulated_error, group.accumulated_error(context.drift));
+        Self {
+            context,
             group,
-            accumulated_before: stored_accumulated_error(accumulated_before),
+            gap_error: if context.gap { f64::INFINITY } else { 0.0 },
+            accumulated_before,
             accumulated_after: stored_accumulated_error(*accumulated_error),
-            group_error: GroupError { weight: WEIGHT_ONE, drift, max_error: 0, accumulated: 0, rounding: 0 },
-        };
-        commit.group_error = commit.compute_group_error(WEIGHT_ONE, drift);
-        commit
+        }
     }
 
     /// Updates the states of all edges' spans. The slots of spans that are now complete go to `settled_slots`.
     pub(crate) fn commit(
-        &mut self,
+        &self,
         snapshots: &[EdgeSnapshot],
         edges: &[Edge],
         spans: &mut SpanTable,
         settled_slots: &mut Vec<u32>,
     ) {
-        if self.has_history {
-            self.prepare_histories(snapshots, edges, spans);
-        }
+        let CommitContext { domain, first_edge, .. } = self.context;
         for snapshot in snapshots {
-            for edge in snapshot.edges_of(self.first_edge, edges) {
-                if (edge.scope >> self.domain) & 1 == 0 {
+            for edge in snapshot.edges_of(first_edge, edges) {
+                if (edge.scope >> domain) & 1 == 0 {
                     continue;
                 }
                 match edge.kind {
                     EdgeKind::Open => {
-                        self.commit_open(edge, snapshot, spans.domain_state_mut(edge.slot, self.domain))
+                        self.commit_open(edge, snapshot, spans.domain_state_mut(edge.slot, domain));
                     }
                     EdgeKind::Close if !edge.has_history => {
-                        self.commit_close(edge, snapshot, spans.domain_state_mut(edge.slot, self.domain));
+                        self.commit_close(edge, snapshot, spans.domain_state_mut(edge.slot, domain));
                     }
                     _ => self.commit_with_history(edge, snapshot, spans),
                 }
-                if edge.kind == EdgeKind::Close && spans.mark_passed(edge.slot, self.domain) {
+                if edge.kind == EdgeKind::Close && spans.mark_passed(edge.slot, domain) {
                     settled_slots.push(edge.slot);
                 }
             }
@@ -118,202 +80,132 @@ impl EdgeCommit {
     }
 
     #[inline]
-    fn commit_open(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
-        let fraction = if snapshot.is_total_weight {
-            edge.share_fraction
-        } else {
-            share_fraction(edge.weight_after, snapshot.inverse_after)
-        };
-        let edge_error = self.edge_error(
-            scale_error(snapshot.uncertainty, fraction),
-            edge.weight_after,
-            edge.weight_after,
-            snapshot,
-            snapshot.drift.1,
-        );
-        state.open(&snapshot.clock, edge.weight_after, self.idle_known);
-        state.start_group(edge_error.error, self.accumulated_after);
+    fn commit_open(&self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
+        let step = self.begin_step(edge.weight_after, snapshot.inverse_after, snapshot);
+        state.open(&snapshot.clock, edge.weight_after, self.context.idle_known);
+        (state.edge_error, state.accumulated_error) = (step.edge_error, step.accumulated_error);
     }
 
     #[inline]
-    fn commit_close(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
-        let fraction = if snapshot.is_total_weight {
-            edge.share_fraction
-        } else {
-            share_fraction(edge.weight_before, snapshot.inverse_before)
-        };
-        let edge_error = self.edge_error(
-            scale_error(snapshot.uncertainty, fraction),
-            edge.weight_before,
-            edge.weight_before,
-            snapshot,
-            snapshot.drift.0,
-        );
-        let error = self.error_until(edge, state, edge_error);
+    fn commit_close(&self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
+        let step = self.step_of(edge, state);
+        let error = self.end_step(&step, edge.weight_before, snapshot.inverse_before, snapshot);
         state.close(&snapshot.clock, (0, 0), error);
     }
 
-    /// An edge of a span with phases or changes of weight.
+    /// An edge of a span with phases or changes of weight. The span and its current phase are two step functions.
     #[cold]
-    fn commit_with_history(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, spans: &mut SpanTable) {
-        let (state, history) = spans.state_and_history(edge.slot, self.domain);
-        let edge_error = self.history_edge_error(edge, snapshot, history);
+    fn commit_with_history(&self, edge: &Edge, snapshot: &EdgeSnapshot, spans: &mut SpanTable) {
+        let (state, history) = spans.state_and_history(edge.slot, self.context.domain);
         let clock = &snapshot.clock;
+        // Other edges at the same instant, its own among them, can come before this one: the larger 1/W counts.
+        let inverse = snapshot.inverse_before.max(snapshot.inverse_after);
+        let mut span_error = history.span_error.unwrap_or_else(|| {
+            let step = self.step_of(edge, state);
+            // The state has the error that is limited for the weight so far. At the limit the sum is unknown.
+            let limited = step.edge_sum >= self.group.max_error(0, step.max_weight, 0.0);
+            StepError { edge_sum: if limited { f64::INFINITY } else { step.edge_sum }, ..step }
+        });
+        let end_step = |step: &StepError| self.end_step(step, edge.weight_before, inverse, snapshot);
         match edge.kind {
             EdgeKind::Phase => {
-                let share = history.share + state.share(clock);
-                if let Some(boundary) = history.phase_boundaries.get_mut(history.passed_boundaries) {
-                    *boundary = PhaseBoundary {
-                        share,
-                        edge_error: edge_error.error,
-                        accumulated_error: (self.accumulated_before, self.accumulated_after),
-                    };
-                }
-                history.passed_boundaries += 1;
+                let error = end_step(&history.phase_error.unwrap_or(span_error));
+                history.phase_ends.push(PhaseEnd { share: history.share + state.share(clock), error });
+                history.phase_error = Some(self.begin_step(edge.weight_after, inverse, snapshot));
             }
             EdgeKind::Close => {
-                let error = self.error_until(edge, state, edge_error).saturating_add(history.error);
-                state.close(clock, (history.share, history.idle), error);
+                state.close(clock, (history.share, history.idle), end_step(&span_error));
+                if let Some(phase_error) = &history.phase_error {
+                    history.phase_ends.push(PhaseEnd { share: state.g, error: end_step(phase_error) });
+                }
             }
             EdgeKind::Open | EdgeKind::Weight => {
                 history.weight_changes += u64::from(edge.kind == EdgeKind::Weight);
                 history.share += state.share(clock);
                 history.idle += state.idle_share(clock).unwrap_or(0);
-                if self.is_weight_edge_in_group(edge) {
-                    state.edge_error = self.error_until(edge, state, edge_error);
-                } else {
-                    let inside = accumulated_error_since(
-                        state.accumulated_error,
-                        self.accumulated_before,
-                        edge.weight_before,
-                    );
-                    history.error = history.error.saturating_add(state.edge_error).saturating_add(inside);
-                    state.start_group(edge_error.error, self.accumulated_after);
+                self.change_step(&mut span_error, edge, snapshot);
+                if let Some(phase_error) = &mut history.phase_error {
+                    self.change_step(phase_error, edge, snapshot);
                 }
                 state.change_weight(clock, edge.weight_after);
             }
         }
+        history.span_error = Some(span_error);
     }
 
-    /// The error of an edge of a span with phases or changes of weight.
-    fn history_edge_error(
-        &mut self,
-        edge: &Edge,
-        snapshot: &EdgeSnapshot,
-        history: &SpanDomainHistory,
-    ) -> EdgeError {
-        let EdgeSnapshot { inverse_before, inverse_after, uncertainty, .. } = *snapshot;
-        // A weight may have changed at the same instant, so a phase boundary holds for the weights on both sides.
-        let boundary_weight =
-            history.phase_boundaries.get(history.passed_boundaries).map_or(0, |boundary| boundary.edge_error);
-        let (old, new) = (
-            share_fraction(edge.weight_before, inverse_before),
-            share_fraction(edge.weight_after, inverse_after),
-        );
-        let (error, weight) = match edge.kind {
-            EdgeKind::Phase => (
-                scale_error(uncertainty, share_fraction(boundary_weight, inverse_before.max(inverse_after))),
-                boundary_weight,
-            ),
-            EdgeKind::Close => (scale_error(uncertainty, old), edge.weight_before),
-            EdgeKind::Open | EdgeKind::Weight => (
-                scale_error(uncertainty, old).abs_diff(scale_error(uncertainty, new)) + 2,
-                edge.weight_before.max(edge.weight_after),
-            ),
-        };
-        let group_weight =
-            if self.is_weight_edge_in_group(edge) { weight.max(history.max_weight) } else { weight };
-        self.edge_error(error, weight, group_weight, snapshot, self.drift)
-    }
-
-    /// Records the group's effect on the span's weight first, because an edge's error covers the whole group.
-    #[cold]
-    fn prepare_histories(&self, snapshots: &[EdgeSnapshot], edges: &[Edge], spans: &mut SpanTable) {
-        for edge in snapshots.iter().flat_map(|snapshot| snapshot.edges_of(self.first_edge, edges)) {
-            if (edge.scope >> self.domain) & 1 == 0
-                || !matches!(edge.kind, EdgeKind::Weight | EdgeKind::Phase)
-            {
-                continue;
-            }
-            let (_, history) = spans.state_and_history(edge.slot, self.domain);
-            if edge.kind == EdgeKind::Weight {
-                history.max_weight = history.max_weight.max(edge.weight_before).max(edge.weight_after);
-            } else {
-                history.phase_boundaries.push(PhaseBoundary {
-                    edge_error: edge.weight_before.max(history.max_weight),
-                    ..PhaseBoundary::default()
-                });
-            }
-        }
-    }
-
-    /// The edge's error: its own `error` plus the effect of the group on a span of this weight. At most `drift` of it
-    /// is the source's own uncertainty of the time on the span's side of the edge.
+    /// The error so far of a span without phases and changes of weight.
     #[inline]
-    fn edge_error(
-        &mut self,
-        error: u64,
-        weight: u64,
-        group_weight: u64,
-        snapshot: &EdgeSnapshot,
-        drift: u64,
-    ) -> EdgeError {
-        if group_weight != self.group_error.weight || drift != self.group_error.drift {
-            self.group_error = self.compute_group_error(group_weight, drift);
-        }
-        let rounding = snapshot.remainder_error
-            + if weight == group_weight { self.group_error.rounding } else { rounding_error(weight) };
-        let max_error = self.group_error.max_error + 2 * rounding;
-        EdgeError { error: (error + self.group_error.accumulated + rounding).min(max_error), max_error }
-    }
-
-    #[cold]
-    fn compute_group_error(&self, weight: u64, drift: u64) -> GroupError {
-        let rounding = rounding_error(weight);
-        if self.gap {
-            return GroupError {
-                weight,
-                drift,
-                max_error: UNBOUNDED_ERROR,
-                accumulated: UNBOUNDED_ERROR,
-                rounding,
-            };
-        }
-        GroupError {
-            weight,
-            drift,
-            max_error: self.group.max_error(weight, drift),
-            accumulated: weighted_error(self.group.accumulated_error(drift), weight),
-            rounding,
+    fn step_of(&self, edge: &Edge, state: &SpanDomainState) -> StepError {
+        let opened_in_group = edge.weight_edge >= self.context.first_edge;
+        StepError {
+            error: 0.0,
+            edge_sum: state.edge_error,
+            edge_error: state.edge_error,
+            accumulated_error: state.accumulated_error,
+            min_weight: 0,
+            max_weight: edge.weight_before,
+            first_edge: if opened_in_group { self.context.first_edge } else { u64::MAX },
         }
     }
 
-    /// Whether the span's latest weight edge (its opening or a change of weight) is in this group too.
+    /// Begins a step function, at an opening or a phase boundary where 1/W is `inverse`.
     #[inline]
-    fn is_weight_edge_in_group(&self, edge: &Edge) -> bool {
-        edge.weight_edge >= self.first_edge
+    fn begin_step(&self, weight: u64, inverse: f64, snapshot: &EdgeSnapshot) -> StepError {
+        let drift = snapshot.drift.1;
+        let jump = snapshot.uncertainty * share_fraction(weight, inverse) + snapshot.remainder_error;
+        let edge_sum = jump + self.group.run_error(weight, drift) + self.gap_error;
+        StepError {
+            error: 0.0,
+            edge_sum,
+            edge_error: smaller(edge_sum, self.max_error(0, weight, snapshot, drift)),
+            accumulated_error: self.accumulated_after,
+            min_weight: 0,
+            max_weight: weight,
+            first_edge: self.context.first_edge,
+        }
     }
 
-    /// The error of a span's time since its last weight edge, this edge included.
-    #[inline]
-    fn error_until(&self, edge: &Edge, state: &SpanDomainState, edge_error: EdgeError) -> u64 {
-        let error = if self.is_weight_edge_in_group(edge) {
-            (state.edge_error + edge_error.error).min(edge_error.max_error)
+    /// Adds a change of weight to a step function.
+    fn change_step(&self, step: &mut StepError, edge: &Edge, snapshot: &EdgeSnapshot) {
+        let CommitContext { first_edge, drift, .. } = self.context;
+        let (before, after) = (edge.weight_before, edge.weight_after);
+        let (old, new) =
+            (share_fraction(before, snapshot.inverse_before), share_fraction(after, snapshot.inverse_after));
+        let jump = snapshot.uncertainty * difference(old, new) + snapshot.remainder_error + self.gap_error;
+        if step.first_edge == first_edge {
+            // The run of the other spans' edges from here on has the new weight.
+            step.edge_sum += jump + self.group.run_error(after, drift);
+            step.min_weight = step.min_weight.min(after);
+            step.max_weight = step.max_weight.max(after);
         } else {
-            state.edge_error
-                + accumulated_error_since(
-                    state.accumulated_error,
-                    self.accumulated_before,
-                    edge.weight_before,
-                )
-                + edge_error.error
-        };
-        error.min(UNBOUNDED_ERROR)
+            step.error = step.error_before_group(self.accumulated_before, before);
+            step.edge_sum = jump + self.group.two_runs_error(before, after, drift);
+            (step.min_weight, step.max_weight) = (before.min(after), before.max(after));
+            step.first_edge = first_edge;
+        }
+        let max_error = self.max_error(step.min_weight, step.max_weight, snapshot, drift);
+        step.edge_error = step.edge_sum.min(max_error);
+        step.accumulated_error = self.accumulated_after;
     }
-}
 
-/// The error of a share from rounding 1/W down, error units.
-#[inline]
-fn rounding_error(weight: u64) -> u64 {
-    (weight >> 20) + 1
+    /// Ends a step function, at a phase boundary or the closing where 1/W is `inverse`. Returns its error.
+    #[inline]
+    fn end_step(&self, step: &StepError, weight: u64, inverse: f64, snapshot: &EdgeSnapshot) -> f64 {
+        let drift = snapshot.drift.0;
+        let jump = snapshot.uncertainty * share_fraction(weight, inverse) + snapshot.remainder_error;
+        if step.first_edge == self.context.first_edge {
+            let max_error = self.max_error(0, step.max_weight, snapshot, drift);
+            return step.error + smaller(step.edge_sum + jump, max_error);
+        }
+        let edge_sum = jump + self.group.run_error(weight, drift) + self.gap_error;
+        let max_error = self.max_error(0, weight, snapshot, drift);
+        step.error_before_group(self.accumulated_before, weight) + smaller(edge_sum, max_error)
+    }
+
+    /// The upper limit of the error within the group of a step function with weights in this range; 0 is closed.
+    #[inline]
+    fn max_error(&self, min_weight: u64, max_weight: u64, snapshot: &EdgeSnapshot, drift: f64) -> f64 {
+        let max_error = self.group.max_error(min_weight, max_weight, drift);
+        max_error + 2.0 * snapshot.remainder_error + self.gap_error
+    }
 }

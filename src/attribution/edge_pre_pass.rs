@@ -5,18 +5,16 @@
 //! after its visit, and a domain passes no edge before its visit.
 
 use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue, first_instant};
-use super::error_bounds::share_fraction;
 use super::span::SpanTable;
-use super::virtual_energy::inverse_of;
+use super::virtual_energy::TotalWeight;
 
 #[derive(Debug, Default)]
 pub(crate) struct EdgePrePass {
     concurrency: PeakConcurrency,
     /// The index of the first edge that is not visited yet.
     pub next_edge: u64,
-    /// The total weight of the open spans, and its inverse.
-    total_weight: u64,
-    inverse_weight: u64,
+    /// The total weight of the open spans.
+    total_weight: TotalWeight,
     /// Slots of spans whose weight history is to be folded.
     pub spans_to_fold: Vec<u32>,
 }
@@ -31,7 +29,7 @@ impl EdgePrePass {
         settled_slots: &mut Vec<u32>,
     ) {
         let first_edge = self.next_edge;
-        let EdgeQueue { edges, instants, history_end } = queue;
+        let EdgeQueue { edges, instants } = queue;
         let mut pending = edges.items_from_mut(first_edge);
         while let Some((at_ns, length)) = first_instant(pending, horizon_ns) {
             let (edges, rest) = pending.split_at_mut(length);
@@ -43,15 +41,13 @@ impl EdgePrePass {
                 all_scope: u64::MAX,
                 weight_change: 0,
                 total_weight: self.total_weight,
-                inverse_weight: self.inverse_weight,
             };
             let (mut opened, mut closed) = (0, 0);
             for edge in &mut *edges {
                 match self.visit(edge, instant.end_edge, spans) {
                     Some(EdgeKind::Open) => opened += 1,
                     Some(EdgeKind::Close) => closed += 1,
-                    Some(EdgeKind::Weight | EdgeKind::Phase) => *history_end = instant.end_edge + 1,
-                    None => {}
+                    Some(EdgeKind::Weight | EdgeKind::Phase) | None => {}
                 }
                 if edge.kind == EdgeKind::Close && edge.scope == 0 {
                     settled_slots.push(edge.slot);
@@ -59,7 +55,7 @@ impl EdgePrePass {
                 instant.add_edge(edge);
             }
             self.concurrency.update(at_ns, opened, closed);
-            self.update_total_weight(edges, &mut instant);
+            self.update_total_weight(&mut instant);
             instants.push(instant);
             pending = rest;
         }
@@ -101,23 +97,16 @@ impl EdgePrePass {
         Some(edge.kind)
     }
 
-    /// Fills in the total weight and the share fractions, after all edges of the instant are visited.
+    /// Fills in the total weight, after all edges of the instant are visited.
     #[inline]
-    fn update_total_weight(&mut self, edges: &mut [Edge], instant: &mut EdgeInstant) {
+    fn update_total_weight(&mut self, instant: &mut EdgeInstant) {
         // An instant without effect has no domains: without this line `all_scope` would name all of them.
         instant.all_scope &= instant.any_scope;
         if instant.weight_change != 0 {
-            instant.total_weight = self.total_weight.wrapping_add(instant.weight_change);
-            instant.inverse_weight = inverse_of(instant.total_weight);
+            instant.total_weight =
+                TotalWeight::new(self.total_weight.units.wrapping_add(instant.weight_change));
         }
-        for edge in edges {
-            edge.share_fraction = match edge.kind {
-                EdgeKind::Close => share_fraction(edge.weight_before, self.inverse_weight),
-                _ => share_fraction(edge.weight_after, instant.inverse_weight),
-            };
-        }
-        (self.next_edge, self.total_weight, self.inverse_weight) =
-            (instant.end_edge, instant.total_weight, instant.inverse_weight);
+        (self.next_edge, self.total_weight) = (instant.end_edge, instant.total_weight);
     }
 }
 

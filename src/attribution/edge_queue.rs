@@ -3,6 +3,8 @@
 //! Owns every edge that some domain has not passed yet. Invariant: the queue is sorted by (time, kind), whatever the
 //! order of the messages. An edge is only inserted after the settled time, so never before a domain's position.
 
+use super::virtual_energy::TotalWeight;
+
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum EdgeKind {
@@ -12,8 +14,8 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. The pre-pass fills in what is the same for all domains: `weight_before`, `share_fraction`,
-/// `weight_edge`, `has_history`, and an empty scope for an edge without effect.
+/// An edge of a span. The pre-pass fills in what is the same for all domains: `weight_before`, `weight_edge`,
+/// `has_history`, and an empty scope for an edge without effect.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
@@ -22,8 +24,6 @@ pub(crate) struct Edge {
     /// The span's weight before and after the edge, 2^-16; 0 before its opening and after its close.
     pub weight_before: u64,
     pub weight_after: u64,
-    /// The span's fraction of the total weight, 2^-63: before a close, after any other edge.
-    pub share_fraction: u64,
     /// The index of the span's latest opening or weight edge before this one.
     pub weight_edge: u64,
     pub slot: u32,
@@ -46,9 +46,8 @@ pub(crate) struct EdgeInstant {
     pub all_scope: u64,
     /// The change of the total weight, wrapping.
     pub weight_change: u64,
-    /// The total weight of all spans after the instant, and its inverse: valid for a domain that all spans use.
-    pub total_weight: u64,
-    pub inverse_weight: u64,
+    /// The total weight of all spans after the instant: that of a domain that all spans use.
+    pub total_weight: TotalWeight,
 }
 
 impl EdgeInstant {
@@ -142,8 +141,6 @@ pub(crate) struct EdgeQueue {
     pub edges: IndexedQueue<Edge>,
     /// The instants of the edges that the pre-pass has visited.
     pub instants: IndexedQueue<EdgeInstant>,
-    /// The index one after the last weight or phase edge.
-    pub history_end: u64,
 }
 
 impl EdgeQueue {

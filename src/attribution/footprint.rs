@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use wattspan_client::account::{Account, Phase, Share};
 
 use super::edge_queue::{Edge, EdgeInstant};
-use super::span::{PhaseBoundary, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
+use super::span::{PhaseEnd, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
 use super::weight_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 
 /// A malloc chunk has a header of 8 bytes; its size is a multiple of 16 and at least 32.
@@ -91,8 +91,7 @@ impl Footprint {
 
     /// The memory that each phase adds.
     pub fn phase_bytes(&self, name: &str) -> usize {
-        let held =
-            2 * size_of::<(u64, String)>() + self.domains * 2 * size_of::<PhaseBoundary>() + EDGE_BYTES;
+        let held = 2 * size_of::<(u64, String)>() + self.domains * 2 * size_of::<PhaseEnd>() + EDGE_BYTES;
         held.max(size_of::<Phase>()) + allocation_bytes(name.len())
     }
 
@@ -125,7 +124,7 @@ mod tests {
     fn the_footprint_grows_with_the_domains() {
         let (few, many) = (Footprint::new(3), Footprint::new(64));
         assert!(many.span_bytes("s", "") - few.span_bytes("s", "") >= 61 * size_of::<SpanDomainState>());
-        assert!(many.phase_bytes("p") - few.phase_bytes("p") >= 61 * size_of::<PhaseBoundary>());
+        assert!(many.phase_bytes("p") - few.phase_bytes("p") >= 61 * size_of::<PhaseEnd>());
         assert!(many.history_bytes() - few.history_bytes() >= 61 * size_of::<SpanDomainHistory>());
         assert!(many.weight_history_bytes() > few.weight_history_bytes());
     }

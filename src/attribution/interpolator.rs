@@ -7,27 +7,26 @@
 use std::collections::VecDeque;
 
 use super::edge_queue::{Edge, EdgeInstant};
-use super::units::{ENERGY_FRACTION_BITS, ERROR_FRACTION_BITS, wrapping_error_units};
-use super::virtual_energy::{ClockSnapshot, VirtualEnergy, divide_u64, inverse_of, scale_u64};
+use super::error_bounds::bound_energy;
+use super::units::{ENERGY_FRACTION_BITS, approximate_uj};
+use super::virtual_energy::{ClockSnapshot, TotalWeight, VirtualEnergy, divide_u64};
 
 /// One instant of a group of edges, as the domain passed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeSnapshot {
     pub at_ns: u64,
-    /// The interpolated energy, error units.
+    /// The interpolated energy, in the unit of `bound_energy`.
     pub estimate: u64,
     pub clock: ClockSnapshot,
     /// 1/W before and after the instant.
-    pub inverse_before: u64,
-    pub inverse_after: u64,
-    /// Whether W is the weight of all spans; then the edges' share fractions are valid.
-    pub is_total_weight: bool,
-    /// The largest difference between the true energy and the estimate, error units.
-    pub uncertainty: u64,
-    /// The parts of the source's own uncertainty of the step that can lie before and after this instant, error units.
-    pub drift: (u64, u64),
-    /// The remainder of the last division, error units: energy used before this instant that goes to spans after it.
-    pub remainder_error: u64,
+    pub inverse_before: f64,
+    pub inverse_after: f64,
+    /// The largest difference between the true energy and the estimate, µJ.
+    pub uncertainty: f64,
+    /// The parts of the source's own uncertainty of the step that can lie before and after this instant, µJ.
+    pub drift: (f64, f64),
+    /// The remainder of the last division, µJ: energy used before this instant that goes to spans after it.
+    pub remainder_error: f64,
     /// The indices of its edges: from `first_edge` up to `end_edge`.
     pub first_edge: u64,
     pub end_edge: u64,
@@ -39,14 +38,6 @@ impl EdgeSnapshot {
     pub(crate) fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
         &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
     }
-}
-
-/// The remainder of a division in error units, rounded up.
-#[inline]
-pub(crate) fn remainder_error(remainder: u64) -> u64 {
-    // No overflow: the total open weight is below 2^60 units.
-    (remainder + ((1 << (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) - 1))
-        >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)
 }
 
 /// The interpolation between two counter updates.
@@ -217,8 +208,7 @@ struct FastPath {
     start_idle_g: u128,
     totals: EnergyTotals,
     remainder: u64,
-    total_weight: u64,
-    inverse_weight: u64,
+    total_weight: TotalWeight,
 }
 
 impl FastPath {
@@ -231,8 +221,7 @@ impl FastPath {
             start_idle_g: clock.idle_g,
             totals: EnergyTotals::default(),
             remainder: clock.remainder,
-            total_weight: clock.total_weight(),
-            inverse_weight: clock.inverse_weight(),
+            total_weight: clock.total_weight,
         }
     }
 
@@ -243,17 +232,17 @@ impl FastPath {
         let energy_so_far = segment.power * (at_ns - segment.from_ns);
         let (energy, elapsed_ns) = (energy_so_far - segment.energy_so_far, at_ns - segment.position_ns);
         (segment.energy_so_far, segment.position_ns) = (energy_so_far, at_ns);
-        if self.total_weight == 0 {
+        if self.total_weight.units == 0 {
             self.totals.unattributed += energy;
         } else if energy != 0 {
             let dividend = energy + self.remainder;
-            let (quotient, remainder) = divide_u64(dividend, self.total_weight, self.inverse_weight);
+            let (quotient, remainder) = divide_u64(dividend, self.total_weight);
             self.totals.g += quotient;
             self.totals.attributed += dividend - remainder;
             self.remainder = remainder;
             if segment.idle_power != 0 {
-                self.totals.idle_g +=
-                    scale_u64(segment.idle_power.saturating_mul(elapsed_ns).min(energy), self.inverse_weight);
+                let idle = segment.idle_power.saturating_mul(elapsed_ns).min(energy);
+                self.totals.idle_g += self.total_weight.quotient(idle);
             }
         }
     }
@@ -261,28 +250,25 @@ impl FastPath {
     /// Applies the edges of an instant whose spans all use the domain.
     #[inline]
     pub(crate) fn apply_edges(&mut self, instant: &EdgeInstant) -> EdgeSnapshot {
-        let weight = self.total_weight.wrapping_add(instant.weight_change);
-        let dividend = weight == instant.total_weight;
-        let inverse_after = if dividend { instant.inverse_weight } else { inverse_of(weight) };
+        let weight = self.total_weight.changed(instant);
         let measured = self.base_energy + u128::from(self.segment.energy_so_far);
         let snapshot = EdgeSnapshot {
             at_ns: instant.at_ns,
-            estimate: wrapping_error_units(measured),
+            estimate: bound_energy(measured),
             clock: self.start_snapshot.advanced_by(
                 measured,
                 self.totals.g,
                 self.start_idle_g + u128::from(self.totals.idle_g),
             ),
-            inverse_before: self.inverse_weight,
-            inverse_after,
-            is_total_weight: dividend,
-            uncertainty: 0,
-            drift: (0, 0),
-            remainder_error: remainder_error(self.remainder),
+            inverse_before: self.total_weight.inverse,
+            inverse_after: weight.inverse,
+            uncertainty: 0.0,
+            drift: (0.0, 0.0),
+            remainder_error: approximate_uj(self.remainder),
             first_edge: instant.first_edge,
             end_edge: instant.end_edge,
         };
-        (self.total_weight, self.inverse_weight) = (weight, inverse_after);
+        self.total_weight = weight;
         snapshot
     }
 
@@ -295,7 +281,7 @@ impl FastPath {
         clock.attributed += u128::from(self.totals.attributed);
         clock.unattributed += u128::from(self.totals.unattributed);
         clock.remainder = self.remainder;
-        clock.set_total_weight(self.total_weight, self.inverse_weight);
+        clock.total_weight = self.total_weight;
     }
 }
 
@@ -322,8 +308,8 @@ mod tests {
                 reference.add_energy(energy, u128::from(idle_power) * u128::from(at_ns - position_ns));
                 fast_path.advance(at_ns);
                 let weight = roll(3) * (roll(1 << 40) + 1);
-                reference.set_total_weight(weight, inverse_of(weight));
-                (fast_path.total_weight, fast_path.inverse_weight) = (weight, inverse_of(weight));
+                reference.total_weight = TotalWeight::new(weight);
+                fast_path.total_weight = reference.total_weight;
                 position_ns = at_ns;
             }
             fast_path.finish(&mut clock);

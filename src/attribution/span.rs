@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use super::edge_queue::{Edge, EdgeKind};
 use super::request::{NewSpan, SpanKey};
-use super::units::{ENERGY_FRACTION_BITS, UNBOUNDED_ERROR, whole_uj};
+use super::units::{ENERGY_FRACTION_BITS, whole_uj};
 use super::virtual_energy::{ClockSnapshot, ENERGY_SHIFT, IDLE_SHIFT};
 use super::weight_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 
@@ -21,27 +21,49 @@ pub(crate) enum SlotState {
     Closing,
 }
 
-/// A phase's boundary as one domain passed it.
+/// The end of a phase as one domain passed it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PhaseBoundary {
-    /// The span's share up to the boundary, energy units.
+pub(crate) struct PhaseEnd {
+    /// The span's share up to it, energy units.
     pub share: u128,
-    /// The error of the boundary, error units. Before it is known: the span's largest weight at the boundary.
-    pub edge_error: u64,
-    /// The accumulated error before and after the boundary's group.
-    pub accumulated_error: (u64, u64),
+    /// The phase's error, µJ.
+    pub error: f64,
 }
 
-/// The sums of one domain for a span before its last change of weight: energy units, and the error in error units.
+/// The error so far of a step function in one domain, µJ: of a span, or of a phase.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepError {
+    /// The error before the latest group with an edge of its own.
+    pub error: f64,
+    /// The error of that group: the sum over its edges, and the sum limited to the group's maximum.
+    pub edge_sum: f64,
+    pub edge_error: f64,
+    /// The domain's accumulated error after that group.
+    pub accumulated_error: u64,
+    /// The smallest and the largest weight in that group.
+    pub min_weight: u64,
+    pub max_weight: u64,
+    /// The index of that group's first edge.
+    pub first_edge: u64,
+}
+
+impl StepError {
+    /// The error before a later group, where the domain's accumulated error is `accumulated`; `weight` is the weight
+    /// since the latest edge.
+    pub(crate) fn error_before_group(&self, accumulated: u64, weight: u64) -> f64 {
+        self.error + self.edge_error + accumulated_error_since(self.accumulated_error, accumulated, weight)
+    }
+}
+
+/// A span with phases or changes of weight in one domain: the energy before its last change of weight, energy units,
+/// and the errors of the span and of its current phase, as far as the domain has passed such edges.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanDomainHistory {
     pub share: u128,
     pub idle: u128,
-    pub error: u64,
-    pub max_weight: u64,
-    pub phase_boundaries: Vec<PhaseBoundary>,
-    /// The number of boundaries that the domain has passed.
-    pub passed_boundaries: usize,
+    pub span_error: Option<StepError>,
+    pub phase_error: Option<StepError>,
+    pub phase_ends: Vec<PhaseEnd>,
     /// The number of changes of weight that the domain has passed.
     pub weight_changes: u64,
 }
@@ -246,7 +268,13 @@ pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMa
 }
 
 const IDLE_UNKNOWN: u64 = u64::MAX;
-const ACCUMULATED_ERROR_SHIFT: u32 = 40;
+
+/// A domain's accumulated error V is an integer in 2^-64 µJ per unit of weight, because a span needs the difference of
+/// two sums over a long time. Span states store it in 2^-24 µJ.
+const ACCUMULATED_FRACTION_BITS: u32 = 64;
+const STORED_FRACTION_BITS: u32 = 24;
+/// The largest error of one group, µJ per unit of weight: no guarantee follows from it.
+const MAX_GROUP_ERROR: f64 = (1_u64 << 38) as f64;
 
 /// The progress of one domain with one span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,27 +298,32 @@ pub(crate) struct SpanDomainState {
     pub idle_g: u64,
     /// Open: the domain's unknown time at the opening. Closed: the span's.
     pub unknown_ns: u64,
-    /// Open: the domain's accumulated error after that edge's group, error units·2^12 per unit of weight, wrapping.
-    /// Closed: the span's error, error units.
+    /// The domain's accumulated error after that edge's group, 2^-24 µJ per unit of weight, wrapping.
     pub accumulated_error: u64,
-    /// The error of the latest edge's group, error units.
-    pub edge_error: u64,
+    /// Open: the error of the latest edge's group, µJ. Closed: the span's error.
+    pub edge_error: f64,
     /// The weight from that edge on (at most 37 bits), shifted left by 2; the stage in the lowest 2 bits.
     weight_and_stage: u64,
+}
+
+/// Adds a group's error, µJ per unit of weight, to a domain's accumulated error.
+pub(crate) fn add_accumulated_error(accumulated: &mut u128, error: f64) {
+    let units = error.min(MAX_GROUP_ERROR) * 2_f64.powi(ACCUMULATED_FRACTION_BITS as i32);
+    *accumulated = accumulated.wrapping_add(units as u128 + 1);
 }
 
 /// A domain's accumulated error in the format of span states.
 #[inline]
 pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
-    (accumulated >> ACCUMULATED_ERROR_SHIFT) as u64
+    (accumulated >> (ACCUMULATED_FRACTION_BITS - STORED_FRACTION_BITS)) as u64
 }
 
-/// The difference of two stored accumulated errors times a weight: error units, rounded up.
+/// The difference of two stored accumulated errors times a weight, µJ.
 #[inline]
-pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> u64 {
+pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> f64 {
     // Both values were rounded down: one unit compensates for it.
-    let rise = accumulated.wrapping_sub(since).checked_add(1);
-    rise.and_then(|rise| rise.checked_mul(weight)).map_or(UNBOUNDED_ERROR, |error| (error >> 12) + 1)
+    let rise = accumulated.wrapping_sub(since) as i64 as f64 + 1.0;
+    rise * weight as i64 as f64 * (1.0 / (1_u64 << STORED_FRACTION_BITS) as f64)
 }
 
 impl SpanDomainState {
@@ -334,12 +367,6 @@ impl SpanDomainState {
         self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
     }
 
-    /// Sets the edge's error and the accumulated error from which later errors are counted.
-    #[inline]
-    pub(crate) fn start_group(&mut self, error: u64, accumulated: u64) {
-        (self.edge_error, self.accumulated_error) = (error, accumulated);
-    }
-
     /// The share since the last weight edge, energy units.
     #[inline]
     pub(crate) fn share(&self, clock: &ClockSnapshot) -> u128 {
@@ -368,7 +395,7 @@ impl SpanDomainState {
     /// Closes the span in this domain and stores the results. `before` is the (share, idle part) before the last weight
     /// edge, energy units.
     #[inline]
-    pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: u64) {
+    pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: f64) {
         let share = before.0 + self.share(clock);
         let share_uj = whole_uj(share);
         self.idle_g = match self.idle_share(clock) {
@@ -378,7 +405,7 @@ impl SpanDomainState {
         self.energy = self.window_uj(clock).max(share_uj);
         self.unknown_ns = clock.unknown_ns.saturating_sub(self.unknown_ns);
         self.g = share;
-        self.accumulated_error = error;
+        self.edge_error = error;
         self.weight_and_stage = self.weight() << 2 | SpanDomainStage::Closed as u64;
     }
 }

@@ -1,16 +1,15 @@
-//! Fixed-point units of energy, error and weight, and the conversions between them.
+//! Units of energy, error and weight, and the conversions between them.
 //!
-//! Energy is in *energy units* of 2^-32 µJ, an error in *error units* of 2^-12 µJ, a weight in 2^-16. Invariant: an
-//! error rounds up. Only the ratios of weights count, so a weight that the unit cannot hold is refused with a hint.
+//! Energy is an integer in *energy units* of 2^-32 µJ, a weight in 2^-16. An error is a double in µJ. Invariant: energy
+//! is never a double, and an error rounds up. Only the ratios of weights count, so a weight that the unit cannot hold is
+//! refused with a hint.
 
 use super::request::AttributionError;
 
 /// Energy units in a microjoule, as a power of two.
 pub(crate) const ENERGY_FRACTION_BITS: u32 = 32;
-/// Error units in a microjoule, as a power of two.
-pub(crate) const ERROR_FRACTION_BITS: u32 = 12;
-/// The error, in error units, where no guarantee can be given. The sum of a few of them does not overflow.
-pub(crate) const UNBOUNDED_ERROR: u64 = 1 << 60;
+/// An error from which no guarantee is given, µJ: far above any energy of a step, far below the largest in an `i64`.
+pub(crate) const UNBOUNDED_ERROR_UJ: f64 = (1_u64 << 46) as f64;
 /// Weight units in a weight of 1.
 pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
 
@@ -20,22 +19,16 @@ pub(crate) fn whole_uj(energy: u128) -> u64 {
     u64::try_from(energy >> ENERGY_FRACTION_BITS).unwrap_or(u64::MAX)
 }
 
-/// Energy units as error units, rounded up.
+/// Energy units in µJ, for an error.
 #[inline]
-pub(crate) fn error_units(energy: u128) -> u64 {
-    let shift = ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS;
-    ((energy + ((1 << shift) - 1)) >> shift).min(u128::from(UNBOUNDED_ERROR - 1)) as u64
+pub(crate) fn approximate_uj(energy: u64) -> f64 {
+    energy as i64 as f64 * (1.0 / (1_u64 << ENERGY_FRACTION_BITS) as f64)
 }
 
-/// Energy units as error units, wrapping, rounded down.
-#[inline]
-pub(crate) fn wrapping_error_units(energy: u128) -> u64 {
-    (energy >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) as u64
-}
-
-/// Error units as whole microjoules, rounded up; `None` where no guarantee can be given.
-pub(crate) fn guaranteed_uj(error: u64) -> Option<u64> {
-    (error < UNBOUNDED_ERROR >> 2).then(|| error.div_ceil(1 << ERROR_FRACTION_BITS) + 1)
+/// An error in whole microjoules, rounded up; `None` where no guarantee can be given. An error is the result of far fewer
+/// than a thousand operations on doubles, each with a relative rounding of 2^-53; the factor covers all of them.
+pub(crate) fn guaranteed_uj(error_uj: f64) -> Option<u64> {
+    (error_uj < UNBOUNDED_ERROR_UJ).then(|| (error_uj * (1.0 + 1e-12)).ceil() as u64 + 1)
 }
 
 /// The maximum weight of a span.
@@ -69,6 +62,17 @@ fn checked_weight_units(weight: f64) -> Result<u64, AttributionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guaranteed_error_rounds_up_and_an_unbounded_one_is_absent() {
+        assert_eq!(guaranteed_uj(0.0), Some(1));
+        assert_eq!(guaranteed_uj(9.5), Some(11));
+        // 2^-53 of this error is below the spacing of doubles, but 10^-12 of it is not.
+        assert_eq!(guaranteed_uj(1e13), Some(10_000_000_000_011));
+        for unbounded in [UNBOUNDED_ERROR_UJ, f64::INFINITY, f64::NAN] {
+            assert_eq!(guaranteed_uj(unbounded), None);
+        }
+    }
 
     #[test]
     fn invalid_weights_are_refused() {

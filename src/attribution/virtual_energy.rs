@@ -6,10 +6,12 @@
 //! `measured = attributed + unattributed + remainder`, where `attributed` is the sum of W·dg, `unattributed` the energy
 //! while no weight was open, and `remainder < W` the remainder of the last division.
 //!
-//! Units: `units.rs`; `g` in energy units per unit of weight; `inverse_weight` in 2^-63.
+//! Units: `units.rs`; `g` in energy units per unit of weight.
+
+use super::edge_queue::EdgeInstant;
 
 /// The virtual energy clock of one domain.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct VirtualEnergy {
     /// Energy per unit of weight.
     pub g: u128,
@@ -23,36 +25,56 @@ pub(crate) struct VirtualEnergy {
     pub unattributed: u128,
     /// The energy that is not divided yet; less than the open weight.
     pub remainder: u64,
-    total_weight: u64,
-    inverse_weight: u64,
+    pub total_weight: TotalWeight,
+}
+
+/// W, the sum of the weights of the open spans, and its inverse.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct TotalWeight {
+    pub units: u64,
+    /// 2^63 / W, rounded down, for energy.
+    divisor: u64,
+    /// 1/W, for errors. Both inverses are 0 while no weight is open.
+    pub inverse: f64,
+}
+
+impl TotalWeight {
+    #[inline]
+    pub(crate) fn new(units: u64) -> Self {
+        Self {
+            units,
+            divisor: (1_u64 << 63).checked_div(units).unwrap_or(0),
+            inverse: if units == 0 { 0.0 } else { 1.0 / units as i64 as f64 },
+        }
+    }
+
+    /// The weight after an instant whose spans all use the domain. Nearly always, it is the weight of all spans, whose
+    /// inverse is known.
+    #[inline]
+    pub(crate) fn changed(self, instant: &EdgeInstant) -> Self {
+        self.changed_by(instant.weight_change, instant)
+    }
+
+    /// Like [`Self::changed`], by an instant's change of weight in this domain.
+    #[inline]
+    pub(crate) fn changed_by(self, weight_change: u64, instant: &EdgeInstant) -> Self {
+        let units = self.units.wrapping_add(weight_change);
+        if units == instant.total_weight.units { instant.total_weight } else { Self::new(units) }
+    }
+
+    /// `energy / W`, rounded down, for an energy below 2^63; it can be one or two too small.
+    #[inline]
+    pub(crate) fn quotient(self, energy: u64) -> u64 {
+        ((u128::from(energy) * u128::from(self.divisor)) >> 63) as u64
+    }
 }
 
 impl VirtualEnergy {
-    /// The sum of the weights of the open spans.
-    #[inline]
-    pub(crate) fn total_weight(&self) -> u64 {
-        self.total_weight
-    }
-
-    /// 2^63 / W, or 0 while no weight is open.
-    #[inline]
-    pub(crate) fn inverse_weight(&self) -> u64 {
-        self.inverse_weight
-    }
-
-    /// Sets the total weight and its inverse.
-    #[inline]
-    pub(crate) fn set_total_weight(&mut self, weight: u64, inverse: u64) {
-        debug_assert_eq!(inverse, inverse_of(weight));
-        self.total_weight = weight;
-        self.inverse_weight = inverse;
-    }
-
     /// Adds `energy` at constant weight; `idle` is its idle part.
     #[inline]
     pub(crate) fn add_energy(&mut self, energy: u128, idle: u128) {
         self.measured += energy;
-        if self.total_weight == 0 {
+        if self.total_weight.units == 0 {
             self.unattributed += energy;
             return;
         }
@@ -61,12 +83,12 @@ impl VirtualEnergy {
             return;
         }
         let dividend = energy + u128::from(self.remainder);
-        let (quotient, remainder) = divide(dividend, self.total_weight, self.inverse_weight);
+        let (quotient, remainder) = divide(dividend, self.total_weight);
         self.g += quotient;
         self.attributed += dividend - u128::from(remainder);
         self.remainder = remainder;
         if idle != 0 {
-            self.idle_g += scale(idle.min(energy), self.inverse_weight);
+            self.idle_g += scale(idle.min(energy), self.total_weight);
         }
     }
 }
@@ -111,50 +133,39 @@ impl ClockSnapshot {
     }
 }
 
-/// 2^63 / W, rounded down; 0 for no weight.
-#[inline]
-pub(crate) fn inverse_of(weight: u64) -> u64 {
-    (1_u64 << 63).checked_div(weight).unwrap_or(0)
-}
-
 /// The exact quotient and remainder of `dividend / weight`. Uses the inverse where the dividend fits a word, which is
 /// nearly always.
 #[inline]
-fn divide(dividend: u128, weight: u64, inverse: u64) -> (u128, u64) {
+fn divide(dividend: u128, weight: TotalWeight) -> (u128, u64) {
     if dividend >> 62 != 0 {
-        return (dividend / u128::from(weight), (dividend % u128::from(weight)) as u64);
+        let units = u128::from(weight.units);
+        return (dividend / units, (dividend % units) as u64);
     }
-    let (quotient, remainder) = divide_u64(dividend as u64, weight, inverse);
+    let (quotient, remainder) = divide_u64(dividend as u64, weight);
     (u128::from(quotient), remainder)
 }
 
 /// Like [`divide`], for a dividend below 2^62.
 #[inline]
-pub(crate) fn divide_u64(dividend: u64, weight: u64, inverse: u64) -> (u64, u64) {
-    let mut quotient = scale_u64(dividend, inverse);
-    let mut remainder = dividend - quotient * weight;
+pub(crate) fn divide_u64(dividend: u64, weight: TotalWeight) -> (u64, u64) {
+    let mut quotient = weight.quotient(dividend);
+    let mut remainder = dividend - quotient * weight.units;
     // The inverse was rounded down, so the quotient may be one or two too small.
-    while remainder >= weight {
+    while remainder >= weight.units {
         quotient += 1;
-        remainder -= weight;
+        remainder -= weight.units;
     }
     (quotient, remainder)
 }
 
 /// `energy × inverse / 2^63`, rounded down: energy per unit of weight without a division.
 #[inline]
-fn scale(energy: u128, inverse: u64) -> u128 {
+fn scale(energy: u128, weight: TotalWeight) -> u128 {
     if energy >> 63 == 0 {
-        u128::from(scale_u64(energy as u64, inverse))
+        u128::from(weight.quotient(energy as u64))
     } else {
-        (energy >> 32).saturating_mul(u128::from(inverse)) >> 31
+        (energy >> 32).saturating_mul(u128::from(weight.divisor)) >> 31
     }
-}
-
-/// Like [`scale`], for an energy below 2^63.
-#[inline]
-pub(crate) fn scale_u64(energy: u64, inverse: u64) -> u64 {
-    ((u128::from(energy) * u128::from(inverse)) >> 63) as u64
 }
 
 #[cfg(test)]
@@ -173,11 +184,11 @@ mod tests {
         for step in 0..20_000_u64 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let weight = if step % 7 == 0 { 0 } else { (seed >> 30) + 1 };
-            clock.set_total_weight(weight, inverse_of(weight));
+            clock.total_weight = TotalWeight::new(weight);
             clock.add_energy(u128::from(seed >> 20), 0);
             assert_conserved(&clock);
         }
-        clock.set_total_weight(3, inverse_of(3));
+        clock.total_weight = TotalWeight::new(3);
         clock.add_energy(u128::from(u64::MAX) * 1000 + 1, 5);
         assert_conserved(&clock);
     }
@@ -189,7 +200,7 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let weight = (seed >> (20 + seed % 40)).max(1);
             let dividend = u128::from(seed.rotate_left(23) >> (2 + seed % 50));
-            let (quotient, remainder) = divide(dividend, weight, inverse_of(weight));
+            let (quotient, remainder) = divide(dividend, TotalWeight::new(weight));
             assert_eq!(quotient, dividend / u128::from(weight));
             assert_eq!(u128::from(remainder), dividend % u128::from(weight));
         }
@@ -198,7 +209,7 @@ mod tests {
     #[test]
     fn a_lone_span_gets_everything_but_less_than_a_millionth_of_a_microjoule() {
         let mut clock = VirtualEnergy::default();
-        clock.set_total_weight(WEIGHT_ONE, inverse_of(WEIGHT_ONE));
+        clock.total_weight = TotalWeight::new(WEIGHT_ONE);
         let begin = clock.g;
         for _ in 0..1000 {
             clock.add_energy(100_001 << ENERGY_FRACTION_BITS, 40_000 << ENERGY_FRACTION_BITS);

@@ -125,7 +125,10 @@ fn run(schedule: &SpanSchedule, seed: u64) -> Vec<Account> {
                     .begin_phase(at, keys[&span], "first".into(), at + held[0].to_ns.abs_diff(at) / 3)
                     .unwrap();
             } else if let Some(held) = held.get(turn) {
-                attributor.begin_phase(at, keys[&span], format!("turn {turn}"), at).unwrap();
+                // Half of the changes of weight lie inside a phase.
+                if turn % 2 == 1 {
+                    attributor.begin_phase(at, keys[&span], format!("turn {turn}"), at).unwrap();
+                }
                 attributor.set_weight(at, keys[&span], held.weight, at).unwrap();
             } else {
                 attributor.close(at, keys[&span], at, BTreeMap::new(), false).unwrap();
@@ -249,6 +252,69 @@ fn the_error_is_no_larger_than_it_need_be() {
     let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
     assert!(error <= 2 * 150_000, "error {error} uJ is more than 1.5 steps of 100 mJ at each end");
     assert!(share.abs_diff(50_040_000) <= 30_000, "share {share}");
+}
+
+/// The accounts of spans on a counter that moves every 100 ms, where nearly all energy of a step is used right after its
+/// begin. The counter shows it as spread evenly over the step.
+fn with_a_burst_at_200_ms(spans: Vec<Vec<WeightInterval>>) -> (SpanSchedule, Vec<Account>) {
+    let truth = GroundTruth::new(&[(200_050 * US, 10), (100 * US, 10_000_000), (1, 10)], 100 * MS, 0, 1);
+    let schedule = SpanSchedule {
+        truth,
+        spans,
+        sample_ns: (MS, MS),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+        sensor: PowerSensor::None,
+    };
+    let accounts = run(&schedule, 3);
+    (schedule, accounts)
+}
+
+fn constant(from_us: u64, to_us: u64, weight: f64) -> WeightInterval {
+    WeightInterval { from_ns: from_us * US, to_ns: to_us * US, weight }
+}
+
+#[test]
+fn the_truth_lies_within_the_error_of_a_span_that_changes_its_weight_between_edges_of_others() {
+    // The span's fraction rises from 1/3 to 1/2, by its own change of weight to 2/3, and to 1, all after the burst.
+    let (schedule, accounts) = with_a_burst_at_200_ms(vec![
+        vec![constant(150_000, 200_300, 1.0), constant(200_300, 450_000, 2.0)],
+        vec![constant(150_000, 200_200, 1.0)],
+        vec![constant(150_000, 200_400, 1.0)],
+    ]);
+    for (account, truth) in accounts.iter().zip(true_shares_uj(&schedule.truth, &schedule.spans)) {
+        let (share, error) = (account.share_uj.unwrap() as f64, account.error_uj.unwrap() as f64);
+        assert!(
+            (share - truth).abs() <= error,
+            "{}: share {share} truth {truth} error {error}",
+            account.span
+        );
+    }
+    // The bound is attained: nothing smaller than (1 - 1/3) of the burst's 1 J would hold.
+    assert!(accounts[0].error_uj.unwrap() < 670_000, "{:?}", accounts[0].error_uj);
+}
+
+#[test]
+fn the_truth_lies_within_the_error_of_a_phase_with_a_change_of_weight() {
+    // The second phase has the change, at turn 2; the other span outweighs this one.
+    let (schedule, accounts) = with_a_burst_at_200_ms(vec![
+        vec![
+            constant(150_000, 160_000, 1.0),
+            constant(160_000, 200_300, 1.0),
+            constant(200_300, 350_000, 2.0),
+            constant(350_000, 450_000, 2.0),
+        ],
+        vec![constant(150_000, 450_000, 9.0)],
+    ]);
+    let mut errors = Vec::new();
+    for (phase, truth) in accounts[0].phases.iter().zip(true_phases_uj(&schedule, &accounts[0], 0)) {
+        let (share, error) = (phase.share_uj.unwrap() as f64, phase.error_uj.unwrap() as f64);
+        assert!((share - truth).abs() <= error, "{}: share {share} truth {truth} error {error}", phase.name);
+        errors.push(phase.error_uj.unwrap());
+    }
+    // Only the phase with the burst has a large error.
+    assert_eq!(errors.iter().map(|error| *error > 1_000).collect::<Vec<_>>(), [false, false, true, false]);
 }
 
 #[test]
