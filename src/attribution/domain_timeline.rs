@@ -17,7 +17,7 @@ use super::interpolator::{EdgeSnapshot, Interpolator, remainder_error};
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, error_units, whole_uj, wrapping_error_units};
-use super::update_detector::{CounterUpdate, UpdateDetector};
+use super::update_detector::{CounterUpdate, ExpectedUpdates, UpdateDetector};
 use super::virtual_energy::inverse_of;
 use crate::domain::{Domain, EnergyReading};
 
@@ -71,6 +71,10 @@ impl DomainTimeline {
 
     pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
         self.update_detector.set_update_interval(interval_ns);
+    }
+
+    pub(crate) fn set_expected_updates(&mut self, expected: Option<ExpectedUpdates>) {
+        self.update_detector.set_expected_updates(expected);
     }
 
     /// Sets the configured idle power from a map by domain name.
