@@ -60,6 +60,7 @@ impl Service {
         let opened = self.attributor.open(now_ns, opening, new_span);
         let key = opened.map_err(|error| method_error(error, &span, opening.at_ns()))?;
         self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
+        self.report_edge(opening.at_ns(), now_ns);
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
@@ -80,6 +81,7 @@ impl Service {
         let size = self.registry.check_phase(peer, &open, &call.phase)?;
         let marked = self.attributor.begin_phase(now_ns, edge, call.phase);
         marked.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
+        self.report_edge(edge.at_ns(), now_ns);
         self.registry.record_phase(peer.uid, &call.span, size);
         Ok(())
     }
@@ -93,6 +95,7 @@ impl Service {
         let size = self.registry.check_weight(peer, &open)?;
         let set = self.attributor.set_weight(now_ns, edge, call.weight);
         set.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
+        self.report_edge(edge.at_ns(), now_ns);
         if size != SpanSize::default() {
             self.registry.record_weight_change(peer.uid, &call.span, size);
         }
@@ -120,6 +123,7 @@ impl Service {
         }
         let closed = self.attributor.close(now_ns, edge, attributes);
         closed.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
+        self.report_edge(edge.at_ns(), now_ns);
         self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
         if wait {
             return Ok(AccountOutcome::Deferred);
@@ -135,6 +139,7 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, span)?;
         self.attributor.cancel(now_ns, open.key).map_err(|error| method_error(error, span, now_ns))?;
+        self.report_edge(now_ns, now_ns);
         let journal_key = self.registry.remove_open(peer.uid, span);
         if let (Some(durability), Some(key)) = (&mut self.durability, journal_key) {
             durability.remove_from_journal(key);
@@ -145,7 +150,11 @@ impl Service {
     /// Closes the open spans of a closed connection as abandoned.
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
-        for key in self.registry.close_connection(connection) {
+        let keys = self.registry.close_connection(connection);
+        if !keys.is_empty() {
+            self.report_edge(now_ns, now_ns);
+        }
+        for key in keys {
             self.attributor.abandon(now_ns, key);
         }
     }

@@ -7,12 +7,12 @@
 use std::time::{Duration, Instant};
 
 use wattspan_client::account::Account;
-use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
+use wattspan_client::protocol::{DomainStatus, ReadingSchedule, SamplerStatus, WindowEnergy};
 
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
-use crate::attribution::{self, Attributor, NewSpan};
+use crate::attribution::{self, Attributor, ExpectedUpdates, NewSpan};
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
@@ -36,6 +36,8 @@ pub struct ReadingCollector {
     duplicates: DuplicateTracker,
     pending_sources: Option<PendingSources>,
     is_fast: bool,
+    /// All sources are read at their fixed rates, for a recording or a watcher.
+    is_rate_fixed: bool,
     liveness_checked_ns: Option<u64>,
     log: LogFn,
 }
@@ -64,6 +66,10 @@ impl SamplerReader {
             read_cost_ns: ticks.read_cost_ns,
             realtime: ticks.realtime,
             pinned: ticks.pinned,
+            schedule: Some(match self.sampler.is_edge_driven() {
+                true => ReadingSchedule::Edges,
+                false => ReadingSchedule::FixedRate,
+            }),
         }
     }
 
@@ -97,6 +103,7 @@ impl ReadingCollector {
             duplicates: DuplicateTracker::default(),
             pending_sources: None,
             is_fast: false,
+            is_rate_fixed: false,
             liveness_checked_ns: None,
             log,
         };
@@ -162,7 +169,10 @@ impl ReadingCollector {
             let before = self.domains.len();
             for opened in found.opened {
                 match pending.start_sampler(opened, self.is_fast) {
-                    Ok(sampler) => self.add_sampler(sampler),
+                    Ok(sampler) => {
+                        sampler.set_fixed_rate(self.is_rate_fixed);
+                        self.add_sampler(sampler);
+                    }
                     Err(unavailable) => absent.push(unavailable),
                 }
             }
@@ -270,6 +280,17 @@ impl ReadingCollector {
     pub fn set_sampling_rate(&mut self, fast: bool) {
         self.is_fast = fast;
         self.readers.iter().for_each(|reader| reader.sampler.set_fast(fast));
+    }
+
+    /// Sets whether all samplers keep to their fixed rates.
+    pub fn set_fixed_rate(&mut self, fixed: bool) {
+        self.is_rate_fixed = fixed;
+        self.readers.iter().for_each(|reader| reader.sampler.set_fixed_rate(fixed));
+    }
+
+    /// Reports an edge of a span to all samplers.
+    pub fn report_edge(&self, edge_ns: u64) {
+        self.readers.iter().for_each(|reader| reader.sampler.report_edge(edge_ns));
     }
 
     /// Changes the rates of all samplers.
@@ -488,6 +509,10 @@ fn process_sample(
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
+        let expected = metered.profile.update_phase();
+        let expected =
+            expected.map(|phase| ExpectedUpdates { at_ns: phase.at_ns, interval_ns: phase.interval_ns });
+        attributor.set_expected_updates(first + at, expected);
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
         attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);
     }
