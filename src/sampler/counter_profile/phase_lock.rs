@@ -80,7 +80,7 @@ struct LastRead {
 
 /// An update from which the interval is measured.
 #[derive(Debug, Clone, Copy)]
-struct Anchor {
+struct LocatedUpdate {
     at_ns: u64,
     uncertainty_ns: f64,
     /// The number of the update.
@@ -91,9 +91,9 @@ struct Anchor {
 #[derive(Debug, Clone, Copy)]
 struct UpdateTrack {
     /// The newest update whose instant is known: its estimate, and the distance of the true one.
-    newest: Anchor,
+    newest: LocatedUpdate,
     /// Two older updates; the one that gives the better interval is used.
-    anchors: [Anchor; 2],
+    references: [LocatedUpdate; 2],
     interval_ns: f64,
     /// The relative uncertainty of the interval.
     drift: f64,
@@ -214,10 +214,10 @@ impl UpdateTrack {
         if apart_ns == 0 || widest_ns * MIN_READS_PER_UPDATE > apart_ns {
             return None;
         }
-        let anchor = Anchor { at_ns: first_ns, uncertainty_ns: first_half_ns, number: 0 };
+        let reference = LocatedUpdate { at_ns: first_ns, uncertainty_ns: first_half_ns, number: 0 };
         Some(Self {
-            newest: Anchor { at_ns: second_ns, uncertainty_ns: second_half_ns, number: 1 },
-            anchors: [anchor; 2],
+            newest: LocatedUpdate { at_ns: second_ns, uncertainty_ns: second_half_ns, number: 1 },
+            references: [reference; 2],
             interval_ns: apart_ns as f64,
             drift: (first_half_ns + second_half_ns) / apart_ns as f64,
             jitter_ns: 0.0,
@@ -257,7 +257,7 @@ impl UpdateTrack {
             }
         }
         let middle = (low + high) / 2.0;
-        self.newest = Anchor {
+        self.newest = LocatedUpdate {
             at_ns: self.newest.at_ns.saturating_add_signed(middle.round() as i64),
             uncertainty_ns: ((high - low).abs() / 2.0).max(1.0),
             number: self.newest.number + steps as u64,
@@ -266,13 +266,13 @@ impl UpdateTrack {
         Some(self)
     }
 
-    /// Measures the interval from the better anchor, if that is better than the interval known so far.
+    /// Measures the interval from the better reference, if that is better than the interval known so far.
     fn measure_interval(&mut self, steps: f64) {
         self.drift *= AGING.powf(steps.min(64.0));
-        let [far, near] = self.anchors.map(|anchor| {
-            let count = (self.newest.number - anchor.number) as f64;
-            let length_ns = self.newest.at_ns.saturating_sub(anchor.at_ns) as f64;
-            let drift = (anchor.uncertainty_ns + self.newest.uncertainty_ns) / length_ns.max(1.0);
+        let [far, near] = self.references.map(|reference| {
+            let count = (self.newest.number - reference.number) as f64;
+            let length_ns = self.newest.at_ns.saturating_sub(reference.at_ns) as f64;
+            let drift = (reference.uncertainty_ns + self.newest.uncertainty_ns) / length_ns.max(1.0);
             (drift, length_ns / count.max(1.0))
         });
         let (drift, interval_ns) = if near.0 < far.0 { near } else { far };
@@ -280,13 +280,13 @@ impl UpdateTrack {
             (self.drift, self.interval_ns) = (drift.max(MIN_DRIFT), interval_ns);
         }
         if near.0 < far.0 {
-            self.anchors = [self.anchors[1], self.newest];
-        } else if self.newest.uncertainty_ns < self.anchors[1].uncertainty_ns / 2.0 {
-            self.anchors[1] = self.newest;
+            self.references = [self.references[1], self.newest];
+        } else if self.newest.uncertainty_ns < self.references[1].uncertainty_ns / 2.0 {
+            self.references[1] = self.newest;
         }
-        const MAX_ANCHOR_AGE_NS: u64 = 10_000_000_000;
-        if self.newest.at_ns.saturating_sub(self.anchors[1].at_ns) > MAX_ANCHOR_AGE_NS {
-            self.anchors = [self.anchors[1], self.newest];
+        const MAX_REFERENCE_AGE_NS: u64 = 10_000_000_000;
+        if self.newest.at_ns.saturating_sub(self.references[1].at_ns) > MAX_REFERENCE_AGE_NS {
+            self.references = [self.references[1], self.newest];
         }
     }
 }
