@@ -16,6 +16,7 @@ use super::process_share::ProcessShares;
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
 use super::span::{self, SlotState, Span, SpanTable};
 use super::units::weight_units;
+use super::update_detector::ExpectedUpdates;
 use crate::domain::{Domain, EnergyReading};
 
 /// The maximum number of domains of an attributor: each has one bit of a word.
@@ -101,6 +102,14 @@ impl Attributor {
     pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
         if let Some(timeline) = self.timelines.get_mut(domain) {
             timeline.set_update_interval(interval_ns);
+        }
+    }
+
+    /// Sets the instants at which the domain's counter is expected to move; `None`: unknown. They improve estimates; the
+    /// guaranteed error does not depend on them.
+    pub fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
+        if let Some(timeline) = self.timelines.get_mut(domain) {
+            timeline.set_expected_updates(expected);
         }
     }
 

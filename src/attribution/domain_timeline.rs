@@ -17,7 +17,7 @@ use super::interpolator::{EdgeSnapshot, Interpolator};
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, approximate_uj, whole_uj};
-use super::update_detector::{CounterUpdate, UpdateDetector};
+use super::update_detector::{CounterUpdate, ExpectedUpdates, UpdateDetector};
 use crate::domain::{Domain, EnergyReading};
 
 #[derive(Debug)]
@@ -70,6 +70,10 @@ impl DomainTimeline {
 
     pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
         self.update_detector.set_update_interval(interval_ns);
+    }
+
+    pub(crate) fn set_expected_updates(&mut self, expected: Option<ExpectedUpdates>) {
+        self.update_detector.set_expected_updates(expected);
     }
 
     /// Sets the configured idle power from a map by domain name.

@@ -30,3 +30,4 @@ pub use process_share::CPU_TIME;
 pub use request::{
     AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject, SubjectUsage,
 };
+pub use update_detector::ExpectedUpdates;

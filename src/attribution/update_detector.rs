@@ -24,6 +24,23 @@ pub(crate) struct CounterUpdate {
     pub gap: bool,
 }
 
+/// The instants at which a counter is expected to move, learnt from earlier readings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpectedUpdates {
+    /// One of them.
+    pub at_ns: u64,
+    /// The time between two of them.
+    pub interval_ns: f64,
+}
+
+impl ExpectedUpdates {
+    /// The last one at or before `ns`, to the precision of the interval.
+    fn last_until(self, ns: u64) -> u64 {
+        let number = ((ns as f64 - self.at_ns as f64) / self.interval_ns).floor();
+        self.at_ns.saturating_add_signed((number * self.interval_ns).floor() as i64).min(ns)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct LastReading {
     before_ns: u64,
@@ -54,6 +71,7 @@ pub(crate) struct UpdateDetector {
     latency_ns: u64,
     counter_timeout_ns: u64,
     update_interval_ns: Option<u64>,
+    expected_updates: Option<ExpectedUpdates>,
     last_reading: Option<LastReading>,
     last_update_ns: u64,
     last_reading_ns: u64,
@@ -66,6 +84,7 @@ impl UpdateDetector {
             latency_ns: domain.latency_ns,
             counter_timeout_ns,
             update_interval_ns: None,
+            expected_updates: None,
             last_reading: None,
             last_update_ns: 0,
             last_reading_ns: 0,
@@ -76,6 +95,11 @@ impl UpdateDetector {
     /// Sets the counter's measured update interval: `at` is then at most this long before the reading.
     pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
         self.update_interval_ns = Some(interval_ns);
+    }
+
+    /// Sets the instants at which the counter is expected to move; `None`: unknown. They improve `at` and nothing else.
+    pub(crate) fn set_expected_updates(&mut self, expected: Option<ExpectedUpdates>) {
+        self.expected_updates = expected;
     }
 
     /// The time without an update after which the counter times out. It includes the latency of the source.
@@ -164,6 +188,19 @@ impl UpdateDetector {
         self.time_out(before_ns)
     }
 
+    /// The estimate of an update between two instants: the last expected one, else the middle of the time in which it
+    /// can lie.
+    fn estimated_update_ns(&self, early_ns: u64, after_ns: u64) -> u64 {
+        if let Some(expected) = self.expected_updates {
+            let shown_ns = expected.last_until(after_ns);
+            // The value may be older than the instant from which it is shown, by the latency at most.
+            return shown_ns.saturating_sub(self.latency_ns / 2).max(early_ns);
+        }
+        let youngest_ns =
+            self.update_interval_ns.map_or(early_ns, |t| after_ns.saturating_sub(t).max(early_ns));
+        youngest_ns + (after_ns - youngest_ns) / 2
+    }
+
     fn next_update(
         &mut self,
         last: LastReading,
@@ -183,11 +220,9 @@ impl UpdateDetector {
             }
         } else {
             let early_ns = last.before_ns.saturating_sub(self.latency_ns);
-            let youngest =
-                self.update_interval_ns.map_or(early_ns, |t| after_ns.saturating_sub(t).max(early_ns));
             CounterUpdate {
                 early_ns,
-                at_ns: (youngest + (after_ns - youngest) / 2).max(self.last_update_ns + 1),
+                at_ns: self.estimated_update_ns(early_ns, after_ns).max(self.last_update_ns + 1),
                 late_ns: after_ns.max(self.last_update_ns + 1),
                 energy_uj: reading.energy_uj,
                 uncertainty_uj: reading.uncertainty_uj,
@@ -197,5 +232,56 @@ impl UpdateDetector {
         self.last_update_ns = update.at_ns;
         self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
         update
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{DomainKind, Grade};
+
+    fn detector(latency_ns: u64) -> UpdateDetector {
+        let domain = Domain {
+            name: "package-0".into(),
+            kind: DomainKind::Package,
+            source: "simulated".into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns,
+            quantum_uj: 1,
+        };
+        UpdateDetector::new(&domain, 2_000_000_000)
+    }
+
+    fn update_between(detector: &mut UpdateDetector, early_ns: u64, late_ns: u64) -> CounterUpdate {
+        let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
+        detector.add_reading(early_ns, early_ns, &reading(1)).expect("the baseline");
+        detector.add_reading(late_ns, late_ns, &reading(2)).expect("an update")
+    }
+
+    #[test]
+    fn an_update_is_placed_where_it_is_expected_and_its_bounds_stay() {
+        for (early_ns, late_ns, expected_ns) in [
+            (10_000, 30_000, 29_500),
+            (10_000, 29_499, 28_500),
+            (10_000, 10_400, 10_000),
+            (10_000, 10_600, 10_500),
+        ] {
+            let mut known = detector(0);
+            known.set_expected_updates(Some(ExpectedUpdates { at_ns: 100_500, interval_ns: 1_000.0 }));
+            let update = update_between(&mut known, early_ns, late_ns);
+            assert_eq!(update.at_ns, expected_ns.max(early_ns + 1), "between {early_ns} and {late_ns}");
+            let plain = update_between(&mut detector(0), early_ns, late_ns);
+            assert_eq!((update.early_ns, update.late_ns), (plain.early_ns, plain.late_ns));
+        }
+    }
+
+    #[test]
+    fn an_expected_update_is_shown_half_of_the_latency_after_it() {
+        let mut known = detector(400);
+        known.set_expected_updates(Some(ExpectedUpdates { at_ns: 500, interval_ns: 1_000.0 }));
+        assert_eq!(update_between(&mut known, 10_000, 30_000).at_ns, 29_300);
     }
 }

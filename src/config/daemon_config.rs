@@ -27,8 +27,11 @@ pub struct Config {
     /// The state directory; absent: see [`default_state_dir`](super::default_state_dir).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
-    /// Readings per second while a span is open or a client watches the domains.
+    /// Readings per second at the fixed rate, while a span is open or a client watches the domains.
     pub rate_hz: f64,
+    /// Whether a file or a flag sets `rate_hz`: sources are then read at this rate even where reads at edges would do.
+    #[serde(skip)]
+    pub rate_is_configured: bool,
     /// Readings per second otherwise.
     pub idle_rate_hz: f64,
     /// The age up to which readings at the full rate are kept, in seconds.
@@ -65,6 +68,7 @@ impl Default for Config {
             bus: DbusConfig::default(),
             state_dir: None,
             rate_hz: 1000.0,
+            rate_is_configured: false,
             idle_rate_hz: 1.0,
             history_s: 16.0,
             horizon_ms: 10.0,
@@ -111,7 +115,9 @@ impl Config {
         }
         let last = || files.last().cloned().unwrap_or_default();
         let malformed = |cause| ConfigError::Malformed { file: last(), cause: Box::new(cause) };
+        let rate_is_configured = whole.contains_key("rate_hz");
         let config: Self = whole.try_into().map_err(malformed)?;
+        let config = Self { rate_is_configured, ..config };
         // The merged values count. If one file alone has the same error, that file is named.
         let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
         let with_file = |error: ConfigError| {
@@ -145,6 +151,7 @@ impl Config {
         next.idle_rate_hz = new.idle_rate_hz;
         if new.rate_hz <= max_rate_hz {
             next.rate_hz = new.rate_hz;
+            next.rate_is_configured = new.rate_is_configured;
         } else {
             // Keep idle_rate_hz <= rate_hz.
             next.idle_rate_hz = new.idle_rate_hz.min(next.rate_hz);
@@ -169,6 +176,7 @@ impl Config {
         set_option(&mut self.socket, &flags.socket);
         set_option(&mut self.state_dir, &flags.state_dir);
         set(&mut self.rate_hz, &flags.rate_hz);
+        self.rate_is_configured |= flags.rate_hz.is_some();
         set(&mut self.idle_rate_hz, &flags.idle_rate_hz);
         set(&mut self.source.sysfs_root, &flags.sysfs_root);
         set(&mut self.source.proc_root, &flags.proc_root);

@@ -1,14 +1,14 @@
 //! Samplers: one thread per source that reads its counters periodically into a ring.
 //!
 //! Deadlines are absolute and do not drift; missed ticks are counted, never caught up in a burst. A slow read delays
-//! only its own source. A tick allocates nothing, takes no lock and waits for no other thread, so that clients cannot
-//! delay it. Sampling is slow while no client needs readings, and fast from the moment one does. A suspend begins a
-//! new epoch.
+//! only its own source. A tick allocates nothing and waits for no other thread, so that clients cannot delay it.
+//! Sampling is slow while no client needs readings. While one does, a source is read at edges and around its counters'
+//! updates where their phases are known, and at a fixed rate otherwise. A suspend begins a new epoch.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,12 +19,16 @@ use crate::sources::OpenedSource;
 
 pub mod counter_profile;
 
+/// When to read a source.
+pub mod read_schedule;
+
 pub mod recording;
 
 mod deadlines;
 mod event_count;
 mod rate_control;
 mod rates;
+mod source_reader;
 mod stats;
 mod suspend_detector;
 mod thread;
@@ -39,11 +43,13 @@ mod priority;
 mod priority;
 
 use event_count::EventCount;
-use rate_control::{RateController, RateRequest};
+use rate_control::{RateController, RateRequest, Speed};
 use rates::{AtomicRates, Rates};
+use read_schedule::ReadSchedule;
+use source_reader::SourceReader;
 use stats::SamplerStats;
 use suspend_detector::SuspendDetector;
-use thread::{SamplerShared, SamplerThread};
+use thread::{EdgeNotice, SamplerShared, SamplerThread, SurveyTimer};
 
 pub use rates::SamplerSettings;
 pub use stats::TickStats;
@@ -73,6 +79,10 @@ pub struct Sampler {
     shared: Arc<SamplerShared>,
     /// The highest rate of its source.
     source_max_hz: f64,
+    /// A thread that reports an edge reads the source itself.
+    reads_at_edges: bool,
+    /// The distance of two reads at the fixed rate.
+    fast_period_ns: AtomicU64,
     /// A channel that closes when the thread ends; nothing is ever sent.
     thread_ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -85,6 +95,7 @@ pub struct Sampler {
 /// The thread cannot be created.
 pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> io::Result<Sampler> {
     let rates = Rates::new(settings, opened.max_rate_hz);
+    let reads_at_edges = !opened.source.can_block();
     let (writer, reader) = ring(settings.ring_samples, opened.domains.len());
     let shared = Arc::new(SamplerShared {
         rate_request: RateRequest::new(),
@@ -92,19 +103,29 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
         stats: SamplerStats::new(),
         stop: AtomicBool::new(false),
         rates: AtomicRates::new(rates),
+        edges: EdgeNotice::default(),
+        reader: Mutex::new(SourceReader {
+            source: opened.source,
+            clock: clock.clone(),
+            writer,
+            sample: Sample::empty(opened.domains.len()),
+            suspend_detector: SuspendDetector::default(),
+            last_cost_ns: 0,
+            schedule: ReadSchedule::new(&opened.domains),
+        }),
     });
+    shared.set_rate_configured(settings.fixed_rate);
     let sampler_thread = SamplerThread {
-        source: opened.source,
         cpu: opened.cpu,
         clock,
-        writer,
-        sample: Sample::empty(opened.domains.len()),
         rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
-        suspend_detector: SuspendDetector::default(),
-        last_cost_ns: 0,
         shared: Arc::clone(&shared),
         rates,
         rates_generation: 0,
+        surveys: SurveyTimer::default(),
+        planned_ns: 0,
+        rest_until_ns: 0,
+        edges_seen: 0,
     };
     let source_max_hz = opened.max_rate_hz;
     let stream = SampleStream {
@@ -120,7 +141,16 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
         let _thread_alive = thread_alive;
         sampler_thread.run();
     })?;
-    Ok(Sampler { stream, shared, source_max_hz, thread_ended, thread: Some(thread) })
+    let fast_period_ns = AtomicU64::new(rates.period_ns(Speed::Fast));
+    Ok(Sampler {
+        stream,
+        shared,
+        source_max_hz,
+        reads_at_edges,
+        fast_period_ns,
+        thread_ended,
+        thread: Some(thread),
+    })
 }
 
 impl Sampler {
@@ -133,6 +163,28 @@ impl Sampler {
         }
     }
 
+    /// Reports an edge at `edge_ns`, of a span that opens, closes or changes. Reads at once if the source never blocks,
+    /// and otherwise wakes the thread; either only if no read near the edge serves for it.
+    pub fn report_edge(&self, edge_ns: u64) {
+        if self.reads_at_edges
+            && let Some(mut reader) = self.shared.try_reader_shortly()
+        {
+            let fixed_spacing_ns = 2 * self.fast_period_ns.load(Ordering::Relaxed);
+            reader.read_for_edge(edge_ns, fixed_spacing_ns, &self.shared.stats);
+        }
+        self.shared.report_edge(edge_ns);
+    }
+
+    /// Sets whether the source is read at its fixed rate even where its counters' phases are known, for a recording.
+    pub fn set_fixed_rate(&self, fixed: bool) {
+        self.shared.set_fixed_rate(fixed);
+    }
+
+    /// Whether the source is read at edges and around updates while spans are open; otherwise at its fixed rate.
+    pub fn is_edge_driven(&self) -> bool {
+        self.shared.is_edge_driven()
+    }
+
     /// Starts a characterisation: fast reads for a fixed time.
     pub fn characterise(&self) {
         if self.shared.rate_request.request_characterisation() {
@@ -142,7 +194,10 @@ impl Sampler {
 
     /// Sets the rates; the other settings keep their values from the start.
     pub fn set_rates(&self, settings: &SamplerSettings) {
-        self.shared.rates.store(Rates::new(settings, self.source_max_hz));
+        let rates = Rates::new(settings, self.source_max_hz);
+        self.fast_period_ns.store(rates.period_ns(Speed::Fast), Ordering::Relaxed);
+        self.shared.set_rate_configured(settings.fixed_rate);
+        self.shared.rates.store(rates);
         self.shared.wakeup.notify();
     }
 

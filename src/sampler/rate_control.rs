@@ -130,6 +130,11 @@ impl RateController {
         (self.speed.replace(speed) != Some(speed)).then_some(speed)
     }
 
+    /// Starts a characterisation of this length.
+    pub(super) fn characterise_for(&mut self, now_ns: u64, duration_ns: u64) {
+        self.characterise_until_ns = self.characterise_until_ns.max(now_ns + duration_ns);
+    }
+
     /// The speed as of the last [`RateController::update`].
     pub(super) fn speed(&self) -> Option<Speed> {
         self.speed

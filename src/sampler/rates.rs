@@ -14,12 +14,14 @@ const OVERSAMPLING: f64 = 4.0;
 /// The settings of samplers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerSettings {
-    /// Reads per second while a client needs them; at most 10,000 and the source's own maximum.
+    /// Reads per second at the fixed rate while a client needs them; at most 10,000 and the source's own maximum.
     pub rate_hz: f64,
     /// Reads per second while no client needs them.
     pub idle_rate_hz: f64,
     /// How long sampling stays fast after the last request.
     pub linger_ns: u64,
+    /// Read at `rate_hz` even where reads at edges would do.
+    pub fixed_rate: bool,
     /// The length of a characterisation, at the start or requested later.
     pub characterisation_ns: u64,
     /// The capacity of the ring in samples, rounded up to a power of two. A used sample takes 8 · (3 + 5 · domains)
@@ -33,6 +35,7 @@ impl Default for SamplerSettings {
             rate_hz: 1000.0,
             idle_rate_hz: 1.0,
             linger_ns: 20_000_000,
+            fixed_rate: false,
             characterisation_ns: 300_000_000,
             ring_samples: 32_768,
         }

@@ -1,6 +1,6 @@
 //! Statistics of the ticks: count, lateness and cost.
 //!
-//! One sampler thread writes the counters, any thread reads them. Late and missed ticks are counted and reported to
+//! One thread at a time writes the counters, any thread reads them. Late and missed ticks are counted and reported to
 //! users. Recording takes no lock and does not allocate.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -101,6 +101,11 @@ impl SamplerStats {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }
 
+    /// The end of the thread's current or last sleep.
+    pub(super) fn asleep_until_ns(&self) -> u64 {
+        self.asleep_until_ns.load(Ordering::Relaxed)
+    }
+
     /// The time from the end of the thread's sleep to `now_ns`; 0 during a read or a sleep.
     pub(super) fn overdue_ns(&self, now_ns: u64) -> u64 {
         let until_ns = self.asleep_until_ns.load(Ordering::Relaxed);
@@ -123,7 +128,8 @@ impl SamplerStats {
     }
 }
 
-/// One thread writes, so a load and a store add without a locked instruction.
+/// One thread writes at a time, so a load and a store add without a locked instruction. The counters of reads are
+/// written by the holder of the source, the others by the sampler thread.
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }

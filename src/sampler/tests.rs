@@ -274,3 +274,139 @@ fn dropping_a_sampler_with_a_hung_read_detaches_the_thread() {
     drop(gate);
     wait_for("the end of the thread", || shared.upgrade().is_none());
 }
+
+/// A counter that moves every millisecond of a manual clock; counts its reads on the thread that made the source.
+struct ManualCounter {
+    clock: Clock,
+    can_block: bool,
+    owner: std::thread::ThreadId,
+    reads_by_owner: Arc<AtomicU64>,
+}
+
+impl Source for ManualCounter {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        if std::thread::current().id() == self.owner {
+            self.reads_by_owner.fetch_add(1, Ordering::Relaxed);
+        }
+        let energy_uj = (self.clock.now_ns() - 337_000) / 1_000_000 * 50_000;
+        into.fill(EnergyReading { valid: true, energy_uj, ..EnergyReading::default() });
+        None
+    }
+
+    fn can_block(&self) -> bool {
+        self.can_block
+    }
+}
+
+/// A sampler on such a counter after a survey that found its phase.
+fn surveyed(clock: &Clock, can_block: bool, settings: &SamplerSettings) -> (Sampler, Arc<AtomicU64>) {
+    let reads_by_owner = Arc::new(AtomicU64::new(0));
+    let counter = ManualCounter {
+        clock: clock.clone(),
+        can_block,
+        owner: std::thread::current().id(),
+        reads_by_owner: Arc::clone(&reads_by_owner),
+    };
+    let mut opened = opened(1, counting());
+    opened.domains[0].ceiling_mw = Some(300_000);
+    opened.source = Box::new(counter);
+    let settings = SamplerSettings { characterisation_ns: 100_000_000, ..settings.clone() };
+    let sampler = start(opened, &settings, clock.clone()).unwrap();
+    let ring = sampler.stream().ring;
+    wait_for("the first reading", || ring.written_count() == 1);
+    sampler.set_fast(true);
+    for tick in 1..400 {
+        // Late by different times, like a real thread: the reads lie at different distances from the updates.
+        clock.set(SECOND_NS + tick * 250_000 + tick * 37_000 % 100_000);
+        wait_for("a tick of the survey", || ring.written_count() > tick);
+    }
+    clock.set(SECOND_NS + 100_000_000);
+    (sampler, reads_by_owner)
+}
+
+/// Advances the clock by a millisecond at a time and gives the thread time to read; returns the number of reads.
+fn reads_in(sampler: &Sampler, clock: &Clock, milliseconds: u64) -> u64 {
+    let ring = sampler.stream().ring;
+    let written = ring.written_count();
+    for _ in 0..milliseconds {
+        clock.set(clock.now_ns() + 1_000_000);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    ring.written_count() - written
+}
+
+#[test]
+fn a_source_with_known_phase_is_read_around_few_updates() {
+    let clock = Clock::manual(SECOND_NS);
+    let (sampler, _) = surveyed(&clock, true, &slow_settings());
+    wait_for("the schedule by edges", || sampler.is_edge_driven());
+    // At the fixed rate the thread would read in most of the steps.
+    let reads = reads_in(&sampler, &clock, 200);
+    assert!(reads <= 40, "{reads} reads in 200 ms");
+    let ring = sampler.stream().ring;
+    let written = ring.written_count();
+    wait_for("an update in a pair", || {
+        clock.set(clock.now_ns() + 1_000_000);
+        std::thread::sleep(Duration::from_millis(1));
+        ring.written_count() > written + 1
+    });
+}
+
+#[test]
+fn a_recording_and_a_configured_rate_keep_the_fixed_rate() {
+    let clock = Clock::manual(SECOND_NS);
+    let fixed = SamplerSettings { fixed_rate: true, ..slow_settings() };
+    let (configured, _) = surveyed(&clock, true, &fixed);
+    assert!(!configured.is_edge_driven());
+    drop(configured);
+    let clock = Clock::manual(SECOND_NS);
+    let (sampler, _) = surveyed(&clock, true, &slow_settings());
+    wait_for("the schedule by edges", || sampler.is_edge_driven());
+    sampler.set_fixed_rate(true);
+    let ring = sampler.stream().ring;
+    for _ in 0..20 {
+        let written = ring.written_count();
+        clock.set(clock.now_ns() + 1_000_000);
+        wait_for("a read in each millisecond", || ring.written_count() > written);
+    }
+    assert!(!sampler.is_edge_driven());
+}
+
+#[test]
+fn an_edge_is_read_on_the_reporting_thread_if_the_source_never_blocks() {
+    let clock = Clock::manual(SECOND_NS);
+    let (sampler, reads_by_owner) = surveyed(&clock, false, &slow_settings());
+    wait_for("the schedule by edges", || sampler.is_edge_driven());
+    let ring = sampler.stream().ring;
+    for edge in 1..=10 {
+        clock.set(clock.now_ns() + 7_400_000);
+        let edge_ns = clock.now_ns();
+        sampler.report_edge(edge_ns);
+        assert!(reads_by_owner.load(Ordering::Relaxed) <= edge, "one read for an edge");
+        // The sampler's thread reads instead where it was about to read anyway.
+        wait_for("a read after the edge", || {
+            sample(&sampler.stream(), ring.written_count() - 1).before_ns >= edge_ns
+        });
+    }
+    assert!(reads_by_owner.load(Ordering::Relaxed) >= 1);
+    let times: Vec<u64> =
+        (0..ring.written_count()).map(|index| sample(&sampler.stream(), index).before_ns).collect();
+    assert!(times.is_sorted(), "the ring is in the order of time");
+}
+
+#[test]
+fn an_edge_wakes_the_thread_of_a_source_that_may_block() {
+    let clock = Clock::manual(SECOND_NS);
+    let (sampler, reads_by_owner) = surveyed(&clock, true, &slow_settings());
+    wait_for("the schedule by edges", || sampler.is_edge_driven());
+    let ring = sampler.stream().ring;
+    for _ in 0..10 {
+        clock.set(clock.now_ns() + 7_400_000);
+        let edge_ns = clock.now_ns();
+        sampler.report_edge(edge_ns);
+        wait_for("a read after the edge", || {
+            sample(&sampler.stream(), ring.written_count() - 1).before_ns >= edge_ns
+        });
+    }
+    assert_eq!(reads_by_owner.load(Ordering::Relaxed), 0);
+}

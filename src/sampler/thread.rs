@@ -1,22 +1,21 @@
-//! The sampler thread of one source: waits, reads, and writes into the ring.
+//! The sampler thread of one source: waits until the next read is due, and reads.
 //!
-//! A tick takes no lock, allocates nothing and waits for no other thread; state is shared through atomics.
+//! A tick waits for no other thread and allocates nothing. State is shared through atomics; the source is behind a mutex
+//! that is only ever tried.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::domain::EnergyReading;
-use crate::ring::{RingWriter, Sample};
-use crate::sources::Source;
 
 use super::deadlines::Deadlines;
 use super::event_count::EventCount;
 use super::priority::request_scheduling;
 use super::rate_control::{RateController, RateRequest, Speed};
 use super::rates::{AtomicRates, Rates};
+use super::read_schedule::{PAIR_INTERVAL_NS, ReadDemand};
+use super::source_reader::SourceReader;
 use super::stats::SamplerStats;
-use super::suspend_detector::SuspendDetector;
 
 /// The real-time priority that sampler threads request: below the kernel's interrupt threads (50), which a sampler must
 /// not delay, and above all ordinary threads.
@@ -25,6 +24,17 @@ pub const REALTIME_PRIORITY: i32 = 40;
 /// The polling interval of a manual clock, in real time.
 const MANUAL_CLOCK_POLL_NS: u64 = 200_000;
 
+/// The delay of a read while another thread reads the source.
+const RETRY_NS: u64 = 50_000;
+
+/// A thread that wakes this soon anyway is not woken for an edge.
+const WAKE_SLACK_NS: u64 = 100_000;
+
+/// The length of a survey that looks for lost phases, and the distance of the first two. Each one doubles the distance.
+const SURVEY_NS: u64 = 100_000_000;
+const MIN_SURVEY_INTERVAL_NS: u64 = 1_000_000_000;
+const MAX_SURVEY_INTERVAL_NS: u64 = 64_000_000_000;
+
 /// State that the sampler thread shares with [`super::Sampler`].
 pub(super) struct SamplerShared {
     pub(super) rate_request: RateRequest,
@@ -32,27 +42,110 @@ pub(super) struct SamplerShared {
     pub(super) stats: SamplerStats,
     pub(super) stop: AtomicBool,
     pub(super) rates: AtomicRates,
+    pub(super) reader: Mutex<SourceReader>,
+    pub(super) edges: EdgeNotice,
+}
+
+/// The edges that callers report to the thread.
+#[derive(Default)]
+pub(super) struct EdgeNotice {
+    /// The newest edge; 0: none.
+    newest_ns: AtomicU64,
+    count: AtomicU64,
+    /// Callers demand reads at the fixed rate.
+    fixed_rate_wanted: AtomicBool,
+    /// The settings demand reads at the fixed rate.
+    fixed_rate_set: AtomicBool,
+    /// The thread reads at edges, so that it has to be woken for one.
+    is_edge_driven: AtomicBool,
+    /// The thread wants to be woken for each edge.
+    wakes_wanted: AtomicBool,
 }
 
 impl SamplerShared {
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
+
+    /// The reader, unless another thread reads at this moment.
+    pub(super) fn try_reader(&self) -> Option<MutexGuard<'_, SourceReader>> {
+        match self.reader.try_lock() {
+            Ok(reader) => Some(reader),
+            // A panic of a source ends its reads, not those of others: the hook has reported it.
+            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Like [`Self::try_reader`], with more tries while another thread plans a read, which takes less than a
+    /// microsecond.
+    pub(super) fn try_reader_shortly(&self) -> Option<MutexGuard<'_, SourceReader>> {
+        const TRIES: u32 = 64;
+        (0..TRIES).find_map(|_| {
+            let reader = self.try_reader();
+            if reader.is_none() {
+                std::hint::spin_loop();
+            }
+            reader
+        })
+    }
+
+    /// Reports an edge; wakes the thread if it reads at edges and would sleep beyond this one.
+    ///
+    /// The caller writes the edge and reads the end of the thread's sleep; the thread writes the end of its sleep and
+    /// reads the edge. The fences have a total order, so that at least one of them sees the other's write.
+    pub(super) fn report_edge(&self, edge_ns: u64) {
+        self.edges.newest_ns.fetch_max(edge_ns, Ordering::Relaxed);
+        // Release: a thread that sees the count sees the edge.
+        self.edges.count.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.edges.wakes_wanted.load(Ordering::Relaxed)
+            && self.stats.asleep_until_ns() > edge_ns.saturating_add(WAKE_SLACK_NS)
+        {
+            self.wakeup.notify();
+        }
+    }
+
+    /// Sets whether callers demand reads at the fixed rate.
+    pub(super) fn set_fixed_rate(&self, wanted: bool) {
+        if self.edges.fixed_rate_wanted.swap(wanted, Ordering::Relaxed) != wanted {
+            self.wakeup.notify();
+        }
+    }
+
+    /// Sets whether the settings demand reads at the fixed rate.
+    pub(super) fn set_rate_configured(&self, configured: bool) {
+        self.edges.fixed_rate_set.store(configured, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_edge_driven(&self) -> bool {
+        self.edges.is_edge_driven.load(Ordering::Relaxed)
+    }
+}
+
+/// What the thread does next.
+enum NextStep {
+    /// Read now, because of an edge, an expected update, or the longest gap.
+    Read,
+    /// Sleep until then.
+    Sleep(u64),
+    /// Keep to the fixed rate.
+    FixedRate,
 }
 
 pub(super) struct SamplerThread {
-    pub(super) source: Box<dyn Source>,
     pub(super) cpu: Option<usize>,
     pub(super) clock: Clock,
-    pub(super) writer: RingWriter,
-    /// Reused for every read.
-    pub(super) sample: Sample,
     pub(super) rates: Rates,
     /// The generation of `rates`.
     pub(super) rates_generation: u64,
     pub(super) rate_controller: RateController,
-    pub(super) suspend_detector: SuspendDetector,
-    pub(super) last_cost_ns: u64,
+    pub(super) surveys: SurveyTimer,
+    /// The next read that the schedule planned.
+    pub(super) planned_ns: u64,
+    /// The earliest instant of that read: a slow source rests between reads.
+    pub(super) rest_until_ns: u64,
+    /// The number of edges that the plan knows.
+    pub(super) edges_seen: u64,
     pub(super) shared: Arc<SamplerShared>,
 }
 
@@ -64,6 +157,7 @@ impl SamplerThread {
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
+        let mut was_edge_driven = false;
         loop {
             // Read before the state that a notifier changes, so that a notification from here on ends the wait.
             let count = shared.wakeup.count();
@@ -76,75 +170,151 @@ impl SamplerThread {
                 self.rates = rates;
                 new_speed = new_speed.or(self.rate_controller.speed());
             }
-            let lateness_ns = deadlines.lateness_ns(now_ns);
-            if let Some(lateness_ns) = lateness_ns {
-                shared.stats.record_lateness(lateness_ns, deadlines.tolerance_ns());
-            }
-            if let Some(speed) = new_speed {
-                deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
-            }
-            match (lateness_ns, new_speed) {
-                (None, None) => {
-                    let wake_ns = self.wake_ns(&deadlines);
-                    shared.stats.set_asleep_until(wake_ns);
-                    shared.wakeup.wait_until(wake_ns, count);
+            let step = self.next_step(now_ns);
+            let is_edge_driven = !matches!(step, NextStep::FixedRate);
+            match step {
+                NextStep::Read => self.rest_until_ns = self.tick(),
+                NextStep::Sleep(until_ns) => self.sleep(until_ns, count),
+                NextStep::FixedRate => {
+                    if was_edge_driven {
+                        let speed = self.rate_controller.speed().unwrap_or(Speed::Slow);
+                        deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
+                        new_speed = Some(speed);
+                    }
+                    self.fixed_rate_step(now_ns, new_speed, &mut deadlines, count);
                 }
-                (Some(_), None) => shared.stats.add_missed(deadlines.advance(self.tick())),
-                // The new deadlines begin with this tick: its first deadline is still to come, or was missed by the
-                // read.
-                (_, Some(_)) => shared.stats.add_missed(deadlines.skip_passed(self.tick())),
+            }
+            was_edge_driven = is_edge_driven;
+        }
+    }
+
+    /// Reads or sleeps on the grid of the fixed rate.
+    fn fixed_rate_step(
+        &mut self,
+        now_ns: u64,
+        new_speed: Option<Speed>,
+        deadlines: &mut Deadlines,
+        count: u32,
+    ) {
+        let lateness_ns = deadlines.lateness_ns(now_ns);
+        if let Some(lateness_ns) = lateness_ns {
+            self.shared.stats.record_lateness(lateness_ns, deadlines.tolerance_ns());
+        }
+        if let Some(speed) = new_speed {
+            *deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
+        }
+        match (lateness_ns, new_speed) {
+            (None, None) => self.sleep(deadlines.next_ns(), count),
+            (Some(_), None) => {
+                let missed = deadlines.advance(self.tick());
+                self.shared.stats.add_missed(missed);
+            }
+            // The new deadlines begin with this tick: its first deadline is still to come, or was missed by the read.
+            (_, Some(_)) => {
+                let missed = deadlines.skip_passed(self.tick());
+                self.shared.stats.add_missed(missed);
             }
         }
     }
 
-    /// Reads once into the ring; returns the earliest instant of the next read. After two slow reads the thread rests
-    /// for the shorter of the two: at a real-time priority it would otherwise starve the other threads of its CPU.
-    fn tick(&mut self) -> u64 {
-        self.suspend_detector.observe(self.clock.suspended_ns());
-        self.sample.readings.fill(EnergyReading::default());
-        let before_ns = self.clock.now_ns();
-        self.shared.stats.begin_read(before_ns);
-        let source_window = self.source.read(&mut self.sample.readings);
-        let after_ns = self.clock.now_ns();
-        self.shared.stats.end_read(before_ns, after_ns);
-        self.suspend_detector.adjust_epochs(&mut self.sample.readings);
-        (self.sample.before_ns, self.sample.after_ns) = window((before_ns, after_ns), source_window);
-        self.writer.push(&self.sample);
-        let cost_ns = after_ns.saturating_sub(before_ns);
-        after_ns + std::mem::replace(&mut self.last_cost_ns, cost_ns).min(cost_ns)
+    /// Decides between the schedule of the source and the fixed rate.
+    fn next_step(&mut self, now_ns: u64) -> NextStep {
+        let edges = &self.shared.edges;
+        let speed = self.rate_controller.speed().unwrap_or(Speed::Slow);
+        let is_fixed = speed == Speed::Characterise
+            || edges.fixed_rate_wanted.load(Ordering::Relaxed)
+            || edges.fixed_rate_set.load(Ordering::Relaxed);
+        let Some(mut reader) = self.shared.try_reader() else {
+            return if self.shared.reader.is_poisoned() {
+                NextStep::FixedRate
+            } else {
+                NextStep::Sleep(now_ns + RETRY_NS)
+            };
+        };
+        self.edges_seen = edges.count.load(Ordering::Acquire);
+        reader.schedule.observe_edges(self.edges_seen, now_ns);
+        let demand = ReadDemand {
+            pair_interval_ns: match speed {
+                Speed::Slow => self.rates.period_ns(Speed::Slow),
+                _ => PAIR_INTERVAL_NS,
+            },
+            dense_interval_ns: self.rates.period_ns(Speed::Fast),
+            edge_ns: edges.newest_ns.load(Ordering::Relaxed),
+        };
+        let due_ns = if is_fixed { None } else { reader.schedule.next_read_ns(now_ns, &demand) };
+        edges.wakes_wanted.store(due_ns.is_some() && !reader.schedule.is_dense(), Ordering::Relaxed);
+        if speed != Speed::Characterise {
+            edges.is_edge_driven.store(due_ns.is_some(), Ordering::Relaxed);
+        }
+        if speed == Speed::Fast
+            && !is_fixed
+            && self.surveys.is_due(now_ns, reader.schedule.needs_survey(now_ns))
+        {
+            self.rate_controller.characterise_for(now_ns, SURVEY_NS);
+        }
+        match due_ns.map(|due_ns| due_ns.max(self.rest_until_ns)) {
+            None => NextStep::FixedRate,
+            Some(due_ns) if due_ns <= now_ns => {
+                if due_ns == std::mem::take(&mut self.planned_ns) {
+                    const TOLERANCE_NS: u64 = 100_000;
+                    self.shared.stats.record_lateness(now_ns - due_ns, TOLERANCE_NS);
+                }
+                NextStep::Read
+            }
+            Some(due_ns) => {
+                self.planned_ns = due_ns;
+                NextStep::Sleep(due_ns)
+            }
+        }
     }
 
-    /// The end of the next sleep, on the machine's clock.
-    fn wake_ns(&self, deadlines: &Deadlines) -> u64 {
-        match self.clock {
-            Clock::Machine => deadlines.next_ns(),
+    /// Sleeps until the instant, a notification, or an edge that came since the plan was made.
+    fn sleep(&self, until_ns: u64, count: u32) {
+        let wake_ns = match self.clock {
+            Clock::Machine => until_ns,
             Clock::Manual(_) => monotonic_ns() + MANUAL_CLOCK_POLL_NS,
+        };
+        let edges = &self.shared.edges;
+        self.shared.stats.set_asleep_until(wake_ns);
+        // Pairs with the fence in `SamplerShared::report_edge`.
+        fence(Ordering::SeqCst);
+        if edges.wakes_wanted.load(Ordering::Relaxed)
+            && edges.count.load(Ordering::Relaxed) != self.edges_seen
+        {
+            return;
+        }
+        self.shared.wakeup.wait_until(wake_ns, count);
+    }
+
+    /// Reads once; returns the earliest instant of the next read. While another thread reads, its reading serves.
+    fn tick(&self) -> u64 {
+        match self.shared.try_reader() {
+            Some(mut reader) => reader.read(&self.shared.stats),
+            None => self.clock.now_ns() + RETRY_NS,
         }
     }
 }
 
-/// The source's own clock window if it lies within the measured one; otherwise it is wrong, and the measured one is
-/// used.
-fn window(measured: (u64, u64), source_window: Option<(u64, u64)>) -> (u64, u64) {
-    match source_window {
-        Some((from_ns, to_ns)) if measured.0 <= from_ns && from_ns <= to_ns && to_ns <= measured.1 => {
-            (from_ns, to_ns)
-        }
-        _ => measured,
-    }
+/// The times of the surveys that look for lost phases.
+#[derive(Default)]
+pub(super) struct SurveyTimer {
+    next_ns: u64,
+    interval_ns: u64,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_window_is_used_only_inside_the_measured_one() {
-        assert_eq!(window((10, 20), None), (10, 20));
-        assert_eq!(window((10, 20), Some((12, 18))), (12, 18));
-        assert_eq!(window((10, 20), Some((10, 20))), (10, 20));
-        for wrong in [(9, 18), (12, 21), (18, 12), (0, 0)] {
-            assert_eq!(window((10, 20), Some(wrong)), (10, 20), "{wrong:?}");
+impl SurveyTimer {
+    /// Whether a survey begins now. A phase that held for long makes the next survey come soon after its loss.
+    fn is_due(&mut self, now_ns: u64, is_needed: bool) -> bool {
+        if !is_needed || now_ns < self.next_ns {
+            return false;
         }
+        let held_ns = now_ns.saturating_sub(self.next_ns);
+        self.interval_ns = match self.interval_ns {
+            0 => MIN_SURVEY_INTERVAL_NS,
+            _ if held_ns > MAX_SURVEY_INTERVAL_NS => MIN_SURVEY_INTERVAL_NS,
+            interval_ns => (2 * interval_ns).min(MAX_SURVEY_INTERVAL_NS),
+        };
+        self.next_ns = now_ns + self.interval_ns;
+        true
     }
 }

@@ -84,7 +84,7 @@ impl DaemonControl {
     fn apply(&mut self, new_config: &Config) -> ReloadedSettings {
         let (next, mut change) = self.config.apply_reload(new_config, self.max_rate_hz);
         let settings = StartupSettings::from_config(&next);
-        let rates = |config: &Config| (config.rate_hz, config.idle_rate_hz);
+        let rates = |config: &Config| (config.rate_hz, config.rate_is_configured, config.idle_rate_hz);
         let has_new_rates = rates(&next) != rates(&self.config);
         self.config = next;
         self.has_new_settings = true;

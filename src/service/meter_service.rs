@@ -158,6 +158,7 @@ impl Service {
     /// Sets the number of WatchDomains streams; the samplers run at the full rate while there is one.
     pub fn set_domain_watchers(&mut self, watchers: usize) {
         self.domain_watchers = watchers;
+        self.collector.set_fixed_rate(self.is_recording || watchers > 0);
         self.update_sampling_rate();
     }
 
@@ -368,6 +369,13 @@ impl Service {
 
     fn update_sampling_rate(&mut self) {
         self.set_sampling_rate(self.attributor.inner().is_busy() || self.domain_watchers > 0);
+    }
+
+    /// Reports an edge to the samplers, which read the counters near it. An edge in the future is read at its instant
+    /// only if that is near.
+    pub(super) fn report_edge(&self, at_ns: u64, now_ns: u64) {
+        const MAX_FUTURE_NS: u64 = 1_000_000;
+        self.collector.report_edge(at_ns.min(now_ns + MAX_FUTURE_NS));
     }
 
     pub(super) fn set_sampling_rate(&mut self, is_fast: bool) {

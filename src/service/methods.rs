@@ -63,6 +63,7 @@ impl Service {
         if let Some(durability) = &mut self.durability {
             durability.add_to_journal(key, now_ns);
         }
+        self.report_edge(opening.at_ns(), now_ns);
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
@@ -85,6 +86,7 @@ impl Service {
         marked.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
         let is_unqueued = self.registry.record_phase(peer.uid, &call.span, size);
         self.journal_change(open.key, is_unqueued, now_ns);
+        self.report_edge(edge.at_ns(), now_ns);
         Ok(())
     }
 
@@ -99,6 +101,7 @@ impl Service {
         set.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
         let is_unqueued = self.registry.record_weight_change(peer.uid, &call.span, size);
         self.journal_change(open.key, is_unqueued, now_ns);
+        self.report_edge(edge.at_ns(), now_ns);
         Ok(())
     }
 
@@ -130,6 +133,7 @@ impl Service {
         }
         let closed = self.attributor.close(now_ns, edge, attributes);
         closed.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
+        self.report_edge(edge.at_ns(), now_ns);
         self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
         if wait {
             return Ok(AccountOutcome::Deferred);
@@ -145,6 +149,7 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, span)?;
         self.attributor.cancel(now_ns, open.key).map_err(|error| method_error(error, span, now_ns))?;
+        self.report_edge(now_ns, now_ns);
         let journal_key = self.registry.remove_open(peer.uid, span);
         if let (Some(durability), Some(key)) = (&mut self.durability, journal_key) {
             durability.remove_from_journal(key);
@@ -157,6 +162,7 @@ impl Service {
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         if self.registry.abandon_connection(connection, now_ns) {
+            self.report_edge(now_ns, now_ns);
             self.abandon_spans(now_ns);
         }
     }

@@ -7,13 +7,13 @@
 use std::time::{Duration, Instant};
 
 use wattspan_client::account::Account;
-use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
+use wattspan_client::protocol::{DomainStatus, ReadingSchedule, SamplerStatus, WindowEnergy};
 
 use super::counter_moves::WindowSelection;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
-use crate::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
+use crate::attribution::{AttributionSettings, Attributor, ExpectedUpdates, NewSpan, SpanKey};
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
@@ -38,6 +38,8 @@ pub struct ReadingCollector {
     pending_sources: Option<PendingSources>,
     is_fast: bool,
     counter_timeout_ns: u64,
+    /// All sources are read at their fixed rates, for a recording or a watcher.
+    is_rate_fixed: bool,
     liveness_checked_ns: Option<u64>,
     log: LogFn,
 }
@@ -66,6 +68,10 @@ impl SamplerReader {
             read_cost_ns: ticks.read_cost_ns,
             realtime: ticks.realtime,
             pinned: ticks.pinned,
+            schedule: Some(match self.sampler.is_edge_driven() {
+                true => ReadingSchedule::Edges,
+                false => ReadingSchedule::FixedRate,
+            }),
         }
     }
 
@@ -121,6 +127,7 @@ impl ReadingCollector {
             pending_sources: None,
             is_fast: false,
             counter_timeout_ns: 0,
+            is_rate_fixed: false,
             liveness_checked_ns: None,
             log,
         };
@@ -186,7 +193,10 @@ impl ReadingCollector {
             let before = self.domains.len();
             for opened in found.opened {
                 match pending.start_sampler(opened, self.is_fast) {
-                    Ok(sampler) => self.add_sampler(sampler),
+                    Ok(sampler) => {
+                        sampler.set_fixed_rate(self.is_rate_fixed);
+                        self.add_sampler(sampler);
+                    }
                     Err(unavailable) => absent.push(unavailable),
                 }
             }
@@ -299,6 +309,17 @@ impl ReadingCollector {
     /// Sets the time without an update after which the attributor regards a counter's time as unknown.
     pub fn set_counter_timeout(&mut self, timeout_ns: u64) {
         self.counter_timeout_ns = timeout_ns;
+    }
+
+    /// Sets whether all samplers keep to their fixed rates.
+    pub fn set_fixed_rate(&mut self, fixed: bool) {
+        self.is_rate_fixed = fixed;
+        self.readers.iter().for_each(|reader| reader.sampler.set_fixed_rate(fixed));
+    }
+
+    /// Reports an edge of a span to all samplers.
+    pub fn report_edge(&self, edge_ns: u64) {
+        self.readers.iter().for_each(|reader| reader.sampler.report_edge(edge_ns));
     }
 
     /// Changes the rates of all samplers.
@@ -548,6 +569,10 @@ fn process_sample(
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
+        let expected = metered.profile.update_phase();
+        let expected =
+            expected.map(|phase| ExpectedUpdates { at_ns: phase.at_ns, interval_ns: phase.interval_ns });
+        attributor.set_expected_updates(first + at, expected);
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
         attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);
     }

@@ -94,6 +94,7 @@ impl ServiceBuilder {
     /// The streams of all samplers, for a recording. The samplers run at the full rate from here on.
     pub fn record(&mut self) -> Vec<sampler::SampleStream> {
         self.parts.is_recording = true;
+        self.parts.collector.set_fixed_rate(true);
         self.parts.collector.set_sampling_rate(true);
         self.parts.collector.recording_feeds()
     }

@@ -88,6 +88,7 @@ fn source_settings(config: &Config) -> sources::SourceSettings {
 fn sampler_settings(config: &Config) -> sampler::SamplerSettings {
     sampler::SamplerSettings {
         rate_hz: config.rate_hz,
+        fixed_rate: config.rate_is_configured,
         idle_rate_hz: config.idle_rate_hz,
         // Otherwise a client that opens spans in a loop would change the sampling rate twice per span.
         linger_ns: 1_000_000_000,

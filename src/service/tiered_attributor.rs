@@ -56,6 +56,11 @@ impl SpanEdge {
     pub fn requested_ns(&self) -> u64 {
         self.requested_ns
     }
+
+    /// The instant at which the edge takes effect.
+    pub fn at_ns(&self) -> u64 {
+        self.at_ns
+    }
 }
 
 impl TieredAttributor {

@@ -178,6 +178,11 @@ impl Source for MsrSource {
         }
         None
     }
+
+    /// A read asks another CPU at most, by an interrupt.
+    fn can_block(&self) -> bool {
+        false
+    }
 }
 
 /// The energy registers of a processor.

@@ -173,6 +173,11 @@ impl Source for EventGroup {
         }
         Some((before_ns, after_ns))
     }
+
+    /// A read asks another CPU at most, by an interrupt.
+    fn can_block(&self) -> bool {
+        false
+    }
 }
 
 /// Opens `msr/tsc/` as a member of the group. Without it, time windows are wider.

@@ -21,6 +21,12 @@ pub trait Source: Send {
     /// Returns the clock window of the read if the source knows a narrower one than the caller's two clock readings
     /// around the call. The window lies within those readings.
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
+
+    /// Whether a read may wait for a device or a driver. A source that never blocks is also read on the thread that
+    /// receives a message.
+    fn can_block(&self) -> bool {
+        true
+    }
 }
 
 /// An open source with its domains.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use wattspan::config::{AccessGroups, join_commands};
 use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
 use wattspan_client::protocol::{
-    Access, DaemonInfo, DomainStatus, ProcessPrivileges, SamplerStatus, StoreStatus,
+    Access, DaemonInfo, DomainStatus, ProcessPrivileges, ReadingSchedule, SamplerStatus, StoreStatus,
 };
 
 use super::account_report::grade_label;
@@ -160,6 +160,7 @@ fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
         number_column("MISSED"),
         number_column("LATE P50"),
         number_column("LATE P99"),
+        text_column("SCHEDULE"),
         text_column("READS"),
     ]);
     for sampler in samplers {
@@ -178,6 +179,12 @@ fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
             sampler.missed.to_string(),
             format_lateness(sampler.lateness_p50_ns),
             format_lateness(sampler.lateness_p99_ns),
+            match sampler.schedule {
+                Some(ReadingSchedule::Edges) => "edges",
+                Some(ReadingSchedule::FixedRate) => "fixed rate",
+                None => "unknown",
+            }
+            .into(),
             sampler.domains.join(" "),
         ];
         table.add_row(cells);

@@ -3,11 +3,13 @@
 //! `wattspan doctor` shows it. It is computed from the stream of readings in constant memory, well under 100 ns per
 //! reading. An unknown value is absent, never 0; a bound is never reported as a value.
 
+mod phase_lock;
 mod power;
 mod update_interval;
 
 use crate::domain::{EnergyReading, Liveness};
 
+pub use phase_lock::{PhaseLock, UpdatePhase};
 use power::{PowerWindow, Residual};
 use update_interval::{RunningMedian, UpdateInterval};
 
@@ -35,6 +37,7 @@ pub struct CounterProfile {
     /// The last update, in any epoch.
     last_update_ns: Option<u64>,
     update_interval: UpdateInterval,
+    phase_lock: PhaseLock,
     power: PowerWindow,
     residual: Residual,
     quantum_uj: Option<u64>,
@@ -66,6 +69,7 @@ impl CounterProfile {
             last_valid: None,
             last_update_ns: None,
             update_interval: UpdateInterval::default(),
+            phase_lock: PhaseLock::default(),
             power: PowerWindow::default(),
             residual: Residual::default(),
             quantum_uj: None,
@@ -89,6 +93,7 @@ impl CounterProfile {
         if !reading.valid {
             return;
         }
+        self.phase_lock.observe(before_ns, after_ns, reading);
         // Only valid readings: a read that skips the counter is cheaper.
         if self.valid_count.is_multiple_of(READS_PER_COST_SAMPLE) {
             self.read_costs.push(after_ns.saturating_sub(before_ns));
@@ -126,6 +131,11 @@ impl CounterProfile {
     /// The update interval; `None` if the counter was never read several times between two updates.
     pub fn update_interval_ns(&self) -> Option<u64> {
         self.update_interval.median_ns()
+    }
+
+    /// The expected instants of updates around the newest reading; `None` while they are not known well enough.
+    pub fn update_phase(&self) -> Option<UpdatePhase> {
+        self.phase_lock.phase(self.latest_ns)
     }
 
     /// The smallest step observed, in microjoules.

@@ -42,4 +42,8 @@ impl Source for DomainSelection {
         }
         window
     }
+
+    fn can_block(&self) -> bool {
+        self.inner.can_block()
+    }
 }

@@ -124,6 +124,10 @@ impl Source for ScriptSource {
         }
         None
     }
+
+    fn can_block(&self) -> bool {
+        false
+    }
 }
 
 fn counter_spec(domain: &SimulatedDomain) -> CounterSpec {
@@ -153,5 +157,9 @@ impl Source for TraceSource {
             *reading = EnergyReading { stamp_ns, ..shown };
         }
         None
+    }
+
+    fn can_block(&self) -> bool {
+        false
     }
 }

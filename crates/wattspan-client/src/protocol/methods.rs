@@ -419,6 +419,19 @@ pub struct SamplerStatus {
     pub realtime: bool,
     /// Whether the thread is pinned to the CPU on which a read is cheapest.
     pub pinned: bool,
+    /// When the source is read while spans are open; absent in a reply of a daemon that has one schedule only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub schedule: Option<ReadingSchedule>,
+}
+
+/// When a source is read while spans are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadingSchedule {
+    /// At the edges of spans, around the counter update after each, and around an update every 20 ms.
+    Edges,
+    /// At the fixed rate of the source.
+    FixedRate,
 }
 
 /// The reply of [`OpenSpan`].
