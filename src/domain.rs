@@ -28,7 +28,7 @@ pub struct Domain {
     /// The domain's maximum power, including transients. A reading above it is rejected as implausible. It also
     /// tightens the guaranteed error between two counter updates. `None`: unknown.
     pub ceiling_mw: Option<u64>,
-    /// The maximum delay from the hardware's update of a counter to its appearance in a reading.
+    /// The publishing lag: the maximum delay from the hardware's update of a counter to its appearance in a reading.
     pub latency_ns: u64,
     /// The amount by which the true energy can exceed the counter's value: the counter's unit, rounded up, at least 1.
     pub quantum_uj: u64,
@@ -38,6 +38,17 @@ impl Domain {
     /// Whether its energy comes from a file, not from this machine's hardware.
     pub fn is_simulated(&self) -> bool {
         self.source == REPLAY_SOURCE
+    }
+
+    /// The lag that places an update between two readings. Of a real counter only the maximum is known, and a long
+    /// maximum (up to an update interval) says little about the lag itself. That of a trailing mean, which is twice the
+    /// averaging time, and that of a simulated machine apply in full.
+    pub fn placement_lag_ns(&self) -> u64 {
+        const MAX_COUNTER_LAG_NS: u64 = 20_000_000;
+        match self.grade {
+            Grade::Measured if !self.is_simulated() => self.latency_ns.min(MAX_COUNTER_LAG_NS),
+            _ => self.latency_ns,
+        }
     }
 }
 

@@ -99,6 +99,14 @@ impl Attributor {
         }
     }
 
+    /// Sets the largest publishing lag of the domain's counter, for readings from now on. The guaranteed error rests on
+    /// it.
+    pub fn set_latency(&mut self, domain: usize, latency_ns: u64) {
+        if let Some(timeline) = self.timelines.get_mut(domain) {
+            timeline.set_latency(latency_ns);
+        }
+    }
+
     /// Sets whether the domain is part of the host's total, for spans opened from now on.
     pub fn set_counted(&mut self, domain: usize, counted: bool) {
         if domain < self.timelines.len() {

@@ -73,6 +73,11 @@ impl DomainTimeline {
         self.update_detector.set_update_interval(interval_ns);
     }
 
+    /// Sets the largest lag of the counter, for updates from now on.
+    pub(crate) fn set_latency(&mut self, latency_ns: u64) {
+        self.update_detector.set_latency(latency_ns);
+    }
+
     /// Sets the configured idle power from a map by domain name.
     pub(crate) fn set_idle_power(&mut self, idle_mw: &BTreeMap<String, u64>) {
         self.idle_power.configure(idle_mw.get(&self.domain.name).copied());

@@ -51,11 +51,16 @@ impl LastReading {
 /// Finds the counter updates of one domain in its readings.
 #[derive(Debug)]
 pub(crate) struct UpdateDetector {
+    /// The largest lag of the counter: the bound rests on it.
     latency_ns: u64,
+    /// The lag that places an update.
+    placement_lag_ns: u64,
     counter_timeout_ns: u64,
     update_interval_ns: Option<u64>,
     last_reading: Option<LastReading>,
     last_update_ns: u64,
+    /// The earliest instant of the last update, 0 after a gap.
+    last_early_ns: u64,
     last_reading_ns: u64,
     timed_out: bool,
 }
@@ -64,6 +69,8 @@ impl UpdateDetector {
     pub(crate) fn new(domain: &Domain, counter_timeout_ns: u64) -> Self {
         Self {
             latency_ns: domain.latency_ns,
+            placement_lag_ns: domain.placement_lag_ns(),
+            last_early_ns: 0,
             counter_timeout_ns,
             update_interval_ns: None,
             last_reading: None,
@@ -71,6 +78,11 @@ impl UpdateDetector {
             last_reading_ns: 0,
             timed_out: false,
         }
+    }
+
+    /// Sets the largest lag of the counter, for updates from now on.
+    pub(crate) fn set_latency(&mut self, latency_ns: u64) {
+        self.latency_ns = latency_ns;
     }
 
     /// Sets the counter's measured update interval: `at` is then at most this long before the reading.
@@ -145,7 +157,7 @@ impl UpdateDetector {
             after_ns
         };
         self.timed_out = false;
-        self.last_update_ns = at_ns;
+        (self.last_update_ns, self.last_early_ns) = (at_ns, 0);
         self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
         CounterUpdate {
             early_ns: at_ns,
@@ -182,9 +194,12 @@ impl UpdateDetector {
                 gap: false,
             }
         } else {
-            let early_ns = last.before_ns.saturating_sub(self.latency_ns);
+            // The largest lag may have grown since the last update.
+            let early_ns = last.before_ns.saturating_sub(self.latency_ns).max(self.last_early_ns);
+            let oldest_ns =
+                last.before_ns.saturating_sub(self.latency_ns.min(self.placement_lag_ns)).max(early_ns);
             let youngest =
-                self.update_interval_ns.map_or(early_ns, |t| after_ns.saturating_sub(t).max(early_ns));
+                self.update_interval_ns.map_or(oldest_ns, |t| after_ns.saturating_sub(t).max(oldest_ns));
             CounterUpdate {
                 early_ns,
                 at_ns: (youngest + (after_ns - youngest) / 2).max(self.last_update_ns + 1),
@@ -194,7 +209,7 @@ impl UpdateDetector {
                 gap: false,
             }
         };
-        self.last_update_ns = update.at_ns;
+        (self.last_update_ns, self.last_early_ns) = (update.at_ns, update.early_ns);
         self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
         update
     }

@@ -4,6 +4,7 @@
 
 use wattspan_client::protocol::DomainStatus;
 
+use super::domain_assumptions::{AssumptionSettings, PublishingLag};
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sources;
@@ -23,7 +24,7 @@ pub(super) enum DomainOrigin {
 }
 
 pub(super) struct MeteredDomain {
-    /// Its parent may be a domain that it may duplicate.
+    /// Its parent may be a domain that it may duplicate. Its lag is the one that is assumed now.
     pub(super) domain: Domain,
     pub(super) profile: CounterProfile,
     pub(super) origin: DomainOrigin,
@@ -38,6 +39,7 @@ pub(super) struct MeteredDomain {
     pub(super) independent_since_ns: Option<u64>,
     base_uj: Option<u64>,
     energy_uj: Option<u64>,
+    lag: PublishingLag,
 }
 
 impl MeteredDomain {
@@ -46,6 +48,7 @@ impl MeteredDomain {
         Self {
             liveness: domain_liveness(&domain, &profile),
             source_parent: domain.parent.clone(),
+            lag: PublishingLag::of(&domain),
             domain,
             profile,
             origin,
@@ -60,6 +63,17 @@ impl MeteredDomain {
     /// The domain with the parent that its source names.
     pub(super) fn with_source_parent(&self) -> Domain {
         Domain { parent: self.source_parent.clone(), ..self.domain.clone() }
+    }
+
+    /// Applies the configured assumptions.
+    pub(super) fn configure_assumptions(&mut self, settings: &AssumptionSettings) {
+        self.lag.configure(settings.lag_ns.get(&self.domain.name).copied());
+        self.update_assumptions();
+    }
+
+    /// Updates the assumptions that depend on what was measured.
+    pub(super) fn update_assumptions(&mut self) {
+        self.domain.latency_ns = self.lag.current(self.profile.update_interval_ns()).0;
     }
 
     pub(super) fn record_reading(&mut self, reading: &EnergyReading) {
@@ -90,6 +104,9 @@ impl MeteredDomain {
             quantum_uj: profile.quantum_uj(),
             read_cost_ns: profile.read_cost_ns(),
             residual: profile.residual(),
+            lag_ns: (!self.is_placeholder()).then_some(domain.latency_ns),
+            lag_origin: (!self.is_placeholder())
+                .then(|| self.lag.current(profile.update_interval_ns()).1.to_owned()),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
             power_mw: profile.power_mw(),
         }

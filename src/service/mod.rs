@@ -9,6 +9,7 @@ pub(crate) mod coarse_grid;
 mod coarse_spans;
 mod cursor;
 mod daemon_control;
+mod domain_assumptions;
 mod duplicate_tracker;
 pub(crate) mod durability;
 mod list_request;
@@ -40,6 +41,7 @@ use malloc_trim_unsupported as allocator;
 
 pub use access::AccessPolicy;
 pub use daemon_control::{ConfigLoader, DaemonControl};
+pub use domain_assumptions::AssumptionSettings;
 pub use meter_service::Service;
 pub use service_builder::{DAEMON_DISCOVERY_TIMEOUT, ServiceBuilder};
 pub use startup::{ServiceSettings, StartupSettings};

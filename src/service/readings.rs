@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use wattspan_client::account::Account;
 use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
 
+use super::domain_assumptions::AssumptionSettings;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
@@ -35,6 +36,7 @@ pub struct ReadingCollector {
     domains: Vec<MeteredDomain>,
     duplicates: DuplicateTracker,
     pending_sources: Option<PendingSources>,
+    assumptions: AssumptionSettings,
     is_fast: bool,
     liveness_checked_ns: Option<u64>,
     log: LogFn,
@@ -96,6 +98,7 @@ impl ReadingCollector {
             domains: Vec::new(),
             duplicates: DuplicateTracker::default(),
             pending_sources: None,
+            assumptions: AssumptionSettings::default(),
             is_fast: false,
             liveness_checked_ns: None,
             log,
@@ -110,11 +113,10 @@ impl ReadingCollector {
         let stream = sampler.stream();
         let first = self.domains.len();
         for (domain, advanced) in stream.domains.iter().zip(stream.advanced.iter()) {
-            self.domains.push(MeteredDomain::new(
-                domain.clone(),
-                *advanced,
-                DomainOrigin::Sampler(self.readers.len()),
-            ));
+            let origin = DomainOrigin::Sampler(self.readers.len());
+            let mut metered = MeteredDomain::new(domain.clone(), *advanced, origin);
+            metered.configure_assumptions(&self.assumptions);
+            self.domains.push(metered);
         }
         let sample = Sample::empty(stream.domains.len());
         self.readers.push(SamplerReader {
@@ -260,6 +262,7 @@ impl ReadingCollector {
             attributor.set_counted(index, metered.counted);
             attributor.set_undecided(index, metered.is_undecided);
             attributor.set_starting(index, metered.is_placeholder());
+            attributor.set_latency(index, metered.domain.latency_ns);
             if let Some(interval_ns) = metered.profile.update_interval_ns() {
                 attributor.set_update_interval(index, interval_ns);
             }
@@ -270,6 +273,12 @@ impl ReadingCollector {
     pub fn set_sampling_rate(&mut self, fast: bool) {
         self.is_fast = fast;
         self.readers.iter().for_each(|reader| reader.sampler.set_fast(fast));
+    }
+
+    /// Sets the configured assumptions about domains, for readings from now on.
+    pub fn set_assumptions(&mut self, assumptions: AssumptionSettings) {
+        self.domains.iter_mut().for_each(|metered| metered.configure_assumptions(&assumptions));
+        self.assumptions = assumptions;
     }
 
     /// Changes the rates of all samplers.
@@ -328,6 +337,7 @@ impl ReadingCollector {
     fn check_liveness(&mut self, now_ns: u64, attributor: &mut Attributor) {
         let mut changed = false;
         self.update_placeholders();
+        self.domains.iter_mut().for_each(MeteredDomain::update_assumptions);
         for at in 0..self.domains.len() {
             let metered = &self.domains[at];
             let DomainOrigin::Sampler(reader) = metered.origin else { continue };

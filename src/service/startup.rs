@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::access::AccessPolicy;
+use super::domain_assumptions::AssumptionSettings;
 use crate::config::{Config, Limits};
 use crate::process_usage::KernelRoots;
 use crate::{attribution, sampler, sources};
@@ -25,6 +26,8 @@ pub struct ServiceSettings {
     pub roots: KernelRoots,
     /// A library to load instead of the system's NVML.
     pub nvml_library: Option<PathBuf>,
+    /// The configured assumptions about domains.
+    pub assumptions: AssumptionSettings,
 }
 
 /// The settings of every stage.
@@ -51,6 +54,7 @@ impl StartupSettings {
                 sysfs_root: config.source.sysfs_root.clone(),
             },
             nvml_library: config.source.nvml_library.clone(),
+            assumptions: assumption_settings(config),
         };
         Self { sources: source_settings(config), sampler: sampler_settings(config), service }
     }
@@ -94,6 +98,11 @@ fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
         idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), watts_to_mw(*watts))).collect(),
         ..attribution::AttributionSettings::default()
     }
+}
+
+fn assumption_settings(config: &Config) -> AssumptionSettings {
+    let lag = |(name, ms): (&String, &f64)| (name.clone(), round_to_ns(*ms * 1e6));
+    AssumptionSettings { lag_ns: config.lag_ms.iter().map(lag).collect() }
 }
 
 fn watts_to_mw(watts: f64) -> u64 {

@@ -21,6 +21,11 @@ pub use discovery::{discover, discover_within};
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::SourceSettings;
 
+/// Whether no document gives the publishing lag of this domain's counter. One update interval is assumed then.
+pub fn has_undocumented_lag(domain: &crate::domain::Domain) -> bool {
+    domain.source == nvml::NAME && domain.grade == crate::domain::Grade::Measured
+}
+
 /// AMD GPUs through the kernel's driver.
 pub mod amdgpu;
 

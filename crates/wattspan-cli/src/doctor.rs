@@ -269,8 +269,12 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             cell(domain.read_cost_ns.map(format_duration)),
             cell(domain.power_mw.map(|mw| format_power(mw, None))),
         ];
-        let notes =
-            [domain.reason.clone(), describe_duplicate(domain), domain.residual.map(describe_residual)];
+        let notes = [
+            domain.reason.clone(),
+            describe_duplicate(domain),
+            domain.residual.map(describe_residual),
+            describe_lag(domain),
+        ];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
         table.add_row_with_note(cells, notes.join("; "));
     }
@@ -291,6 +295,19 @@ fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
             format!("undecided: may be a second name of {other}'s counter, so it is not counted yet")
         }
     })
+}
+
+/// The publishing lag that the guaranteed error assumes, if it is long enough to matter in a span.
+fn describe_lag(domain: &DomainStatus) -> Option<String> {
+    const MIN_SHOWN_NS: u64 = 1_000_000;
+    let lag_ns = domain.lag_ns.filter(|lag_ns| *lag_ns >= MIN_SHOWN_NS)?;
+    let origin = match domain.lag_origin.as_deref()? {
+        "configured" => "configured".to_owned(),
+        "update_interval" => "one update interval, because no document gives it".into(),
+        "source" => format!("as {} gives it", domain.source),
+        other => other.into(),
+    };
+    Some(format!("assumed lag of its counter: at most {} ({origin})", format_duration(lag_ns)))
 }
 
 /// The difference between a counter and the power sensor of the same domain.

@@ -314,6 +314,12 @@ pub struct DomainStatus {
     /// The ratio of the counter's energy to that of the domain's power readings, minus 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub residual: Option<f64>,
+    /// The largest delay from an update of the counter to its appearance in a reading, which the guaranteed error assumes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lag_ns: Option<u64>,
+    /// Where `lag_ns` comes from: `source`, `update_interval` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lag_origin: Option<String>,
     /// The energy since the daemon started.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub energy_uj: Option<u64>,
