@@ -25,8 +25,9 @@ pub struct Domain {
     pub parent: Option<String>,
     /// The quality of its values.
     pub grade: Grade,
-    /// The domain's maximum power, including transients. A reading above it is rejected as implausible. It also
-    /// tightens the guaranteed error between two counter updates. `None`: unknown.
+    /// The domain's maximum power, including transients, as far as its source knows it when it opens. The guaranteed
+    /// error between two counter updates rests on it; the machine's [`PowerLimit`]s tighten it. It rejects no reading.
+    /// `None`: unknown.
     pub ceiling_mw: Option<u64>,
     /// The publishing lag: the maximum delay from the hardware's update of a counter to its appearance in a reading.
     pub latency_ns: u64,
@@ -51,6 +52,23 @@ impl Domain {
         }
     }
 }
+
+/// A limit of a domain's power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PowerLimit {
+    /// The mean power over any window of at least `window_ns` is at most this. Shorter windows may exceed it.
+    pub limit_mw: u64,
+    /// 0: the limit holds at every instant, transients included.
+    pub window_ns: u64,
+    /// Where it comes from: "powercap peak_power", "memory size", ...
+    pub origin: &'static str,
+}
+
+/// The number of limits of one domain.
+pub const MAX_POWER_LIMITS: usize = 3;
+
+/// The limits of one domain that its source reads on this machine.
+pub type PowerLimits = [Option<PowerLimit>; MAX_POWER_LIMITS];
 
 /// One domain's cumulative energy in one read of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

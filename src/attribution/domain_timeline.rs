@@ -19,7 +19,7 @@ use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, error_units, whole_uj, wrapping_error_units};
 use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::virtual_energy::inverse_of;
-use crate::domain::{Domain, EnergyReading};
+use crate::domain::{Domain, EnergyReading, PowerLimit};
 
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
@@ -76,6 +76,11 @@ impl DomainTimeline {
     /// Sets the largest lag of the counter, for updates from now on.
     pub(crate) fn set_latency(&mut self, latency_ns: u64) {
         self.update_detector.set_latency(latency_ns);
+    }
+
+    /// Sets the limits of the power, for edges that are not passed yet.
+    pub(crate) fn set_power_limits(&mut self, limits: &[PowerLimit]) {
+        self.error_bounds.set_power_limits(limits);
     }
 
     /// Sets the configured idle power from a map by domain name.

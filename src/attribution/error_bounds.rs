@@ -7,6 +7,8 @@
 //! jumps is also at most (U − L)·(max f − min f), because E rises from L to U only once. Invariant: every error rounds
 //! up.
 
+use crate::domain::{MAX_POWER_LIMITS, PowerLimit};
+
 use super::units::{ERROR_FRACTION_BITS, UNBOUNDED_ERROR, wrapping_error_units};
 
 /// A counter update as a bound on the cumulative energy. The energies in this file are in error units and wrap: only
@@ -47,6 +49,8 @@ pub(crate) struct ErrorBounds {
     quantum: u64,
     /// The domain's maximum power, error units·2^-16 per nanosecond, rounded up; 0: unknown.
     max_power: u64,
+    /// Powers in the same unit that hold as a mean over windows of at least so many nanoseconds; 0: no limit.
+    sustained: [(u64, u64); MAX_POWER_LIMITS],
     cached: CachedBounds,
 }
 
@@ -71,15 +75,25 @@ const UNBOUNDED_DISTANCE: u64 = UNBOUNDED_ERROR >> 1;
 
 impl ErrorBounds {
     pub(crate) fn new(quantum_uj: u64, ceiling_mw: Option<u64>) -> Self {
-        let units_per_ns = |mw: u64| {
-            u64::try_from((u128::from(mw) << (16 + ERROR_FRACTION_BITS)) / 1_000_000 + 1).unwrap_or(u64::MAX)
-        };
         Self {
             points: Vec::new(),
             quantum: quantum_uj.clamp(1, 1 << 50) << ERROR_FRACTION_BITS,
             max_power: ceiling_mw.map_or(0, units_per_ns),
+            sustained: Default::default(),
             cached: CachedBounds::default(),
         }
+    }
+
+    /// Sets the limits of the power, for edges that are not passed yet. A limit without a window holds at every instant.
+    pub(crate) fn set_power_limits(&mut self, limits: &[PowerLimit]) {
+        let peak = limits.iter().filter(|limit| limit.window_ns == 0).map(|limit| limit.limit_mw).min();
+        self.max_power = peak.map_or(0, units_per_ns);
+        self.sustained = Default::default();
+        let sustained = limits.iter().filter(|limit| limit.window_ns != 0);
+        for (slot, limit) in self.sustained.iter_mut().zip(sustained) {
+            *slot = (units_per_ns(limit.limit_mw), limit.window_ns);
+        }
+        self.cached = CachedBounds::default();
     }
 
     /// Adds a counter update. A gap invalidates all points before it.
@@ -101,9 +115,14 @@ impl ErrorBounds {
     /// The largest energy that is possible in this time, error units.
     #[inline]
     fn max_energy_in(&self, duration_ns: u64) -> i64 {
-        self.max_power
-            .checked_mul(duration_ns)
-            .map_or((UNBOUNDED_ERROR >> 2) as i64, |energy| (energy >> 16) as i64 + 1)
+        let peak = energy_at(self.max_power, duration_ns);
+        // A window that is no whole number of time constants can begin and end with an excess, and an exponential mean
+        // bounds the energy of a window d by power · (d + time constant) too.
+        let over_windows = |&(power, window_ns): &(u64, u64)| {
+            (power != 0 && duration_ns >= window_ns)
+                .then(|| energy_at(power, duration_ns.saturating_add(window_ns)))
+        };
+        self.sustained.iter().filter_map(over_windows).fold(peak, i64::min)
     }
 
     /// Like [`Self::max_energy_in`]; `None` where the maximum power is unknown.
@@ -137,7 +156,8 @@ impl ErrorBounds {
         let reached = self.points.iter().rposition(|point| point.late_ns <= at_ns);
         let ahead = self.points.get(reached.map_or(0, |index| index + 1)..).unwrap_or_default();
         let known = self.max_power != 0;
-        // All slopes are the same, so the tightest one here is the tightest for the whole time, up to one error unit.
+        // The point with the tightest slope at the peak power. All slopes are the same, so it is the tightest for the whole
+        // time, up to one error unit; each point is a valid bound at a sustained power too.
         let steepest = ahead.iter().filter(|_| known).min_by_key(|point| {
             estimate.wrapping_sub(point.energy) as i64 + self.max_energy_in(point.late_ns - at_ns)
         });
@@ -156,6 +176,17 @@ impl ErrorBounds {
     fn upper_energy(&self, point: &BoundPoint) -> u64 {
         point.energy.wrapping_add(self.quantum)
     }
+}
+
+/// A power in error units·2^-16 per nanosecond, rounded up.
+fn units_per_ns(mw: u64) -> u64 {
+    u64::try_from((u128::from(mw) << (16 + ERROR_FRACTION_BITS)) / 1_000_000 + 1).unwrap_or(u64::MAX)
+}
+
+/// The energy of a power in this time, error units, rounded up.
+#[inline]
+fn energy_at(power: u64, duration_ns: u64) -> i64 {
+    power.checked_mul(duration_ns).map_or((UNBOUNDED_ERROR >> 2) as i64, |energy| (energy >> 16) as i64 + 1)
 }
 
 /// The accumulated error of one group of edges: the error of the share of a span that is open throughout the group, per
