@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::domain::Domain;
+use crate::domain::{Domain, PowerLimits};
 use crate::ring::{RingReader, Sample, ring};
 use crate::sources::OpenedSource;
 
@@ -23,6 +23,7 @@ pub mod recording;
 
 mod deadlines;
 mod event_count;
+mod limits;
 mod rate_control;
 mod rates;
 mod stats;
@@ -39,6 +40,7 @@ mod priority;
 mod priority;
 
 use event_count::EventCount;
+use limits::{LimitReader, SharedLimits};
 use rate_control::{RateController, RateRequest};
 use rates::{AtomicRates, Rates};
 use stats::SamplerStats;
@@ -92,6 +94,7 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
         stats: SamplerStats::new(),
         stop: AtomicBool::new(false),
         rates: AtomicRates::new(rates),
+        limits: SharedLimits::new(opened.domains.len()),
     });
     let sampler_thread = SamplerThread {
         source: opened.source,
@@ -102,6 +105,7 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
         rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
         suspend_detector: SuspendDetector::default(),
         last_cost_ns: 0,
+        limit_reader: LimitReader::new(opened.domains.len()),
         shared: Arc::clone(&shared),
         rates,
         rates_generation: 0,
@@ -144,6 +148,11 @@ impl Sampler {
     pub fn set_rates(&self, settings: &SamplerSettings) {
         self.shared.rates.store(Rates::new(settings, self.source_max_hz));
         self.shared.wakeup.notify();
+    }
+
+    /// The limits of each domain's power, with their version, if they were read since `version`; 0: at any time.
+    pub fn power_limits_since(&self, version: u64) -> Option<(u64, Vec<PowerLimits>)> {
+        self.shared.limits.newer_than(version)
     }
 
     /// How long, at `now_ns`, the next tick has been overdue while no read is in progress. This detects a thread that

@@ -12,6 +12,7 @@ use crate::sources::Source;
 
 use super::deadlines::Deadlines;
 use super::event_count::EventCount;
+use super::limits::{LimitReader, SharedLimits};
 use super::priority::request_scheduling;
 use super::rate_control::{RateController, RateRequest, Speed};
 use super::rates::{AtomicRates, Rates};
@@ -32,6 +33,7 @@ pub(super) struct SamplerShared {
     pub(super) stats: SamplerStats,
     pub(super) stop: AtomicBool,
     pub(super) rates: AtomicRates,
+    pub(super) limits: SharedLimits,
 }
 
 impl SamplerShared {
@@ -53,6 +55,7 @@ pub(super) struct SamplerThread {
     pub(super) rate_controller: RateController,
     pub(super) suspend_detector: SuspendDetector,
     pub(super) last_cost_ns: u64,
+    pub(super) limit_reader: LimitReader,
     pub(super) shared: Arc<SamplerShared>,
 }
 
@@ -62,6 +65,8 @@ impl SamplerThread {
         let shared = Arc::clone(&self.shared);
         let scheduling = request_scheduling(self.cpu, REALTIME_PRIORITY);
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
+        // Before the first sample, so that no span opens without them.
+        self.read_limits_if_due();
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
         loop {
@@ -110,8 +115,19 @@ impl SamplerThread {
         self.suspend_detector.adjust_epochs(&mut self.sample.readings);
         (self.sample.before_ns, self.sample.after_ns) = window((before_ns, after_ns), source_window);
         self.writer.push(&self.sample);
+        self.read_limits_if_due();
         let cost_ns = after_ns.saturating_sub(before_ns);
         after_ns + std::mem::replace(&mut self.last_cost_ns, cost_ns).min(cost_ns)
+    }
+
+    /// Reads the power limits of the domains if that is due. A driver that hangs then is reported like one in a read.
+    fn read_limits_if_due(&mut self) {
+        let now_ns = self.clock.now_ns();
+        if self.limit_reader.is_due(now_ns) {
+            self.shared.stats.begin_read(now_ns);
+            self.limit_reader.read(&mut *self.source, now_ns, &self.shared.limits);
+            self.shared.stats.end_call();
+        }
     }
 
     /// The end of the next sleep, on the machine's clock.

@@ -1,7 +1,7 @@
 //! What the error bounds assume about a domain, beyond its readings.
 //!
 //! The publishing lag of its counter is assumed by the source, measured as one update interval where no document gives it,
-//! or configured. GetInfo shows each assumption with its origin, because a guaranteed error holds only with it.
+//! or configured. The ceilings of its power are in `power_ceiling`. GetInfo shows each assumption with its origin, because a guaranteed error holds only with it.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,8 @@ use crate::sources;
 /// The configured assumptions, by domain name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AssumptionSettings {
+    /// The highest power, at every instant.
+    pub ceiling_mw: BTreeMap<String, u64>,
     /// The publishing lag of the counter.
     pub lag_ns: BTreeMap<String, u64>,
 }

@@ -18,6 +18,7 @@ pub(crate) mod meter_service;
 mod metered_domain;
 mod methods;
 mod pending_sources;
+mod power_ceiling;
 mod process_tracker;
 pub(crate) mod rate_limit;
 pub(crate) mod readings;

@@ -7,12 +7,13 @@
 use std::time::{Duration, Instant};
 
 use wattspan_client::account::Account;
-use wattspan_client::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
+use wattspan_client::protocol::{DomainStatus, ExceededCeiling, SamplerStatus, WindowEnergy};
 
 use super::domain_assumptions::AssumptionSettings;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
+use super::power_ceiling::sum_of_parts_mw;
 use crate::attribution::{self, Attributor, NewSpan};
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
@@ -48,6 +49,7 @@ struct SamplerReader {
     next_index: u64,
     first_domain: usize,
     sample: Sample,
+    limits_version: u64,
 }
 
 impl SamplerReader {
@@ -125,6 +127,7 @@ impl ReadingCollector {
             next_index: 0,
             first_domain: first,
             sample,
+            limits_version: 0,
         });
     }
 
@@ -263,6 +266,7 @@ impl ReadingCollector {
             attributor.set_undecided(index, metered.is_undecided);
             attributor.set_starting(index, metered.is_placeholder());
             attributor.set_latency(index, metered.domain.latency_ns);
+            attributor.set_power_limits(index, metered.ceilings.limits());
             if let Some(interval_ns) = metered.profile.update_interval_ns() {
                 attributor.set_update_interval(index, interval_ns);
             }
@@ -319,6 +323,7 @@ impl ReadingCollector {
                         domains,
                         &mut self.duplicates,
                         attributor,
+                        self.log,
                     );
                 }
                 reader.next_index += 1;
@@ -337,7 +342,7 @@ impl ReadingCollector {
     fn check_liveness(&mut self, now_ns: u64, attributor: &mut Attributor) {
         let mut changed = false;
         self.update_placeholders();
-        self.domains.iter_mut().for_each(MeteredDomain::update_assumptions);
+        self.update_assumptions();
         for at in 0..self.domains.len() {
             let metered = &self.domains[at];
             let DomainOrigin::Sampler(reader) = metered.origin else { continue };
@@ -355,6 +360,26 @@ impl ReadingCollector {
             attributor.set_parents(self.domains());
         }
         self.publish_domain_state(attributor);
+    }
+
+    /// Takes the power limits that the samplers have read, and updates what is assumed about each domain.
+    fn update_assumptions(&mut self) {
+        for reader in &mut self.readers {
+            let Some((version, limits)) = reader.sampler.power_limits_since(reader.limits_version) else {
+                continue;
+            };
+            reader.limits_version = version;
+            for (metered, limits) in self.domains[reader.first_domain..].iter_mut().zip(limits) {
+                metered.ceilings.add_limits(limits, metered.profile.power_mw());
+            }
+        }
+        self.domains.iter_mut().for_each(MeteredDomain::update_assumptions);
+        let is_complete = self.pending_sources.is_none();
+        let parts_mw = is_complete.then(|| sum_of_parts_mw(self.metered().map(|metered| &metered.domain)));
+        for metered in self.domains.iter_mut().filter(|metered| metered.domain.kind == DomainKind::Psys) {
+            metered.ceilings.set_parts_mw(parts_mw.flatten());
+            metered.update_assumptions();
+        }
     }
 
     /// Decides, as far as the readings allow, which domains are two names of one counter; returns whether a state changed.
@@ -494,13 +519,31 @@ fn process_sample(
     domains: &mut [MeteredDomain],
     duplicates: &mut DuplicateTracker,
     attributor: &mut Attributor,
+    log: LogFn,
 ) {
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
+        let (before_ns, after_ns) = (sample.before_ns, sample.after_ns);
+        if let Some(exceeded) = metered.ceilings.observe(before_ns, after_ns, reading, &metered.domain) {
+            log_exceeded(&metered.domain, exceeded, log);
+            // Before the reading settles anything with it.
+            attributor.set_power_limits(first + at, metered.ceilings.limits());
+        }
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
         attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);
     }
+}
+
+fn log_exceeded(domain: &Domain, exceeded: &ExceededCeiling, log: LogFn) {
+    let Domain { name, source, .. } = domain;
+    let ExceededCeiling { from_ns, to_ns, power_mw, limit_mw, origin, .. } = exceeded;
+    let message = format!(
+        "domain {name} used at least {power_mw} mW from {from_ns} to {to_ns} ns, more than its ceiling of {limit_mw} mW \
+         ({origin}): the ceiling is raised, and the errors of accounts over this interval may be too small"
+    );
+    let fields = [("WATTSPAN_DOMAIN", name.as_str()), ("WATTSPAN_SOURCE", source.as_str())];
+    log(&LogEntry { event: &journal::CEILING_EXCEEDED, message: &message, fields: &fields });
 }
 
 fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], log: LogFn) {

@@ -102,7 +102,11 @@ fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
 
 fn assumption_settings(config: &Config) -> AssumptionSettings {
     let lag = |(name, ms): (&String, &f64)| (name.clone(), round_to_ns(*ms * 1e6));
-    AssumptionSettings { lag_ns: config.lag_ms.iter().map(lag).collect() }
+    let ceiling = |(name, watts): (&String, &f64)| (name.clone(), watts_to_mw(*watts));
+    AssumptionSettings {
+        ceiling_mw: config.ceiling_w.iter().map(ceiling).collect(),
+        lag_ns: config.lag_ms.iter().map(lag).collect(),
+    }
 }
 
 fn watts_to_mw(watts: f64) -> u64 {

@@ -120,6 +120,9 @@ mod probe;
 /// RAPL domains, independent of the mechanism that reads them.
 mod rapl;
 
+/// The power limits of RAPL domains.
+mod rapl_limits;
+
 /// Recorded traces and scripted machines as a source.
 pub mod replay;
 

@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::domain::{Absent, Domain, EnergyReading};
+use crate::domain::{Absent, Domain, EnergyReading, PowerLimits};
 
 use super::dedup::duplicate_pair::DuplicatePair;
 
@@ -21,6 +21,13 @@ pub trait Source: Send {
     /// Returns the clock window of the read if the source knows a narrower one than the caller's two clock readings
     /// around the call. The window lies within those readings.
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
+
+    /// Reads the limits of each domain's power that apply now. Called every few seconds on the thread of the reads, since
+    /// limits change at run time. Returns false if they cannot be read; `into` may be changed then.
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        into.fill(PowerLimits::default());
+        true
+    }
 }
 
 /// An open source with its domains.

@@ -693,6 +693,10 @@ fn shares_outside_their_bounds(lags_ms: &[u64], configured_ms: Option<f64>) -> u
         let expected_ns = configured_ms.map_or(100 * MS, |ms| ms as u64 * MS);
         assert!(domain.lag_ns.unwrap().abs_diff(expected_ns) <= 20 * MS, "{domain:?}");
     }
+    let ceilings = info.domains[0].ceilings.as_ref().unwrap();
+    let limits: Vec<_> = ceilings.iter().map(|limit| (limit.limit_mw, limit.origin.as_str())).collect();
+    assert_eq!(limits, [(900_000, "2 x NVML enforced limit"), (450_000, "NVML enforced limit")]);
+    assert_eq!(info.domains[0].exceeded, None);
     outside
 }
 

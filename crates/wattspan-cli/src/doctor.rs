@@ -14,7 +14,8 @@ use serde::Serialize;
 use wattspan::config::{AccessGroups, join_commands};
 use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
 use wattspan_client::protocol::{
-    Access, DaemonInfo, DomainStatus, ProcessPrivileges, SamplerStatus, StoreStatus,
+    Access, CeilingStatus, DaemonInfo, DomainStatus, ExceededCeiling, ProcessPrivileges, SamplerStatus,
+    StoreStatus,
 };
 
 use super::account_report::grade_label;
@@ -274,6 +275,8 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             describe_duplicate(domain),
             domain.residual.map(describe_residual),
             describe_lag(domain),
+            describe_ceilings(domain),
+            describe_exceeded(domain),
         ];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
         table.add_row_with_note(cells, notes.join("; "));
@@ -308,6 +311,30 @@ fn describe_lag(domain: &DomainStatus) -> Option<String> {
         other => other.into(),
     };
     Some(format!("assumed lag of its counter: at most {} ({origin})", format_duration(lag_ns)))
+}
+
+/// The limits of the power that the guaranteed error assumes.
+fn describe_ceilings(domain: &DomainStatus) -> Option<String> {
+    let describe = |ceiling: &CeilingStatus| {
+        let window = match ceiling.window_ns {
+            0 => String::new(),
+            window_ns => format!(" over {}", format_duration(window_ns)),
+        };
+        format!("{}{window} ({})", format_power(ceiling.limit_mw, None), printable(&ceiling.origin))
+    };
+    let ceilings: Vec<String> = domain.ceilings.as_ref()?.iter().map(describe).collect();
+    Some(format!("assumed ceiling of its power: {}", ceilings.join(", ")))
+}
+
+/// The last interval in which a ceiling was too low.
+fn describe_exceeded(domain: &DomainStatus) -> Option<String> {
+    let ExceededCeiling { from_ns, to_ns, power_mw, limit_mw, .. } = domain.exceeded.as_ref()?.last()?;
+    Some(format!(
+        "it used at least {} from {from_ns} to {to_ns} ns, above its ceiling of {}: errors of accounts over this interval \
+         may be too small",
+        format_power(*power_mw, None),
+        format_power(*limit_mw, None)
+    ))
 }
 
 /// The difference between a counter and the power sensor of the same domain.

@@ -255,6 +255,16 @@ int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *energy
     return SUCCESS;
 }
 
+int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned int *limit)
+{
+    volatile uint64_t *b = 0;
+    int refused = enter(handle, &b);
+    if (refused)
+        return refused;
+    *limit = (unsigned int)b[LIMIT_MW];
+    return b[LIMIT_MW] ? SUCCESS : NOT_SUPPORTED;
+}
+
 /* A mean over the last second, as on everything from Ampere on. */
 int nvmlDeviceGetPowerUsage(void *handle, unsigned int *power)
 {
