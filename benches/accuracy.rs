@@ -18,7 +18,7 @@ mod ground_truth;
 
 use ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
-use wattspan::domain::{DomainKind, EnergyReading, Grade};
+use wattspan::domain::{DomainKind, EnergyReading, Grade, PowerLimit};
 use wattspan_client::account::Account;
 
 const MS: u64 = 1_000_000;
@@ -34,6 +34,10 @@ struct Case {
     query_mw: u64,
     /// The update interval of a power sensor in addition to the counter; 0: no sensor.
     sensor_ns: u64,
+    /// The power in the first 0.5 ms after each begin and end of a query; 0: no such burst.
+    edge_mw: u64,
+    /// The limits of the machine's power; empty: only `ceiling_mw`.
+    limits: &'static [PowerLimit],
 }
 
 const RAPL: Case = Case {
@@ -46,6 +50,8 @@ const RAPL: Case = Case {
     idle_mw: 40_000,
     query_mw: 120_000,
     sensor_ns: 0,
+    edge_mw: 0,
+    limits: &[],
 };
 
 const NVML: Case = Case {
@@ -58,10 +64,24 @@ const NVML: Case = Case {
     idle_mw: 70_000,
     query_mw: 400_000,
     sensor_ns: 0,
+    edge_mw: 0,
+    limits: &[],
 };
 
 /// The same counter with POWER_INSTANT at 50 Hz, each value the mean of the 20 ms before it.
 const NVML_SHAPED: Case = Case { counter: "  + power, 50 Hz", sensor_ns: 20 * MS, ..NVML };
+
+/// The RAPL-like counter on a machine with PL4, PL2 and PL1 that exceeds PL2 for 0.5 ms at each edge.
+const RAPL_LIMITED: Case = Case {
+    counter: "RAPL, PL2 excess",
+    edge_mw: 390_000,
+    limits: &[
+        PowerLimit { limit_mw: 400_000, window_ns: 0, origin: "PL4" },
+        PowerLimit { limit_mw: 250_000, window_ns: 10 * MS, origin: "PL2" },
+        PowerLimit { limit_mw: 220_000, window_ns: 28_000 * MS, origin: "PL1" },
+    ],
+    ..RAPL
+};
 
 /// Distribution of relative errors, in percent.
 struct ErrorStatistics {
@@ -104,6 +124,11 @@ fn schedule(
     edges.sort_unstable();
     let (mut steps, mut now, mut running) = (Vec::new(), 0, 0_i64);
     for (edge, change) in edges {
+        if case.edge_mw > 0 && now > 0 && now < edge {
+            let length = 500_000.min(edge - now);
+            steps.push((length, case.edge_mw));
+            now += length;
+        }
         while now < edge {
             let length = rng.range(200_000, 7 * MS).min(edge - now);
             // Batching: the second query costs less than the first.
@@ -129,6 +154,9 @@ fn attributed_accounts(
     assert_eq!(described.grade, Grade::Measured);
     let mut attributor = Attributor::new(vec![described], AttributionSettings::default());
     attributor.set_update_interval(0, case.update_ns);
+    if !case.limits.is_empty() {
+        attributor.set_power_limits(0, case.limits);
+    }
     let mut edges: Vec<(u64, bool, usize)> = spans
         .iter()
         .enumerate()
@@ -274,14 +302,15 @@ fn main() {
     );
     let (mut rng, mut always) = (TestRng(20_261_122), true);
     let mut begun = rng.clone();
-    for case in [&RAPL, &NVML, &NVML_SHAPED] {
+    for case in [&RAPL, &NVML, &NVML_SHAPED, &RAPL_LIMITED] {
         if case.sensor_ns > 0 {
             // The same machine and queries as in the case before, so that the rows can be compared.
             rng = begun.clone();
         }
         begun = rng.clone();
         for query_ms in [30, 100, 500, 2000] {
-            for lanes in [1, 8, 64] {
+            // With the edges of 64 lanes the bursts would be no excess but the rule, and the machine would not keep PL2.
+            for &lanes in if case.limits.is_empty() { &[1, 8, 64][..] } else { &[1, 8] } {
                 always &= row(case, query_ms, lanes, &mut rng);
             }
         }

@@ -25,10 +25,11 @@ pub struct Domain {
     pub parent: Option<String>,
     /// The quality of its values.
     pub grade: Grade,
-    /// The domain's maximum power, including transients. A reading above it is rejected as implausible. It also
-    /// tightens the guaranteed error between two counter updates. `None`: unknown.
+    /// The domain's maximum power, including transients, as far as its source knows it when it opens. The guaranteed
+    /// error between two counter updates rests on it; the machine's [`PowerLimit`]s tighten it. It rejects no reading.
+    /// `None`: unknown.
     pub ceiling_mw: Option<u64>,
-    /// The maximum delay from the hardware's update of a counter to its appearance in a reading.
+    /// The publishing lag: the maximum delay from the hardware's update of a counter to its appearance in a reading.
     pub latency_ns: u64,
     /// The amount by which the true energy can exceed the counter's value: the counter's unit, rounded up, at least 1.
     pub quantum_uj: u64,
@@ -39,7 +40,35 @@ impl Domain {
     pub fn is_simulated(&self) -> bool {
         self.source == REPLAY_SOURCE
     }
+
+    /// The lag that places an update between two readings. Of a real counter only the maximum is known, and a long
+    /// maximum (up to an update interval) says little about the lag itself. That of a trailing mean, which is twice the
+    /// averaging time, and that of a simulated machine apply in full.
+    pub fn placement_lag_ns(&self) -> u64 {
+        const MAX_COUNTER_LAG_NS: u64 = 20_000_000;
+        match self.grade {
+            Grade::Measured if !self.is_simulated() => self.latency_ns.min(MAX_COUNTER_LAG_NS),
+            _ => self.latency_ns,
+        }
+    }
 }
+
+/// A limit of a domain's power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PowerLimit {
+    /// The mean power over any window of at least `window_ns` is at most this. Shorter windows may exceed it.
+    pub limit_mw: u64,
+    /// 0: the limit holds at every instant, transients included.
+    pub window_ns: u64,
+    /// Where it comes from: "powercap peak_power", "memory size", ...
+    pub origin: &'static str,
+}
+
+/// The number of limits of one domain.
+pub const MAX_POWER_LIMITS: usize = 3;
+
+/// The limits of one domain that its source reads on this machine.
+pub type PowerLimits = [Option<PowerLimit>; MAX_POWER_LIMITS];
 
 /// One domain's cumulative energy in one read of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -17,7 +17,7 @@ use super::request::{AttributionError, AttributionSettings, BasisUsageSample, Ne
 use super::span::{self, SlotState, Span, SpanTable};
 use super::units::weight_units;
 use super::update_detector::ExpectedUpdates;
-use crate::domain::{Domain, EnergyReading};
+use crate::domain::{Domain, EnergyReading, PowerLimit};
 
 /// The maximum number of domains of an attributor: each has one bit of a word.
 pub const MAX_DOMAINS: usize = 64;
@@ -110,6 +110,22 @@ impl Attributor {
     pub fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
         if let Some(timeline) = self.timelines.get_mut(domain) {
             timeline.set_expected_updates(expected);
+        }
+    }
+
+    /// Sets the largest publishing lag of the domain's counter, for readings from now on. The guaranteed error rests on
+    /// it.
+    pub fn set_latency(&mut self, domain: usize, latency_ns: u64) {
+        if let Some(timeline) = self.timelines.get_mut(domain) {
+            timeline.set_latency(latency_ns);
+        }
+    }
+
+    /// Sets the limits of the domain's power, in place of `Domain::ceiling_mw`. They tighten the guaranteed error of all
+    /// that is not settled; without a limit of the peak (`window_ns` 0) none applies.
+    pub fn set_power_limits(&mut self, domain: usize, limits: &[PowerLimit]) {
+        if let Some(timeline) = self.timelines.get_mut(domain) {
+            timeline.set_power_limits(limits);
         }
     }
 

@@ -18,7 +18,7 @@ use super::power_shape::PowerShape;
 use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, approximate_uj, whole_uj};
 use super::update_detector::{CounterUpdate, ExpectedUpdates, UpdateDetector};
-use crate::domain::{Domain, EnergyReading};
+use crate::domain::{Domain, EnergyReading, PowerLimit};
 
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
@@ -74,6 +74,16 @@ impl DomainTimeline {
 
     pub(crate) fn set_expected_updates(&mut self, expected: Option<ExpectedUpdates>) {
         self.update_detector.set_expected_updates(expected);
+    }
+
+    /// Sets the largest lag of the counter, for updates from now on.
+    pub(crate) fn set_latency(&mut self, latency_ns: u64) {
+        self.update_detector.set_latency(latency_ns);
+    }
+
+    /// Sets the limits of the power, for edges that are not passed yet.
+    pub(crate) fn set_power_limits(&mut self, limits: &[PowerLimit]) {
+        self.error_bounds.set_power_limits(limits);
     }
 
     /// Sets the configured idle power from a map by domain name.

@@ -8,6 +8,7 @@
 //! in µJ. Invariant: an error rounds up, at the latest in `units::guaranteed_uj`.
 
 use super::units::{ENERGY_FRACTION_BITS, UNBOUNDED_ERROR_UJ};
+use crate::domain::{MAX_POWER_LIMITS, PowerLimit};
 
 /// The energies that bounds compare are in 2^-12 µJ and wrap, so that the differences are exact.
 const BOUND_FRACTION_BITS: u32 = 12;
@@ -62,34 +63,16 @@ pub(crate) struct ErrorBounds {
     quantum: u64,
     /// The domain's maximum power, µJ per nanosecond; `None`: unknown.
     max_power: Option<f64>,
+    /// Powers in the same unit that hold as a mean over windows of at least so many nanoseconds; 0: no limit.
+    sustained: [(f64, u64); MAX_POWER_LIMITS],
     cached: CachedBounds,
 }
 
-/// A bound that changes with time: `energy` at `at_ns`, and from there at `power`, µJ per nanosecond. An unknown bound is
-/// constant, and far away.
-#[derive(Debug, Clone, Copy, Default)]
+/// An update from which a bound changes with time, by the largest energy that is possible until or since `at_ns`.
+#[derive(Debug, Clone, Copy)]
 struct BoundLine {
     energy: u64,
     at_ns: u64,
-    power: f64,
-}
-
-impl BoundLine {
-    fn constant(energy: u64) -> Self {
-        Self { energy, at_ns: 0, power: 0.0 }
-    }
-
-    /// An estimate less the lower bound at an instant before `self.at_ns`, µJ.
-    #[inline]
-    fn below(&self, estimate: u64, at_ns: u64) -> f64 {
-        difference_uj(estimate, self.energy) + self.at_ns.wrapping_sub(at_ns) as i64 as f64 * self.power
-    }
-
-    /// The upper bound at an instant after `self.at_ns` less an estimate, µJ.
-    #[inline]
-    fn above(&self, estimate: u64, at_ns: u64) -> f64 {
-        difference_uj(self.energy, estimate) + at_ns.wrapping_sub(self.at_ns) as i64 as f64 * self.power
-    }
 }
 
 /// The distance of an unknown bound from the estimate: no guarantee follows from it.
@@ -102,10 +85,10 @@ struct CachedBounds {
     valid_until_ns: u64,
     /// The true energy is at least both: from an update that was passed, and from a later one at maximum power.
     lower: u64,
-    lower_slope: BoundLine,
+    lower_slope: Option<BoundLine>,
     /// The true energy is at most both: by a later update, and from a passed one at maximum power.
     upper: u64,
-    upper_slope: BoundLine,
+    upper_slope: Option<BoundLine>,
 }
 
 impl ErrorBounds {
@@ -113,9 +96,22 @@ impl ErrorBounds {
         Self {
             points: Vec::new(),
             quantum: quantum_uj.clamp(1, 1 << 50) << BOUND_FRACTION_BITS,
-            max_power: ceiling_mw.map(|mw| mw as f64 * 1e-6),
+            max_power: ceiling_mw.map(uj_per_ns),
+            sustained: Default::default(),
             cached: CachedBounds::default(),
         }
+    }
+
+    /// Sets the limits of the power, for edges that are not passed yet. A limit without a window holds at every instant.
+    pub(crate) fn set_power_limits(&mut self, limits: &[PowerLimit]) {
+        let peak = limits.iter().filter(|limit| limit.window_ns == 0).map(|limit| limit.limit_mw).min();
+        self.max_power = peak.map(uj_per_ns);
+        self.sustained = Default::default();
+        let sustained = limits.iter().filter(|limit| limit.window_ns != 0);
+        for (slot, limit) in self.sustained.iter_mut().zip(sustained) {
+            *slot = (uj_per_ns(limit.limit_mw), limit.window_ns);
+        }
+        self.cached = CachedBounds::default();
     }
 
     /// Adds a counter update. A gap invalidates all points before it.
@@ -135,8 +131,16 @@ impl ErrorBounds {
     }
 
     /// The largest energy that is possible in this time, µJ; `None` where the maximum power is unknown.
+    #[inline]
     pub(crate) fn max_energy_in(&self, duration_ns: u64) -> Option<f64> {
-        self.max_power.map(|power| power * duration_ns as f64)
+        let peak = self.max_power? * duration_ns as f64;
+        // A window that is no whole number of time constants can begin and end with an excess, and an exponential mean
+        // bounds the energy of a window d by power · (d + time constant) too.
+        let over_windows = |&(power, window_ns): &(f64, u64)| {
+            (power != 0.0 && duration_ns >= window_ns)
+                .then(|| power * duration_ns.saturating_add(window_ns) as f64)
+        };
+        Some(self.sustained.iter().filter_map(over_windows).fold(peak, smaller))
     }
 
     /// The bounds at `at_ns`, relative to `estimate`. The last point must be the first whose `early_ns` is not before
@@ -147,9 +151,29 @@ impl ErrorBounds {
             self.cached = self.bounds_from(at_ns, estimate);
         }
         let CachedBounds { lower, lower_slope, upper, upper_slope, .. } = &self.cached;
-        let below = smaller(difference_uj(estimate, *lower), lower_slope.below(estimate, at_ns));
-        let above = smaller(difference_uj(*upper, estimate), upper_slope.above(estimate, at_ns));
+        let mut below = difference_uj(estimate, *lower);
+        if let Some(line) = lower_slope {
+            below = smaller(below, self.below(line, estimate, at_ns));
+        }
+        let mut above = difference_uj(*upper, estimate);
+        if let Some(line) = upper_slope {
+            above = smaller(above, self.above(line, estimate, at_ns));
+        }
         Bound { estimate, below: larger(below, 0.0), above: larger(above, 0.0) }
+    }
+
+    /// An estimate less the lower bound at an instant before that of `line`, µJ.
+    #[inline]
+    fn below(&self, line: &BoundLine, estimate: u64, at_ns: u64) -> f64 {
+        let most = self.max_energy_in(line.at_ns.wrapping_sub(at_ns)).unwrap_or(f64::INFINITY);
+        difference_uj(estimate, line.energy) + most
+    }
+
+    /// The upper bound at an instant after that of `line` less an estimate, µJ.
+    #[inline]
+    fn above(&self, line: &BoundLine, estimate: u64, at_ns: u64) -> f64 {
+        let most = self.max_energy_in(at_ns.wrapping_sub(line.at_ns)).unwrap_or(f64::INFINITY);
+        difference_uj(line.energy, estimate) + most
     }
 
     /// Computes the bounds from `at_ns` on.
@@ -159,23 +183,23 @@ impl ErrorBounds {
         let unknown_upper = estimate.wrapping_add(UNKNOWN_DISTANCE);
         let reached = self.points.iter().rposition(|point| point.late_ns <= at_ns);
         let ahead = self.points.get(reached.map_or(0, |index| index + 1)..).unwrap_or_default();
-        // All slopes are the same, so the tightest one here is the tightest for the whole time.
-        let lower_slope = self.max_power.and_then(|power| {
-            let lines =
-                ahead.iter().map(|point| BoundLine { energy: point.energy, at_ns: point.late_ns, power });
-            lines.min_by(|a, b| a.below(estimate, at_ns).total_cmp(&b.below(estimate, at_ns)))
-        });
-        let upper_slope = self.max_power.and_then(|power| {
-            let passed = self.points.iter().rfind(|point| point.early_ns <= at_ns)?;
-            Some(BoundLine { energy: self.upper_energy(passed), at_ns: passed.early_ns, power })
-        });
+        // The point with the tightest slope at the peak power. All slopes are the same, so it is the tightest for the whole
+        // time; each point is a valid bound at a sustained power too.
+        let known = self.max_power.is_some();
+        let lines = ahead.iter().filter(|_| known);
+        let lines = lines.map(|point| BoundLine { energy: point.energy, at_ns: point.late_ns });
+        let lower_slope =
+            lines.min_by(|a, b| self.below(a, estimate, at_ns).total_cmp(&self.below(b, estimate, at_ns)));
+        let passed = self.points.iter().rfind(|point| point.early_ns <= at_ns).filter(|_| known);
+        let upper_slope =
+            passed.map(|point| BoundLine { energy: self.upper_energy(point), at_ns: point.early_ns });
         let changes = self.points.iter().flat_map(|point| [point.early_ns, point.late_ns]);
         CachedBounds {
             valid_until_ns: changes.filter(|&change_ns| change_ns > at_ns).min().unwrap_or(u64::MAX),
             lower: reached.map_or(unknown_lower, |index| self.points[index].energy),
-            lower_slope: lower_slope.unwrap_or(BoundLine::constant(unknown_lower)),
+            lower_slope,
             upper: self.points.last().map_or(unknown_upper, |last| self.upper_energy(last)),
-            upper_slope: upper_slope.unwrap_or(BoundLine::constant(unknown_upper)),
+            upper_slope,
         }
     }
 
@@ -183,6 +207,11 @@ impl ErrorBounds {
     fn upper_energy(&self, point: &BoundPoint) -> u64 {
         point.energy.wrapping_add(self.quantum)
     }
+}
+
+/// A power in µJ per nanosecond.
+fn uj_per_ns(mw: u64) -> f64 {
+    mw as f64 * 1e-6
 }
 
 /// A group of edges that is being passed.

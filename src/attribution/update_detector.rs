@@ -68,12 +68,17 @@ impl LastReading {
 /// Finds the counter updates of one domain in its readings.
 #[derive(Debug)]
 pub(crate) struct UpdateDetector {
+    /// The largest lag of the counter: the bound rests on it.
     latency_ns: u64,
+    /// The lag that places an update.
+    placement_lag_ns: u64,
     counter_timeout_ns: u64,
     update_interval_ns: Option<u64>,
     expected_updates: Option<ExpectedUpdates>,
     last_reading: Option<LastReading>,
     last_update_ns: u64,
+    /// The earliest instant of the last update, 0 after a gap.
+    last_early_ns: u64,
     last_reading_ns: u64,
     timed_out: bool,
 }
@@ -82,6 +87,8 @@ impl UpdateDetector {
     pub(crate) fn new(domain: &Domain, counter_timeout_ns: u64) -> Self {
         Self {
             latency_ns: domain.latency_ns,
+            placement_lag_ns: domain.placement_lag_ns(),
+            last_early_ns: 0,
             counter_timeout_ns,
             update_interval_ns: None,
             expected_updates: None,
@@ -90,6 +97,11 @@ impl UpdateDetector {
             last_reading_ns: 0,
             timed_out: false,
         }
+    }
+
+    /// Sets the largest lag of the counter, for updates from now on.
+    pub(crate) fn set_latency(&mut self, latency_ns: u64) {
+        self.latency_ns = latency_ns;
     }
 
     /// Sets the counter's measured update interval: `at` is then at most this long before the reading.
@@ -169,7 +181,7 @@ impl UpdateDetector {
             after_ns
         };
         self.timed_out = false;
-        self.last_update_ns = at_ns;
+        (self.last_update_ns, self.last_early_ns) = (at_ns, 0);
         self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
         CounterUpdate {
             early_ns: at_ns,
@@ -194,7 +206,7 @@ impl UpdateDetector {
         if let Some(expected) = self.expected_updates {
             let shown_ns = expected.last_until(after_ns);
             // The value may be older than the instant from which it is shown, by the latency at most.
-            return shown_ns.saturating_sub(self.latency_ns / 2).max(early_ns);
+            return shown_ns.saturating_sub(self.latency_ns.min(self.placement_lag_ns) / 2).max(early_ns);
         }
         let youngest_ns =
             self.update_interval_ns.map_or(early_ns, |t| after_ns.saturating_sub(t).max(early_ns));
@@ -219,17 +231,20 @@ impl UpdateDetector {
                 gap: false,
             }
         } else {
-            let early_ns = last.before_ns.saturating_sub(self.latency_ns);
+            // The largest lag may have grown since the last update.
+            let early_ns = last.before_ns.saturating_sub(self.latency_ns).max(self.last_early_ns);
+            let oldest_ns =
+                last.before_ns.saturating_sub(self.latency_ns.min(self.placement_lag_ns)).max(early_ns);
             CounterUpdate {
                 early_ns,
-                at_ns: self.estimated_update_ns(early_ns, after_ns).max(self.last_update_ns + 1),
+                at_ns: self.estimated_update_ns(oldest_ns, after_ns).max(self.last_update_ns + 1),
                 late_ns: after_ns.max(self.last_update_ns + 1),
                 energy_uj: reading.energy_uj,
                 uncertainty_uj: reading.uncertainty_uj,
                 gap: false,
             }
         };
-        self.last_update_ns = update.at_ns;
+        (self.last_update_ns, self.last_early_ns) = (update.at_ns, update.early_ns);
         self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
         update
     }

@@ -44,6 +44,10 @@ pub struct Config {
     pub source: SourceConfig,
     /// Idle power by domain name, in watts; for other domains it is estimated.
     pub idle_w: BTreeMap<String, f64>,
+    /// The highest power by domain name, in watts, at every instant; for other domains the machine's limits.
+    pub ceiling_w: BTreeMap<String, f64>,
+    /// The publishing lag of counters by domain name, in milliseconds; for other domains it is assumed.
+    pub lag_ms: BTreeMap<String, f64>,
     /// The accounts on disk.
     pub ledger: StoreConfig,
     /// Limits per client, per user and in total.
@@ -75,6 +79,8 @@ impl Default for Config {
             patience_ms: 2000.0,
             source: SourceConfig::default(),
             idle_w: BTreeMap::new(),
+            ceiling_w: BTreeMap::new(),
+            lag_ms: BTreeMap::new(),
             limits: Limits::default(),
             ledger: StoreConfig::default(),
             access: AccessGroups::default(),
@@ -148,6 +154,8 @@ impl Config {
         next.limits.clone_from(&new.limits);
         next.access.clone_from(&new.access);
         next.idle_w.clone_from(&new.idle_w);
+        next.ceiling_w.clone_from(&new.ceiling_w);
+        next.lag_ms.clone_from(&new.lag_ms);
         next.idle_rate_hz = new.idle_rate_hz;
         if new.rate_hz <= max_rate_hz {
             next.rate_hz = new.rate_hz;
@@ -205,6 +213,12 @@ impl Config {
         within("patience_ms", self.patience_ms, 100.0, 60_000.0)?;
         for (domain, watts) in &self.idle_w {
             within(&format!("idle_w.{domain}"), *watts, 0.0, 100_000.0)?;
+        }
+        for (domain, watts) in &self.ceiling_w {
+            within(&format!("ceiling_w.{domain}"), *watts, 0.001, 1_000_000.0)?;
+        }
+        for (domain, lag_ms) in &self.lag_ms {
+            within(&format!("lag_ms.{domain}"), *lag_ms, 0.0, 60_000.0)?;
         }
         let idle = self.source.estimate_idle_w;
         within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
@@ -487,8 +501,10 @@ mod tests {
         new.limits.stall_s = 9.0;
         new.access.telemetry_group = "x".into();
         new.idle_w.insert("a.b".into(), 1.0);
+        new.lag_ms.insert("gpu-0".into(), 40.0);
+        new.ceiling_w.insert("gpu-0".into(), 900.0);
         let (_, change) = old.apply_reload(&new, 1000.0);
-        for table in ["limits", "access", "idle_w"] {
+        for table in ["limits", "access", "idle_w", "lag_ms", "ceiling_w"] {
             assert!(change.applied.iter().any(|key| key.starts_with(table)), "{table}: {change:?}");
         }
     }

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::domain::Domain;
+use crate::domain::{Domain, PowerLimits};
 use crate::ring::{RingReader, Sample, ring};
 use crate::sources::OpenedSource;
 
@@ -26,6 +26,7 @@ pub mod recording;
 
 mod deadlines;
 mod event_count;
+mod limits;
 mod rate_control;
 mod rates;
 mod source_reader;
@@ -43,6 +44,7 @@ mod priority;
 mod priority;
 
 use event_count::EventCount;
+use limits::{LimitReader, SharedLimits};
 use rate_control::{RateController, RateRequest, Speed};
 use rates::{AtomicRates, Rates};
 use read_schedule::ReadSchedule;
@@ -113,12 +115,14 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
             last_cost_ns: 0,
             schedule: ReadSchedule::new(&opened.domains),
         }),
+        limits: SharedLimits::new(opened.domains.len()),
     });
     shared.set_rate_configured(settings.fixed_rate);
     let sampler_thread = SamplerThread {
         cpu: opened.cpu,
         clock,
         rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
+        limit_reader: LimitReader::new(opened.domains.len()),
         shared: Arc::clone(&shared),
         rates,
         rates_generation: 0,
@@ -199,6 +203,11 @@ impl Sampler {
         self.shared.set_rate_configured(settings.fixed_rate);
         self.shared.rates.store(rates);
         self.shared.wakeup.notify();
+    }
+
+    /// The limits of each domain's power, with their version, if they were read since `version`; 0: at any time.
+    pub fn power_limits_since(&self, version: u64) -> Option<(u64, Vec<PowerLimits>)> {
+        self.shared.limits.newer_than(version)
     }
 
     /// How long, at `now_ns`, the next tick has been overdue while no read is in progress. This detects a thread that

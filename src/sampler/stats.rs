@@ -86,6 +86,11 @@ impl SamplerStats {
         add(&self.ticks, 1);
     }
 
+    /// Records the end of a call that was no read of the counters.
+    pub(super) fn end_call(&self) {
+        self.read_began_ns.store(0, Ordering::Relaxed);
+    }
+
     /// Adds grid points that passed without a read.
     pub(super) fn add_missed(&self, points: u64) {
         add(&self.missed, points);

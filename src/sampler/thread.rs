@@ -10,6 +10,7 @@ use crate::clock::{Clock, monotonic_ns};
 
 use super::deadlines::Deadlines;
 use super::event_count::EventCount;
+use super::limits::{LimitReader, SharedLimits};
 use super::priority::request_scheduling;
 use super::rate_control::{RateController, RateRequest, Speed};
 use super::rates::{AtomicRates, Rates};
@@ -44,6 +45,7 @@ pub(super) struct SamplerShared {
     pub(super) rates: AtomicRates,
     pub(super) reader: Mutex<SourceReader>,
     pub(super) edges: EdgeNotice,
+    pub(super) limits: SharedLimits,
 }
 
 /// The edges that callers report to the thread.
@@ -146,6 +148,7 @@ pub(super) struct SamplerThread {
     pub(super) rest_until_ns: u64,
     /// The number of edges that the plan knows.
     pub(super) edges_seen: u64,
+    pub(super) limit_reader: LimitReader,
     pub(super) shared: Arc<SamplerShared>,
 }
 
@@ -155,6 +158,8 @@ impl SamplerThread {
         let shared = Arc::clone(&self.shared);
         let scheduling = request_scheduling(self.cpu, REALTIME_PRIORITY);
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
+        // Before the first sample, so that no span opens without them.
+        self.read_limits_if_due();
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
         let mut was_edge_driven = false;
@@ -287,10 +292,25 @@ impl SamplerThread {
     }
 
     /// Reads once; returns the earliest instant of the next read. While another thread reads, its reading serves.
-    fn tick(&self) -> u64 {
-        match self.shared.try_reader() {
+    fn tick(&mut self) -> u64 {
+        let next_ns = match self.shared.try_reader() {
             Some(mut reader) => reader.read(&self.shared.stats),
             None => self.clock.now_ns() + RETRY_NS,
+        };
+        self.read_limits_if_due();
+        next_ns
+    }
+
+    /// Reads the power limits of the domains if that is due. A driver that hangs then is reported like one in a read.
+    fn read_limits_if_due(&mut self) {
+        let now_ns = self.clock.now_ns();
+        if !self.limit_reader.is_due(now_ns) {
+            return;
+        }
+        if let Some(mut reader) = self.shared.try_reader() {
+            self.shared.stats.begin_read(now_ns);
+            self.limit_reader.read(&mut *reader.source, now_ns, &self.shared.limits);
+            self.shared.stats.end_call();
         }
     }
 }

@@ -91,6 +91,7 @@ impl SecretMachine {
             history_ns: 16_000_000_000,
             roots: crate::process_usage::KernelRoots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
             nvml_library: None,
+            assumptions: crate::service::AssumptionSettings::default(),
         };
         let feeds = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
         let builder = ServiceBuilder::with_collector(feeds, Vec::new(), settings, clock.clone());

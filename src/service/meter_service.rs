@@ -407,6 +407,7 @@ impl Service {
         if has_new_rates {
             self.collector.set_rates(&settings.sampler);
         }
+        self.collector.set_assumptions(settings.service.assumptions);
         let attribution_settings = &settings.service.attribution;
         self.attributor.inner_mut().reconfigure(
             attribution_settings.idle_mw.clone(),

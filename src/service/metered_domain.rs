@@ -5,6 +5,8 @@
 use wattspan_client::protocol::DomainStatus;
 
 use super::counter_moves::CounterMoves;
+use super::domain_assumptions::{AssumptionSettings, PublishingLag};
+use super::power_ceiling::PowerCeilings;
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sources;
@@ -24,7 +26,7 @@ pub(super) enum DomainOrigin {
 }
 
 pub(super) struct MeteredDomain {
-    /// Its parent may be a domain that it may duplicate.
+    /// Its parent may be a domain that it may duplicate. Its lag and ceiling are those that are assumed now.
     pub(super) domain: Domain,
     pub(super) profile: CounterProfile,
     pub(super) moves: CounterMoves,
@@ -40,6 +42,8 @@ pub(super) struct MeteredDomain {
     pub(super) independent_since_ns: Option<u64>,
     base_uj: Option<u64>,
     energy_uj: Option<u64>,
+    lag: PublishingLag,
+    pub(super) ceilings: PowerCeilings,
 }
 
 impl MeteredDomain {
@@ -48,6 +52,8 @@ impl MeteredDomain {
         Self {
             liveness: domain_liveness(&domain, &profile),
             source_parent: domain.parent.clone(),
+            lag: PublishingLag::of(&domain),
+            ceilings: PowerCeilings::of(&domain),
             domain,
             profile,
             moves: CounterMoves::default(),
@@ -65,6 +71,19 @@ impl MeteredDomain {
         Domain { parent: self.source_parent.clone(), ..self.domain.clone() }
     }
 
+    /// Applies the configured assumptions.
+    pub(super) fn configure_assumptions(&mut self, settings: &AssumptionSettings) {
+        self.lag.configure(settings.lag_ns.get(&self.domain.name).copied());
+        self.ceilings.configure(settings.ceiling_mw.get(&self.domain.name).copied());
+        self.update_assumptions();
+    }
+
+    /// Updates the assumptions that depend on what was measured.
+    pub(super) fn update_assumptions(&mut self) {
+        self.domain.latency_ns = self.lag.current(self.profile.update_interval_ns()).0;
+        self.domain.ceiling_mw = self.ceilings.peak_mw();
+    }
+
     pub(super) fn record_reading(&mut self, reading: &EnergyReading) {
         if reading.valid {
             self.base_uj.get_or_insert(reading.energy_uj);
@@ -76,6 +95,8 @@ impl MeteredDomain {
         let (domain, profile) = (&self.domain, &self.profile);
         // A counter that has never moved has measured nothing, which differs from 0 J.
         let moved = self.liveness.0 == Liveness::Live || self.energy_uj > self.base_uj;
+        let listed = |is_empty: bool| !is_empty && !self.is_placeholder();
+        let (ceilings, exceeded) = (self.ceilings.statuses(), self.ceilings.exceeded());
         let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
         DomainStatus {
             name: domain.name.clone(),
@@ -93,6 +114,11 @@ impl MeteredDomain {
             quantum_uj: profile.quantum_uj(),
             read_cost_ns: profile.read_cost_ns(),
             residual: profile.residual(),
+            lag_ns: (!self.is_placeholder()).then_some(domain.latency_ns),
+            lag_origin: (!self.is_placeholder())
+                .then(|| self.lag.current(profile.update_interval_ns()).1.to_owned()),
+            ceilings: listed(ceilings.is_empty()).then_some(ceilings),
+            exceeded: listed(exceeded.is_empty()).then_some(exceeded),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
             power_mw: profile.power_mw(),
         }

@@ -452,6 +452,9 @@ fn hide_figures(status: &mut DomainStatus) {
     status.energy_uj = None;
     status.power_mw = None;
     status.residual = None;
+    // It may be the update interval.
+    (status.lag_ns, status.lag_origin) = (None, None);
+    (status.ceilings, status.exceeded) = (None, None);
     // A read takes longer on a busy machine.
     status.read_cost_ns = None;
 }

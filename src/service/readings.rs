@@ -7,12 +7,16 @@
 use std::time::{Duration, Instant};
 
 use wattspan_client::account::Account;
-use wattspan_client::protocol::{DomainStatus, ReadingSchedule, SamplerStatus, WindowEnergy};
+use wattspan_client::protocol::{
+    DomainStatus, ExceededCeiling, ReadingSchedule, SamplerStatus, WindowEnergy,
+};
 
 use super::counter_moves::WindowSelection;
+use super::domain_assumptions::AssumptionSettings;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
+use super::power_ceiling::sum_of_parts_mw;
 use crate::attribution::{AttributionSettings, Attributor, ExpectedUpdates, NewSpan, SpanKey};
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
@@ -36,6 +40,7 @@ pub struct ReadingCollector {
     domains: Vec<MeteredDomain>,
     duplicates: DuplicateTracker,
     pending_sources: Option<PendingSources>,
+    assumptions: AssumptionSettings,
     is_fast: bool,
     counter_timeout_ns: u64,
     /// All sources are read at their fixed rates, for a recording or a watcher.
@@ -50,6 +55,7 @@ struct SamplerReader {
     next_index: u64,
     first_domain: usize,
     sample: Sample,
+    limits_version: u64,
 }
 
 impl SamplerReader {
@@ -125,6 +131,7 @@ impl ReadingCollector {
             domains: Vec::new(),
             duplicates: DuplicateTracker::default(),
             pending_sources: None,
+            assumptions: AssumptionSettings::default(),
             is_fast: false,
             counter_timeout_ns: 0,
             is_rate_fixed: false,
@@ -141,11 +148,10 @@ impl ReadingCollector {
         let stream = sampler.stream();
         let first = self.domains.len();
         for (domain, advanced) in stream.domains.iter().zip(stream.advanced.iter()) {
-            self.domains.push(MeteredDomain::new(
-                domain.clone(),
-                *advanced,
-                DomainOrigin::Sampler(self.readers.len()),
-            ));
+            let origin = DomainOrigin::Sampler(self.readers.len());
+            let mut metered = MeteredDomain::new(domain.clone(), *advanced, origin);
+            metered.configure_assumptions(&self.assumptions);
+            self.domains.push(metered);
         }
         let sample = Sample::empty(stream.domains.len());
         self.readers.push(SamplerReader {
@@ -154,6 +160,7 @@ impl ReadingCollector {
             next_index: 0,
             first_domain: first,
             sample,
+            limits_version: 0,
         });
     }
 
@@ -294,6 +301,8 @@ impl ReadingCollector {
             attributor.set_counted(index, metered.counted);
             attributor.set_undecided(index, metered.is_undecided);
             attributor.set_starting(index, metered.is_placeholder());
+            attributor.set_latency(index, metered.domain.latency_ns);
+            attributor.set_power_limits(index, metered.ceilings.limits());
             if let Some(interval_ns) = metered.profile.update_interval_ns() {
                 attributor.set_update_interval(index, interval_ns);
             }
@@ -320,6 +329,12 @@ impl ReadingCollector {
     /// Reports an edge of a span to all samplers.
     pub fn report_edge(&self, edge_ns: u64) {
         self.readers.iter().for_each(|reader| reader.sampler.report_edge(edge_ns));
+    }
+
+    /// Sets the configured assumptions about domains, for readings from now on.
+    pub fn set_assumptions(&mut self, assumptions: AssumptionSettings) {
+        self.domains.iter_mut().for_each(|metered| metered.configure_assumptions(&assumptions));
+        self.assumptions = assumptions;
     }
 
     /// Changes the rates of all samplers.
@@ -368,6 +383,7 @@ impl ReadingCollector {
                         domains,
                         &mut self.duplicates,
                         attributor,
+                        self.log,
                     );
                 }
                 reader.next_index += 1;
@@ -395,6 +411,7 @@ impl ReadingCollector {
     fn check_liveness(&mut self, now_ns: u64, attributor: &mut Attributor) {
         let mut changed = false;
         self.update_placeholders();
+        self.update_assumptions();
         for at in 0..self.domains.len() {
             let metered = &self.domains[at];
             let DomainOrigin::Sampler(reader) = metered.origin else { continue };
@@ -412,6 +429,26 @@ impl ReadingCollector {
             attributor.set_parents(self.domains());
         }
         self.publish_domain_state(attributor);
+    }
+
+    /// Takes the power limits that the samplers have read, and updates what is assumed about each domain.
+    fn update_assumptions(&mut self) {
+        for reader in &mut self.readers {
+            let Some((version, limits)) = reader.sampler.power_limits_since(reader.limits_version) else {
+                continue;
+            };
+            reader.limits_version = version;
+            for (metered, limits) in self.domains[reader.first_domain..].iter_mut().zip(limits) {
+                metered.ceilings.add_limits(limits, metered.profile.power_mw());
+            }
+        }
+        self.domains.iter_mut().for_each(MeteredDomain::update_assumptions);
+        let is_complete = self.pending_sources.is_none();
+        let parts_mw = is_complete.then(|| sum_of_parts_mw(self.metered().map(|metered| &metered.domain)));
+        for metered in self.domains.iter_mut().filter(|metered| metered.domain.kind == DomainKind::Psys) {
+            metered.ceilings.set_parts_mw(parts_mw.flatten());
+            metered.update_assumptions();
+        }
     }
 
     /// Decides, as far as the readings allow, which domains are two names of one counter; returns whether a state changed.
@@ -565,8 +602,15 @@ fn process_sample(
     domains: &mut [MeteredDomain],
     duplicates: &mut DuplicateTracker,
     attributor: &mut Attributor,
+    log: LogFn,
 ) {
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
+        let (before_ns, after_ns) = (sample.before_ns, sample.after_ns);
+        if let Some(exceeded) = metered.ceilings.observe(before_ns, after_ns, reading, &metered.domain) {
+            log_exceeded(&metered.domain, exceeded, log);
+            // Before the reading settles anything with it.
+            attributor.set_power_limits(first + at, metered.ceilings.limits());
+        }
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
         let expected = metered.profile.update_phase();
@@ -576,6 +620,17 @@ fn process_sample(
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
         attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);
     }
+}
+
+fn log_exceeded(domain: &Domain, exceeded: &ExceededCeiling, log: LogFn) {
+    let Domain { name, source, .. } = domain;
+    let ExceededCeiling { from_ns, to_ns, power_mw, limit_mw, origin, .. } = exceeded;
+    let message = format!(
+        "domain {name} used at least {power_mw} mW from {from_ns} to {to_ns} ns, more than its ceiling of {limit_mw} mW \
+         ({origin}): the ceiling is raised, and the errors of accounts over this interval may be too small"
+    );
+    let fields = [("WATTSPAN_DOMAIN", name.as_str()), ("WATTSPAN_SOURCE", source.as_str())];
+    log(&LogEntry { event: &journal::CEILING_EXCEEDED, message: &message, fields: &fields });
 }
 
 fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], log: LogFn) {

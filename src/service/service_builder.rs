@@ -71,6 +71,8 @@ impl ServiceBuilder {
         settings: ServiceSettings,
         clock: Clock,
     ) -> Self {
+        let mut collector = collector;
+        collector.set_assumptions(settings.assumptions.clone());
         let (durability, daemon) = (None, None);
         let parts =
             ServiceParts { collector, absent, settings, clock, durability, daemon, is_recording: false };

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::access::AccessPolicy;
+use super::domain_assumptions::AssumptionSettings;
 use crate::config::{Config, Limits};
 use crate::process_usage::KernelRoots;
 use crate::{attribution, sampler, sources};
@@ -25,6 +26,8 @@ pub struct ServiceSettings {
     pub roots: KernelRoots,
     /// A library to load instead of the system's NVML.
     pub nvml_library: Option<PathBuf>,
+    /// The configured assumptions about domains.
+    pub assumptions: AssumptionSettings,
 }
 
 /// The settings of every stage.
@@ -61,6 +64,7 @@ impl StartupSettings {
                 sysfs_root: config.source.sysfs_root.clone(),
             },
             nvml_library: config.source.nvml_library.clone(),
+            assumptions: assumption_settings(config),
         };
         Self { sources: source_settings(config), sampler: sampler_settings(config), service }
     }
@@ -105,6 +109,15 @@ fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
         max_pending_weight_changes: config.limits.weight_changes_per_span as u64,
         idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), watts_to_mw(*watts))).collect(),
         ..attribution::AttributionSettings::default()
+    }
+}
+
+fn assumption_settings(config: &Config) -> AssumptionSettings {
+    let lag = |(name, ms): (&String, &f64)| (name.clone(), round_to_ns(*ms * 1e6));
+    let ceiling = |(name, watts): (&String, &f64)| (name.clone(), watts_to_mw(*watts));
+    AssumptionSettings {
+        ceiling_mw: config.ceiling_w.iter().map(ceiling).collect(),
+        lag_ns: config.lag_ms.iter().map(lag).collect(),
     }
 }
 

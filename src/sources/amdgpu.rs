@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimit, PowerLimits};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::energy_integral::ROUNDING_UJ;
@@ -41,6 +41,9 @@ const PROBE_TIME: Duration = Duration::from_millis(20);
 /// Largest accepted ratio of the accumulator's power and the table's: the latter is filtered, and the load may have changed.
 /// Another unit differs by a factor of 15 or more.
 const MAX_POWER_RATIO: u64 = 4;
+
+/// How far a card exceeds the limit on its mean power: PCI Express allows three times for 100 µs.
+const TRANSIENT_FACTOR: u64 = 3;
 
 /// Smallest power for the comparison; the table has whole watts only.
 const MIN_COMPARED_W: u64 = 5;
@@ -243,7 +246,9 @@ impl AmdCard {
 
     fn open_accumulator(&self, name: &str, bits: u32, clock: &Clock) -> Option<OpenedSource> {
         let table = SysfsFile::open(self.device_dir.join("gpu_metrics")).ok()?;
-        let source = AccumulatorSource::new(table, bits, not_suspended(&self.device_dir), clock);
+        let mut source = AccumulatorSource::new(table, bits, not_suspended(&self.device_dir), clock);
+        let cap = self.hwmon_chip().and_then(|chip| chip.find_file("power1_cap"));
+        source.cap = cap.and_then(|path| open_unless_suspended(path, &self.device_dir).ok());
         let domain = Domain {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
@@ -268,12 +273,14 @@ impl AmdCard {
         };
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if is_apu { DomainKind::Soc } else { DomainKind::Gpu };
-        // Three times the limit on the mean, which PCI Express allows for 100 µs.
-        let limit_mw =
-            chip.read_number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
+        let limit_mw = chip
+            .read_number("power1_cap_max")
+            .filter(|limit| *limit > 0)
+            .map(|limit| limit / 1_000 * TRANSIENT_FACTOR);
         let plausible_mw = plausible_ceiling_mw(kind);
         let ceiling_mw = limit_mw.unwrap_or(plausible_mw).min(plausible_mw);
-        let sensor = PowerSensor::instantaneous(PowerInput::Microwatts(power), ceiling_mw);
+        let sensor = PowerSensor::instantaneous(PowerInput::Microwatts(power), ceiling_mw)
+            .with_plausible_power(plausible_mw);
         Some((SensorFile::power(sensor).with_condition(not_suspended(&self.device_dir)), file))
     }
 
@@ -310,6 +317,8 @@ struct AccumulatorSource {
     table: SysfsFile,
     /// The condition that the card is not suspended.
     condition: Option<ReadCondition>,
+    /// The limit of the mean power, in microwatts.
+    cap: Option<SysfsFile>,
     counter: Counter,
     suspend: SuspendDetector,
     clock: Clock,
@@ -326,13 +335,19 @@ impl AccumulatorSource {
             staleness_ns: 100_000_000,
             range_uj: u64::try_from(ACCUMULATOR_UNIT.to_uj(modulus)).unwrap_or(u64::MAX),
         });
-        Self { table, condition, counter, suspend: SuspendDetector::new(clock), clock: clock.clone() }
+        let (suspend, clock) = (SuspendDetector::new(clock), clock.clone());
+        Self { table, condition, cap: None, counter, suspend, clock }
+    }
+
+    /// Whether a read does not wake the card.
+    fn is_awake(&mut self, now_ns: u64) -> bool {
+        self.condition.as_mut().is_none_or(|condition| {
+            condition.file.equals(now_ns, condition.word) == Some(condition.must_equal)
+        })
     }
 
     fn read_metrics(&mut self, now_ns: u64) -> Option<GpuMetrics> {
-        if let Some(condition) = &mut self.condition
-            && condition.file.equals(now_ns, condition.word) != Some(condition.must_equal)
-        {
+        if !self.is_awake(now_ns) {
             return None;
         }
         let mut bytes = [0; MAX_READ_BYTES];
@@ -358,6 +373,32 @@ impl Source for AccumulatorSource {
         let taken_ns = self.suspend.latest_monotonic_ns(metrics?.boot_ns?)?;
         (before_ns..=after_ns).contains(&taken_ns).then_some((before_ns, taken_ns))
     }
+
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        let now_ns = self.clock.now_ns();
+        if !self.is_awake(now_ns) {
+            return false;
+        }
+        let cap_uw = self.cap.as_mut().and_then(|cap| cap.read_number::<u64>(now_ns));
+        into.fill(cap_uw.map_or_else(PowerLimits::default, card_limits));
+        true
+    }
+}
+
+/// Time over which a card's power is at most its cap in the mean. AMD does not document it.
+const CAP_WINDOW_NS: u64 = 1_000_000_000;
+
+/// The limits of a card with this cap. Three times the cap, which PCI Express allows for 100 µs, at every instant.
+fn card_limits(cap_uw: u64) -> PowerLimits {
+    let mut limits = PowerLimits::default();
+    let cap_mw = cap_uw.div_ceil(1_000);
+    let peak_mw = cap_mw.saturating_mul(TRANSIENT_FACTOR);
+    if cap_mw > 0 && peak_mw <= plausible_ceiling_mw(DomainKind::Gpu) {
+        limits[0] = Some(PowerLimit { limit_mw: peak_mw, window_ns: 0, origin: "3 x amdgpu power1_cap" });
+        let (window_ns, origin) = (CAP_WINDOW_NS, "amdgpu power1_cap");
+        limits[1] = Some(PowerLimit { limit_mw: cap_mw, window_ns, origin });
+    }
+    limits
 }
 
 /// Number of bytes that contain the read fields in every version.

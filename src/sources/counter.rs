@@ -103,10 +103,9 @@ impl Counter {
     }
 }
 
-/// Several times the highest power of a domain of this kind, microsecond transients included. Only a broken count
-/// exceeds it; such a count is rejected. The guaranteed error depends on it in one place, which the README states:
-/// between the first edge after an idle time and the reading that the edge triggers, a domain uses at most this
-/// power.
+/// Several times the highest power of a domain of this kind on any machine, microsecond transients included. Only a
+/// broken count exceeds it; such a count is rejected. The guaranteed error uses it only where the limits of this machine
+/// are unknown.
 pub fn plausible_ceiling_mw(kind: DomainKind) -> u64 {
     match kind {
         DomainKind::Package | DomainKind::Core | DomainKind::Uncore | DomainKind::Soc => 2_000_000,

@@ -144,7 +144,7 @@ fn chip_rails(chip: &HwmonChip, nth: usize, found: &mut Inventory) -> Vec<HwmonR
 /// The sensor of `powerN`. Prefers an average with a known interval: it covers all the time, an instantaneous value does not.
 fn open_power_sensor(chip: &HwmonChip, channel: u32, kind: DomainKind) -> Result<PowerSensor, String> {
     let of = |file: &str| format!("power{channel}_{file}");
-    let ceiling_mw = ceiling_mw(chip, channel, kind);
+    let (ceiling_mw, plausible_mw) = (ceiling_mw(chip, channel, kind), plausible_ceiling_mw(kind));
     let interval_ms = chip.read_number(&of("average_interval")).filter(|interval| *interval > 0);
     let average = chip.find_file(&of("average")).is_some();
     let momentary = chip.find_file(&of("input")).is_some();
@@ -153,11 +153,14 @@ fn open_power_sensor(chip: &HwmonChip, channel: u32, kind: DomainKind) -> Result
             let input = PowerInput::Microwatts(open_file(chip, &of("average"))?);
             let error_ppm =
                 chip.read_text(&of("accuracy")).and_then(|text| parse_accuracy_ppm(&text)).unwrap_or(0);
-            Ok(PowerSensor::averaging(input, ceiling_mw, interval_ms.saturating_mul(1_000_000), error_ppm))
+            let trailing_ns = interval_ms.saturating_mul(1_000_000);
+            Ok(PowerSensor::averaging(input, ceiling_mw, trailing_ns, error_ppm)
+                .with_plausible_power(plausible_mw))
         }
         _ => {
             let file = of(if momentary { "input" } else { "average" });
-            Ok(PowerSensor::instantaneous(PowerInput::Microwatts(open_file(chip, &file)?), ceiling_mw))
+            let input = PowerInput::Microwatts(open_file(chip, &file)?);
+            Ok(PowerSensor::instantaneous(input, ceiling_mw).with_plausible_power(plausible_mw))
         }
     }
 }

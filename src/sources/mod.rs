@@ -21,6 +21,11 @@ pub use discovery::{discover, discover_within};
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::{ProbeLoad, SourceSettings};
 
+/// Whether no document gives the publishing lag of this domain's counter. One update interval is assumed then.
+pub fn has_undocumented_lag(domain: &crate::domain::Domain) -> bool {
+    domain.source == nvml::NAME && domain.grade == crate::domain::Grade::Measured
+}
+
 /// AMD GPUs through the kernel's driver.
 pub mod amdgpu;
 
@@ -114,6 +119,9 @@ mod probe;
 
 /// RAPL domains, independent of the mechanism that reads them.
 mod rapl;
+
+/// The power limits of RAPL domains.
+mod rapl_limits;
 
 /// Recorded traces and scripted machines as a source.
 pub mod replay;

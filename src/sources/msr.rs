@@ -13,11 +13,12 @@ use std::io;
 use std::path::Path;
 
 use crate::clock::Clock;
-use crate::domain::{DomainKind, EnergyReading, Grade};
+use crate::domain::{DomainKind, EnergyReading, Grade, PowerLimits};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
 use super::energy_unit::EnergyUnit;
+use super::rapl_limits::RaplLimits;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::topology::package_names;
@@ -51,7 +52,9 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     for (package, cpu) in packages {
         let path = settings.msr_root.join(cpu.to_string()).join("msr");
         match MsrSource::open(&path, &layout, clock) {
-            Ok(registers) => found.opened.push(registers.into_opened(&package, cpu, cpu_info.rapl_grade())),
+            Ok(registers) => {
+                found.opened.push(registers.into_opened(settings, &package, cpu, cpu_info.rapl_grade()));
+            }
             Err(error) => found = add_unavailable(found, settings, &error),
         }
     }
@@ -95,6 +98,8 @@ fn list_cpus(root: &Path) -> io::Result<Vec<usize>> {
 struct MsrSource {
     file: SysfsFile,
     counters: Vec<(DomainKind, u64, EnergyUnit, Counter)>,
+    /// Of each domain, in the order of the counters.
+    limits: Vec<RaplLimits>,
     suspend: SuspendDetector,
     clock: Clock,
 }
@@ -132,15 +137,28 @@ impl MsrSource {
         }
         // A register that failed in the probe closed the file, so it is opened again.
         let file = SysfsFile::open(path.to_path_buf())?;
-        Ok(MsrSource { file, counters, suspend: SuspendDetector::new(clock), clock: clock.clone() })
+        Ok(MsrSource {
+            file,
+            counters,
+            limits: Vec::new(),
+            suspend: SuspendDetector::new(clock),
+            clock: clock.clone(),
+        })
     }
 
-    fn into_opened(self, package: &str, cpu: usize, grade: Grade) -> OpenedSource {
+    fn into_opened(
+        mut self,
+        settings: &SourceSettings,
+        package: &str,
+        cpu: usize,
+        grade: Grade,
+    ) -> OpenedSource {
         let domains: Vec<_> = self
             .counters
             .iter()
             .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, package, grade, unit.ceil_uj()))
             .collect();
+        self.limits = domains.iter().map(|domain| RaplLimits::open(settings, domain)).collect();
         OpenedSource {
             name: NAME,
             cpu: Some(cpu),
@@ -182,6 +200,12 @@ impl Source for MsrSource {
     /// A read asks another CPU at most, by an interrupt.
     fn can_block(&self) -> bool {
         false
+    }
+
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        let now_ns = self.clock.now_ns();
+        self.limits.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+        true
     }
 }
 

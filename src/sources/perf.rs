@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimits};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
@@ -19,6 +19,7 @@ use super::perf_error_reason::{event_error_reason, pmu_error_reason};
 use super::perf_ffi::open_counter;
 use super::pmu::{self, Pmu, PmuEvent};
 use super::rapl;
+use super::rapl_limits::RaplLimits;
 use super::suspend_detector::SuspendDetector;
 use super::topology::package_names;
 use super::tsc::Tsc;
@@ -52,7 +53,9 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let packages = package_names(&settings.sysfs_root, &pmu.cpus);
     for (&cpu, package) in &packages {
         match EventGroup::open(settings, &pmu, cpu, clock) {
-            Ok(group) => found.opened.push(group.into_opened(package, &pmu, cpu_info.rapl_grade())),
+            Ok(group) => {
+                found.opened.push(group.into_opened(settings, package, &pmu, cpu_info.rapl_grade()));
+            }
             Err(error) => found.add_absent(NAME, event_error_reason(&error, cpu, &settings.proc_root)),
         }
     }
@@ -82,6 +85,8 @@ struct EventGroup {
     /// The domain and event of each count, in the order of the counts.
     members: Vec<(DomainKind, PmuEvent)>,
     counters: Vec<Counter>,
+    /// Of each domain, in the order of the counts.
+    limits: Vec<RaplLimits>,
     /// The time stamp event, the last member of the group.
     tsc: Option<Tsc>,
     suspend: SuspendDetector,
@@ -116,19 +121,27 @@ impl EventGroup {
             events,
             members,
             counters,
+            limits: Vec::new(),
             tsc,
             suspend: SuspendDetector::new(clock),
             clock: clock.clone(),
         })
     }
 
-    fn into_opened(self, package: &str, pmu: &Pmu, grade: Grade) -> OpenedSource {
+    fn into_opened(
+        mut self,
+        settings: &SourceSettings,
+        package: &str,
+        pmu: &Pmu,
+        grade: Grade,
+    ) -> OpenedSource {
         let is_client = pmu.events.iter().any(|event| event.name == "energy-gpu");
         let domains: Vec<_> = self
             .members
             .iter()
             .map(|(kind, _)| rapl::domain(NAME, *kind, package, grade, quantum_uj(*kind, is_client)))
             .collect();
+        self.limits = domains.iter().map(|domain| RaplLimits::open(settings, domain)).collect();
         OpenedSource {
             name: NAME,
             cpu: Some(self.cpu),
@@ -177,6 +190,12 @@ impl Source for EventGroup {
     /// A read asks another CPU at most, by an interrupt.
     fn can_block(&self) -> bool {
         false
+    }
+
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        let now_ns = self.clock.now_ns();
+        self.limits.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+        true
     }
 }
 

@@ -9,7 +9,7 @@
 //!   at the end of each interval. That is a *latency* of the domain. The uncertainty grows only by the change between
 //!   two reads, and a mean over τ cannot change faster than `ceiling / τ`.
 //!
-//! Rejects values above the device's ceiling and never bridges a gap.
+//! A value above the assumed ceiling raises it. Rejects implausible values and never bridges a gap.
 
 use crate::clock::Clock;
 use crate::domain::EnergyReading;
@@ -46,8 +46,10 @@ impl PowerInput {
 #[derive(Debug)]
 pub struct PowerSensor {
     input: PowerInput,
-    /// Upper bound of the device's power.
+    /// Upper bound of the device's power. A higher value raises it.
     ceiling_mw: u64,
+    /// A higher value is none: the sensor is broken.
+    plausible_mw: u64,
     /// The averaging time; `None` if it is unknown.
     averaging_ns: Option<u64>,
     /// The sensor's largest error, in parts per million of its value.
@@ -63,6 +65,7 @@ impl PowerSensor {
         Self {
             input,
             ceiling_mw,
+            plausible_mw: ceiling_mw,
             averaging_ns: None,
             error_ppm: 0,
             integrator: TrapezoidIntegrator::default(),
@@ -75,6 +78,11 @@ impl PowerSensor {
         Self { averaging_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::instantaneous(input, ceiling_mw) }
     }
 
+    /// Accepts values up to this, above the assumed ceiling too.
+    pub fn with_plausible_power(self, plausible_mw: u64) -> Self {
+        Self { plausible_mw, ..self }
+    }
+
     /// The largest lag of the integral (see the head of this file). 0 for an instantaneous sensor, whose uncertainty contains
     /// the lag.
     pub fn latency_ns(&self) -> u64 {
@@ -84,11 +92,12 @@ impl PowerSensor {
     /// Reads and integrates. Invalid while the sensor is unavailable or shows an implausible value.
     pub fn read(&mut self, clock: &Clock) -> EnergyReading {
         let now_ns = clock.now_ns();
-        let valid_power = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
+        let valid_power = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.plausible_mw);
         let Some(power_mw) = valid_power else {
             self.interrupt();
             return EnergyReading::default();
         };
+        self.ceiling_mw = self.ceiling_mw.max(power_mw);
         let at_ns = clock.now_ns();
         let (low_mw, high_mw) = self.power_bounds_mw(at_ns, power_mw);
         self.last = Some((at_ns, power_mw));

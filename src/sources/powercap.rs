@@ -14,11 +14,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimits};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
 use super::energy_unit::EnergyUnit;
+use super::rapl_limits::RaplLimits;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
@@ -34,7 +35,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         Ok(listed) => {
             listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
             let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
-            let opened = open_zones(&listed.zones, grade, clock, &mut found);
+            let opened = open_zones(settings, &listed.zones, grade, clock, &mut found);
             found.opened.extend(opened);
             return found;
         }
@@ -46,6 +47,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 
 /// Opens the zones that can be read as one source, and records the others; `None` if there are none.
 fn open_zones(
+    settings: &SourceSettings,
     zones: &[PowercapZone],
     grade: Grade,
     clock: &Clock,
@@ -70,8 +72,12 @@ fn open_zones(
     if zone_counters.is_empty() {
         return None;
     }
-    let source =
-        PowercapSource { zones: zone_counters, suspend: SuspendDetector::new(clock), clock: clock.clone() };
+    let source = PowercapSource {
+        zones: zone_counters,
+        limits: domains.iter().map(|domain| RaplLimits::open(settings, domain)).collect(),
+        suspend: SuspendDetector::new(clock),
+        clock: clock.clone(),
+    };
     Some(OpenedSource {
         name: NAME,
         source: Box::new(source),
@@ -99,7 +105,7 @@ fn zone_domain(zone: &PowercapZone, all: &[PowercapZone], grade: Grade) -> Domai
         device: None,
         parent: zone.parent(all),
         grade,
-        // The zone's constraints limit averages, not power; the counter's plausibility limit bounds it.
+        // Of all machines; the zone's constraints tighten it.
         ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: rapl::LATENCY_NS,
         quantum_uj: zone.scale.unit.ceil_uj(),
@@ -109,6 +115,8 @@ fn zone_domain(zone: &PowercapZone, all: &[PowercapZone], grade: Grade) -> Domai
 /// All zones, read in sequence.
 struct PowercapSource {
     zones: Vec<ZoneCounter>,
+    /// Of each zone's domain.
+    limits: Vec<RaplLimits>,
     suspend: SuspendDetector,
     clock: Clock,
 }
@@ -124,6 +132,12 @@ impl Source for PowercapSource {
             into.fill(EnergyReading::default());
         }
         None
+    }
+
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        let now_ns = self.clock.now_ns();
+        self.limits.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+        true
     }
 }
 

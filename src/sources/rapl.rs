@@ -26,7 +26,7 @@ pub(super) fn domain(source: &str, kind: DomainKind, package: &str, grade: Grade
         device: None,
         parent,
         grade,
-        // No register has the highest power of a package; the counter's plausibility limit bounds it.
+        // Of all machines; the limits of this one (`rapl_limits`) tighten it.
         ceiling_mw: Some(plausible_ceiling_mw(kind)),
         latency_ns: LATENCY_NS,
         quantum_uj,

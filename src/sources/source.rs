@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::domain::{Absent, Domain, EnergyReading};
+use crate::domain::{Absent, Domain, EnergyReading, PowerLimits};
 
 use super::dedup::duplicate_pair::DuplicatePair;
 
@@ -25,6 +25,13 @@ pub trait Source: Send {
     /// Whether a read may wait for a device or a driver. A source that never blocks is also read on the thread that
     /// receives a message.
     fn can_block(&self) -> bool {
+        true
+    }
+
+    /// Reads the limits of each domain's power that apply now. Called every few seconds on the thread of the reads, since
+    /// limits change at run time. Returns false if they cannot be read; `into` may be changed then.
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        into.fill(PowerLimits::default());
         true
     }
 }

@@ -32,6 +32,8 @@ pub const DOMAIN_LIVE: LogEvent = LogEvent { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d3
 pub const DOMAIN_NOT_LIVE: LogEvent = LogEvent { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
 /// The check whether two domains read the same counter has a result.
 pub const DUPLICATE_DOMAINS: LogEvent = LogEvent { id: "9c2c8d5cf5a408fed36986517b4d27db", priority: 5 };
+/// A domain used more power than the error bounds assumed.
+pub const CEILING_EXCEEDED: LogEvent = LogEvent { id: "7ce750f1e7944b93b805a1b92c6c3ac9", priority: 4 };
 /// The configuration was reloaded.
 pub const CONFIG_RELOADED: LogEvent = LogEvent { id: "b84f1d7c62e04a9395a0c3e8f7d6b247", priority: 5 };
 /// The new configuration is invalid; the old one stays in effect.

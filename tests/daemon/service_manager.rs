@@ -187,3 +187,32 @@ fn a_reload_takes_no_parameters() {
         ("org.varlink.service.InvalidParameter", &json!("force"))
     );
 }
+
+#[test]
+fn a_reading_above_a_ceiling_raises_it_and_info_and_log_name_the_interval() {
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[ceiling_w]\npackage-0 = 20\n");
+    let mut client = daemon.client();
+    let mut info = json!(null);
+    client.call("OpenSpan", json!({ "span": "a" }));
+    wait_until("the ceiling is exceeded", || {
+        info = client.call("GetInfo", json!({}))["domains"].take();
+        info[0]["exceeded"].is_array()
+    });
+    let account = client.call("CloseSpan", json!({ "span": "a", "wait_settled": true }))["account"].take();
+    let (domain, exceeded) = (&info[0], &info[0]["exceeded"][0]);
+    assert_eq!((&exceeded["origin"], get_u64(exceeded, "limit_mw")), (&json!("configured"), 20_000));
+    assert!(get_u64(exceeded, "from_ns") < get_u64(exceeded, "to_ns"), "{exceeded}");
+    assert!(get_u64(exceeded, "power_mw") > 20_000, "{exceeded}");
+    let raised = &domain["ceilings"][0];
+    assert_eq!(raised["origin"], "raised by a reading");
+    assert!(get_u64(raised, "limit_mw") >= 2 * get_u64(exceeded, "power_mw"), "{domain}");
+    let log = daemon.log();
+    let interval = format!("from {} to {} ns", exceeded["from_ns"], exceeded["to_ns"]);
+    assert!(
+        log.contains("more than its ceiling of 20000 mW (configured)") && log.contains(&interval),
+        "{log}"
+    );
+    // The energy above the ceiling is measured, not rejected.
+    let share = &account["domains"][0];
+    assert!(get_u64(share, "share_uj") > 0 && get_u64(share, "unknown_ns") == 0, "{account}");
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
 use proptest::prelude::*;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
-use wattspan::domain::{DomainKind, EnergyReading};
+use wattspan::domain::{DomainKind, EnergyReading, PowerLimit};
 use wattspan_client::account::Account;
 
 const US: u64 = 1_000;
@@ -21,9 +21,32 @@ fn wandering(rng: &mut TestRng) -> Vec<(u64, u64)> {
     (0..6000).map(|_| (rng.range(20 * US, 3 * MS), rng.range(2_000, 600_000))).collect()
 }
 
+/// PL4 and PL2 of a machine that keeps them.
+const PEAK: PowerLimit = PowerLimit { limit_mw: CEILING_MW, window_ns: 0, origin: "PL4" };
+const SHORT_TERM: PowerLimit = PowerLimit { limit_mw: 150_000, window_ns: 5 * MS, origin: "PL2" };
+
+/// Full power in bursts, as long as the exponential mean over PL2's time constant stays below PL2; the mean of a constant
+/// power is monotone, so that its ends suffice.
+fn governed(rng: &mut TestRng) -> Vec<(u64, u64)> {
+    let (mut mean_mw, mut steps) = (0.0, Vec::new());
+    for _ in 0..6000 {
+        let length_ns = rng.range(20 * US, 3 * MS);
+        let weight = (-(length_ns as f64) / SHORT_TERM.window_ns as f64).exp();
+        let after = |mw: u64| mean_mw * weight + mw as f64 * (1.0 - weight);
+        let wanted_mw =
+            [PEAK.limit_mw, rng.range(0, PEAK.limit_mw), SHORT_TERM.limit_mw][rng.range(0, 2) as usize];
+        let mw = if after(wanted_mw) <= SHORT_TERM.limit_mw as f64 { wanted_mw } else { 0 };
+        mean_mw = after(mw);
+        steps.push((length_ns, mw));
+    }
+    steps
+}
+
 /// The weights of each span over time, and the machine.
 struct SpanSchedule {
     truth: GroundTruth,
+    /// The machine keeps PL2, and the attributor knows it.
+    is_governed: bool,
     spans: Vec<Vec<WeightInterval>>,
     sample_ns: (u64, u64),
     ceiling: bool,
@@ -76,8 +99,15 @@ fn schedule(seed: u64) -> SpanSchedule {
         })
         .collect();
     let low = rng.range(100 * US, 2 * MS);
+    let is_governed = rng.range(0, 3) == 0;
+    let truth = if is_governed {
+        GroundTruth::new(&governed(&mut rng), update_ns, truth.phase_ns, truth.quantum_uj)
+    } else {
+        truth
+    };
     SpanSchedule {
         truth,
+        is_governed,
         spans,
         sample_ns: (low, low + rng.range(0, 3 * MS)),
         ceiling: rng.range(0, 1) == 0,
@@ -93,6 +123,9 @@ fn run(schedule: &SpanSchedule, seed: u64) -> Vec<Account> {
     let ceiling = schedule.ceiling.then_some(CEILING_MW);
     let domain = domain("package-0", DomainKind::Package, schedule.truth.quantum_uj, ceiling);
     let mut attributor = Attributor::new(vec![domain], AttributionSettings::default());
+    if schedule.is_governed {
+        attributor.set_power_limits(0, &[PEAK, SHORT_TERM]);
+    }
     if schedule.interval_known {
         attributor.set_update_interval(0, schedule.truth.update_ns);
     }
@@ -240,6 +273,7 @@ fn the_error_is_no_larger_than_it_need_be() {
     let truth = GroundTruth::new(&[(1, 100_000)], MS, 0, 1);
     let spans = vec![vec![WeightInterval { from_ns: 200_300 * US, to_ns: 700_700 * US, weight: 1.0 }]];
     let schedule = SpanSchedule {
+        is_governed: false,
         truth,
         spans,
         sample_ns: (250 * US, 250 * US),
@@ -326,6 +360,7 @@ fn a_long_span_among_many_short_ones_has_a_correct_and_useful_error() {
         spans.push(vec![WeightInterval { from_ns, to_ns: from_ns + 30 * MS, weight: 1.0 }]);
     }
     let schedule = SpanSchedule {
+        is_governed: false,
         truth,
         spans,
         sample_ns: (500 * US, 500 * US),
@@ -358,6 +393,7 @@ fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
     let spans =
         vec![vec![WeightInterval { from_ns: 10 * step + MS, to_ns: 30 * step + 19 * MS, weight: 1.0 }]];
     let schedule = SpanSchedule {
+        is_governed: false,
         truth,
         spans,
         sample_ns: (20 * US, 20 * US),
@@ -446,4 +482,63 @@ fn the_first_reading_may_be_as_old_as_the_counters_step() {
         let error = account.error_uj.unwrap() as f64;
         assert!(off <= error, "ceiling {ceiling_mw:?}: off by {off}, error {error}");
     }
+}
+
+/// The edges beside which a machine uses 380 W for 0.5 ms.
+#[derive(Clone, Copy)]
+enum Bursts {
+    BeforeClose,
+    BeforeEdges,
+    AfterEdges,
+}
+
+/// A span of 51 ms after a quiet second on a machine with 10 W at rest and such bursts, whose counter moves every 5 ms. Returns
+/// the distance from the truth and the error.
+fn span_with_bursts_at_its_edges(limits: &[PowerLimit], bursts: Bursts, phase_ns: u64) -> (f64, f64) {
+    const BURST_NS: u64 = 500 * US;
+    let (opened_ns, closed_ns) = (1_500 * MS, 1_550_800 * US);
+    let first_ns = if matches!(bursts, Bursts::AfterEdges) { opened_ns } else { opened_ns - BURST_NS };
+    let first_mw = if matches!(bursts, Bursts::BeforeClose) { 10_000 } else { 380_000 };
+    let rest_ns = closed_ns - opened_ns - BURST_NS;
+    let steps =
+        [(first_ns, 10_000), (BURST_NS, first_mw), (rest_ns, 10_000), (BURST_NS, 380_000), (MS, 10_000)];
+    let truth = GroundTruth::new(&steps, 5 * MS, phase_ns, 61);
+    let described = domain("package-0", DomainKind::Package, 61, Some(2_000_000));
+    let mut attributor = Attributor::new(vec![described], AttributionSettings::default());
+    attributor.set_power_limits(0, limits);
+    // Once a second at rest, then at the message and each 0.2 ms.
+    let reads = [500 * MS].into_iter().chain((0..400).map(|tick| opened_ns + 300 * US + tick * 200 * US));
+    let (mut out, mut key) = (Vec::new(), None);
+    for at_ns in reads {
+        if at_ns > opened_ns && key.is_none() {
+            key = Some(attributor.open(opened_ns, NewSpan::new("burst", opened_ns)).unwrap());
+        }
+        if at_ns > closed_ns && attributor.open_span_count() == 1 {
+            attributor.close(at_ns, key.unwrap(), closed_ns, BTreeMap::new(), false).unwrap();
+        }
+        attributor.add_reading(0, at_ns, at_ns + 5 * US, &truth.reading(at_ns));
+        attributor.settle(at_ns + 5 * US, &mut out);
+    }
+    let account: &Account = &out[0].1;
+    let true_uj = (truth.energy_pj(closed_ns) - truth.energy_pj(opened_ns)) as f64 / 1e6;
+    ((account.share_uj.unwrap() as f64 - true_uj).abs(), account.error_uj.unwrap() as f64)
+}
+
+#[test]
+fn an_excess_over_pl2_at_an_edge_stays_within_the_bound_of_pl4() {
+    let limit = |limit_mw, window_ns| PowerLimit { limit_mw, window_ns, origin: "test" };
+    let machine = [limit(400_000, 0), limit(100_000, 10 * MS), limit(80_000, 28_000 * MS)];
+    let (mut outside_with_pl2, mut errors) = (0, [0.0, 0.0]);
+    for phase_ns in (0..5 * MS).step_by(50 * US as usize) {
+        for bursts in [Bursts::BeforeClose, Bursts::BeforeEdges, Bursts::AfterEdges] {
+            let (off, error) = span_with_bursts_at_its_edges(&machine, bursts, phase_ns);
+            assert!(off <= error, "phase {phase_ns}: off by {off}, error {error}");
+            errors[0] += error;
+            errors[1] += span_with_bursts_at_its_edges(&[limit(2_000_000, 0)], bursts, phase_ns).1;
+            let (off, error) = span_with_bursts_at_its_edges(&[limit(100_000, 0)], bursts, phase_ns);
+            outside_with_pl2 += usize::from(off > error);
+        }
+    }
+    assert!(outside_with_pl2 > 0, "the test is not sharp: PL2 as a limit of every instant holds too");
+    assert!(errors[0] * 2.0 < errors[1], "the machine's limits make the bound no narrower: {errors:?}");
 }

@@ -10,10 +10,13 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::fake_nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
+use crate::ground_truth::{self, GroundTruth};
 use rustix::process::{Pid, Signal};
 use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::clock::Clock;
+use wattspan::config::Config;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
+use wattspan::embedded::EmbeddedMeter;
 use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sampler::{self, Sampler};
 use wattspan::sources::dedup::domain_tree;
@@ -654,4 +657,137 @@ fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_th
     let parts: Vec<u64> = after.domains.iter().map(|share| share.share_uj.unwrap()).collect();
     assert_eq!((parts.len(), after.share_uj), (2, Some(parts.iter().sum())), "{after:?}");
     assert!(client.balance().unwrap().iter().all(|balance| balance.domain != "nvml"));
+}
+
+/// How many shares of spans miss the truth, on boards whose counters have these lags, with this configured lag of every
+/// board.
+fn shares_outside_their_bounds(lags_ms: &[u64], configured_ms: Option<f64>) -> usize {
+    let library = Library::new(lags_ms.len() as u64);
+    let mut config = Config::default();
+    config.source.nvml_library = Some(library.path());
+    config.source.enabled = Some(vec!["nvml".into()]);
+    for (board, lag_ms) in (0..).zip(lags_ms) {
+        library.set(board, Knob::LagNs, lag_ms * MS);
+        library.curve(board, &LAGGED);
+        config.lag_ms.extend(configured_ms.map(|ms| (format!("gpu-{board}"), ms)));
+    }
+    let meter = EmbeddedMeter::start(&config).unwrap();
+    let client = meter.connect().unwrap();
+    let mut outside = 0;
+    for _ in 0..11 {
+        sleep_until_remainder(200 * MS);
+        let span = client.open_span("lagged").unwrap();
+        sleep_until_remainder(10 * MS);
+        let account = span.close().unwrap();
+        let truth_uj = true_uj(&LAGGED, account.opened_ns, account.closed_ns.unwrap());
+        assert_eq!(account.domains.len(), lags_ms.len());
+        for share in &account.domains {
+            let (figure, error) = (share.share_uj.unwrap() as f64, share.error_uj.unwrap() as f64);
+            outside += usize::from((figure - truth_uj).abs() > error);
+        }
+    }
+    let info = client.info().unwrap();
+    let expected = if configured_ms.is_some() { "configured" } else { "update_interval" };
+    for domain in &info.domains {
+        assert_eq!(domain.lag_origin.as_deref(), Some(expected), "{domain:?}");
+        let expected_ns = configured_ms.map_or(100 * MS, |ms| ms as u64 * MS);
+        assert!(domain.lag_ns.unwrap().abs_diff(expected_ns) <= 20 * MS, "{domain:?}");
+    }
+    let ceilings = info.domains[0].ceilings.as_ref().unwrap();
+    let limits: Vec<_> = ceilings.iter().map(|limit| (limit.limit_mw, limit.origin.as_str())).collect();
+    assert_eq!(limits, [(900_000, "2 x NVML enforced limit"), (450_000, "NVML enforced limit")]);
+    assert_eq!(info.domains[0].exceeded, None);
+    outside
+}
+
+/// Each span is quiet but for its end, 10 ms after the begin of a burst: its bound is narrow, and what is published too late
+/// is outside of it. The period is no multiple of the counter's update interval.
+const LAGGED: [(u64, u64); 2] = [(55 * MS, 600_000), (358 * MS, 20_000)];
+
+/// Waits for the next instant at this distance from the begin of the curve.
+fn sleep_until_remainder(after_begin_ns: u64) {
+    let period_ns = LAGGED[0].0 + LAGGED[1].0;
+    let now_ns = wattspan_client::clock::monotonic_ns();
+    let wait_ns = (after_begin_ns + period_ns - now_ns % period_ns) % period_ns;
+    std::thread::sleep(Duration::from_nanos(wait_ns));
+}
+
+#[test]
+fn spans_on_a_counter_that_lags_by_half_an_update_interval_are_within_their_bounds() {
+    let lags_ms = [0, 40, 50, 60];
+    assert_eq!(shares_outside_their_bounds(&lags_ms, None), 0);
+    // The boards lag indeed, and a configured lag is in effect.
+    assert!(shares_outside_their_bounds(&lags_ms, Some(0.0)) > 0);
+}
+
+/// How many spans that end 10 ms after the begin of a burst miss the truth, of the 100 phases of a counter that is published
+/// `true_ms` after its update, with this assumed lag.
+fn spans_outside_at_each_phase(true_ms: u64, assumed_ms: u64) -> usize {
+    let burst = [(S + 300 * MS, 20_000), (55 * MS, 600_000), (S, 20_000)];
+    let outside = |phase_ns: u64| {
+        let truth = GroundTruth::new(&burst, 100 * MS, phase_ns, 1_000);
+        let described = ground_truth::domain("gpu-0", DomainKind::Gpu, 1_000, Some(4_000_000));
+        let mut attributor = Attributor::new(vec![described], attribution::AttributionSettings::default());
+        attributor.set_latency(0, assumed_ms * MS);
+        let (mut out, mut now_ns) = (Vec::new(), 500 * MS);
+        let (mut key, mut is_closed, end_ns) = (None, false, S + 310 * MS);
+        while out.is_empty() {
+            now_ns += 10 * MS;
+            if key.is_none() && now_ns >= S {
+                key = Some(attributor.open(S, opening(S)).unwrap());
+            }
+            if !is_closed && now_ns >= end_ns {
+                attributor.close(end_ns, key.unwrap(), end_ns, BTreeMap::new(), false).unwrap();
+                is_closed = true;
+            }
+            attributor.add_reading(0, now_ns, now_ns, &truth.reading(now_ns - true_ms * MS));
+            attributor.settle(now_ns, &mut out);
+        }
+        let (_, account) = out.remove(0);
+        let truth_uj = (truth.energy_pj(end_ns) - truth.energy_pj(S)) as f64 / 1e6;
+        (account.share_uj.unwrap() as f64 - truth_uj).abs() > account.error_uj.unwrap() as f64
+    };
+    (0..100).filter(|phase| outside(phase * MS)).count()
+}
+
+#[test]
+fn a_lag_of_one_update_interval_covers_every_phase_and_the_former_20_ms_do_not() {
+    for true_ms in [40, 50, 60] {
+        assert_eq!(spans_outside_at_each_phase(true_ms, 100), 0, "{true_ms} ms");
+        let formerly = spans_outside_at_each_phase(true_ms, 20);
+        assert!(formerly > 0, "{true_ms} ms: the test is not sharp");
+    }
+}
+
+#[test]
+fn an_account_settles_one_update_interval_and_the_lag_after_its_close() {
+    const LAG_NS: u64 = 60 * MS;
+    const READ_NS: u64 = 10 * MS;
+    let truth = GroundTruth::new(&[(S, 100_000)], 100 * MS, 0, 1_000);
+    let mut longest_ns = 0;
+    for phase_ns in (0..100 * MS).step_by(7 * MS as usize) {
+        let settings = attribution::AttributionSettings::default();
+        let limit_ns = 100 * MS + LAG_NS + READ_NS + settings.horizon_ns + READ_NS;
+        let described = ground_truth::domain("gpu-0", DomainKind::Gpu, 1_000, Some(1_000_000));
+        let mut attributor = Attributor::new(vec![described], settings);
+        attributor.set_latency(0, LAG_NS);
+        let (close_ns, mut out, mut now_ns) = (S + phase_ns, Vec::new(), 500 * MS);
+        let mut key = None;
+        while out.is_empty() {
+            now_ns += READ_NS;
+            if key.is_none() && now_ns >= 800 * MS {
+                key = Some(attributor.open(now_ns, opening(now_ns)).unwrap());
+            }
+            if now_ns >= close_ns && now_ns - READ_NS < close_ns {
+                attributor.close(now_ns, key.unwrap(), close_ns, BTreeMap::new(), false).unwrap();
+            }
+            let reading = truth.reading(now_ns - LAG_NS);
+            attributor.add_reading(0, now_ns, now_ns, &reading);
+            attributor.settle(now_ns, &mut out);
+        }
+        assert!(now_ns - close_ns <= limit_ns, "settled {} ms after its close", (now_ns - close_ns) / MS);
+        longest_ns = longest_ns.max(now_ns - close_ns);
+    }
+    // The true energy up to the close is published only then.
+    assert!(longest_ns > 100 * MS + LAG_NS, "{longest_ns}");
 }

@@ -8,7 +8,9 @@ use std::process::Command;
 use crate::fake::FakeSysfs;
 use proptest::prelude::*;
 use wattspan::clock::Clock;
+use wattspan::config::Config;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
+use wattspan::embedded::EmbeddedMeter;
 use wattspan::sources::{Inventory, OpenedSource, powercap};
 
 const MS: u64 = 1_000_000;
@@ -319,4 +321,45 @@ proptest! {
             prop_assert_eq!(u128::from(reading.energy_uj), (u128::from(counts - start) * 1_000_000) >> shift);
         }
     }
+}
+
+#[test]
+fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
+    let fake_sysfs = server();
+    let constraints = [
+        ("0", "long_term", 125_000_000, Some(28_000_000)),
+        ("1", "short_term", 253_000_000, Some(2_440)),
+        ("2", "peak_power", 420_000_000, None),
+    ];
+    fake_sysfs.sys_file("class/powercap/intel-rapl:0/enabled", "1\n");
+    for (number, name, limit_uw, window_us) in constraints {
+        let file = |suffix: &str| format!("class/powercap/intel-rapl:0/constraint_{number}_{suffix}");
+        fake_sysfs.sys_file(&file("name"), &format!("{name}\n"));
+        fake_sysfs.sys_file(&file("power_limit_uw"), &format!("{limit_uw}\n"));
+        window_us
+            .into_iter()
+            .for_each(|window| fake_sysfs.sys_file(&file("time_window_us"), &format!("{window}\n")));
+    }
+    let settings = fake_sysfs.settings(&["powercap"]);
+    let mut config = Config::default();
+    (config.source.sysfs_root, config.source.proc_root) = (settings.sysfs_root, settings.proc_root);
+    config.source.enabled = Some(settings.enabled);
+    config.ceiling_w.insert("dram-1".into(), 55.0);
+    let meter = EmbeddedMeter::start(&config).unwrap();
+    let info = meter.connect().unwrap().info().unwrap();
+    let ceilings = |name: &str| -> Vec<(u64, u64, String)> {
+        let domain = info.domains.iter().find(|domain| domain.name == name).unwrap();
+        let ceilings = domain.ceilings.clone().unwrap_or_default();
+        ceilings.into_iter().map(|limit| (limit.limit_mw, limit.window_ns, limit.origin)).collect()
+    };
+    let of = |limit_mw, window_ns, origin: &str| (limit_mw, window_ns, origin.to_owned());
+    let package = [
+        of(420_000, 0, "powercap peak_power"),
+        of(253_000, 2_440_000, "powercap short_term"),
+        of(125_000, 28_000 * MS, "powercap long_term"),
+    ];
+    assert_eq!(ceilings("package-0"), package);
+    assert_eq!(ceilings("core-0"), package, "a part of the package");
+    assert_eq!(ceilings("package-1"), [of(2_000_000, 0, "all machines")], "its zone has no constraints");
+    assert_eq!(ceilings("dram-1"), [of(55_000, 0, "configured")]);
 }

@@ -14,7 +14,8 @@ use serde::Serialize;
 use wattspan::config::{AccessGroups, join_commands};
 use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
 use wattspan_client::protocol::{
-    Access, DaemonInfo, DomainStatus, ProcessPrivileges, ReadingSchedule, SamplerStatus, StoreStatus,
+    Access, CeilingStatus, DaemonInfo, DomainStatus, ExceededCeiling, ProcessPrivileges, ReadingSchedule,
+    SamplerStatus, StoreStatus,
 };
 
 use super::account_report::grade_label;
@@ -276,8 +277,14 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             cell(domain.read_cost_ns.map(format_duration)),
             cell(domain.power_mw.map(|mw| format_power(mw, None))),
         ];
-        let notes =
-            [domain.reason.clone(), describe_duplicate(domain), domain.residual.map(describe_residual)];
+        let notes = [
+            domain.reason.clone(),
+            describe_duplicate(domain),
+            domain.residual.map(describe_residual),
+            describe_lag(domain),
+            describe_ceilings(domain),
+            describe_exceeded(domain),
+        ];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
         table.add_row_with_note(cells, notes.join("; "));
     }
@@ -298,6 +305,43 @@ fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
             format!("undecided: may be a second name of {other}'s counter, so it is not counted yet")
         }
     })
+}
+
+/// The publishing lag that the guaranteed error assumes, if it is long enough to matter in a span.
+fn describe_lag(domain: &DomainStatus) -> Option<String> {
+    const MIN_SHOWN_NS: u64 = 1_000_000;
+    let lag_ns = domain.lag_ns.filter(|lag_ns| *lag_ns >= MIN_SHOWN_NS)?;
+    let origin = match domain.lag_origin.as_deref()? {
+        "configured" => "configured".to_owned(),
+        "update_interval" => "one update interval, because no document gives it".into(),
+        "source" => format!("as {} gives it", domain.source),
+        other => other.into(),
+    };
+    Some(format!("assumed lag of its counter: at most {} ({origin})", format_duration(lag_ns)))
+}
+
+/// The limits of the power that the guaranteed error assumes.
+fn describe_ceilings(domain: &DomainStatus) -> Option<String> {
+    let describe = |ceiling: &CeilingStatus| {
+        let window = match ceiling.window_ns {
+            0 => String::new(),
+            window_ns => format!(" over {}", format_duration(window_ns)),
+        };
+        format!("{}{window} ({})", format_power(ceiling.limit_mw, None), printable(&ceiling.origin))
+    };
+    let ceilings: Vec<String> = domain.ceilings.as_ref()?.iter().map(describe).collect();
+    Some(format!("assumed ceiling of its power: {}", ceilings.join(", ")))
+}
+
+/// The last interval in which a ceiling was too low.
+fn describe_exceeded(domain: &DomainStatus) -> Option<String> {
+    let ExceededCeiling { from_ns, to_ns, power_mw, limit_mw, .. } = domain.exceeded.as_ref()?.last()?;
+    Some(format!(
+        "it used at least {} from {from_ns} to {to_ns} ns, above its ceiling of {}: errors of accounts over this interval \
+         may be too small",
+        format_power(*power_mw, None),
+        format_power(*limit_mw, None)
+    ))
 }
 
 /// The difference between a counter and the power sensor of the same domain.

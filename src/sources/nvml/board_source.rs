@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::error::NvmlError;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, EnergyReading};
+use crate::domain::{Domain, EnergyReading, PowerLimits};
 use crate::sources::call_cost::CallCost;
 use crate::sources::{OpenedSource, Source};
 
@@ -267,5 +267,16 @@ impl Source for BoardSource {
                 None
             }
         }
+    }
+
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        let now_ns = self.clock.now_ns();
+        let Some(board) = self.connection.board(now_ns) else { return false };
+        // Of the limits that were set and those of the hardware the lowest.
+        let Ok(enforced_mw) = board.device().enforced_power_limit() else { return false };
+        for (meter, into) in self.meters.iter().zip(into) {
+            *into = meter.power_limits(u64::from(enforced_mw));
+        }
+        true
     }
 }

@@ -9,7 +9,7 @@ use nvml_wrapper::enums::device::DeviceArchitecture as Architecture;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper_sys::bindings::{NVML_POWER_SCOPE_GPU, NVML_POWER_SCOPE_MEMORY, NVML_POWER_SCOPE_MODULE};
 
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimit, PowerLimits};
 use crate::sources::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use crate::sources::energy_integral::{PowerSample, ROUNDING_UJ, TrapezoidIntegrator};
 use crate::sources::energy_unit::EnergyUnit;
@@ -19,15 +19,19 @@ use super::board_ffi::{FieldResult, NvmlBoard, NvmlField};
 /// The counter counts millijoules.
 const QUANTUM_UJ: u64 = 1_000;
 
-/// Latency from the board to the counter. NVIDIA does not document it. The counter's update interval is 20 to 100 ms;
-/// the delay in the board's processor is assumed to be at most the shortest of them.
-const LATENCY_NS: u64 = 20_000_000;
+/// Latency from the board to the counter. NVIDIA does not document it; spans were seen outside of their bounds at 40 to
+/// 60 ms. It is assumed to be at most one update interval: until that is measured, the longest one that was observed
+/// (106 ms on an RTX 4090).
+const LATENCY_NS: u64 = 110_000_000;
 
 /// Upper bound of a count's age: many update intervals of the slowest known counter.
 const STALENESS_NS: u64 = 2_000_000_000;
 
 /// Largest factor by which a board exceeds its highest power limit, for a millisecond.
 const TRANSIENT_FACTOR: u64 = 2;
+
+/// Time over which a board's power is at most its limit in the mean. NVIDIA does not document it.
+const LIMIT_WINDOW_NS: u64 = 1_000_000_000;
 
 /// NVML's power scopes: the parts of a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +147,21 @@ impl ScopeMeter {
             latency_ns: if counted { LATENCY_NS } else { 0 },
             quantum_uj: if counted { QUANTUM_UJ } else { ROUNDING_UJ },
         }
+    }
+
+    /// The limits of the scope on a board with this enforced limit. A module contains more than the board. A scope without
+    /// a counter has its limits in the uncertainty of its integral.
+    pub fn power_limits(&self, enforced_mw: u64) -> PowerLimits {
+        let mut limits = PowerLimits::default();
+        let peak_mw = enforced_mw.saturating_mul(TRANSIENT_FACTOR);
+        let is_sound = enforced_mw > 0 && peak_mw <= plausible_ceiling_mw(self.scope.kind());
+        if is_sound && self.scope != PowerScope::Module && self.energy.is_some() {
+            let peak = PowerLimit { limit_mw: peak_mw, window_ns: 0, origin: "2 x NVML enforced limit" };
+            let mean = (enforced_mw, LIMIT_WINDOW_NS, "NVML enforced limit");
+            limits[0] = Some(peak);
+            limits[1] = Some(PowerLimit { limit_mw: mean.0, window_ns: mean.1, origin: mean.2 });
+        }
+        limits
     }
 
     /// Adds the power at `at_ns`; without a value the integral waits for the next one.

@@ -136,7 +136,7 @@ fn counter_spec(domain: &SimulatedDomain) -> CounterSpec {
     CounterSpec {
         unit: EnergyUnit::from_fraction(quantum_uj, 1).unwrap_or(EnergyUnit::MICROJOULE),
         modulus,
-        ceiling_mw: domain.domain.ceiling_mw.unwrap_or_else(|| plausible_ceiling_mw(domain.domain.kind)),
+        ceiling_mw: plausible_ceiling_mw(domain.domain.kind).max(domain.domain.ceiling_mw.unwrap_or(0)),
         staleness_ns: domain.update_ns + domain.jitter_ns + domain.domain.latency_ns,
         range_uj: u64::try_from(modulus * u128::from(quantum_uj)).unwrap_or(u64::MAX),
     }

@@ -82,6 +82,8 @@ pub enum Knob {
     UserAPercent,
     UserB,
     UserBPercent,
+    /// The delay from an update of the counter to its appearance.
+    LagNs,
 }
 
 pub const GPU_IS_LOST: u64 = 15;

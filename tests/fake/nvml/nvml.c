@@ -21,7 +21,7 @@ enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, 
 enum { NOW_NS, BOARDS, REFUSAL, INIT_HANGS, GENERATION, UNLOADED, INITS, HEAD = 16 };
 enum { SHOWN_AT, NAME, COUNTER, INSTANT, MODULE, MEMORY, MIG, REFUSES, HANGS, UPDATE_NS, PHASE_NS, SENSOR_NS,
        BASE_NS, BURN_NS, SLEEP_NS, ENERGY_ASKED, POWER_ASKED, LIMIT_MW, USAGE, ARCHITECTURE, SENSOR_PERMILLE,
-       HELD, STEPS, CURVE, USERS_TOLD = 56, USER_A, USER_A_PERCENT, USER_B, USER_B_PERCENT, BOARD = 64 };
+       HELD, STEPS, CURVE, USERS_TOLD = 56, USER_A, USER_A_PERCENT, USER_B, USER_B_PERCENT, LAG_NS, BOARD = 64 };
 enum { MOST_BOARDS = 16 };
 
 typedef struct {
@@ -87,10 +87,10 @@ static unsigned __int128 energy_pj(volatile uint64_t *b, uint64_t at_ns)
     return energy;
 }
 
-/* The counter's value: the energy since the driver was loaded, at the last update. */
+/* The counter's value: the energy since the driver was loaded, at the last update that is published. */
 static uint64_t counter_mj(volatile uint64_t *b, uint64_t part)
 {
-    uint64_t at_ns = now_ns(), base_ns = b[BASE_NS];
+    uint64_t at_ns = now_ns() - b[LAG_NS], base_ns = b[BASE_NS];
     if (at_ns >= b[PHASE_NS])
         at_ns = b[PHASE_NS] + (at_ns - b[PHASE_NS]) / b[UPDATE_NS] * b[UPDATE_NS];
     if (at_ns <= base_ns)
@@ -253,6 +253,16 @@ int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *energy
     cost(b);
     *energy = counter_mj(b, 100);
     return SUCCESS;
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned int *limit)
+{
+    volatile uint64_t *b = 0;
+    int refused = enter(handle, &b);
+    if (refused)
+        return refused;
+    *limit = (unsigned int)b[LIMIT_MW];
+    return b[LIMIT_MW] ? SUCCESS : NOT_SUPPORTED;
 }
 
 /* A mean over the last second, as on everything from Ampere on. */

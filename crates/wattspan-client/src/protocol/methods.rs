@@ -272,6 +272,34 @@ impl Access {
     }
 }
 
+/// A limit of a domain's power that the guaranteed error assumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CeilingStatus {
+    /// The highest mean power over any window of at least `window_ns`.
+    pub limit_mw: u64,
+    /// 0: the limit holds at every instant.
+    pub window_ns: u64,
+    /// Where the limit comes from.
+    pub origin: String,
+}
+
+/// An interval in which a domain used more energy than a limit of its power allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExceededCeiling {
+    /// The begin of the interval.
+    pub from_ns: u64,
+    /// The end of the interval.
+    pub to_ns: u64,
+    /// The lowest mean power in the interval that agrees with the readings.
+    pub power_mw: u64,
+    /// The limit that was assumed.
+    pub limit_mw: u64,
+    /// The window of the limit; 0: every instant.
+    pub window_ns: u64,
+    /// The origin of the limit.
+    pub origin: String,
+}
+
 /// The state of a domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DomainStatus {
@@ -314,6 +342,19 @@ pub struct DomainStatus {
     /// The ratio of the counter's energy to that of the domain's power readings, minus 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub residual: Option<f64>,
+    /// The largest delay from an update of the counter to its appearance in a reading, which the guaranteed error assumes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lag_ns: Option<u64>,
+    /// Where `lag_ns` comes from: `source`, `update_interval` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lag_origin: Option<String>,
+    /// The limits of its power that the guaranteed error assumes; absent if none is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ceilings: Option<Vec<CeilingStatus>>,
+    /// The last intervals in which such a limit was exceeded, oldest first; absent if there was none. The guaranteed error
+    /// of accounts that overlap one may be too small.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exceeded: Option<Vec<ExceededCeiling>>,
     /// The energy since the daemon started.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub energy_uj: Option<u64>,

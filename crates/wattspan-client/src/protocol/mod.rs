@@ -15,10 +15,10 @@ pub use interface::{
 };
 pub use method_error::{MethodError, ParseReplyError};
 pub use methods::{
-    Access, Balances, CancelSpan, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, EmptyReply,
-    GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, InterfaceDescription, ListSpans,
-    METHOD_NAMES, MarkPhase, Method, MethodName, OpenSpan, OpenedSpan, ReadWindow, ReadingSchedule, Reload,
-    ReloadReply, SamplerStatus, ServiceInfo, SetWeight, SpanAccount, SpanAccounts, StoreStatus, WatchDomains,
-    WatchSpans, WindowEnergy,
+    Access, Balances, CancelSpan, CeilingStatus, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus,
+    EmptyReply, ExceededCeiling, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
+    InterfaceDescription, ListSpans, METHOD_NAMES, MarkPhase, Method, MethodName, OpenSpan, OpenedSpan,
+    ReadWindow, ReadingSchedule, Reload, ReloadReply, SamplerStatus, ServiceInfo, SetWeight, SpanAccount,
+    SpanAccounts, StoreStatus, WatchDomains, WatchSpans, WindowEnergy,
 };
 pub use process_privileges::ProcessPrivileges;
