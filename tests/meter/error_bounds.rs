@@ -293,6 +293,7 @@ fn the_error_is_no_larger_than_it_need_be() {
 fn with_a_burst_at_200_ms(spans: Vec<Vec<WeightInterval>>) -> (SpanSchedule, Vec<Account>) {
     let truth = GroundTruth::new(&[(200_050 * US, 10), (100 * US, 10_000_000), (1, 10)], 100 * MS, 0, 1);
     let schedule = SpanSchedule {
+        is_governed: false,
         truth,
         spans,
         sample_ns: (MS, MS),
