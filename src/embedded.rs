@@ -18,7 +18,8 @@ use crate::config::Config;
 use crate::domain::Liveness;
 use crate::server::ServerSockets;
 use crate::service::{ServiceBuilder, StartupSettings};
-use crate::sources::ProbeLoad;
+
+pub use crate::sources::ProbeLoad;
 
 /// Timeout and poll interval of the wait for the first reading.
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);

@@ -165,9 +165,9 @@ async fn write_calls(
         batch.iter().for_each(|_| state.mark_dequeued());
         // The task of the request continues first; these calls carry their time stamps.
         tokio::task::yield_now().await;
-        for DaemonCall { generation: call_generation, bytes: message, reply_handler } in batch.drain(..) {
+        for DaemonCall { generation: call_generation, encode, reply_handler } in batch.drain(..) {
             if call_generation == generation {
-                bytes.extend_from_slice(&message);
+                encode(&mut bytes);
                 pending.lock().unwrap_or_else(PoisonError::into_inner).extend(reply_handler);
             }
         }
@@ -303,7 +303,7 @@ mod tests {
         // Twice MAX_QUEUED_CALLS, in batches whose connection is lost before they are written.
         for _ in 0..128 {
             for _ in 0..128 {
-                let span = client.open_span("a".into(), OpenSpan::default()).expect("the queue is empty");
+                let span = client.open_span("a".into(), OpenSpan::default).expect("the queue is empty");
                 drop(span.close(CloseSpan::default()));
             }
             let (stream, _other) = UnixStream::pair().unwrap();

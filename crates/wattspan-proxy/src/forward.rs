@@ -96,9 +96,8 @@ async fn forward_measured(
 fn open_span(proxy: &Proxy, request: &mut Request<Incoming>, operation: Operation) -> RequestSpan {
     let span_number = proxy.next_span_number();
     let trace_context = TraceContext::extract(request.headers());
-    let name =
-        request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
-    let attributes = span_attributes(request, operation, trace_context.as_ref(), span_number);
+    let name = request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()));
+    let attributes = || span_attributes(request, operation, trace_context.as_ref(), span_number);
     let id = format!("proxy-{}-{span_number:016x}", std::process::id());
     let name = name.as_deref().unwrap_or(operation.name());
     let has_phases = operation != Operation::Embeddings;

@@ -51,22 +51,27 @@ impl PendingAnnotation {
 }
 
 impl RequestSpan {
-    /// Opens a span that begins now. With `has_phases`, [`RequestSpan::mark_decode`] marks a phase.
+    /// Opens a span that begins now. With `has_phases`, [`RequestSpan::mark_decode`] marks a phase. `attributes` is called
+    /// only if the daemon can be asked.
     pub fn open(
         client: &SpanClient,
         id: String,
         name: &str,
-        attributes: BTreeMap<String, String>,
+        attributes: impl FnOnce() -> BTreeMap<String, String>,
         has_phases: bool,
     ) -> Self {
         let at_ns = monotonic_now_ns();
-        let attributes =
-            attributes.into_iter().map(|(key, value)| (key, sanitize(&value, MAX_ATTRIBUTE_BYTES))).collect();
-        let request = OpenSpan {
-            name: Some(sanitize(name, MAX_NAME_BYTES)),
-            attributes: Some(attributes),
-            at_ns: Some(at_ns),
-            ..OpenSpan::default()
+        let request = || {
+            let mut attributes = attributes();
+            for value in attributes.values_mut() {
+                *value = sanitize(std::mem::take(value), MAX_ATTRIBUTE_BYTES);
+            }
+            OpenSpan {
+                name: Some(sanitize(name, MAX_NAME_BYTES)),
+                attributes: Some(attributes),
+                at_ns: Some(at_ns),
+                ..OpenSpan::default()
+            }
         };
         let handle = client.open_span(id.clone(), request);
         if handle.is_err() {
@@ -90,7 +95,7 @@ impl RequestSpan {
 
     /// Sets an attribute, which the close sends.
     pub fn set_attribute(&mut self, key: &str, value: impl Into<String>) {
-        self.attributes.insert(key.to_owned(), sanitize(&value.into(), MAX_ATTRIBUTE_BYTES));
+        self.attributes.insert(key.to_owned(), sanitize(value, MAX_ATTRIBUTE_BYTES));
     }
 
     /// Sets the attributes that the response states.
@@ -155,7 +160,11 @@ impl Drop for RequestSpan {
 }
 
 /// `text` without control characters and cut to `max_bytes` at a character boundary, as the daemon requires.
-fn sanitize(text: &str, max_bytes: usize) -> String {
+fn sanitize(text: impl Into<String>, max_bytes: usize) -> String {
+    let text = text.into();
+    if text.len() <= max_bytes && !text.contains(char::is_control) {
+        return text;
+    }
     let mut sanitized: String = text.chars().filter(|c| !c.is_control()).collect();
     let end =
         (0..=max_bytes.min(sanitized.len())).rev().find(|&at| sanitized.is_char_boundary(at)).unwrap_or(0);

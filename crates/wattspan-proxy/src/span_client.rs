@@ -43,8 +43,8 @@ pub enum SpanOutcome {
 pub struct DaemonCall {
     /// The connection on which the call may be sent.
     pub generation: u64,
-    /// The encoded call with its terminator.
-    pub bytes: Vec<u8>,
+    /// Appends the call with its terminator. The connection's task runs it, so that no request waits for it.
+    pub encode: Box<dyn FnOnce(&mut Vec<u8>) + Send>,
     /// `None` for a call without a reply.
     pub reply_handler: Option<ReplyHandler>,
 }
@@ -58,16 +58,18 @@ pub enum ReplyHandler {
 }
 
 impl DaemonCall {
-    pub fn oneway<M: Method>(generation: u64, parameters: M) -> Self {
-        let mut bytes = Vec::new();
-        Call::oneway(parameters).encode(&mut bytes);
-        DaemonCall { generation, bytes, reply_handler: None }
+    pub fn oneway<M: Method + Send + 'static>(generation: u64, parameters: M) -> Self {
+        let encode = Box::new(|bytes: &mut Vec<u8>| Call::oneway(parameters).encode(bytes));
+        DaemonCall { generation, encode, reply_handler: None }
     }
 
-    pub fn with_reply<M: Method>(generation: u64, parameters: M, reply_handler: ReplyHandler) -> Self {
-        let mut bytes = Vec::new();
-        Call::new(parameters).encode(&mut bytes);
-        DaemonCall { generation, bytes, reply_handler: Some(reply_handler) }
+    pub fn with_reply<M: Method + Send + 'static>(
+        generation: u64,
+        parameters: M,
+        reply_handler: ReplyHandler,
+    ) -> Self {
+        let encode = Box::new(|bytes: &mut Vec<u8>| Call::new(parameters).encode(bytes));
+        DaemonCall { generation, encode, reply_handler: Some(reply_handler) }
     }
 }
 
@@ -199,8 +201,12 @@ impl SpanClient {
         (SpanClient { calls, state: Arc::new(state), server_process: Arc::new(server_process) }, receiver)
     }
 
-    /// Queues the opening of a span.
-    pub fn open_span(&self, span: String, request: OpenSpan) -> Result<SpanHandle, UnmeasuredReason> {
+    /// Queues the opening of a span. `request` is called only if the span can be opened.
+    pub fn open_span(
+        &self,
+        span: String,
+        request: impl FnOnce() -> OpenSpan,
+    ) -> Result<SpanHandle, UnmeasuredReason> {
         let generation = self.state.generation();
         if generation == 0 {
             return Err(UnmeasuredReason::DaemonUnavailable);
@@ -209,7 +215,7 @@ impl SpanClient {
             return Err(UnmeasuredReason::QueueFull);
         }
         self.state.counters.opened.increment();
-        let mut request = OpenSpan { span: Some(span.clone()), ..request };
+        let mut request = OpenSpan { span: Some(span.clone()), ..request() };
         self.send(match self.server_process.set_process(&mut request) {
             true => DaemonCall::with_reply(
                 generation,
@@ -305,7 +311,7 @@ impl SpanHandle {
         ));
     }
 
-    fn send_oneway<M: Method>(&self, parameters: M) {
+    fn send_oneway<M: Method + Send + 'static>(&self, parameters: M) {
         let state = &self.client.state;
         if state.generation() != self.generation {
             return;
@@ -356,7 +362,7 @@ mod tests {
     fn no_span_is_opened_while_the_daemon_is_unavailable() {
         let (client, mut calls) = client();
         assert_eq!(
-            client.open_span("a".into(), OpenSpan::default()).err(),
+            client.open_span("a".into(), || panic!("its request is not needed")).err(),
             Some(UnmeasuredReason::DaemonUnavailable)
         );
         assert!(calls.try_recv().is_err());
@@ -366,13 +372,10 @@ mod tests {
     fn a_full_queue_accepts_only_span_ends() {
         let (client, mut calls) = client();
         client.state.set_generation(1);
-        let span = client.open_span("a".into(), OpenSpan::default()).unwrap();
+        let span = client.open_span("a".into(), OpenSpan::default).unwrap();
         client.state.queued.store(MAX_QUEUED_CALLS, Ordering::Relaxed);
         span.mark_phase("decode", 1);
-        assert_eq!(
-            client.open_span("b".into(), OpenSpan::default()).err(),
-            Some(UnmeasuredReason::QueueFull)
-        );
+        assert_eq!(client.open_span("b".into(), OpenSpan::default).err(), Some(UnmeasuredReason::QueueFull));
         assert_eq!(client.state.counters.dropped_updates.get(), 1);
         drop(span.close(CloseSpan::default()));
         assert!(calls.try_recv().unwrap().reply_handler.is_none());
@@ -384,10 +387,10 @@ mod tests {
         let (client, calls) = client();
         client.state.set_generation(1);
         let pending_close =
-            client.open_span("a".into(), OpenSpan::default()).unwrap().close(CloseSpan::default());
-        client.open_span("b".into(), OpenSpan::default()).unwrap().cancel();
+            client.open_span("a".into(), OpenSpan::default).unwrap().close(CloseSpan::default());
+        client.open_span("b".into(), OpenSpan::default).unwrap().cancel();
         drop(calls);
-        client.open_span("c".into(), OpenSpan::default()).unwrap().cancel();
+        client.open_span("c".into(), OpenSpan::default).unwrap().cancel();
         drop(pending_close);
         let counters = &client.state.counters;
         assert_eq!((counters.opened.get(), counters.abandoned.get(), counters.ended_spans()), (3, 3, 3));
@@ -398,7 +401,7 @@ mod tests {
         let (client, _calls) = client();
         client.state.set_generation(1);
         for _ in 0..3 {
-            let span = client.open_span("a".into(), OpenSpan::default()).unwrap();
+            let span = client.open_span("a".into(), OpenSpan::default).unwrap();
             assert!(span.close(CloseSpan::default()).wait().await.is_none());
         }
         assert_eq!(client.state.current_account_timeout(), Duration::ZERO);
