@@ -352,7 +352,7 @@ impl Attributor {
 
     /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two terms are separate sums:
     /// `attributed` of settled accounts and shares so far; `unattributed` of energy without open weight, cancelled
-    /// spans, and the remainders of rounding to whole microjoules.
+    /// spans, and the remainders of divisions by W and of rounding to whole microjoules.
     pub fn balance(&self) -> Vec<Balance> {
         self.timelines.iter().map(DomainTimeline::balance).collect()
     }

@@ -16,7 +16,7 @@ use super::idle_power::IdlePower;
 use super::interpolator::{EdgeSnapshot, Interpolator};
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
-use super::units::{ENERGY_FRACTION_BITS, approximate_uj, whole_uj};
+use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, SHARE_FRACTION_BITS, whole_uj};
 use super::update_detector::{CounterUpdate, ExpectedUpdates, UpdateDetector};
 use crate::domain::{Domain, EnergyReading, PowerLimit};
 
@@ -114,20 +114,16 @@ impl DomainTimeline {
     }
 
     pub(crate) fn balance(&self) -> Balance {
-        let mask = (1_u128 << ENERGY_FRACTION_BITS) - 1;
+        let mask = (1_u128 << SHARE_FRACTION_BITS) - 1;
         let clock = &self.interpolator.virtual_energy;
         let running = clock.attributed
-            - (u128::from(self.settled_uj) << ENERGY_FRACTION_BITS)
+            - (u128::from(self.settled_uj) << SHARE_FRACTION_BITS)
             - self.rounding_remainder
             - self.cancelled;
-        let rest = clock.unattributed
-            + u128::from(clock.remainder)
-            + self.cancelled
-            + self.rounding_remainder
-            + (running & mask);
+        let rest = clock.unattributed + self.cancelled + self.rounding_remainder + (running & mask);
         Balance {
             domain: self.domain.name.clone(),
-            measured_uj: whole_uj(clock.measured),
+            measured_uj: (clock.measured >> ENERGY_FRACTION_BITS) as u64,
             attributed_uj: self.settled_uj + whole_uj(running),
             unattributed_uj: whole_uj(rest),
         }
@@ -222,7 +218,8 @@ impl DomainTimeline {
         } else {
             update.uncertainty_uj.saturating_sub(self.last_update.uncertainty_uj)
         };
-        let rise = u128::from(rise_uj) << ENERGY_FRACTION_BITS;
+        let left = (u128::from(MAX_ENERGY_UJ) << ENERGY_FRACTION_BITS) - self.last_energy;
+        let rise = (u128::from(rise_uj) << ENERGY_FRACTION_BITS).min(left);
         self.last_energy += rise;
         let mut begin = (self.last_update.at_ns, 0);
         for point in self.power_shape.interpolation_points(self.last_update.at_ns, update.at_ns, rise) {
@@ -241,23 +238,16 @@ impl DomainTimeline {
 
     /// Passes the group of edges before `limit_ns`. Takes a snapshot at each instant with an edge in this domain.
     fn advance_over_edges(&mut self, limit_ns: u64, queue: &EdgeQueue) {
-        let mut instants = queue.instants.items_from(self.next_instant);
-        loop {
-            let passed =
-                self.interpolator.advance_over_edges(self.index, instants, limit_ns, &mut self.snapshots);
-            self.next_edge = instants[..passed].last().map_or(self.next_edge, |instant| instant.end_edge);
-            self.next_instant += passed as u64;
-            instants = &instants[passed..];
-            let Some((instant, rest)) = instants.split_first().filter(|next| next.0.at_ns < limit_ns) else {
+        for instant in queue.instants.items_from(self.next_instant) {
+            if instant.at_ns >= limit_ns {
                 break;
-            };
+            }
             self.interpolator.advance(instant.at_ns);
             if (instant.any_scope >> self.index) & 1 == 1 {
                 self.apply_instant(instant, queue);
             }
             self.next_instant += 1;
             self.next_edge = instant.end_edge;
-            instants = rest;
         }
     }
 
@@ -279,7 +269,6 @@ impl DomainTimeline {
             inverse_after: after.inverse,
             uncertainty: 0.0,
             drift: (0.0, 0.0),
-            remainder_error: approximate_uj(self.interpolator.virtual_energy.remainder),
             first_edge: instant.first_edge,
             end_edge: instant.end_edge,
         });
@@ -336,7 +325,7 @@ impl DomainTimeline {
             self.cancelled += share;
         } else {
             self.settled_uj += whole_uj(share);
-            self.rounding_remainder += share & ((1 << ENERGY_FRACTION_BITS) - 1);
+            self.rounding_remainder += share & ((1 << SHARE_FRACTION_BITS) - 1);
         }
     }
 }

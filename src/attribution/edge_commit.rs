@@ -152,12 +152,12 @@ impl EdgeCommit {
     #[inline]
     fn begin_step(&self, weight: u64, inverse: f64, snapshot: &EdgeSnapshot) -> StepError {
         let drift = snapshot.drift.1;
-        let jump = snapshot.uncertainty * share_fraction(weight, inverse) + snapshot.remainder_error;
+        let jump = snapshot.uncertainty * share_fraction(weight, inverse);
         let edge_sum = jump + self.group.run_error(weight, drift) + self.gap_error;
         StepError {
             error: 0.0,
             edge_sum,
-            edge_error: smaller(edge_sum, self.max_error(0, weight, snapshot, drift)),
+            edge_error: smaller(edge_sum, self.max_error(0, weight, drift)),
             accumulated_error: self.accumulated_after,
             min_weight: 0,
             max_weight: weight,
@@ -171,7 +171,7 @@ impl EdgeCommit {
         let (before, after) = (edge.weight_before, edge.weight_after);
         let (old, new) =
             (share_fraction(before, snapshot.inverse_before), share_fraction(after, snapshot.inverse_after));
-        let jump = snapshot.uncertainty * difference(old, new) + snapshot.remainder_error + self.gap_error;
+        let jump = snapshot.uncertainty * difference(old, new) + self.gap_error;
         if step.first_edge == first_edge {
             // The run of the other spans' edges from here on has the new weight.
             step.edge_sum += jump + self.group.run_error(after, drift);
@@ -183,7 +183,7 @@ impl EdgeCommit {
             (step.min_weight, step.max_weight) = (before.min(after), before.max(after));
             step.first_edge = first_edge;
         }
-        let max_error = self.max_error(step.min_weight, step.max_weight, snapshot, drift);
+        let max_error = self.max_error(step.min_weight, step.max_weight, drift);
         step.edge_error = step.edge_sum.min(max_error);
         step.accumulated_error = self.accumulated_after;
     }
@@ -192,20 +192,19 @@ impl EdgeCommit {
     #[inline]
     fn end_step(&self, step: &StepError, weight: u64, inverse: f64, snapshot: &EdgeSnapshot) -> f64 {
         let drift = snapshot.drift.0;
-        let jump = snapshot.uncertainty * share_fraction(weight, inverse) + snapshot.remainder_error;
+        let jump = snapshot.uncertainty * share_fraction(weight, inverse);
         if step.first_edge == self.context.first_edge {
-            let max_error = self.max_error(0, step.max_weight, snapshot, drift);
+            let max_error = self.max_error(0, step.max_weight, drift);
             return step.error + smaller(step.edge_sum + jump, max_error);
         }
         let edge_sum = jump + self.group.run_error(weight, drift) + self.gap_error;
-        let max_error = self.max_error(0, weight, snapshot, drift);
+        let max_error = self.max_error(0, weight, drift);
         step.error_before_group(self.accumulated_before, weight) + smaller(edge_sum, max_error)
     }
 
     /// The upper limit of the error within the group of a step function with weights in this range; 0 is closed.
     #[inline]
-    fn max_error(&self, min_weight: u64, max_weight: u64, snapshot: &EdgeSnapshot, drift: f64) -> f64 {
-        let max_error = self.group.max_error(min_weight, max_weight, drift);
-        max_error + 2.0 * snapshot.remainder_error + self.gap_error
+    fn max_error(&self, min_weight: u64, max_weight: u64, drift: f64) -> f64 {
+        self.group.max_error(min_weight, max_weight, drift) + self.gap_error
     }
 }

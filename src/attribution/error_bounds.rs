@@ -209,6 +209,9 @@ impl ErrorBounds {
     }
 }
 
+/// The error of G from the remainders of a group's divisions by W, µJ per unit of weight: 2^-63 for each of 2^23.
+const REMAINDER_ERROR_UJ: f64 = 1.0 / (1_u64 << 40) as f64;
+
 /// A power in µJ per nanosecond.
 fn uj_per_ns(mw: u64) -> f64 {
     mw as f64 * 1e-6
@@ -249,14 +252,16 @@ impl EdgeGroup {
     /// The group's error, once it is complete.
     pub(crate) fn error(&self) -> GroupError {
         let Self { edge_errors, min_inverse, max_inverse, first, last } = self;
-        let energy_range = difference_uj(last.estimate, first.estimate) + first.below + last.above;
+        // The added unit is more than the remainders of the divisions by W in the group.
+        let energy_range =
+            difference_uj(last.estimate, first.estimate) + first.below + last.above + BOUND_UNIT_UJ;
         // Before the first weight there is no range.
         let range = if *max_inverse == 0.0 { 0.0 } else { difference(*max_inverse, *min_inverse) };
         let range_error = energy_range * range;
         GroupError {
             edge_errors: *edge_errors,
             range_error,
-            own: edge_errors.min(range_error),
+            own: edge_errors.min(range_error) + REMAINDER_ERROR_UJ,
             energy_range,
             min_inverse: *min_inverse,
             max_inverse: *max_inverse,

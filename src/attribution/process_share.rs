@@ -217,7 +217,8 @@ impl ProcessShares {
         let mut full = None;
         for (domain, timeline) in timelines.iter().enumerate() {
             let Some(basis) = self.split_domains[domain].basis else { continue };
-            let (at_ns, g) = (timeline.interpolator.position_ns(), timeline.interpolator.virtual_energy.g);
+            let (at_ns, g) =
+                (timeline.interpolator.position_ns(), timeline.interpolator.virtual_energy.coarse_g());
             let last = self.split_domains[domain].rows.back().copied();
             if last.is_none_or(|last| at_ns >= last.at_ns + ROW_INTERVAL_NS) {
                 self.split_domains[domain].rows.push_back(VirtualEnergyRow { at_ns, g });
@@ -333,7 +334,7 @@ impl ProcessShares {
         let (mut process_g, mut roundings) = (base_g.copied().unwrap_or(0), 0);
         let now = VirtualEnergyRow {
             at_ns: timeline.interpolator.position_ns(),
-            g: timeline.interpolator.virtual_energy.g,
+            g: timeline.interpolator.virtual_energy.coarse_g(),
         };
         let mut g = split_domain.rows[here].g;
         for at in base..=here {

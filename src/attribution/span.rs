@@ -24,7 +24,7 @@ pub(crate) enum SlotState {
 /// The end of a phase as one domain passed it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PhaseEnd {
-    /// The span's share up to it, energy units.
+    /// The span's share up to it, 2^-64 µJ.
     pub share: u128,
     /// The phase's error, µJ.
     pub error: f64,
@@ -55,7 +55,7 @@ impl StepError {
     }
 }
 
-/// A span with phases or changes of weight in one domain: the energy before its last change of weight, energy units,
+/// A span with phases or changes of weight in one domain: the energy before its last change of weight, 2^-64 µJ,
 /// and the errors of the span and of its current phase, as far as the domain has passed such edges.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanDomainHistory {
@@ -290,7 +290,7 @@ pub(crate) enum SpanDomainStage {
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(64))]
 pub(crate) struct SpanDomainState {
-    /// Open: the clock's `g` at the opening or the last change of weight. Closed: the share, energy units.
+    /// Open: the clock's `g` at the opening or the last change of weight. Closed: the share, 2^-64 µJ.
     pub g: u128,
     /// Open: the energy at the opening, 2^-8 µJ, wrapping. Closed: the window, µJ.
     pub energy: u64,
@@ -321,7 +321,7 @@ pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
 /// The difference of two stored accumulated errors times a weight, µJ.
 #[inline]
 pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> f64 {
-    // Both values were rounded down: one unit compensates for it.
+    // Both values were rounded down: one unit compensates for it, and for 2^39 remainders of divisions by W besides.
     let rise = accumulated.wrapping_sub(since) as i64 as f64 + 1.0;
     rise * weight as i64 as f64 * (1.0 / (1_u64 << STORED_FRACTION_BITS) as f64)
 }
@@ -367,13 +367,13 @@ impl SpanDomainState {
         self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
     }
 
-    /// The share since the last weight edge, energy units.
+    /// The share since the last weight edge, 2^-64 µJ.
     #[inline]
     pub(crate) fn share(&self, clock: &ClockSnapshot) -> u128 {
         u128::from(self.weight()) * (clock.g - self.g)
     }
 
-    /// The idle part of [`Self::share`], energy units; `None` if no idle power was known at the opening.
+    /// The idle part of [`Self::share`], 2^-64 µJ; `None` if no idle power was known at the opening.
     #[inline]
     pub(crate) fn idle_share(&self, clock: &ClockSnapshot) -> Option<u128> {
         (self.idle_g != IDLE_UNKNOWN).then(|| {
@@ -393,7 +393,7 @@ impl SpanDomainState {
     }
 
     /// Closes the span in this domain and stores the results. `before` is the (share, idle part) before the last weight
-    /// edge, energy units.
+    /// edge, 2^-64 µJ.
     #[inline]
     pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: f64) {
         let share = before.0 + self.share(clock);

@@ -172,6 +172,34 @@ proptest! {
     }
 }
 
+#[test]
+fn a_counter_with_absurd_values_does_not_break_the_balance() {
+    // It goes from 0 to its largest value again and again: 2^64 µJ each time.
+    let mut attributor = Attributor::new(
+        vec![domain("package-0", DomainKind::Package, 1, None)],
+        AttributionSettings::default(),
+    );
+    let (mut out, mut keys) = (Vec::new(), Vec::new());
+    for tick in 1..200_u64 {
+        let now = tick * MS;
+        let energy_uj = if tick % 2 == 0 { u64::MAX } else { 0 };
+        let reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
+        attributor.add_reading(0, now - 1_000, now, &reading);
+        if tick % 20 == 0 {
+            // The smallest weight, alone: the largest energy per unit of weight.
+            keys.push(attributor.open(now, opening("s", now, 1.0 / 65_536.0, None)).unwrap());
+        }
+        if tick % 20 == 10 {
+            keys.drain(..).for_each(|key| attributor.close(now, key, now, BTreeMap::new(), false).unwrap());
+        }
+        attributor.settle(now, &mut out);
+        assert_balanced(&attributor);
+    }
+    assert!(out.len() >= 8);
+    let attributed_uj: u64 = out.iter().map(|(_, account)| account.domains[0].share_uj.unwrap_or(0)).sum();
+    assert!(attributor.balance()[0].measured_uj >= 1 << 63 && attributed_uj <= 1 << 63);
+}
+
 /// The same edges, delivered in another order within the horizon, produce the same accounts.
 #[test]
 fn an_account_does_not_depend_on_the_order_of_messages() {
