@@ -9,12 +9,16 @@
 //! - tail rule: counter samples every 50 ms; a query gets its last sample minus the previous query's last sample;
 //! - ends rule: the counter at the query's end minus the counter at its begin.
 //!
+//! A second table compares the schedules of reads: `reading_schedules/mod.rs`.
+//!
 //! The last column for wattspan is the fraction of queries whose truth was within the guaranteed error: it must be all.
 
 use std::collections::BTreeMap;
 
 #[path = "../tests/support/ground_truth.rs"]
 mod ground_truth;
+
+mod reading_schedules;
 
 use ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
@@ -315,6 +319,7 @@ fn main() {
             }
         }
     }
+    always &= reading_schedules::compare();
     println!("truth within the guaranteed error: {}", if always { "always" } else { "NOT ALWAYS" });
     assert!(
         always,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
+use wattspan::ring::Sample;
 use wattspan::sampler::{self, Sampler, SamplerSettings, TickStats};
 use wattspan::sources::{OpenedSource, Source};
 
@@ -73,7 +74,71 @@ fn measure(duration: Duration) -> std::io::Result<()> {
         report_lateness(&mut table, rate_hz, "every CPU busy", &busy.stats(), limits);
         drop(load);
     }
+    measure_schedules(&mut table, duration)?;
     measure_wake_up(&mut table)?;
+    measure_edge_reads(&mut table)?;
+    Ok(())
+}
+
+/// CPU and reads with one span open and eight edges a second: at the fixed rate, and by the schedule of edges. The rows
+/// alternate, so that both see the same machine.
+fn measure_schedules(table: &mut Table, duration: Duration) -> std::io::Result<()> {
+    const EDGES_PER_SECOND: u32 = 8;
+    const ROUNDS: u32 = 3;
+    let mut totals = [(0.0, 0.0); 2];
+    for _ in 0..ROUNDS {
+        for (fixed_rate, total) in [true, false].into_iter().zip(&mut totals) {
+            let settings = SamplerSettings { fixed_rate, ..SamplerSettings::default() };
+            let sampler = sampler::start(moving(true)?, &settings, Clock::Machine)?;
+            sampler.set_fast(true);
+            // The survey at the start.
+            std::thread::sleep(Duration::from_millis(500));
+            let (reads, began, before) = (sampler.stats().ticks, Instant::now(), process_time());
+            while began.elapsed() < duration / ROUNDS {
+                std::thread::sleep(Duration::from_secs(1) / EDGES_PER_SECOND);
+                sampler.report_edge(monotonic_ns());
+            }
+            let seconds = began.elapsed().as_secs_f64();
+            total.0 += 100.0 * (process_time() - before).as_secs_f64() / seconds / f64::from(ROUNDS);
+            total.1 += (sampler.stats().ticks - reads) as f64 / seconds / f64::from(ROUNDS);
+        }
+    }
+    let [fixed, by_edges] = totals;
+    let label = |what: &str| format!("1 span, {EDGES_PER_SECOND} edges a second, {what}");
+    table.note(&label("1000 Hz: CPU"), Some(fixed.0), "%");
+    table.note(&label("1000 Hz: reads a second"), Some(fixed.1), "");
+    table.at_most(&label("by edges: CPU"), Some(by_edges.0), 0.5, "%");
+    table.note(&label("by edges: reads a second"), Some(by_edges.1), "");
+    table.note(&label("by edges / 1000 Hz: CPU"), Some(by_edges.0 / fixed.0), "");
+    Ok(())
+}
+
+/// The time from an edge to the end of the reading after it: on the reporting thread, and on the sampler's thread.
+fn measure_edge_reads(table: &mut Table) -> std::io::Result<()> {
+    for (can_block, what) in [(false, "read on the reporting thread"), (true, "read on the woken thread")] {
+        let sampler = sampler::start(moving(can_block)?, &SamplerSettings::default(), Clock::Machine)?;
+        sampler.set_fast(true);
+        std::thread::sleep(Duration::from_millis(500));
+        let (ring, mut took_ns) = (sampler.stream().ring, Vec::new());
+        let mut sample = Sample::empty(DOMAINS);
+        for round in 0..300 {
+            std::thread::sleep(Duration::from_micros(5_000 + 37 * round));
+            let (written, edge_ns) = (ring.written_count(), monotonic_ns());
+            sampler.report_edge(edge_ns);
+            while ring.written_count() == written {
+                std::hint::spin_loop();
+            }
+            assert!(ring.read(written, &mut sample), "the ring holds it");
+            took_ns.push(sample.after_ns.saturating_sub(edge_ns));
+        }
+        took_ns.sort_unstable();
+        table.note(&format!("edge, {what}: p50"), Some(took_ns[took_ns.len() / 2] as f64 / 1000.0), "us");
+        table.note(
+            &format!("edge, {what}: p99"),
+            Some(took_ns[took_ns.len() * 99 / 100] as f64 / 1000.0),
+            "us",
+        );
+    }
     Ok(())
 }
 
@@ -239,7 +304,37 @@ impl Source for Files {
     }
 }
 
+/// The same four files, with counters that move each 976.6 µs.
+struct MovingFiles {
+    files: Files,
+    can_block: bool,
+}
+
+impl Source for MovingFiles {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        self.files.read(into);
+        let updates = monotonic_ns() * 10 / 9_766_000;
+        into.iter_mut().for_each(|reading| reading.energy_uj += updates * 50_000);
+        None
+    }
+
+    fn can_block(&self) -> bool {
+        self.can_block
+    }
+}
+
+fn moving(can_block: bool) -> std::io::Result<OpenedSource> {
+    let mut opened = opened_with(|files| Box::new(MovingFiles { files, can_block }))?;
+    opened.domains.iter_mut().for_each(|domain| domain.ceiling_mw = Some(300_000));
+    opened.max_rate_hz = 10_000.0;
+    Ok(opened)
+}
+
 fn opened() -> std::io::Result<OpenedSource> {
+    opened_with(|files| Box::new(files))
+}
+
+fn opened_with(source: impl FnOnce(Files) -> Box<dyn Source>) -> std::io::Result<OpenedSource> {
     let memory = std::path::Path::new("/dev/shm");
     let files = (0..DOMAINS).map(|index| {
         let mut file = if memory.is_dir() { tempfile::tempfile_in(memory) } else { tempfile::tempfile() }?;
@@ -259,7 +354,7 @@ fn opened() -> std::io::Result<OpenedSource> {
     };
     Ok(OpenedSource {
         name: "files",
-        source: Box::new(Files(files.collect::<std::io::Result<_>>()?)),
+        source: source(Files(files.collect::<std::io::Result<_>>()?)),
         domains: (0..DOMAINS).map(domain).collect(),
         cpu: Some(cpus() - 1),
         max_rate_hz: f64::INFINITY,

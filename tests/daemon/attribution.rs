@@ -298,3 +298,83 @@ fn a_recording_replays_as_the_machine_it_was_taken_from() {
     let (from_ns, to_ns) = edges(&account);
     assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
 }
+
+/// Counters out of step with each other and with the daemon's clock.
+const MOVING_MACHINE: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 250
+update_ns = 976_600
+[[domain]]
+name = "dram-0"
+kind = "dram"
+profile = [[1.0, 20]]
+quantum_uj = 15
+ceiling_w = 60
+update_ns = 1_003_000
+phase_ns = 400_000
+"#;
+
+fn schedule(client: &mut TestClient) -> String {
+    client.call("GetInfo", json!({}))["samplers"][0]["schedule"].as_str().expect("a schedule").to_owned()
+}
+
+#[test]
+fn accounts_hold_the_truth_where_the_counters_are_read_at_edges() {
+    let daemon = TestDaemon::start(MOVING_MACHINE);
+    let mut client = daemon.client();
+    client.open("whole");
+    wait_until("read at edges", || schedule(&mut client) == "edges");
+    for round in 0..30 {
+        let (first, second) = (format!("first {round}"), format!("second {round}"));
+        client.open(&first);
+        sleep_ms(1 + round % 7);
+        client.open(&second);
+        sleep_ms(1 + round % 5);
+        client.call("MarkPhase", json!({ "span": first, "phase": "decode" }));
+        client.call("SetWeight", json!({ "span": second, "weight": 2.5 }));
+        sleep_ms(round % 3);
+        client.call("CloseSpan", json!({ "span": first }));
+        client.call("CloseSpan", json!({ "span": second }));
+        sleep_ms(round % 11);
+    }
+    client.call("CloseSpan", json!({ "span": "whole" }));
+    let alone = {
+        sleep_ms(50);
+        client.open("alone");
+        sleep_ms(40);
+        client.close_and_settle("alone")
+    };
+    for (domain, watts) in [("package-0", 80.0), ("dram-0", 20.0)] {
+        let (from_ns, to_ns) = edges(&alone);
+        assert_holds(domain_row(&alone["domains"], domain), truth_uj(watts, from_ns, to_ns));
+        // The whole window of the span that was open all the time.
+        let whole = client.call("GetSpan", json!({ "span": "whole" }));
+        let (from_ns, to_ns) = edges(&whole["account"]);
+        let row = domain_row(&whole["account"]["domains"], domain);
+        let window_uj = get_u64(row, "window_uj") as f64;
+        let slack_uj = watts * 2_500.0;
+        assert!((window_uj - truth_uj(watts, from_ns, to_ns)).abs() <= slack_uj, "{row}");
+    }
+    let balance = client.call("GetBalance", json!({}));
+    for domain in balance["balance"].as_array().unwrap() {
+        let part = |key| get_u64(domain, key);
+        assert_eq!(part("measured_uj"), part("attributed_uj") + part("unattributed_uj"));
+    }
+}
+
+#[test]
+fn a_watcher_of_the_domains_makes_the_daemon_read_at_the_fixed_rate() {
+    let daemon = TestDaemon::start(MOVING_MACHINE);
+    let mut client = daemon.client();
+    client.open("whole");
+    wait_until("read at edges", || schedule(&mut client) == "edges");
+    let mut watcher = daemon.client();
+    watcher.send("WatchDomains", json!({ "rate_hz": 200 }), &["more"]);
+    wait_until("read at the fixed rate", || schedule(&mut client) == "fixed_rate");
+    drop(watcher);
+    wait_until("read at edges again", || schedule(&mut client) == "edges");
+}
