@@ -594,6 +594,26 @@ mod tests {
         assert_eq!((reading.valid, reading.energy_uj, reading.epoch), (true, 0, 1));
     }
 
+    #[test]
+    fn a_card_has_its_cap_over_a_second_and_three_times_the_cap_at_every_instant() {
+        let folder = tempfile::tempdir().unwrap();
+        let (table, cap) = (folder.path().join("gpu_metrics"), folder.path().join("power1_cap"));
+        write(&table, 1, 7);
+        let open = |path: &Path| SysfsFile::open(path.to_path_buf()).unwrap();
+        let mut source = AccumulatorSource::new(open(&table), 64, None, &Clock::manual(0));
+        let limits_at = |source: &mut AccumulatorSource, cap_uw: &str| {
+            fs::write(&cap, cap_uw).unwrap();
+            source.cap = Some(open(&cap));
+            let mut limits = [PowerLimits::default()];
+            assert!(source.read_power_limits(&mut limits));
+            limits[0].map(|limit| limit.map(|limit| (limit.limit_mw, limit.window_ns)))
+        };
+        let expected = [Some((900_000, 0)), Some((300_000, 1_000 * MS)), None];
+        assert_eq!(limits_at(&mut source, "300000000"), expected);
+        assert_eq!(limits_at(&mut source, "0"), [None; 3], "no cap");
+        assert_eq!(limits_at(&mut source, "4294967295000"), [None; 3], "absurd");
+    }
+
     fn table(content: u8, size: u16, fields: &[(usize, &[u8])]) -> Vec<u8> {
         let mut table = vec![0_u8; usize::from(size)];
         table[..2].copy_from_slice(&size.to_le_bytes());

@@ -162,6 +162,20 @@ mod tests {
     }
 
     #[test]
+    fn a_plausible_value_above_the_ceiling_raises_it() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
+        let mut sensor =
+            PowerSensor::instantaneous(PowerInput::Microwatts(power_file(&folder, 500_000_000)), 400_000)
+                .with_plausible_power(4_000_000);
+        assert!(sensor.read(&clock).valid);
+        clock.set(1_000 * MS);
+        let reading = sensor.read(&clock);
+        assert_eq!((reading.energy_uj, reading.uncertainty_uj), (500_000_000, 500_000_000));
+        power_file(&folder, 4_000_001_000);
+        assert!(!sensor.read(&clock).valid);
+    }
+
+    #[test]
     fn value_above_the_ceiling_is_invalid_and_negative_value_is_zero() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
         let mut sensor =

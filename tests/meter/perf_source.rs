@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::fake::FakeSysfs;
 use wattspan::clock::Clock;
-use wattspan::domain::{DomainKind, EnergyReading, Grade};
+use wattspan::domain::{DomainKind, EnergyReading, Grade, PowerLimits};
 use wattspan::sources::{Inventory, OpenedSource, discover, perf};
 
 const SCALE: &str = "2.3283064365386962890625e-10\n";
@@ -100,6 +100,29 @@ fn domains_are_named_after_their_package_and_lie_within_each_other() {
         group.domains.iter().all(|domain| domain.grade == Grade::Measured && domain.ceiling_mw.is_some())
     );
     assert_eq!(group.domains[2].quantum_uj, 1_000_000, "a server's psys may count in joules");
+}
+
+#[test]
+fn the_domains_have_the_limits_of_the_powercap_zones_of_their_names() {
+    let Some(tree) = power(&SERVER, "0\n", "event=0x00\n") else { return };
+    for (zone, name, limit_uw) in
+        [("intel-rapl:0", "package-0", 420_000_000), ("intel-rapl:1", "psys", 900_000_000)]
+    {
+        let file = |name: &str| format!("class/powercap/{zone}/{name}");
+        tree.sys_file(&file("name"), &format!("{name}\n"));
+        tree.sys_file(&file("constraint_0_name"), "peak_power\n");
+        tree.sys_file(&file("constraint_0_power_limit_uw"), &format!("{limit_uw}\n"));
+    }
+    tree.proc_file("meminfo", "MemTotal:       32000000 kB\n");
+    let Some(mut opened) = open(&tree) else { return };
+    let group = &mut opened[0];
+    let mut limits = vec![PowerLimits::default(); group.domains.len()];
+    assert!(group.source.read_power_limits(&mut limits));
+    let peaks: Vec<_> = limits.iter().map(|limits| limits[0].unwrap().limit_mw).collect();
+    assert_eq!(peaks, [420_000, 420_000, 900_000, 160_000], "core, package, psys, memory");
+    tree.sys_file("class/powercap/intel-rapl:0/constraint_0_power_limit_uw", "300000000\n");
+    assert!(group.source.read_power_limits(&mut limits));
+    assert_eq!(limits[1][0].unwrap().limit_mw, 300_000);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::fake::FakeSysfs;
 use proptest::prelude::*;
@@ -340,14 +342,17 @@ fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
             .into_iter()
             .for_each(|window| fake_sysfs.sys_file(&file("time_window_us"), &format!("{window}\n")));
     }
+    fake_sysfs.zone("intel-rapl:2", "psys", ESU_14, 6_000);
+    fake_sysfs.proc_file("meminfo", "MemTotal:       16000000 kB\n");
     let settings = fake_sysfs.settings(&["powercap"]);
     let mut config = Config::default();
     (config.source.sysfs_root, config.source.proc_root) = (settings.sysfs_root, settings.proc_root);
     config.source.enabled = Some(settings.enabled);
     config.ceiling_w.insert("dram-1".into(), 55.0);
     let meter = EmbeddedMeter::start(&config).unwrap();
-    let info = meter.connect().unwrap().info().unwrap();
+    let client = meter.connect().unwrap();
     let ceilings = |name: &str| -> Vec<(u64, u64, String)> {
+        let info = client.info().unwrap();
         let domain = info.domains.iter().find(|domain| domain.name == name).unwrap();
         let ceilings = domain.ceilings.clone().unwrap_or_default();
         ceilings.into_iter().map(|limit| (limit.limit_mw, limit.window_ns, limit.origin)).collect()
@@ -361,5 +366,15 @@ fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
     assert_eq!(ceilings("package-0"), package);
     assert_eq!(ceilings("core-0"), package, "a part of the package");
     assert_eq!(ceilings("package-1"), [of(2_000_000, 0, "all machines")], "its zone has no constraints");
+    assert_eq!(ceilings("dram-0"), [of(80_000, 0, "memory size")]);
     assert_eq!(ceilings("dram-1"), [of(55_000, 0, "configured")]);
+    let parts_mw = 420_000 + 2_000_000 + 80_000 + 55_000;
+    assert_eq!(ceilings("psys"), [of(parts_mw + 500_000, 0, "sum of the parts")]);
+    // Read again while running.
+    fake_sysfs.sys_file("class/powercap/intel-rapl:0/constraint_2_power_limit_uw", "500000000\n");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ceilings("package-0")[0].0 != 500_000 {
+        assert!(Instant::now() < deadline, "{:?}", ceilings("package-0"));
+        sleep(Duration::from_millis(20));
+    }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan};
 use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade};
+use wattspan::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade, PowerLimits};
 use wattspan::sources::dedup::domain_tree::counted_in_total;
 use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover};
 use wattspan_client::account::Account;
@@ -617,6 +617,10 @@ fn registers(machine: &mut FuseMachine, memory_shift: u32) {
 fn registers_are_read_where_the_configuration_names_them_with_their_models_units() {
     let mut machine = FuseMachine::new();
     registers(&mut machine, 16);
+    let zone = "sys/class/powercap/intel-rapl:1";
+    machine.text(&format!("{zone}/name"), "package-1");
+    machine.text(&format!("{zone}/constraint_0_name"), "peak_power");
+    machine.text(&format!("{zone}/constraint_0_power_limit_uw"), "420000000");
     let Some(mounted) = machine.mount() else { return };
     let defaults = SourceSettings { enabled: SourceSettings::default().enabled, ..mounted.settings(&[]) };
     assert!(!names(&discover(&defaults, &Clock::Machine)).contains(&"package-0".to_owned()));
@@ -627,6 +631,9 @@ fn registers_are_read_where_the_configuration_names_them_with_their_models_units
         assert_holds(&account, name, &[wave], 0.5);
     }
     assert_total_holds(&account, &[CPU0, CPU1, MEMORY, CARD]);
+    let mut limits = [PowerLimits::default(); 2];
+    assert!(inventory.opened[1].source.read_power_limits(&mut limits));
+    assert_eq!(limits[0][0].unwrap().limit_mw, 420_000, "that of the zone of the same name");
 }
 
 #[test]
