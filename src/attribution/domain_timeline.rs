@@ -259,7 +259,8 @@ impl DomainTimeline {
             self.weight_change(instant, queue)
         };
         let clock = &mut self.interpolator.virtual_energy;
-        let (before, after) = (clock.total_weight, clock.total_weight.changed_by(weight_change, instant));
+        let (before, after) =
+            (clock.total_weight, clock.total_weight.changed_by(weight_change, instant.total_weight));
         clock.total_weight = after;
         self.snapshots.push(EdgeSnapshot {
             at_ns: instant.at_ns,

@@ -8,7 +8,6 @@
 //!
 //! Units: `units.rs`; `g` in 2^-64 µJ per unit of weight.
 
-use super::edge_queue::EdgeInstant;
 use super::units::{ENERGY_FRACTION_BITS, SHARE_FRACTION_BITS};
 
 /// The virtual energy clock of one domain.
@@ -56,12 +55,12 @@ impl TotalWeight {
         }
     }
 
-    /// The weight after an instant that changes it by `weight_change`. Nearly always, it is then the weight of all
-    /// spans, whose inverse is known.
+    /// The weight changed by `weight_change`. Nearly always, it is then the weight `of_all` spans, whose inverse is
+    /// known.
     #[inline]
-    pub(crate) fn changed_by(self, weight_change: u64, instant: &EdgeInstant) -> Self {
+    pub(crate) fn changed_by(self, weight_change: u64, of_all: Self) -> Self {
         let units = self.units.wrapping_add(weight_change);
-        if units == instant.total_weight.units { instant.total_weight } else { Self::new(units) }
+        if units == of_all.units { of_all } else { Self::new(units) }
     }
 
     /// energy / W in the unit of `g`, without a division where the energy fits a word, which is nearly always. It is
