@@ -170,10 +170,11 @@ impl Sampler {
     /// Reports an edge at `edge_ns`, of a span that opens, closes or changes. Reads at once if the source never blocks,
     /// and otherwise wakes the thread; either only if no read near the edge serves for it.
     pub fn report_edge(&self, edge_ns: u64) {
+        let fixed_spacing_ns = 2 * self.fast_period_ns.load(Ordering::Relaxed);
         if self.reads_at_edges
+            && self.shared.may_need_edge_read(edge_ns, fixed_spacing_ns)
             && let Some(mut reader) = self.shared.try_reader_shortly()
         {
-            let fixed_spacing_ns = 2 * self.fast_period_ns.load(Ordering::Relaxed);
             reader.read_for_edge(edge_ns, fixed_spacing_ns, &self.shared.stats);
         }
         self.shared.report_edge(edge_ns);

@@ -106,6 +106,11 @@ impl SamplerStats {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }
 
+    /// The end of the newest read; 0 before the first.
+    pub(super) fn last_read_ns(&self) -> u64 {
+        self.last_read_ns.load(Ordering::Relaxed)
+    }
+
     /// The end of the thread's current or last sleep.
     pub(super) fn asleep_until_ns(&self) -> u64 {
         self.asleep_until_ns.load(Ordering::Relaxed)

@@ -130,7 +130,9 @@ impl CounterProfile {
 
     /// The update interval; `None` if the counter was never read several times between two updates.
     pub fn update_interval_ns(&self) -> Option<u64> {
-        self.update_interval.median_ns()
+        self.update_phase()
+            .map(|phase| phase.interval_ns.round() as u64)
+            .or_else(|| self.update_interval.median_ns())
     }
 
     /// The expected instants of updates around the newest reading; `None` while they are not known well enough.
@@ -190,7 +192,8 @@ impl CounterProfile {
         let energy_uj = reading.energy_uj;
         // The update lies between the start of the last read of the old value and the end of this read.
         let gap_ns = after_ns.saturating_sub(last.before_ns);
-        let at_ns = last.before_ns + gap_ns / 2;
+        let expected_ns = self.update_phase().map(|phase| phase.last_until(after_ns).max(last.after_ns));
+        let at_ns = expected_ns.unwrap_or(last.before_ns + gap_ns / 2);
         let step_uj = energy_uj - last.energy_uj;
         self.quantum_uj = Some(self.quantum_uj.map_or(step_uj, |least_uj| least_uj.min(step_uj)));
         self.last_update_ns = Some(after_ns);
@@ -257,6 +260,24 @@ mod tests {
         assert_eq!(profile.read_cost_ns(), Some(2_000));
         assert_eq!(profile.power_mw(), Some(50_000));
         assert_eq!(profile.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn sparse_pairs_of_reads_give_the_power_once_the_phase_is_known() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 300 * MS), MS / 4, rapl);
+        let phase = profile.update_phase().expect("a phase");
+        let mut now_ns = 300 * MS;
+        for _ in 0..40 {
+            let update_ns = phase.first_after(now_ns + 19 * MS);
+            for at_ns in [update_ns - MS / 4, update_ns + MS / 4] {
+                profile.observe(at_ns, at_ns + 2_000, &rapl(at_ns));
+            }
+            now_ns = update_ns;
+            let power_mw = profile.power_mw().expect("live");
+            assert!((49_000..=51_000).contains(&power_mw), "{power_mw} mW");
+        }
+        assert!(profile.update_interval_ns().expect("an interval").abs_diff(MS) < 2_000);
     }
 
     #[test]
