@@ -65,8 +65,6 @@ impl SamplerThread {
         let shared = Arc::clone(&self.shared);
         let scheduling = request_scheduling(self.cpu, REALTIME_PRIORITY);
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
-        // Before the first sample, so that no span opens without them.
-        self.read_limits_if_due();
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
         loop {
@@ -115,14 +113,14 @@ impl SamplerThread {
         self.suspend_detector.adjust_epochs(&mut self.sample.readings);
         (self.sample.before_ns, self.sample.after_ns) = window((before_ns, after_ns), source_window);
         self.writer.push(&self.sample);
-        self.read_limits_if_due();
+        self.read_limits_if_due(after_ns);
         let cost_ns = after_ns.saturating_sub(before_ns);
         after_ns + std::mem::replace(&mut self.last_cost_ns, cost_ns).min(cost_ns)
     }
 
-    /// Reads the power limits of the domains if that is due. A driver that hangs then is reported like one in a read.
-    fn read_limits_if_due(&mut self) {
-        let now_ns = self.clock.now_ns();
+    /// Reads the power limits of the domains if that is due: after the first sample, which must not wait for them. A driver
+    /// that hangs then is reported like one in a read.
+    fn read_limits_if_due(&mut self, now_ns: u64) {
         if self.limit_reader.is_due(now_ns) {
             self.shared.stats.begin_read(now_ns);
             self.limit_reader.read(&mut *self.source, now_ns, &self.shared.limits);
