@@ -162,8 +162,6 @@ impl SamplerThread {
         let shared = Arc::clone(&self.shared);
         let scheduling = request_scheduling(self.cpu, REALTIME_PRIORITY);
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
-        // Before the first sample, so that no span opens without them.
-        self.read_limits_if_due();
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
         let mut was_edge_driven = false;
@@ -305,7 +303,8 @@ impl SamplerThread {
         next_ns
     }
 
-    /// Reads the power limits of the domains if that is due. A driver that hangs then is reported like one in a read.
+    /// Reads the power limits of the domains if that is due: after the first sample, which must not wait for them. A driver
+    /// that hangs then is reported like one in a read.
     fn read_limits_if_due(&mut self) {
         let now_ns = self.clock.now_ns();
         if !self.limit_reader.is_due(now_ns) {

@@ -358,6 +358,15 @@ fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
         ceilings.into_iter().map(|limit| (limit.limit_mw, limit.window_ns, limit.origin)).collect()
     };
     let of = |limit_mw, window_ns, origin: &str| (limit_mw, window_ns, origin.to_owned());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let wait_for_peak = |limit_mw: u64| {
+        while ceilings("package-0")[0].0 != limit_mw {
+            assert!(Instant::now() < deadline, "{:?}", ceilings("package-0"));
+            sleep(Duration::from_millis(20));
+        }
+    };
+    // Read after the first sample.
+    wait_for_peak(420_000);
     let package = [
         of(420_000, 0, "powercap peak_power"),
         of(253_000, 2_440_000, "powercap short_term"),
@@ -372,9 +381,5 @@ fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
     assert_eq!(ceilings("psys"), [of(parts_mw + 500_000, 0, "sum of the parts")]);
     // Read again while running.
     fake_sysfs.sys_file("class/powercap/intel-rapl:0/constraint_2_power_limit_uw", "500000000\n");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while ceilings("package-0")[0].0 != 500_000 {
-        assert!(Instant::now() < deadline, "{:?}", ceilings("package-0"));
-        sleep(Duration::from_millis(20));
-    }
+    wait_for_peak(500_000);
 }

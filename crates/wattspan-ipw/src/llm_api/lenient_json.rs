@@ -63,7 +63,7 @@ fn number_word(rest: &[u8]) -> Option<usize> {
         .map(|word| word.len())
 }
 
-/// The surrogate of an escape `\udXXX` at the begin of the text.
+/// The surrogate of an escape `\ud83d` at the begin of the text.
 fn surrogate(rest: &[u8]) -> Option<u32> {
     let digits = rest.strip_prefix(b"\\u")?.get(..4)?;
     let unit = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
