@@ -45,9 +45,13 @@ pub struct EmbeddedMeter {
 }
 
 impl EmbeddedMeter {
-    /// Discovers the sources, starts the samplers and serves. Without any counter the meter has no domains. `probe_load`:
-    /// the load under which discovery tests the counters.
-    pub fn start(config: &Config, probe_load: ProbeLoad) -> Result<Self, StartMeterError> {
+    /// Discovers the sources, starts the samplers and serves. Without any counter the meter has no domains.
+    pub fn start(config: &Config) -> Result<Self, StartMeterError> {
+        Self::start_with_probe(config, ProbeLoad::default())
+    }
+
+    /// Like [`Self::start`], with the load under which discovery tests the counters.
+    pub fn start_with_probe(config: &Config, probe_load: ProbeLoad) -> Result<Self, StartMeterError> {
         let mut settings = StartupSettings::for_own_process(config);
         settings.sources.probe_load = probe_load;
         // No log: changes of a domain's state are visible in the replies.

@@ -153,7 +153,7 @@ impl MeterConnector {
         config.horizon_ms = config.horizon_ms.max(horizon_ms);
         let notice =
             [notice, config_notice].into_iter().flatten().reduce(|one, other| format!("{one}; {other}"));
-        let embedded = EmbeddedMeter::start(&config, probe_load).map_err(anyhow::Error::from)?;
+        let embedded = EmbeddedMeter::start_with_probe(&config, probe_load).map_err(anyhow::Error::from)?;
         let client = embedded.connect()?;
         Ok((
             MeterConnector { backend: MeterBackend::Embedded(Box::new(embedded)), fallback_notice: notice },

@@ -39,12 +39,15 @@ pub enum SpanOutcome {
     Lost,
 }
 
+/// Appends an encoded call to a buffer.
+type EncodeCall = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
+
 /// A queued call.
 pub struct DaemonCall {
     /// The connection on which the call may be sent.
     pub generation: u64,
     /// Appends the call with its terminator. The connection's task runs it, so that no request waits for it.
-    pub encode: Box<dyn FnOnce(&mut Vec<u8>) + Send>,
+    pub encode: EncodeCall,
     /// `None` for a call without a reply.
     pub reply_handler: Option<ReplyHandler>,
 }
