@@ -113,7 +113,7 @@ fn start(mounted: &MountedMachine) -> RunningMeter {
     config.source.sysfs_root = settings.sysfs_root;
     config.source.proc_root = settings.proc_root;
     config.source.enabled = Some(settings.enabled);
-    let meter = EmbeddedMeter::start(&config, wattspan::embedded::ProbeLoad::BusyLoop).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     RunningMeter { client: meter.connect().unwrap(), _meter: meter }
 }
 

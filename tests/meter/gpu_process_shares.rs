@@ -33,7 +33,7 @@ fn start_meter(library: &Library) -> (EmbeddedMeter, Client) {
     let mut config = Config::default();
     config.source.nvml_library = Some(library.path());
     config.source.enabled = Some(vec!["nvml".into()]);
-    let meter = EmbeddedMeter::start(&config, wattspan::embedded::ProbeLoad::BusyLoop).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     (meter, client)
 }

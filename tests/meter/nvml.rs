@@ -671,7 +671,7 @@ fn shares_outside_their_bounds(lags_ms: &[u64], configured_ms: Option<f64>) -> u
         library.curve(board, &LAGGED);
         config.lag_ms.extend(configured_ms.map(|ms| (format!("gpu-{board}"), ms)));
     }
-    let meter = EmbeddedMeter::start(&config, wattspan::embedded::ProbeLoad::BusyLoop).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     let mut outside = 0;
     for _ in 0..11 {

@@ -349,7 +349,7 @@ fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
     (config.source.sysfs_root, config.source.proc_root) = (settings.sysfs_root, settings.proc_root);
     config.source.enabled = Some(settings.enabled);
     config.ceiling_w.insert("dram-1".into(), 55.0);
-    let meter = EmbeddedMeter::start(&config, wattspan::embedded::ProbeLoad::BusyLoop).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     let ceilings = |name: &str| -> Vec<(u64, u64, String)> {
         let info = client.info().unwrap();

@@ -202,7 +202,7 @@ fn the_embedded_meter_starts_although_a_file_blocks_for_ever() {
     config.source.sysfs_root = settings.sysfs_root;
     config.source.proc_root = settings.proc_root;
     config.source.enabled = Some(settings.enabled);
-    let meter = EmbeddedMeter::start(&config, wattspan::embedded::ProbeLoad::BusyLoop).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     assert_eq!(named(&client.info().unwrap(), "powercap").unwrap().liveness, Liveness::Starting);
     assert_total_unknown_for(&measure_span(&client, Duration::from_millis(30)), "powercap");
