@@ -269,7 +269,7 @@ fn p50(stream: &mut UnixStream, trips: usize, request: impl Fn(usize) -> Vec<u8>
     times.value_at_quantile(0.5) as f64
 }
 
-/// ReadWindow against GetInfo, and OpenSpan while another client reads windows at the default quota of one user.
+/// ReadWindow against GetInfo, and OpenSpan and CloseSpan while another client reads windows at the default quota of one user.
 fn windows(daemon: &Daemon, table: &mut Table) {
     const QUOTA_PER_S: f64 = 20_000.0;
     let mut stream = daemon.connect();
@@ -283,7 +283,7 @@ fn windows(daemon: &Daemon, table: &mut Table) {
         ratios.push(p50(&mut stream, 300, |_| window()) / info_ns);
         let open_close = |turn: usize| {
             let span = format!("w{round}-{}", turn / 2);
-            if turn % 2 == 0 { open(&span, false) } else { close(&span) }
+            if turn.is_multiple_of(2) { open(&span, false) } else { close(&span) }
         };
         let alone_ns = p50(&mut stream, 1000, open_close);
         let mut reader = daemon.connect();
@@ -303,7 +303,7 @@ fn windows(daemon: &Daemon, table: &mut Table) {
     }
     round_trip(&mut stream, &close("held-for-windows"), &mut vec![0; 1 << 16]);
     table.row("ReadWindow round trip, p50 over that of GetInfo", median(ratios), 3.0, true, "x");
-    let row = "OpenSpan beside a reader of windows, p50 over alone";
+    let row = "OpenSpan, CloseSpan beside a reader of windows, over alone";
     table.row(row, median(beside), 2.0, true, "x");
 }
 

@@ -1,7 +1,7 @@
 //! The subscriptions of streaming calls, and when each is due.
 //!
-//! Holds connection indexes, not connections. A late subscriber skips the missed periods: a burst of old
-//! figures has no use.
+//! Holds connection indexes, not connections. The ticks of one rate lie on one grid of time, so that an update is encoded
+//! once for all its subscribers. A late subscriber skips the missed periods: a burst of old figures has no use.
 
 use wattspan_client::protocol::{Access, MethodError, WatchDomains};
 
@@ -118,12 +118,17 @@ impl Subscriptions {
             if let (SubscriptionKind::Domains { period_ns }, true) =
                 (subscription.kind, subscription.due_ns <= now_ns)
             {
-                subscription.due_ns = (subscription.due_ns + period_ns).max(now_ns);
+                subscription.due_ns = next_tick_ns(subscription.due_ns, now_ns, period_ns);
                 indexes.push(subscription.index);
             }
         }
         indexes
     }
+}
+
+/// The next instant on the grid of this period: after `now_ns`, and at least a period after the tick that was due.
+fn next_tick_ns(due_ns: u64, now_ns: u64, period_ns: u64) -> u64 {
+    (due_ns + period_ns).max(now_ns + 1).next_multiple_of(period_ns)
 }
 
 #[cfg(test)]
@@ -171,8 +176,35 @@ mod tests {
         assert!(subscriptions.take_due(begun_ns + 99).is_empty());
         assert_eq!(
             (subscriptions.take_due(begun_ns + 450), subscriptions.next_due_ns()),
-            (vec![4], Some(begun_ns + 450))
+            (vec![4], Some(begun_ns + 500))
         );
+    }
+
+    #[test]
+    fn the_ticks_of_all_subscribers_of_one_rate_are_one_event() {
+        let mut subscriptions = Subscriptions::default();
+        let period_ns = 10_000_000;
+        for index in 0..100 {
+            let kind = SubscriptionKind::Domains { period_ns };
+            subscriptions.add(
+                index,
+                index as u64,
+                peer(0, Access::Admin),
+                kind,
+                1_000_000_000 + 777_777 * index as u64,
+            );
+        }
+        // All have had their first tick by then.
+        let begin_ns = 1_200_000_000;
+        subscriptions.take_due(begin_ns);
+        let (mut ticks, mut items) = (0, 0);
+        while let Some(due_ns) =
+            subscriptions.next_due_ns().filter(|due_ns| *due_ns <= begin_ns + 1_000_000_000)
+        {
+            ticks += 1;
+            items += subscriptions.take_due(due_ns).len();
+        }
+        assert_eq!((ticks, items), (100, 100 * 100), "100 Hz for one second");
     }
 
     #[test]

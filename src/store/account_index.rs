@@ -5,7 +5,7 @@
 //! each full segment has all its blocks: a name in no block is in no account, and a block that is missing or unsound
 //! is damage, not an absence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::checksum::Checksum;
 use super::time::format_utc;
@@ -108,7 +108,7 @@ pub(super) fn decode_heads(block: &[u8]) -> HashMap<u32, i64> {
     block.chunks_exact(12).map(pair).collect()
 }
 
-fn append_checksum(key: i64, mut block: Vec<u8>) -> Vec<u8> {
+pub(super) fn append_checksum(key: i64, mut block: Vec<u8>) -> Vec<u8> {
     let checksum = Checksum::default().numbers(&[key]).bytes(&block).finish();
     block.extend(checksum.to_le_bytes());
     block
@@ -129,6 +129,8 @@ pub(super) struct AccountIndex {
     pub last_id: i64,
     /// The names of the segment that is being filled.
     pub open_segment: OpenSegment,
+    /// The filter of that segment, see `segment_filter`.
+    pub open_values: HashSet<u32>,
     /// Each user's latest account.
     pub heads: HashMap<u32, i64>,
     /// `heads` is complete; otherwise a missing user has to be searched for.
@@ -139,8 +141,9 @@ pub(super) struct AccountIndex {
 
 impl AccountIndex {
     pub fn empty() -> Self {
-        let (open_segment, heads, gaps) = (OpenSegment::new(), HashMap::new(), Vec::new());
-        Self { first_id: 1, last_id: 0, open_segment, heads, heads_known: true, gaps }
+        let (heads, gaps) = (HashMap::new(), Vec::new());
+        let (open_segment, open_values) = (OpenSegment::new(), HashSet::new());
+        Self { first_id: 1, last_id: 0, open_segment, open_values, heads, heads_known: true, gaps }
     }
 
     /// The highest gap with an ID in `from..=to`.

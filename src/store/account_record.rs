@@ -280,6 +280,12 @@ fn take_option(from: &mut &[u8]) -> Option<Option<u64>> {
     take_varint(from).map(|value| value.checked_sub(1))
 }
 
+/// The bytes of the text that begins here, with its length before it.
+pub(super) fn stored_text(mut from: &[u8]) -> Option<&[u8]> {
+    let length = usize::try_from(take_varint(&mut from)?).ok()?;
+    take_bytes(&mut from, length)
+}
+
 fn take_text(from: &mut &[u8]) -> Option<String> {
     let length = usize::try_from(take_varint(from)?).ok()?;
     String::from_utf8(take_bytes(from, length)?.to_vec()).ok()

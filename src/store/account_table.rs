@@ -11,6 +11,7 @@ use rusqlite::{Connection, Row, Transaction, params};
 
 use super::account_index::{self, AccountIndex, Gap, HEADS, segment_of};
 use super::checksum::Checksum;
+use super::segment_filter;
 use super::time::CommitTime;
 
 /// The maximum number of layouts in the layout table. Clients may choose domains in any combination; a further layout
@@ -152,6 +153,7 @@ impl<'a> TransactionWriter<'a> {
         let layout = self.layout_value(columns.layout)?;
         let (id, previous) =
             self.index.append(columns.uid, account_index::name_hash(name_bytes(columns.span)));
+        segment_filter::add_values(&mut self.index.open_values, columns.uid, columns.name, columns.figures);
         let CommitTime { kept_s, running_s } = self.commit_time;
         let crc = columns.checksum(&[id, kept_s, running_s, previous]);
         let span = ToSqlOutput::Borrowed(columns.span);
@@ -193,6 +195,9 @@ impl<'a> TransactionWriter<'a> {
         let names = std::mem::take(&mut index.open_segment);
         for (block, bucket) in account_index::encode_blocks(segment, &names).into_iter().zip(0..) {
             insert.execute(params![account_index::block_key(segment, bucket), block])?;
+        }
+        for (key, block) in segment_filter::encode_filter(segment, &std::mem::take(&mut index.open_values)) {
+            insert.execute(params![key, block])?;
         }
         if index.heads_known {
             index.heads.retain(|_, id| *id >= index.first_id);

@@ -15,12 +15,14 @@ use super::account_table::{
     read_journal_row,
 };
 use super::batch::{Batch, WriteOp};
+use super::filter_build::FilterBuild;
 use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::migration;
 use super::retention_state::Retention;
 use super::schema::{
     CREATE_LAYOUT_TABLE, CREATE_TABLES, DatabaseError, SCHEMA_VERSION, check_schema, open_connection,
 };
+use super::segment_filter;
 use super::settings::StoreSettings;
 use super::time::{ClockReading, CommitTime};
 
@@ -33,6 +35,8 @@ pub(super) struct Database {
     last_commit: CommitTime,
     opened_at: ClockReading,
     opened_running_s: i64,
+    /// `None` once all full segments have a filter.
+    filter_build: Option<FilterBuild>,
     /// Descriptions of the gaps found while opening the database.
     pub new_gaps: Vec<String>,
 }
@@ -64,6 +68,7 @@ impl Database {
             last_commit,
             opened_at,
             opened_running_s,
+            filter_build: None,
             new_gaps,
         };
         database.load_index()?;
@@ -72,7 +77,18 @@ impl Database {
         }
         database.detect_lost_tail(&mark_contents, schema_version == SCHEMA_VERSION, now)?;
         database.write_mark()?;
+        database.filter_build = Some(FilterBuild::new(segment_of(database.index.last_id + 1)));
         Ok(database)
+    }
+
+    /// Builds a bounded part of the filters that a database of an older version lacks; returns whether there is more.
+    pub fn build_filters(&mut self) -> Result<bool, DatabaseError> {
+        let Some(build) = &mut self.filter_build else { return Ok(false) };
+        let has_more = build.step(&self.connection, &self.layouts, self.index.first_id)?;
+        if !has_more {
+            self.filter_build = None;
+        }
+        Ok(has_more)
     }
 
     /// The running time of the store, in seconds.
@@ -288,6 +304,8 @@ impl Database {
             (next, since_s) = (id + 1, kept_s);
             let hash = account_index::name_hash(name_bytes(columns.span));
             index.open_segment.push(NameEntry { hash, uid: columns.uid, id });
+            let AccountColumns { uid, name, figures, .. } = columns;
+            segment_filter::add_values(&mut index.open_values, uid, name, figures);
             index.heads.insert(columns.uid, id);
         }
         drop(rows);

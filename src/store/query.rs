@@ -14,9 +14,13 @@ use super::account_record::{self, AccountIdentity};
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, decode_span_name, name_bytes};
 use super::database::Database;
 use super::schema::DatabaseError;
+use super::segment_filter;
 
 /// The maximum number of rows that one query reads.
 const MAX_ROWS_READ: usize = 16_384;
+
+/// The maximum number of rows or skipped segments of one turn, after which a waiting commit goes first.
+const ROWS_PER_TURN: usize = 256;
 
 /// The maximum bytes of accounts in one result, so that the response stays below a megabyte.
 const MAX_RESULT_BYTES: usize = 256 * 1024;
@@ -120,57 +124,84 @@ struct ListedRow {
     account: Option<Account>,
 }
 
-pub(super) fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult, ReadError> {
-    match query {
-        StoreQuery::Span { uid, all_users, span } => {
-            let mut lookup = NameLookup::new(database)?;
-            let mut found = lookup.latest(span, Some(*uid))?;
-            if found.is_none() && *all_users {
-                found = lookup.latest(span, None)?;
-            }
-            Ok(QueryResult { accounts: found.into_iter().collect(), before: None })
-        }
-        StoreQuery::List { uid, filter, limit, before } => {
-            list_accounts(database, *uid, filter, *limit, *before)
-        }
-    }
+/// A query that runs in turns, between which accounts are written.
+#[derive(Debug)]
+pub(super) struct RunningQuery {
+    pub(super) query: StoreQuery,
+    result: QueryResult,
+    rows_read: usize,
+    bytes: usize,
+    /// The position of a list after its first turn: the fields `next` and `above` of its scan.
+    position: Option<(i64, i64)>,
 }
 
-/// Lists the latest accounts that match the filter.
-fn list_accounts(
-    database: &Database,
-    uid: Option<u32>,
-    filter: &Filter,
-    limit: usize,
-    before: Option<u64>,
-) -> Result<QueryResult, ReadError> {
-    let mut scan = AccountScan::new(database, uid, before)?;
-    let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
-    let (mut result, mut rows_read, mut bytes) = (QueryResult::default(), 0, 0);
-    loop {
-        let listed = match scan.read(filter) {
-            Ok(Some(listed)) => listed,
-            Ok(None) => return Ok(result),
-            Err(ReadError::Damaged(damage)) if rows_read > 0 => {
-                result.before = Some(damage.last() as u64 + 1);
-                return Ok(result);
+impl RunningQuery {
+    pub(super) fn new(query: StoreQuery) -> Self {
+        Self { query, result: QueryResult::default(), rows_read: 0, bytes: 0, position: None }
+    }
+
+    /// Reads at most [`ROWS_PER_TURN`] rows; returns the result at the end.
+    pub(super) fn run_turn(&mut self, database: &Database) -> Result<Option<QueryResult>, ReadError> {
+        let list = match &self.query {
+            StoreQuery::Span { uid, all_users, span } => {
+                let mut lookup = NameLookup::new(database)?;
+                let mut found = lookup.latest(span, Some(*uid))?;
+                if found.is_none() && *all_users {
+                    found = lookup.latest(span, None)?;
+                }
+                return Ok(Some(QueryResult { accounts: found.into_iter().collect(), before: None }));
             }
-            Err(error) => return Err(error),
+            StoreQuery::List { uid, filter, limit, before } => (*uid, filter.clone(), *limit, *before),
         };
-        // An account is stored after its span opened, and `kept_s` decreases from here: no older account can match.
-        if listed.kept_s < since_s {
-            return Ok(result);
+        let (uid, filter, limit, before) = list;
+        let mut scan = AccountScan::new(database, uid, before)?;
+        if let Some((next, above)) = self.position {
+            (scan.next, scan.above) = (next, above);
         }
-        rows_read += 1;
-        scan.advance(&listed);
-        if let Some(account) = listed.account {
-            bytes += listed.bytes + 512;
-            result.accounts.push(account);
+        let is_complete = self.list_accounts(&mut scan, &filter, limit)?;
+        self.position = Some((scan.next, scan.above));
+        Ok(is_complete.then(|| std::mem::take(&mut self.result)))
+    }
+
+    /// Lists the latest accounts that match the filter; returns whether the list is complete.
+    fn list_accounts(
+        &mut self,
+        scan: &mut AccountScan<'_>,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<bool, ReadError> {
+        let searched = segment_filter::searched_values(scan.uid, filter.name.as_deref(), &filter.attributes);
+        let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
+        for _ in 0..ROWS_PER_TURN {
+            if !searched.is_empty() && scan.skip_segment(&searched)? {
+                continue;
+            }
+            let listed = match scan.read(filter) {
+                Ok(Some(listed)) => listed,
+                Ok(None) => return Ok(true),
+                Err(ReadError::Damaged(damage)) if self.rows_read > 0 => {
+                    self.result.before = Some(damage.last() as u64 + 1);
+                    return Ok(true);
+                }
+                Err(error) => return Err(error),
+            };
+            // An account is stored after its span opened, and `kept_s` decreases from here: no older account can match.
+            if listed.kept_s < since_s {
+                return Ok(true);
+            }
+            self.rows_read += 1;
+            scan.advance(&listed);
+            if let Some(account) = listed.account {
+                self.bytes += listed.bytes + 512;
+                self.result.accounts.push(account);
+            }
+            let is_full = self.result.accounts.len() >= limit || self.bytes >= MAX_RESULT_BYTES;
+            if is_full || self.rows_read >= MAX_ROWS_READ {
+                self.result.before = Some(scan.above as u64);
+                return Ok(true);
+            }
         }
-        if result.accounts.len() >= limit || rows_read >= MAX_ROWS_READ || bytes >= MAX_RESULT_BYTES {
-            result.before = Some(scan.above as u64);
-            return Ok(result);
-        }
+        Ok(false)
     }
 }
 
@@ -183,6 +214,8 @@ struct AccountScan<'a> {
     next: i64,
     /// The ID that was read last, or the end of the range. No account of the scan is between `next` and it.
     above: i64,
+    /// The segment whose filter was looked up last.
+    checked_segment: Option<i64>,
 }
 
 impl<'a> AccountScan<'a> {
@@ -198,7 +231,7 @@ impl<'a> AccountScan<'a> {
             }
             _ => above - 1,
         };
-        Ok(Self { database, row, uid, next, above })
+        Ok(Self { database, row, uid, next, above, checked_segment: None })
     }
 
     /// Reads the next row; `None` after the oldest account. Damage at the row or before it is an error.
@@ -214,6 +247,44 @@ impl<'a> AccountScan<'a> {
         let convert = |row: &AccountRow<'_>| to_listed_row(row, uid, filter);
         let listed = database.read_row(&mut self.row, next, convert)?;
         listed.ok_or(ReadError::Damaged(Damage::Corrupt { first: next, last: next })).map(Some)
+    }
+
+    /// Moves past the accounts of a segment if its filter excludes these values. Returns false where rows must be read.
+    fn skip_segment(&mut self, searched: &[u32]) -> Result<bool, ReadError> {
+        let index = &self.database.index;
+        let segment = segment_of(self.next);
+        if self.next < index.first_id || self.checked_segment == Some(segment) {
+            return Ok(false);
+        }
+        self.checked_segment = Some(segment);
+        let first = segment_start(segment).max(index.first_id);
+        if index.gap_within(first, self.above - 1).is_some() {
+            return Ok(false);
+        }
+        let may_contain = if segment == segment_of(index.last_id + 1) {
+            searched.iter().all(|hash| index.open_values.contains(hash))
+        } else {
+            segment_filter::may_contain(&self.database.connection, segment, searched)?
+        };
+        if may_contain {
+            return Ok(false);
+        }
+        let Some(next) = self.latest_before(segment)? else { return Ok(false) };
+        (self.next, self.above) = (next, segment_start(segment));
+        Ok(true)
+    }
+
+    /// The ID to read after a segment is skipped; `None` if it is unknown.
+    fn latest_before(&self, segment: i64) -> Result<Option<i64>, DatabaseError> {
+        let before = segment_start(segment) - 1;
+        let Some(uid) = self.uid.filter(|_| before >= self.database.index.first_id) else {
+            return Ok(Some(before));
+        };
+        let key = block_key(segment - 1, account_index::HEADS);
+        let mut statement = self.database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+        let bytes = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional()?;
+        let heads = bytes.as_deref().and_then(|bytes| account_index::strip_checksum(key, bytes));
+        Ok(heads.map(|block| account_index::decode_heads(block).get(&uid).copied().unwrap_or(0)))
     }
 
     /// Moves past the row that was read.
@@ -321,7 +392,7 @@ fn decode_account(row: &AccountRow<'_>) -> Option<Account> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
     use std::time::Duration;
 
@@ -333,11 +404,26 @@ mod tests {
     use super::super::{Store, StoreSettings, SyncMode, state_dir};
     use super::*;
 
+    /// Runs a query to its end.
+    pub fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult, ReadError> {
+        let mut running = RunningQuery::new(query.clone());
+        loop {
+            if let Some(result) = running.run_turn(database)? {
+                return Ok(result);
+            }
+        }
+    }
+
     const OWN: u32 = 1;
     const OTHER: u32 = 2;
 
     /// A database with spans of both users, in a full segment and in the open one.
     fn database(dir: &Path) -> Database {
+        database_with(dir, |_| None)
+    }
+
+    /// The same, with some accounts replaced.
+    fn database_with(dir: &Path, replacement: impl Fn(usize) -> Option<Account>) -> Database {
         let settings = StoreSettings {
             directory: dir.join("state"),
             max_age: Duration::from_secs(3600),
@@ -348,7 +434,10 @@ mod tests {
         let mut store = Store::start(settings.clone(), |_| ()).unwrap();
         for at in 0..9_000 {
             for (uid, span) in [(OTHER, format!("o{at}")), (OWN, format!("s{at}"))] {
-                while !store.append(&Account { uid, ..account(&span) }, None, false) {
+                let account = replacement(at)
+                    .filter(|_| uid == OWN)
+                    .unwrap_or_else(|| Account { uid, ..account(&span) });
+                while !store.append(&account, None, false) {
                     std::thread::yield_now();
                 }
             }
@@ -387,5 +476,79 @@ mod tests {
         assert!(found && own > missing, "the count sees the work of a row that is read");
         let query = StoreQuery::Span { uid: OWN, all_users: true, span: "o7".into() };
         assert_eq!(run(&database, &query).unwrap().accounts[0].uid, OTHER);
+    }
+
+    fn list(uid: Option<u32>, filter: Filter) -> StoreQuery {
+        StoreQuery::List { uid, filter, limit: 100, before: None }
+    }
+
+    /// The number of turns of a query, the rows that it read, and its result.
+    fn turns(database: &Database, query: StoreQuery) -> (usize, usize, QueryResult) {
+        let mut running = RunningQuery::new(query);
+        for turn in 1.. {
+            let rows_before = running.rows_read;
+            let result = running.run_turn(database).unwrap();
+            assert!(running.rows_read - rows_before <= ROWS_PER_TURN, "a commit waits for one turn");
+            if let Some(result) = result {
+                return (turn, running.rows_read, result);
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    #[test]
+    fn an_absent_name_or_model_reads_no_row_and_another_attribute_scans_in_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database(dir.path());
+        let with = |key: &str, value: &str| Filter {
+            attributes: [(key.to_owned(), value.to_owned())].into(),
+            ..Filter::default()
+        };
+        let absent_name = Filter { name: Some("no such name".into()), ..Filter::default() };
+        for filter in [absent_name, with("model", "absent"), with("gen_ai.request.model", "absent")] {
+            for uid in [None, Some(OWN), Some(77)] {
+                let (turns, rows, result) = turns(&database, list(uid, filter.clone()));
+                assert_eq!((turns, rows, result), (1, 0, QueryResult::default()), "{filter:?}");
+            }
+        }
+        let (turns, rows, result) = turns(&database, list(None, with("another", "absent")));
+        assert_eq!((turns, rows), (MAX_ROWS_READ / ROWS_PER_TURN, MAX_ROWS_READ));
+        assert!(result.accounts.is_empty() && result.before.is_some(), "the next page continues");
+    }
+
+    #[test]
+    fn a_rare_model_is_found_in_a_full_segment_by_its_own_user_and_by_all_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let rare = |span: &str| Account {
+            uid: OWN,
+            attributes: [("model".to_owned(), "rare".to_owned())].into(),
+            ..account(span)
+        };
+        let database = database_with(dir.path(), |at| (at == 100).then(|| rare("wanted")));
+        let filter = Filter { attributes: rare("").attributes, ..Filter::default() };
+        for uid in [None, Some(OWN)] {
+            let found = run(&database, &list(uid, filter.clone())).unwrap().accounts;
+            assert_eq!(found.iter().map(|account| &account.span[..]).collect::<Vec<_>>(), ["wanted"]);
+        }
+        let (_, rows, result) = turns(&database, list(Some(OTHER), filter));
+        assert_eq!((rows, result), (0, QueryResult::default()), "another user's model changes nothing");
+    }
+
+    #[test]
+    fn a_database_of_a_version_without_filters_gets_them_in_steps_and_answers_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut database = database(dir.path());
+        let sql = "DELETE FROM block WHERE id & 127 > 64";
+        assert_eq!(database.connection.execute(sql, []).unwrap(), 8);
+        let absent = list(None, Filter { name: Some("no such name".into()), ..Filter::default() });
+        let (_, rows, result) = turns(&database, absent.clone());
+        assert_eq!((rows, result.accounts), (MAX_ROWS_READ - 1, Vec::new()), "all rows of the full segment");
+        let mut steps = 0;
+        while database.build_filters().unwrap() {
+            steps += 1;
+        }
+        assert!((64..70).contains(&steps), "{steps} steps of 256 rows");
+        let (_, rows, result) = turns(&database, absent);
+        assert_eq!((rows, result), (0, QueryResult::default()));
     }
 }

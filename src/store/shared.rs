@@ -123,6 +123,11 @@ impl WorkReceiver {
         (query, is_closed)
     }
 
+    /// Whether a batch waits to be taken.
+    pub fn has_batches(&self) -> bool {
+        !self.batches.is_empty()
+    }
+
     /// Takes the next query, if it needs no batch that still waits.
     pub fn next_query(&mut self) -> Option<NumberedQuery> {
         if self.ready_queries == 0 {

@@ -1,5 +1,6 @@
 //! Tests of the store without a service: storing, queries, retention and refusals.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -107,7 +108,11 @@ fn a_lookup_by_name_returns_the_newest_account() {
     let dir = tempfile::tempdir().unwrap();
     let settings = StoreSettings { max_waiting_bytes: 1 << 26, ..settings(dir.path()) };
     let mut store = store(&settings);
-    append_and_wait(&mut store, &Account { name: "first".into(), ..account("name") });
+    let attributes = BTreeMap::from([("task".to_owned(), "first".to_owned())]);
+    append_and_wait(
+        &mut store,
+        &Account { name: "first".into(), attributes: attributes.clone(), ..account("name") },
+    );
     for at in 0..20_000 {
         assert!(store.append(&account(&format!("between{at}")), None, false));
     }
@@ -115,8 +120,10 @@ fn a_lookup_by_name_returns_the_newest_account() {
     append_and_wait(&mut store, &Account { name: "second".into(), ..account("name") });
     assert_eq!(query_store(&mut store, span_query(1000, false, "name")).accounts[0].name, "second");
     assert_eq!(query_store(&mut store, span_query(1000, false, "between3")).accounts.len(), 1);
-    // One query reads a bounded number of rows and returns a cursor.
-    let filter = Filter { name: Some("first".into()), ..Filter::default() };
+    // Names are indexed, other attributes are not: one query reads a bounded number of rows and returns a cursor.
+    let named = Filter { name: Some("first".into()), ..Filter::default() };
+    assert_eq!(span_names(&query_store(&mut store, list_query(Some(1000), named, 1))), ["name"]);
+    let filter = Filter { attributes, ..Filter::default() };
     let part = query_store(&mut store, list_query(Some(1000), filter.clone(), 1));
     assert!(part.accounts.is_empty());
     let rest = StoreQuery::List { uid: Some(1000), filter, limit: 1, before: part.before };
@@ -436,7 +443,7 @@ fn it_is_logged_once_that_size_and_not_age_limits_retention() {
 }
 
 fn query_spans(database: &Database, query: StoreQuery) -> Result<Vec<String>, String> {
-    let answer = query::run(database, &query).map_err(|cause| cause.to_string())?;
+    let answer = query::tests::run(database, &query).map_err(|cause| cause.to_string())?;
     Ok(answer.accounts.into_iter().map(|account| account.span).collect())
 }
 
@@ -487,7 +494,7 @@ fn a_list_ends_before_damage_and_goes_on_past_it() {
         let (mut before, mut listed, mut damaged) = (None, 0, 0);
         loop {
             let list = StoreQuery::List { uid, filter: Filter::default(), limit: 256, before };
-            before = match query::run(&database, &list) {
+            before = match query::tests::run(&database, &list) {
                 Ok(found) => {
                     listed += found.accounts.len();
                     found.before
@@ -598,7 +605,7 @@ fn a_version_1_database_is_migrated_without_loss() {
     for account in
         accounts.iter().step_by(97).chain([&account_of(0, "new".into()), &account_of(0, "open".into())])
     {
-        let answer = query::run(&database, &span_query(account.uid, false, &account.span)).unwrap();
+        let answer = query::tests::run(&database, &span_query(account.uid, false, &account.span)).unwrap();
         assert_eq!(answer.accounts, std::slice::from_ref(account));
     }
     assert_eq!(query_spans(&database, span_query(0, true, "none")), Ok(vec![]));

@@ -15,11 +15,11 @@ use super::account_index::Damage;
 use super::batch::Batch;
 use super::database::Database;
 use super::high_water_mark::MarkFile;
-use super::query::{self, QueryError, QueryResult, ReadError, StoreQuery};
+use super::query::{QueryError, QueryResult, ReadError, RunningQuery, StoreQuery};
 use super::retention;
 use super::schema::DatabaseError;
 use super::settings::StoreSettings;
-use super::shared::{NumberedQuery, NumberedResult, StoreShared, WorkReceiver};
+use super::shared::{NumberedResult, StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::time::ClockReading;
 
@@ -65,6 +65,8 @@ pub(super) struct WriterThread {
     own_files: Vec<(u64, u64)>,
     /// Batches that are not on disk yet.
     uncommitted: VecDeque<Batch>,
+    /// Queries that have begun or wait for their turn, each with its number.
+    queries: VecDeque<(u64, RunningQuery)>,
     failing: bool,
     retry_at: Instant,
     retention_at: Instant,
@@ -94,6 +96,7 @@ impl WriterThread {
             damage_report: None,
             own_files: Vec::new(),
             uncommitted: VecDeque::new(),
+            queries: VecDeque::new(),
             failing: false,
             retry_at: now,
             retention_at: now + RETENTION_STEP_INTERVAL,
@@ -107,20 +110,19 @@ impl WriterThread {
         self.attempt(Self::open);
         loop {
             let due = if self.database.is_some() { self.retention_at } else { self.retry_at };
+            let due = if self.queries.is_empty() { due } else { Instant::now() };
             let (query, shutdown) = self.work.take_work(due, &mut self.uncommitted);
+            self.queries.extend(query.map(|(number, query)| (number, RunningQuery::new(query))));
             if self.database.is_none() && (Instant::now() >= self.retry_at || shutdown) {
                 self.attempt(Self::open);
             }
             let mut wake = self.uncommitted.iter().any(|batch| batch.urgent);
             self.attempt(Self::write);
-            if let Some(first) = query {
-                self.run_queries(first);
-                wake = true;
-            }
+            wake |= self.run_queries();
             if wake {
                 self.shared.wake();
             }
-            if shutdown {
+            if shutdown && self.queries.is_empty() {
                 break;
             }
             if Instant::now() >= self.retention_at || self.ops_since_retention >= RETENTION_OPS {
@@ -219,10 +221,11 @@ impl WriterThread {
         let Some(database) = &mut self.database else { return Ok(()) };
         let now = ClockReading::now();
         let step = retention::run_step(database, &self.settings, now)?;
+        let has_more_filters = !step.more && database.build_filters()?;
         database.save_running_time(now)?;
         step.log_lines.iter().for_each(|line| (self.log)(line));
-        self.retention_at =
-            Instant::now() + if step.more { RETENTION_STEP_INTERVAL } else { RETENTION_INTERVAL };
+        self.retention_at = Instant::now()
+            + if step.more || has_more_filters { RETENTION_STEP_INTERVAL } else { RETENTION_INTERVAL };
         self.ops_since_retention = 0;
         if !step.more {
             self.shared.set_forecast(retention::forecast(database, &self.settings, now)?);
@@ -235,45 +238,62 @@ impl WriterThread {
         Ok(())
     }
 
-    /// Runs queries for one time slice.
-    fn run_queries(&mut self, first: NumberedQuery) {
-        let deadline = Instant::now() + QUERY_TIME_SLICE;
-        let mut next = Some(first);
-        while let Some((number, query)) = next {
-            let result = self.run_query(&query);
-            // Fails only if the store was dropped: its shutdown does not wait for a slow disk.
-            let _ = self.results.send((number, result));
-            next = if Instant::now() < deadline { self.work.next_query() } else { None };
+    /// Runs queries in turns for one time slice, or until a batch waits; returns whether one has ended.
+    fn run_queries(&mut self) -> bool {
+        let (deadline, mut has_ended) = (Instant::now() + QUERY_TIME_SLICE, false);
+        while let Some((number, mut running)) = self.queries.pop_front() {
+            match self.run_query(&mut running) {
+                Some(result) => {
+                    // Fails only if the store was dropped: its shutdown does not wait for a slow disk.
+                    let _ = self.results.send((number, result));
+                    has_ended = true;
+                    let next = self.work.next_query();
+                    self.queries.extend(next.map(|(number, query)| (number, RunningQuery::new(query))));
+                }
+                None => self.queries.push_back((number, running)),
+            }
+            if self.work.has_batches() || Instant::now() >= deadline {
+                break;
+            }
         }
+        has_ended
     }
 
-    /// Runs a query. A read error does not close the database: writes may still succeed.
-    fn run_query(&mut self, query: &StoreQuery) -> Result<QueryResult, QueryError> {
+    /// Runs a turn of a query; returns its result at the end. A read error does not close the database: writes may still
+    /// succeed.
+    fn run_query(&mut self, running: &mut RunningQuery) -> Option<Result<QueryResult, QueryError>> {
         let Some(database) = &self.database else {
             let reason =
                 self.shared.health().reason.unwrap_or_else(|| "the store is being opened; try again".into());
-            return Err(QueryError::Unavailable { reason });
+            return Some(Err(QueryError::Unavailable { reason }));
         };
-        let error = match query::run(database, query) {
-            Ok(result) => return Ok(result),
-            Err(ReadError::Damaged(damage)) => {
+        match running.run_turn(database) {
+            Ok(result) => result.map(Ok),
+            Err(error) => Some(Err(self.query_error(&running.query, error))),
+        }
+    }
+
+    /// Reports an error of a query, and converts it for the client.
+    fn query_error(&mut self, query: &StoreQuery, error: ReadError) -> QueryError {
+        let error = match error {
+            ReadError::Damaged(damage) => {
                 let before = matches!(query, StoreQuery::List { .. }).then_some(damage.first().max(1) as u64);
                 let reason = damage.reason();
                 // A gap was reported when it was found.
                 if let Damage::Corrupt { first, last } = damage {
                     self.report_damage(&format!("{reason} (accounts {first} to {last})"));
                 }
-                return Err(QueryError::Damaged { reason, before });
+                return QueryError::Damaged { reason, before };
             }
-            Err(ReadError::Database(error)) => error,
+            ReadError::Database(error) => error,
         };
         let reason = format!("the store in {} cannot be read: {error}", self.directory());
         if error.is_corruption() {
             self.report_damage(&reason);
-            return Err(QueryError::Damaged { reason: "the store on disk is damaged".into(), before: None });
+            return QueryError::Damaged { reason: "the store on disk is damaged".into(), before: None };
         }
         (self.log)(&reason);
-        Err(QueryError::Unavailable { reason })
+        QueryError::Unavailable { reason }
     }
 
     /// Logs the first damage that a query found, and adds it to the health report.
