@@ -17,7 +17,8 @@ pub struct AssumptionSettings {
     pub lag_ns: BTreeMap<String, u64>,
 }
 
-/// The shortest lag that is assumed where no document gives it, for any update interval.
+/// Where no document gives the lag, it is not assumed to be shorter than what the source assumes or this, for any update
+/// interval.
 const MIN_UNDOCUMENTED_LAG_NS: u64 = 20_000_000;
 
 /// The publishing lag of a domain's counter.
@@ -48,7 +49,8 @@ impl PublishingLag {
         match (self.configured_ns, update_interval_ns) {
             (Some(lag_ns), _) => (lag_ns, "configured"),
             (None, Some(interval_ns)) if !self.is_documented => {
-                (interval_ns.max(MIN_UNDOCUMENTED_LAG_NS), "update_interval")
+                let least_ns = self.source_ns.min(MIN_UNDOCUMENTED_LAG_NS);
+                (interval_ns.max(least_ns), "update_interval")
             }
             _ => (self.source_ns, "source"),
         }
@@ -86,6 +88,21 @@ mod tests {
         assert_eq!(lag.current(Some(100 * MS)), (60 * MS, "configured"));
         lag.configure(None);
         assert_eq!(lag.current(Some(100 * MS)), (100 * MS, "update_interval"));
+    }
+
+    #[test]
+    fn cards_and_unknown_chips_lag_by_one_update_interval_where_that_is_longer() {
+        for (source, latency_ns, expected_ns) in [
+            ("intelgpu", MS, 5 * MS),
+            ("hwmon", MS, 5 * MS),
+            ("hwmon", MS / 20, MS / 20),
+            ("perf", MS / 20, MS / 20),
+        ] {
+            let lag = PublishingLag::of(&domain(source, latency_ns));
+            assert_eq!(lag.current(Some(5 * MS)).0, expected_ns, "{source}");
+        }
+        let lag = PublishingLag::of(&domain("intelgpu", MS));
+        assert_eq!(lag.current(Some(MS / 2)).0, MS);
     }
 
     #[test]

@@ -21,9 +21,15 @@ pub use discovery::{discover, discover_within};
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::{ProbeLoad, SourceSettings};
 
-/// Whether no document gives the publishing lag of this domain's counter. One update interval is assumed then.
+/// Whether no document gives the publishing lag of this domain's counter. One update interval is assumed then. Of hwmon's
+/// chips only those that show RAPL's registers have a known one.
 pub fn has_undocumented_lag(domain: &crate::domain::Domain) -> bool {
-    domain.source == nvml::NAME && domain.grade == crate::domain::Grade::Measured
+    let is_unknown = match domain.source.as_str() {
+        nvml::NAME | intelgpu::NAME => true,
+        hwmon::NAME => domain.latency_ns > rapl::LATENCY_NS,
+        _ => false,
+    };
+    is_unknown && domain.grade == crate::domain::Grade::Measured
 }
 
 /// AMD GPUs through the kernel's driver.
