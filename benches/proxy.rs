@@ -1,33 +1,41 @@
-//! Cost of the proxy: time to the first byte, time to each streamed chunk, memory per stream; against direct requests
-//! to the same stub, in alternating rounds of one run.
+//! Cost of the proxy: time to the first byte, time to each streamed chunk, a burst of connections, memory per stream.
 //!
-//! Prints a table of values and targets. The stub and the clients run in this process, proxy and daemon in others. Run
-//! with `cargo bench --bench proxy` on a quiet machine: every hop of a chunk wakes another process.
+//! Prints a table of values and targets. Other proxies run beside ours in the same run (`proxy_peers`), and every one of
+//! them has the same time between two requests: one that is asked in a loop has warm caches. The stub and the clients run
+//! in this process, the proxies and the daemon in others. Run with `cargo bench --bench proxy` on a quiet machine.
 
 #[path = "../tests/support/programs.rs"]
 mod programs;
+mod proxy_peers;
 mod table;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
+use proxy_peers::ChildGuard;
 use table::Table;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wattspan::clock::monotonic_ns;
 
-/// Rounds, alternating; the median round's difference counts.
+/// Rounds, in each of which every proxy is measured; the median round counts.
 const ROUNDS: usize = 7;
 
 /// Requests per round.
 const REQUESTS: usize = 100;
 
 /// Chunks per round.
-const CHUNKS: usize = 500;
+const CHUNKS: usize = 100;
+
+/// The time between two requests to one proxy, and between two chunks.
+const SPACING: Duration = Duration::from_millis(15);
+
+/// Clients that connect at once, and how often.
+const CLIENTS: usize = 2000;
+const BURST_ROUNDS: usize = 5;
 
 /// Concurrent streams.
 const STREAMS: usize = 2000;
@@ -37,6 +45,7 @@ const MACHINE: &str =
     "[[domain]]\nname = \"package-0\"\nkind = \"package\"\nprofile = [[1.0, 80]]\nquantum_uj = 61\n";
 
 fn main() {
+    proxy_peers::run_bare_if_requested();
     raise_descriptors();
     let directory = tempfile::tempdir().expect("a directory");
     let machine = directory.path().join("machine.toml");
@@ -52,20 +61,17 @@ fn main() {
         .expect("the daemon starts");
     let _daemon = ChildGuard(daemon);
     let stub = stub();
-    let proxy = Proxy::start(stub, &socket);
-    let mut table = Table::new("the proxy on loopback (differences of medians within one run)");
-    added_latency(&mut table, "first byte", 150.0, [stub, proxy.address], first_bytes);
-    added_latency(&mut table, "a chunk", 30.0, [stub, proxy.address], chunk_times);
+    let proxy = Proxy::start(stub, &socket, "connected to the daemon");
+    let alone = Proxy::start(stub, &directory.path().join("none.sock"), "unmeasured");
+    let peers = proxy_peers::start_all(stub, directory.path());
+    let mut ways = vec![("direct", stub)];
+    ways.extend(peers.iter().map(|peer| (peer.name, peer.address)));
+    ways.extend([("proxy without a daemon", alone.address), ("proxy", proxy.address)]);
+    let mut table = Table::new("the proxy on loopback (medians, all in one run)");
+    latencies(&mut table, "first byte", 1.3, &ways, first_bytes);
+    latencies(&mut table, "a chunk", 1.2, &ways, chunk_times);
+    bursts(&mut table, &ways);
     streams(&mut table, &proxy);
-}
-
-struct ChildGuard(Child);
-
-impl Drop for ChildGuard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 struct Proxy {
@@ -74,7 +80,8 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(stub: SocketAddr, socket: &std::path::Path) -> Self {
+    /// Starts the proxy and waits until it logs `state`.
+    fn start(stub: SocketAddr, socket: &std::path::Path, state: &str) -> Self {
         let mut child = Command::new(programs::wattspan())
             .args(["proxy", "--listen", "127.0.0.1:0", "--upstream", &format!("http://{stub}"), "--socket"])
             .arg(socket)
@@ -86,7 +93,7 @@ impl Proxy {
         lines.read_line(&mut line).expect("its first line");
         let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next());
         let address = address.and_then(|text| text.parse().ok()).expect("its address");
-        while !line.contains(" answers") {
+        while !line.contains(state) {
             line.clear();
             lines.read_line(&mut line).expect("its next line");
         }
@@ -102,7 +109,7 @@ impl Proxy {
     }
 }
 
-/// A server that answers `/v1/completions?n=N` with a stream of N chunks, 1 ms apart, each with the time of sending.
+/// A server that answers `/v1/completions?n=N` with a stream of N chunks, [`SPACING`] apart, each with the time of sending.
 fn stub() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -135,7 +142,7 @@ fn serve(stream: TcpStream) {
         let stream = reader.get_mut();
         let _ = stream.write_all([HEAD, &chunk()].concat().as_bytes());
         for _ in 0..count {
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(SPACING);
             let _ = stream.write_all(chunk().as_bytes());
         }
         let _ = stream.write_all(b"0\r\n\r\n");
@@ -176,50 +183,95 @@ fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-fn first_bytes(to: SocketAddr) -> f64 {
-    let mut stream = connect(to);
-    let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("a histogram");
+/// The times to the first byte on one connection to each address, in turn.
+fn first_bytes(to: &[SocketAddr]) -> Vec<f64> {
+    let mut streams: Vec<TcpStream> = to.iter().copied().map(connect).collect();
+    let mut times = vec![Vec::new(); to.len()];
     for _ in 0..REQUESTS {
-        let (began, mut first) = (Instant::now(), None);
-        ask(&mut stream, 0, |_| _ = first.get_or_insert_with(|| began.elapsed()));
-        histogram.saturating_record(first.expect("a byte came").as_nanos() as u64);
+        for (stream, times) in streams.iter_mut().zip(&mut times) {
+            std::thread::sleep(SPACING / to.len() as u32);
+            let (began, mut first) = (Instant::now(), None);
+            ask(stream, 0, |_| _ = first.get_or_insert_with(|| began.elapsed()));
+            times.push(first.expect("a byte came").as_nanos() as f64 / 1e3);
+        }
     }
-    histogram.value_at_quantile(0.5) as f64 / 1e3
+    times.iter_mut().map(|times| median(times).expect("measured")).collect()
 }
 
-fn chunk_times(to: SocketAddr) -> f64 {
+/// The times from the server to the client of the chunks of one stream from each address.
+fn chunk_times(to: &[SocketAddr]) -> Vec<f64> {
+    to.iter().copied().map(chunk_time).collect()
+}
+
+fn chunk_time(to: SocketAddr) -> f64 {
     let mut stream = connect(to);
-    let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("a histogram");
+    let mut times = Vec::new();
     ask(&mut stream, CHUNKS, |bytes| {
         let now = monotonic_ns();
         for at in memchr::memmem::find_iter(bytes, b"at=") {
             let digits = bytes.get(at + 3..at + 23).and_then(|digits| std::str::from_utf8(digits).ok());
             if let Some(sent) = digits.and_then(|digits| digits.parse::<u64>().ok()) {
-                histogram.saturating_record(now.saturating_sub(sent));
+                times.push(now.saturating_sub(sent) as f64 / 1e3);
             }
         }
     });
-    histogram.value_at_quantile(0.5) as f64 / 1e3
+    median(&mut times).expect("measured")
 }
 
-/// The latency that the proxy adds, in alternating rounds.
-fn added_latency(
+/// The latency that each proxy adds to a direct request, and that of ours (the last one) relative to the bare proxy's.
+fn latencies(
     table: &mut Table,
     what: &str,
-    most_us: f64,
-    ways: [SocketAddr; 2],
-    time_us: fn(SocketAddr) -> f64,
+    most: f64,
+    ways: &[(&str, SocketAddr)],
+    times_us: fn(&[SocketAddr]) -> Vec<f64>,
 ) {
-    let (mut direct, mut through, mut added) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let [one, other] = ways.map(time_us);
-        direct.push(one);
-        through.push(other);
-        added.push(other - one);
+    let addresses: Vec<SocketAddr> = ways.iter().map(|(_, address)| *address).collect();
+    let rounds: Vec<Vec<f64>> = (0..ROUNDS).map(|_| times_us(&addresses)).collect();
+    let of = |value: &dyn Fn(&[f64]) -> f64| {
+        median(&mut rounds.iter().map(|round| value(round)).collect::<Vec<_>>())
+    };
+    table.note(&format!("{what}, direct"), of(&|round| round[0]), "us");
+    for (way, (name, _)) in ways.iter().enumerate().skip(1) {
+        table.note(&format!("{what}, added by {name}"), of(&|round| round[way] - round[0]), "us");
     }
-    table.note(&format!("{what}, direct, p50"), median(&mut direct), "us");
-    table.note(&format!("{what}, through the proxy, p50"), median(&mut through), "us");
-    table.at_most(&format!("{what}, added, p50"), median(&mut added), most_us, "us");
+    let (bare, own) = (1, ways.len() - 1);
+    let ratio = of(&|round| round[own] / round[bare]);
+    table.at_most(&format!("{what}, proxy over bare hyper"), ratio, most, "x");
+}
+
+/// The time until each of many clients that connect at once has a reply.
+fn bursts(table: &mut Table, ways: &[(&str, SocketAddr)]) {
+    let mut rounds = vec![Vec::new(); ways.len()];
+    for _ in 0..BURST_ROUNDS {
+        for ((_, address), times) in ways.iter().zip(&mut rounds).skip(1) {
+            times.push(burst(*address));
+        }
+    }
+    let medians: Vec<Option<f64>> = rounds.iter_mut().map(|times| median(times)).collect();
+    for ((name, _), ms) in ways.iter().zip(&medians).skip(1) {
+        table.note(&format!("{CLIENTS} clients at once connected, {name}"), *ms, "ms");
+    }
+    let ratio = medians[ways.len() - 1].zip(medians[1]).map(|(own, bare)| own / bare);
+    table.at_most("clients at once, proxy over bare hyper", ratio, 3.0, "x");
+}
+
+/// Milliseconds until all clients are connected and one that came last has its reply.
+fn burst(to: SocketAddr) -> f64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let began = Instant::now();
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|_| tokio::spawn(tokio::net::TcpStream::connect(to))).collect();
+        let mut streams = Vec::new();
+        for client in clients {
+            streams.push(client.await.expect("no panic").expect("connected"));
+        }
+        let last = streams.last_mut().expect("clients");
+        last.write_all(&request(0)).await.expect("sent");
+        last.read_u8().await.expect("a reply");
+        began.elapsed().as_secs_f64() * 1e3
+    })
 }
 
 /// Many concurrent streams with four chunks per second each, from a stub that waits for all of them.
@@ -243,7 +295,10 @@ fn streams(table: &mut Table, warm: &Proxy) {
             .stderr(Stdio::null())
             .spawn();
         let _daemon = ChildGuard(daemon.expect("the daemon starts"));
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(stub, &socket)).await.expect("started");
+        let proxy =
+            tokio::task::spawn_blocking(move || Proxy::start(stub, &socket, "connected to the daemon"))
+                .await
+                .expect("started");
         let before = proxy.resident_bytes();
         let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let clients: Vec<_> = (0..STREAMS)
