@@ -2,12 +2,14 @@
 //!
 //! Invariant: a total is the sum over all counted domains, or absent; an unknown value never counts as 0.
 
+use std::collections::BTreeMap;
+
 use wattspan_client::account::{Account, Phase, Share, SpanState};
 
 use super::domain_timeline::DomainTimeline;
 use super::process_share::ProcessShares;
 use super::request::SpanKey;
-use super::span::{PhaseEnd, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState};
+use super::span::{self, PhaseEnd, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState};
 use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
 use crate::domain::Grade;
 
@@ -15,7 +17,7 @@ use crate::domain::Grade;
 /// whole account, `share_uj` alone is cheaper.
 pub struct SettledSpan<'a> {
     pub(super) key: SpanKey,
-    pub(super) span: &'a Span,
+    pub(super) span: &'a mut Span,
     pub(super) domain_states: &'a [SpanDomainState],
     pub(super) timelines: &'a [DomainTimeline],
     pub(super) process_shares: &'a ProcessShares,
@@ -33,9 +35,12 @@ impl SettledSpan<'_> {
         used.then(|| whole_uj(self.domain_states[domain].g))
     }
 
-    /// Builds the account.
-    pub fn account(&self) -> Account {
+    /// Builds the account, with the span's own texts and attributes.
+    pub fn account(self) -> Account {
         let mut account = settled_account(self.span, self.domain_states, self.timelines);
+        account.span = std::mem::take(&mut self.span.id).into();
+        account.name = std::mem::take(&mut self.span.name).into();
+        span::move_attributes(&mut self.span.attributes, &mut account.attributes);
         self.process_shares.add_to_account(&mut account, self.span, self.key, self.timelines);
         account
     }
@@ -71,10 +76,14 @@ pub(crate) fn unsettled_account(
             unsettled_share(timeline, state, history, span.opened_ns, end_ns)
         })
         .collect();
-    let mut account = assemble(span, state, shares, timelines);
-    account.error_uj = None;
-    account.phases = phase_times(span);
-    account
+    Account {
+        span: span.id.to_string(),
+        name: span.name.to_string(),
+        attributes: span.attributes.clone(),
+        error_uj: None,
+        phases: phase_times(span),
+        ..assemble(span, state, shares, timelines)
+    }
 }
 
 fn used_domains<'a>(
@@ -132,40 +141,40 @@ fn unsettled_share(
         }
         SpanDomainStage::Closed => return settled_share(timeline, state),
     }
-    clear_unknown_figures(share, length_ns)
-}
-
-/// Makes the values absent, rather than 0, if no reading covers any part of the span.
-fn clear_unknown_figures(mut share: Share, length_ns: u64) -> Share {
-    if length_ns > 0 && share.unknown_ns >= length_ns {
-        (share.window_uj, share.share_uj, share.idle_uj, share.error_uj) = (None, None, None, None);
-    }
+    clear_unknown_figures(&mut share, length_ns);
     share
 }
 
-fn assemble(span: &Span, state: SpanState, shares: Vec<Share>, timelines: &[DomainTimeline]) -> Account {
+/// Makes the values absent, rather than 0, if no reading covers any part of the span.
+fn clear_unknown_figures(share: &mut Share, length_ns: u64) {
+    if length_ns > 0 && share.unknown_ns >= length_ns {
+        (share.window_uj, share.share_uj, share.idle_uj, share.error_uj) = (None, None, None, None);
+    }
+}
+
+/// An account without texts, attributes and phases.
+fn assemble(span: &Span, state: SpanState, mut shares: Vec<Share>, timelines: &[DomainTimeline]) -> Account {
     let closed_ns = (span.slot_state != SlotState::Open).then_some(span.closed_ns);
     let length_ns = closed_ns.unwrap_or(0).saturating_sub(span.opened_ns);
     let final_state = matches!(state, SpanState::Settled | SpanState::Abandoned);
-    let shares: Vec<Share> = if final_state {
-        shares.into_iter().map(|share| clear_unknown_figures(share, length_ns)).collect()
-    } else {
-        shares
-    };
-    let counted: Vec<&Share> = timelines
-        .iter()
-        .filter(|timeline| span.counted >> timeline.index() & 1 == 1)
-        .filter_map(|timeline| shares.iter().find(|share| share.domain == timeline.domain.name))
-        .collect();
-    let complete = !counted.is_empty() && (!final_state || counted.iter().all(|share| share.unknown_ns == 0));
-    let sum = |part: fn(&Share) -> Option<u64>| -> Option<u64> {
-        if complete { counted.iter().map(|share| part(share)).sum() } else { None }
-    };
-    let share_uj = sum(|share| share.share_uj);
+    if final_state {
+        shares.iter_mut().for_each(|share| clear_unknown_figures(share, length_ns));
+    }
+    // The shares are those of the used domains, in their order.
+    let used = timelines.iter().filter(|timeline| span.uses(timeline.index()));
+    let mut totals = Totals::default();
+    for (timeline, share) in used.zip(&shares) {
+        if span.counted >> timeline.index() & 1 == 1 {
+            totals.add(share);
+        }
+    }
+    let complete = totals.grade.is_some() && !(final_state && totals.has_unknown_time);
+    let sum = |total: Option<u64>| total.filter(|_| complete);
+    let share_uj = sum(totals.share_uj);
     Account {
-        span: span.id.to_string(),
-        name: span.name.to_string(),
-        attributes: span.attributes.clone(),
+        span: String::new(),
+        name: String::new(),
+        attributes: BTreeMap::new(),
         state,
         uid: span.uid,
         opened_ns: span.opened_ns,
@@ -174,14 +183,14 @@ fn assemble(span: &Span, state: SpanState, shares: Vec<Share>, timelines: &[Doma
         opened_unix_ns: span.opened_unix_ns,
         weight: span.weight as f64 / WEIGHT_ONE as f64,
         share_uj,
-        window_uj: sum(|share| share.window_uj),
-        idle_uj: sum(|share| share.idle_uj),
-        error_uj: sum(|share| share.error_uj),
+        window_uj: sum(totals.window_uj),
+        idle_uj: sum(totals.idle_uj),
+        error_uj: sum(totals.error_uj),
         process: None,
         cgroup: None,
         process_uj: None,
         process_reason: None,
-        grade: counted.iter().map(|share| share.grade).max().or_else(|| worst_grade(&shares)),
+        grade: totals.grade.or_else(|| worst_grade(&shares)),
         simulated: simulated(span, timelines),
         mean_power_mw: if final_state { mean_power_mw(share_uj, length_ns) } else { None },
         peak_concurrency: span.peak_concurrency.max(1),
@@ -189,6 +198,43 @@ fn assemble(span: &Span, state: SpanState, shares: Vec<Share>, timelines: &[Doma
         phases: Vec::new(),
         at_least: (span.undecided != 0).then_some(true),
         durable: None,
+    }
+}
+
+/// The sums over the counted domains; a sum with an absent value is absent.
+struct Totals {
+    share_uj: Option<u64>,
+    window_uj: Option<u64>,
+    idle_uj: Option<u64>,
+    error_uj: Option<u64>,
+    has_unknown_time: bool,
+    /// The worst grade; `None` without a counted domain.
+    grade: Option<Grade>,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        let zero = Some(0);
+        Self {
+            share_uj: zero,
+            window_uj: zero,
+            idle_uj: zero,
+            error_uj: zero,
+            has_unknown_time: false,
+            grade: None,
+        }
+    }
+}
+
+impl Totals {
+    fn add(&mut self, share: &Share) {
+        let add = |sum: &mut Option<u64>, part: Option<u64>| *sum = sum.zip(part).map(|(sum, uj)| sum + uj);
+        add(&mut self.share_uj, share.share_uj);
+        add(&mut self.window_uj, share.window_uj);
+        add(&mut self.idle_uj, share.idle_uj);
+        add(&mut self.error_uj, share.error_uj);
+        self.has_unknown_time |= share.unknown_ns > 0;
+        self.grade = self.grade.max(Some(share.grade));
     }
 }
 

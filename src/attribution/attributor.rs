@@ -512,14 +512,15 @@ impl Attributor {
     pub fn drain_settled_up_to(&mut self, limit: usize, mut show: impl FnMut(SettledSpan<'_>)) -> bool {
         let mut settled_slots = std::mem::take(&mut self.settled_slots);
         for slot in settled_slots.drain(..settled_slots.len().min(limit)) {
-            let (span, states) = self.spans.span_and_states(slot);
+            let key = self.spans.key_of(slot);
+            let (span, states) = self.spans.span_mut_and_states(slot);
+            let subject = span.subject;
             for (timeline, state) in self.timelines.iter_mut().zip(states) {
                 if (span.scope >> timeline.index()) & 1 == 1 {
                     timeline.record_settled_share(state.g, span.cancelled);
                 }
             }
             if !span.cancelled {
-                let key = self.spans.key_of(slot);
                 show(SettledSpan {
                     key,
                     span,
@@ -528,8 +529,8 @@ impl Attributor {
                     process_shares: &self.process_shares,
                 });
             }
-            if span.subject != 0 {
-                self.process_shares.remove_span(span.subject, self.spans.key_of(slot));
+            if subject != 0 {
+                self.process_shares.remove_span(subject, key);
             }
             self.spans.release(slot);
         }

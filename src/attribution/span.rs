@@ -257,6 +257,14 @@ pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeM
     }
 }
 
+/// Moves attributes, which replace an empty map.
+#[inline]
+pub(crate) fn move_attributes(from: &mut BTreeMap<String, String>, into: &mut BTreeMap<String, String>) {
+    if !from.is_empty() {
+        std::mem::swap(from, into);
+    }
+}
+
 /// Adds attributes to others. Forgets an empty map, like [`replace_attributes`].
 #[inline]
 pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
@@ -560,6 +568,14 @@ impl SpanTable {
         let pending = &mut self.pending_domains[slot as usize];
         *pending &= !(1 << domain);
         *pending == 0
+    }
+
+    /// Like [`Self::span_and_states`], with a span that can be taken apart.
+    #[inline]
+    pub(crate) fn span_mut_and_states(&mut self, slot: u32) -> (&mut Span, &[SpanDomainState]) {
+        let at = slot as usize;
+        let states = &self.domain_states[at * self.domain_count..(at + 1) * self.domain_count];
+        (&mut self.spans[at], states)
     }
 
     /// The span of a slot, and its states by domain.
