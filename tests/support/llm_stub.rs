@@ -116,6 +116,12 @@ fn write_json_error(out: &mut TcpStream, status: &str, message: &str) -> std::io
     write_response(out, status, "application/json", &body)
 }
 
+/// The prompt of a request to either interface: the last message, or the field `prompt`.
+fn prompt_of(request: &Value) -> &str {
+    let last = request["messages"].as_array().and_then(|all| all.last());
+    last.map_or(&request["prompt"], |last| &last["content"]).as_str().unwrap_or_default()
+}
+
 /// Answers one question; `false` closes the connection.
 fn answer_question(
     out: &mut TcpStream,
@@ -125,11 +131,7 @@ fn answer_question(
     state: &StubState,
 ) -> std::io::Result<bool> {
     let model = request["model"].as_str().unwrap_or_default().to_owned();
-    let prompt = request["messages"]
-        .as_array()
-        .and_then(|all| all.last())
-        .map_or(&request["prompt"], |last| &last["content"]);
-    let prompt = prompt.as_str().unwrap_or_default();
+    let prompt = prompt_of(request);
     let known = state.answers.get(prompt);
     let reply = known.map_or_else(
         || "I do not know.".to_owned(),

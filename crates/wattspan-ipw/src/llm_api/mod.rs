@@ -14,9 +14,9 @@ use std::time::Duration;
 use http::header::{self, HeaderValue};
 use http::{Method, Request};
 use serde_json::{Map, Value, json};
+use wattspan_http::{BaseUrl, BoxBody, full_body};
 
 use self::reply::ReplyError;
-use wattspan_http::{BaseUrl, BoxBody, full_body};
 
 /// The longest request timeout, in seconds.
 pub const MAX_TIMEOUT_S: u64 = 86_400;
