@@ -1,7 +1,7 @@
 //! A blocking client of the daemon: typed calls, one connection.
 //!
 //! A daemon that closes the connection, stalls or sends an invalid reply causes a
-//! [`ClientError`](crate::ClientError), never a panic. After such an error the connection is desynchronized,
+//! [`ClientError`], never a panic. After such an error the connection is desynchronized,
 //! since the next reply can belong to an earlier call.
 //!
 //! ```no_run
