@@ -13,6 +13,7 @@ mod fake_nvml;
 mod fuse_sysfs;
 #[path = "../support/ground_truth.rs"]
 mod ground_truth;
+#[cfg(target_os = "linux")]
 #[path = "../support/programs.rs"]
 mod programs;
 #[path = "../support/mod.rs"]
