@@ -3,15 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::time::{ClockId, clock_gettime};
-pub use wattspan_client::clock::{boottime_ns, monotonic_now_ns, monotonic_ns, unix_ns};
-
-/// The CPU time that this thread has used, in nanoseconds (CLOCK_THREAD_CPUTIME_ID). It does not contain the
-/// time for which the thread waits for a CPU.
-pub(crate) fn thread_cpu_ns() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
-}
+pub use wattspan_client::clock::{boottime_ns, monotonic_now_ns, monotonic_ns, thread_cpu_ns, unix_ns};
 
 /// A source of monotonic nanoseconds: the machine's clock, or one that a test sets.
 #[derive(Debug, Clone, Default)]

@@ -1,7 +1,8 @@
 //! What the error bounds assume about a domain, beyond its readings.
 //!
 //! The publishing lag of its counter is assumed by the source, measured as one update interval where no document gives it,
-//! or configured. The ceilings of its power are in `power_ceiling`. GetInfo shows each assumption with its origin, because a guaranteed error holds only with it.
+//! or configured. The ceilings of its power are in `power_ceiling`. GetInfo shows each assumption with its origin, because
+//! a guaranteed error holds only with it.
 
 use std::collections::BTreeMap;
 

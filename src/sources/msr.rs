@@ -18,7 +18,7 @@ use crate::domain::{DomainKind, EnergyReading, Grade, PowerLimits};
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
 use super::energy_unit::EnergyUnit;
-use super::rapl_limits::RaplLimits;
+use super::rapl_limits::{self, RaplLimits};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::topology::package_names;
@@ -203,8 +203,7 @@ impl Source for MsrSource {
     }
 
     fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
-        let now_ns = self.clock.now_ns();
-        self.limits.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+        rapl_limits::read_all(&mut self.limits, self.clock.now_ns(), into);
         true
     }
 }

@@ -19,7 +19,7 @@ use super::perf_error_reason::{event_error_reason, pmu_error_reason};
 use super::perf_ffi::open_counter;
 use super::pmu::{self, Pmu, PmuEvent};
 use super::rapl;
-use super::rapl_limits::RaplLimits;
+use super::rapl_limits::{self, RaplLimits};
 use super::suspend_detector::SuspendDetector;
 use super::topology::package_names;
 use super::tsc::Tsc;
@@ -193,8 +193,7 @@ impl Source for EventGroup {
     }
 
     fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
-        let now_ns = self.clock.now_ns();
-        self.limits.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+        rapl_limits::read_all(&mut self.limits, self.clock.now_ns(), into);
         true
     }
 }

@@ -19,7 +19,7 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimits};
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
 use super::energy_unit::EnergyUnit;
-use super::rapl_limits::RaplLimits;
+use super::rapl_limits::{self, RaplLimits};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
@@ -135,8 +135,7 @@ impl Source for PowercapSource {
     }
 
     fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
-        let now_ns = self.clock.now_ns();
-        self.limits.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+        rapl_limits::read_all(&mut self.limits, self.clock.now_ns(), into);
         true
     }
 }

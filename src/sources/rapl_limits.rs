@@ -77,6 +77,11 @@ impl RaplLimits {
     }
 }
 
+/// Reads the limits of all domains of a source.
+pub(super) fn read_all(domains: &mut [RaplLimits], now_ns: u64, into: &mut [PowerLimits]) {
+    domains.iter_mut().zip(into).for_each(|(limits, into)| *into = limits.read(now_ns));
+}
+
 impl ZoneConstraints {
     fn open(zone: &Path) -> Self {
         let constraint = |number: usize| {

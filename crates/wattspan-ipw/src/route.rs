@@ -2,8 +2,8 @@
 //!
 //! Implements the routing analysis of *Intelligence per Watt* (arXiv 2511.07885, section 5). A local model *covers* a
 //! question if its answer is right and its score is at least the reference's (win or tie); a question that both answer
-//! wrongly is covered by neither and counted apart. The best-of-local covers a question if any local model does. The oracle sends each question to the cheapest covering model, else to the reference. A router of
-//! accuracy p follows the oracle with probability p and otherwise uses the reference, so quality never falls and the
+//! wrongly is covered by neither and counted apart. The best-of-local covers a question if any local model does. The oracle
+//! sends each question to the cheapest covering model, else to the reference. A router of accuracy p follows the oracle with probability p and otherwise uses the reference, so quality never falls and the
 //! savings are p times the oracle's. All figures are over the questions that every run answered and scored. Invariant:
 //! a saving is absent if the cost of any query in it is unknown. Queries are routed one by one; intervals resample all
 //! queries of a question together.

@@ -231,7 +231,7 @@ impl UpdateTrack {
         let (middle_ns, half_ns) = middle_and_half(early_ns, late_ns);
         self.missed = 0;
         if half_ns > self.interval_ns / 4.0 {
-            // Too wide to tell anything.
+            // A window this wide neither confirms nor contradicts the phase.
             return Some(self);
         }
         let elapsed_ns = middle_ns as f64 - self.newest.at_ns as f64;

@@ -2,14 +2,6 @@
 
 use super::reply_text::balanced;
 
-/// The part of a reply that states the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FinalAnswer<'a> {
-    pub text: &'a str,
-    /// Where the text begins in the reply.
-    pub begin: usize,
-}
-
 /// Words for "answer". ASCII words are compared without case.
 const ANSWER_WORDS: [&str; 26] = [
     "answer",
@@ -79,10 +71,7 @@ const CONNECTIVES: [&str; 21] = [
 
 /// The answer that the reply marks: the content of the last `\boxed{}`, or the text after the last marker, whichever is
 /// later. `is_hash_answer`: whether the text after "####" is an answer (GSM8K writes it so) and not a heading.
-pub(super) fn marked_answer<'a>(
-    reply: &'a str,
-    is_hash_answer: impl Fn(&str) -> bool,
-) -> Option<FinalAnswer<'a>> {
+pub(super) fn marked_answer(reply: &str, is_hash_answer: impl Fn(&str) -> bool) -> Option<&str> {
     let lower = reply.to_ascii_lowercase();
     let words = ANSWER_WORDS.iter().flat_map(|word| lower.rmatch_indices(word));
     let after_word = words.filter_map(|(at, word)| after_marker(&lower, at, word)).max();
@@ -92,12 +81,10 @@ pub(super) fn marked_answer<'a>(
         .max();
     let marker = after_word.max(after_hash);
     let boxed = last_boxed(reply).filter(|(at, _)| marker.is_none_or(|marker| marker <= *at));
-    if let Some((at, inside)) = boxed {
-        return Some(FinalAnswer { text: inside, begin: at });
+    if let Some((_, inside)) = boxed {
+        return Some(inside);
     }
-    let begin = marker?;
-    let (at, line) = *filled_lines(&reply[begin..]).first()?;
-    Some(FinalAnswer { text: line, begin: begin + at })
+    filled_lines(&reply[marker?..]).first().map(|(_, line)| *line)
 }
 
 /// The offset after the marker that begins with the word at `at`; `None` if the word does not begin one.
@@ -248,7 +235,7 @@ mod tests {
             ("Answer: 3\n#### Why", Some("3")),
         ] {
             let found = marked_answer(reply, |text| text.parse::<u8>().is_ok());
-            assert_eq!(found.map(|answer| answer.text.trim()), text, "{reply}");
+            assert_eq!(found.map(str::trim), text, "{reply}");
         }
     }
 

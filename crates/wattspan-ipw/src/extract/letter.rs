@@ -10,14 +10,15 @@ pub(super) fn extract_letter(reply: &str, choices: &[String]) -> Option<char> {
     let last = char::from(last_option_letter(choices));
     let is_bare = |text: &str| bare_letter(text, last).is_some();
     if let Some(answer) = marked_answer(reply, is_bare) {
-        if let Some(letter) = option_with_letter(answer.text, choices, last) {
+        if let Some(letter) = option_with_letter(answer, choices, last) {
             return Some(letter);
         }
-        let stated = match Choice::of(&mentions(answer.text, last, true), answer.text, Pick::First) {
+        let stated = match Choice::of(&mentions(answer, last, true), answer, Pick::First) {
             Choice::One(letter) => Some(letter),
             Choice::Several => return None,
-            Choice::None => option_by_text(first_sentence(answer.text), choices)
-                .or_else(|| option_by_text(answer.text, choices)),
+            Choice::None => {
+                option_by_text(first_sentence(answer), choices).or_else(|| option_by_text(answer, choices))
+            }
         };
         if stated.is_some() {
             return stated;

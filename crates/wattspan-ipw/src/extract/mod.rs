@@ -66,7 +66,7 @@ fn statements(reply: &str) -> Vec<&str> {
     let lines = filled_lines(reply);
     let is_explanation = |line: &str| line.split_whitespace().count() > 4;
     let whole = match marked_answer(reply, |text| !text.is_empty() && text.split_whitespace().count() < 4) {
-        Some(answer) => answer.text,
+        Some(answer) => answer,
         // A short first line before an explanation, or the last line.
         None => match lines.as_slice() {
             [] => return Vec::new(),

@@ -47,7 +47,7 @@ pub(super) fn extract_number(reply: &str, emphasized: Option<&str>) -> Option<St
         text.starts_with(|c: char| c.is_ascii_digit())
     };
     if let Some(answer) = marked_answer(reply, is_number) {
-        match number_of_answer(answer.text) {
+        match number_of_answer(answer) {
             Reading::One(number) => return Some(number),
             Reading::Several => return None,
             Reading::None => {}
