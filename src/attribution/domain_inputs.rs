@@ -6,77 +6,70 @@ use super::attributor::Attributor;
 use super::update_detector::ExpectedUpdates;
 use crate::domain::{Domain, EnergyReading, PowerLimit};
 
-/// Mutable access to the domains of an attributor, without its spans.
+/// Mutable access to the domains of an attributor, without its spans. Each method is that of the same name in [`Attributor`].
 #[derive(Debug)]
-pub struct DomainInputs<'a> {
+pub(crate) struct DomainInputs<'a> {
     attributor: &'a mut Attributor,
 }
 
 impl<'a> DomainInputs<'a> {
-    /// The domains of this attributor.
-    pub fn new(attributor: &'a mut Attributor) -> Self {
+    pub(crate) fn new(attributor: &'a mut Attributor) -> Self {
         Self { attributor }
     }
 
-    /// As [`Attributor::add_domain`].
-    pub fn add_domain(&mut self, domain: Domain) {
+    pub(crate) fn add_domain(&mut self, domain: Domain) {
         self.attributor.add_domain(domain);
     }
 
-    /// As [`Attributor::add_reading`].
     #[inline]
-    pub fn add_reading(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
+    pub(crate) fn add_reading(
+        &mut self,
+        domain: usize,
+        before_ns: u64,
+        after_ns: u64,
+        reading: &EnergyReading,
+    ) {
         self.attributor.add_reading(domain, before_ns, after_ns, reading);
     }
 
-    /// As [`Attributor::set_update_interval`].
-    pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
+    pub(crate) fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
         self.attributor.set_update_interval(domain, interval_ns);
     }
 
-    /// As [`Attributor::set_expected_updates`].
     #[inline]
-    pub fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
+    pub(crate) fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
         self.attributor.set_expected_updates(domain, expected);
     }
 
-    /// As [`Attributor::set_latency`].
-    pub fn set_latency(&mut self, domain: usize, latency_ns: u64) {
+    pub(crate) fn set_latency(&mut self, domain: usize, latency_ns: u64) {
         self.attributor.set_latency(domain, latency_ns);
     }
 
-    /// As [`Attributor::set_power_limits`].
-    pub fn set_power_limits(&mut self, domain: usize, limits: &[PowerLimit]) {
+    pub(crate) fn set_power_limits(&mut self, domain: usize, limits: &[PowerLimit]) {
         self.attributor.set_power_limits(domain, limits);
     }
 
-    /// As [`Attributor::set_counted`].
-    pub fn set_counted(&mut self, domain: usize, counted: bool) {
+    pub(crate) fn set_counted(&mut self, domain: usize, counted: bool) {
         self.attributor.set_counted(domain, counted);
     }
 
-    /// As [`Attributor::set_undecided`].
-    pub fn set_undecided(&mut self, domain: usize, undecided: bool) {
+    pub(crate) fn set_undecided(&mut self, domain: usize, undecided: bool) {
         self.attributor.set_undecided(domain, undecided);
     }
 
-    /// As [`Attributor::exclude`].
-    pub fn exclude(&mut self, domain: usize) {
+    pub(crate) fn exclude(&mut self, domain: usize) {
         self.attributor.exclude(domain);
     }
 
-    /// As [`Attributor::set_parents`].
-    pub fn set_parents<'b>(&mut self, domains: impl Iterator<Item = &'b Domain>) {
+    pub(crate) fn set_parents<'b>(&mut self, domains: impl Iterator<Item = &'b Domain>) {
         self.attributor.set_parents(domains);
     }
 
-    /// As [`Attributor::set_live`].
-    pub fn set_live(&mut self, domain: usize, live: bool) {
+    pub(crate) fn set_live(&mut self, domain: usize, live: bool) {
         self.attributor.set_live(domain, live);
     }
 
-    /// As [`Attributor::set_starting`].
-    pub fn set_starting(&mut self, domain: usize, starting: bool) {
+    pub(crate) fn set_starting(&mut self, domain: usize, starting: bool) {
         self.attributor.set_starting(domain, starting);
     }
 }

@@ -27,7 +27,7 @@ mod weight_history;
 
 pub use account_builder::SettledSpan;
 pub use attributor::{Attributor, MAX_DOMAINS};
-pub use domain_inputs::DomainInputs;
+pub(crate) use domain_inputs::DomainInputs;
 pub use process_share::CPU_TIME;
 pub use request::{
     AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject, SubjectUsage,

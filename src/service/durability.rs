@@ -35,7 +35,6 @@ const MAX_LISTS_PER_USER: usize = 8;
 /// A final account, and the reply that waits for it.
 #[derive(Debug)]
 pub struct FinalAccount {
-    /// The account.
     pub account: Arc<Account>,
     /// The address of that reply, if there is one.
     pub reply_to: Option<ReplyTo>,

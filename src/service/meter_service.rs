@@ -111,7 +111,7 @@ impl Service {
         &self.settings.policy
     }
 
-    /// The names of the domains.
+    /// All domains, also those of sources that are still starting, in a fixed order.
     pub fn domain_names(&self) -> Vec<&str> {
         self.collector.names().collect()
     }
