@@ -24,7 +24,7 @@ pub mod systemd;
 /// Sockets that launchd creates and passes to the daemon.
 pub(crate) mod launchd;
 
-/// Dropping of privileges.
+/// The capabilities that the sources need; the daemon drops the others.
 pub mod privileges;
 
 /// Configuration: defaults, files, flags, validation.

@@ -564,6 +564,62 @@ fn retired_names_do_not_come_back() {
     Allowed::read("retired_uses").check_counts(named, "names that vocabulary and writing rules retired");
 }
 
+/// A doc comment that has no word beyond the name of its item. Help texts of options, which have no full stop, are exempt.
+#[test]
+fn no_doc_comment_only_repeats_the_name() {
+    let repeats = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("readable");
+        let found = repeating_docs(&text).into_iter();
+        found.map(|line| format!("{}: {line}", relative(path).display())).collect::<Vec<_>>()
+    };
+    let found: Vec<String> = sources().iter().flat_map(repeats).collect();
+    assert!(found.is_empty(), "say more, or delete them:\n{}", found.join("\n"));
+    let text = "/// The open spans.\n#[derive(Debug)]\npub struct OpenSpan {\n    /// In nanoseconds.\n    at_ns: u64,\n";
+    assert_eq!(repeating_docs(text), ["The open spans."]);
+    assert_eq!(
+        repeating_docs("    /// Closes a span.\n    pub fn close_span(&mut self) {"),
+        ["Closes a span."]
+    );
+    assert!(
+        repeating_docs("/// Closes a span,\n/// which fails if it is closed.\nfn close_span() {").is_empty()
+    );
+}
+
+/// The doc comments of one line in `text` whose words are all in the name of the item.
+fn repeating_docs(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let is_doc = |at: usize| lines.get(at).is_some_and(|line| line.starts_with("///"));
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some(doc) = line.strip_prefix("/// ").filter(|doc| doc.ends_with('.')) else { continue };
+        if is_doc(at + 1) || at > 0 && is_doc(at - 1) {
+            continue;
+        }
+        let item = lines[at + 1..].iter().find(|line| !line.starts_with("#["));
+        let item =
+            item.map_or("", |item| item.split(['(', '{', ':', '=', ';', '<', ',']).next().unwrap_or(""));
+        let name = words(item.split_whitespace().last().unwrap_or(""));
+        if words(doc).iter().all(|word| name.contains(word)) {
+            found.push(doc);
+        }
+    }
+    found
+}
+
+/// The words of a text or of a name in lower case, without articles and without the `s` of a plural or of a verb.
+fn words(text: &str) -> BTreeSet<String> {
+    let mut spaced = String::new();
+    for letter in text.chars() {
+        if letter.is_uppercase() && spaced.chars().next_back().is_some_and(char::is_lowercase) {
+            spaced.push(' ');
+        }
+        spaced.push(if letter.is_alphanumeric() { letter } else { ' ' });
+    }
+    let words = spaced.split_whitespace().map(str::to_lowercase);
+    let words = words.filter(|word| !["a", "an", "the", "of", "its"].contains(&word.as_str()));
+    words.map(|word| word.strip_suffix('s').map_or(word.clone(), str::to_owned)).collect()
+}
+
 /// Occurrences of `name` in `text` as whole words.
 fn occurrences(text: &str, name: &str) -> usize {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');

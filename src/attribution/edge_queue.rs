@@ -51,7 +51,6 @@ pub(crate) struct EdgeInstant {
 }
 
 impl EdgeInstant {
-    /// Adds an edge.
     #[inline]
     pub(crate) fn add_edge(&mut self, edge: &Edge) {
         self.end_edge += 1;
@@ -135,7 +134,6 @@ impl<T> IndexedQueue<T> {
     }
 }
 
-/// The pending edges.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeQueue {
     pub edges: IndexedQueue<Edge>,

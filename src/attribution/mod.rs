@@ -6,6 +6,7 @@
 
 mod account_builder;
 mod attributor;
+mod domain_inputs;
 mod domain_timeline;
 mod edge_commit;
 mod edge_pre_pass;
@@ -26,6 +27,7 @@ mod weight_history;
 
 pub use account_builder::SettledSpan;
 pub use attributor::{Attributor, MAX_DOMAINS};
+pub(crate) use domain_inputs::DomainInputs;
 pub use process_share::CPU_TIME;
 pub use request::{
     AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject, SubjectUsage,

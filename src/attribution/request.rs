@@ -61,7 +61,7 @@ pub struct NewSpan {
     pub span_id: String,
     /// The client's name for it.
     pub name: String,
-    /// The client's attributes.
+    /// Repeated in the account.
     pub attributes: BTreeMap<String, String>,
     /// Its weight: 0, or from 1/65536 to 1e6.
     pub weight: f64,
@@ -108,7 +108,7 @@ pub struct Subject {
 /// A subject's cumulative use of a basis at the time of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubjectUsage {
-    /// The subject's number.
+    /// As [`Attributor::add_subject`](super::Attributor::add_subject) returned it.
     pub subject: u32,
     /// The cumulative use, in the basis's unit; `None`: unknown.
     pub amount: Option<u64>,
@@ -154,12 +154,12 @@ pub enum AttributionError {
         /// The reason, for the client.
         reason: String,
     },
-    /// A limit is reached.
+    /// The attributor has no room for it.
     #[error("the limit of {limit} {quota} is reached")]
     LimitReached {
-        /// What is limited.
+        /// What is limited, in words: "open spans".
         quota: &'static str,
-        /// The maximum.
+        /// The maximum, in units of `quota`.
         limit: usize,
     },
 }

@@ -10,7 +10,7 @@ pub enum ConfigError {
     /// A file cannot be read.
     #[error("cannot read the configuration {}: {cause}", file.display())]
     Unreadable {
-        /// The file.
+        /// The path as given, or the default one.
         file: PathBuf,
         /// The error of the system.
         cause: std::io::Error,
@@ -18,7 +18,7 @@ pub enum ConfigError {
     /// A file that another user could change, for a privileged process.
     #[error("cannot use {}: {cause}", file.display())]
     Untrusted {
-        /// The configured file.
+        /// The path as given; `cause` names the component.
         file: PathBuf,
         /// The component of the path that is not accepted, and why.
         cause: UntrustedPathError,
@@ -26,7 +26,7 @@ pub enum ConfigError {
     /// A file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("in the configuration {}: {cause}", file.display())]
     Malformed {
-        /// The file.
+        /// The path as given, or the default one.
         file: PathBuf,
         /// Line, column, key, and what was expected.
         cause: Box<toml::de::Error>,
@@ -36,11 +36,11 @@ pub enum ConfigError {
     InvalidValue {
         /// The files, or "the flags".
         location: String,
-        /// The key.
+        /// With its table: "sampling.rate_hz".
         key: String,
-        /// The rejected value.
+        /// As text, for the message.
         value: String,
-        /// The accepted values.
+        /// Which values are accepted.
         remedy: String,
     },
 }

@@ -17,7 +17,6 @@ pub struct Cgroup {
     pub path: String,
     /// The inode number, unique among existing groups.
     pub inode: u64,
-    /// The owner.
     pub uid: u32,
 }
 

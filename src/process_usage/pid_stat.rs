@@ -7,7 +7,6 @@ use std::path::Path;
 /// The tick of CPU times in `/proc` (USER_HZ, 100 per second on every port of Linux: proc(5)).
 pub(super) const TICK_NS: u64 = 10_000_000;
 
-/// The parsed fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PidStat {
     /// Field 4.

@@ -21,16 +21,16 @@ const MAX_TARGETS_PER_USER: usize = 64;
 /// The mount points of the kernel's file systems.
 #[derive(Debug, Clone)]
 pub struct KernelRoots {
-    /// `/proc`.
+    /// The mount point of procfs: `/proc` but for tests.
     pub proc_root: PathBuf,
-    /// `/sys`.
+    /// The mount point of sysfs: `/sys` but for tests.
     pub sysfs_root: PathBuf,
 }
 
 /// A process. The start time distinguishes it from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ProcessIdentity {
-    /// Process number.
+    /// As in the PID namespace of the daemon.
     pub pid: u32,
     /// Start time in ticks since boot.
     pub start_ticks: u64,
@@ -42,10 +42,10 @@ pub enum WatchProcessError {
     /// The target does not exist or is hidden.
     #[error("{0}")]
     NotFound(String),
-    /// A limit is reached.
+    /// The user, or all users together, watch as many targets as they may.
     #[error("{limit} processes and control groups are already watched")]
     LimitReached {
-        /// The limit.
+        /// The maximum number of targets.
         limit: usize,
     },
 }
@@ -53,7 +53,7 @@ pub enum WatchProcessError {
 /// The CPU time of one target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetUsage {
-    /// The subject number.
+    /// The number under which the attributor knows the target.
     pub subject: u32,
     /// CPU time since the first sample; `None` where it is unknown.
     pub used_ns: Option<u64>,
@@ -66,7 +66,7 @@ pub struct TargetUsage {
 pub struct UsageSample {
     /// The machine's busy time; `None` where it is unknown.
     pub busy_ns: Option<u64>,
-    /// All targets.
+    /// One for each watched target.
     pub targets: Vec<TargetUsage>,
 }
 
@@ -90,7 +90,7 @@ struct WatchedTarget {
     user: u32,
 }
 
-/// The watched targets.
+/// Reads the CPU time of processes with their descendants, and of control groups.
 #[derive(Debug)]
 pub struct ProcessWatcher {
     roots: KernelRoots,
@@ -208,7 +208,7 @@ impl ProcessWatcher {
         }
     }
 
-    /// All watched subjects.
+    /// The numbers of the watched targets, in no order.
     pub fn subjects(&self) -> Vec<u32> {
         self.targets.keys().copied().collect()
     }

@@ -15,7 +15,7 @@ use super::pid_stat::TICK_NS;
 pub enum SystemCpuTime {
     /// `cpu.stat` of the root control group.
     RootCgroup(File),
-    /// `/proc/stat`.
+    /// The whole machine, in `/proc/stat`.
     ProcStat(File),
     /// Neither is available.
     Unavailable,

@@ -3,7 +3,6 @@
 //! A late tick does not delay later deadlines. Deadlines that have passed are skipped and counted as missed, never
 //! caught up in a burst. Nothing here reads a clock or waits.
 
-/// Evenly spaced deadlines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Deadlines {
     /// The next deadline; it advances by whole periods only.

@@ -69,7 +69,7 @@ pub struct SampleStream {
     pub domains: Arc<[Domain]>,
     /// For each domain, whether discovery saw its counter advance.
     pub advanced: Arc<[bool]>,
-    /// The samples.
+    /// Its samples from the first one on, as far as they are not overwritten.
     pub ring: RingReader,
     /// Reads per second while a client needs them, after all limits.
     pub rate_hz: f64,

@@ -11,7 +11,7 @@ const MAX_RATE_HZ: f64 = 10_000.0;
 /// Reads per expected counter update during characterisation, so that the instants of the updates can be located.
 const OVERSAMPLING: f64 = 4.0;
 
-/// The settings of samplers.
+/// Rates, costs and memory of every sampler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerSettings {
     /// Reads per second at the fixed rate while a client needs them; at most 10,000 and the source's own maximum.

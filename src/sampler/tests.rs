@@ -243,7 +243,6 @@ fn a_hung_read_is_reported_and_delays_no_other_source() {
     wait_for("the end of the hang", || stuck.hung_for_ns(monotonic_ns()).is_none());
 }
 
-/// Signals its drop.
 struct DropSignal(Sender<()>);
 
 impl Drop for DropSignal {

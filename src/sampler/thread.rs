@@ -132,7 +132,6 @@ impl SamplerShared {
 enum NextStep {
     /// Read now, because of an edge, an expected update, or the longest gap.
     Read,
-    /// Sleep until then.
     Sleep(u64),
     /// Keep to the fixed rate.
     FixedRate,
@@ -142,7 +141,6 @@ pub(super) struct SamplerThread {
     pub(super) cpu: Option<usize>,
     pub(super) clock: Clock,
     pub(super) rates: Rates,
-    /// The generation of `rates`.
     pub(super) rates_generation: u64,
     pub(super) rate_controller: RateController,
     pub(super) surveys: SurveyTimer,

@@ -20,7 +20,6 @@ use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid::{self, GRID_NS};
 use crate::service::readings::ReadingCollector;
 use crate::service::startup::ServiceSettings;
-use crate::service::tiered_attributor::TieredAttributor;
 use crate::service::{Service, ServiceBuilder};
 use crate::store::{self, Store};
 
@@ -82,10 +81,9 @@ impl SecretMachine {
     fn with_builder(secret: u64, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let clock = Clock::manual(START_NS);
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
-        let attribution_settings = attribution::AttributionSettings::default();
         let policy = AccessPolicy::new(&AccessGroups::default());
         let settings = ServiceSettings {
-            attribution: attribution_settings.clone(),
+            attribution: attribution::AttributionSettings::default(),
             limits,
             policy,
             history_ns: 16_000_000_000,
@@ -107,10 +105,13 @@ impl SecretMachine {
             latency_ns: 0,
             quantum_uj: 1,
         });
-        for (at, domain) in domains.iter().enumerate() {
+        let mut inputs = service.spans.domain_inputs();
+        for (at, domain) in domains.into_iter().enumerate() {
             service.domain_index.insert(domain.name.clone(), at);
+            inputs.add_domain(domain);
+            inputs.set_live(at, true);
+            inputs.set_counted(at, true);
         }
-        service.attributor = TieredAttributor::new(domains.into(), attribution_settings);
         let (answer_hashes, answer_texts, edge_instants) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self {
             service,
@@ -131,7 +132,7 @@ impl SecretMachine {
             for domain in 0..2 {
                 let energy_uj = self.energy_uj[domain];
                 let reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
-                self.service.attributor.inner_mut().add_reading(domain, at_ns, at_ns + 2000, &reading);
+                self.service.spans.domain_inputs().add_reading(domain, at_ns, at_ns + 2000, &reading);
             }
             self.clock.set(at_ns + 3000);
             self.pump();
@@ -360,7 +361,7 @@ fn a_coarse_client_sees_at_most_ten_instants_per_second() {
 #[test]
 fn energy_is_conserved_with_edges_in_the_future() {
     let machine = run_client(Access::Coarse, 1, 8, 3000);
-    let balances = machine.service.attributor.inner().balance();
+    let balances = machine.service.spans.attributor().balance();
     assert_eq!(balances.len(), 2);
     for balance in balances {
         assert!(balance.attributed_uj > 0, "{balance:?}");
@@ -479,7 +480,7 @@ fn a_span_opened_in_the_future_ends_on_the_grid_with_its_client() {
     machine.service.close_connection(1);
     machine.call(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
     assert!(machine.call(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
-    assert_eq!(machine.service.attributor.inner().open_span_count(), 0);
+    assert_eq!(machine.service.spans.attributor().open_span_count(), 0);
     machine.advance_to(now_ns + 500 * MS_NS);
     for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
         let account =
@@ -513,7 +514,7 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     machine.advance_to(begin_ns + 2550 * MS_NS);
     machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
     machine.advance_to(begin_ns + 2650 * MS_NS);
-    assert!(machine.service.attributor.next_release_ns().is_some(), "settled and held back");
+    assert!(machine.service.spans.next_release_ns().is_some(), "settled and held back");
     machine.service.shut_down();
     drop(machine);
     let mut next = start();

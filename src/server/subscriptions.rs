@@ -15,10 +15,11 @@ const SAMPLER_WAKE_NS: u64 = 5_000_000;
 /// The kind of a subscription (a call with "more").
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SubscriptionKind {
-    /// Settled accounts.
     Spans,
     /// All domains, periodically.
-    Domains { period_ns: u64 },
+    Domains {
+        period_ns: u64,
+    },
 }
 
 /// Upper limit of the rate of WatchDomains. A higher rate is reduced to it.

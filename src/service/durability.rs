@@ -17,7 +17,6 @@ use super::cursor::CursorCipher;
 use super::journal_schedule::JournalSchedule;
 use super::list_request::ListRequest;
 use super::span_registry::SpanRegistry;
-use super::tiered_attributor::TieredAttributor;
 use crate::attribution::{Attributor, SpanKey, footprint};
 use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
 
@@ -36,7 +35,6 @@ const MAX_LISTS_PER_USER: usize = 8;
 /// A final account, and the reply that waits for it.
 #[derive(Debug)]
 pub struct FinalAccount {
-    /// The account.
     pub account: Arc<Account>,
     /// The address of that reply, if there is one.
     pub reply_to: Option<ReplyTo>,
@@ -426,16 +424,21 @@ impl Durability {
         }
     }
 
-    /// Stores open and unsettled spans as interrupted, and stops the store.
-    pub(crate) fn shut_down(&mut self, now_ns: u64, attributor: &mut TieredAttributor) {
+    /// Stores open and unsettled spans as interrupted, and stops the store. The `withheld` accounts are final, and are withheld only
+    /// until the next instant of the grid.
+    pub(crate) fn shut_down(
+        &mut self,
+        now_ns: u64,
+        withheld: Vec<(SpanKey, Account)>,
+        attributor: &Attributor,
+    ) {
         let store = &mut self.store;
-        // These are final and withheld only until the next instant of the grid.
-        for (key, account) in attributor.release_withheld(u64::MAX) {
+        for (key, account) in withheld {
             store.append(&account, Some(key.0), false);
         }
         let mut next_slot = Some(0);
         while let Some(slot) = next_slot {
-            next_slot = attributor.inner().iter_spans(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
+            next_slot = attributor.iter_spans(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
                 store.append(&as_interrupted(account, now_ns), Some(key.0), false);
             });
         }

@@ -22,7 +22,6 @@ const TURN_PAUSE_NS: u64 = 5_000_000;
 const REFRESHED_PER_TURN: usize = 8;
 const REFRESH_INTERVAL_NS: u64 = 100_000_000;
 
-/// The schedule of the journal.
 #[derive(Debug)]
 pub(super) struct JournalSchedule {
     /// In the order of time, because the delay is constant.

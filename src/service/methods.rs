@@ -1,10 +1,8 @@
 //! The methods of the protocol: spans, queries of accounts, and domains.
 //!
-//! Each method checks its call before it reaches the attributor, and limits the reply to the caller's access:
-//! accounts of other users need telemetry access, figures of domains need span access. Invariant: a span is open in
-//! the registry exactly while it is open in the attributor.
+//! Each method checks its call, passes each step of a span to [`SpanLifecycle`](super::span_lifecycle::SpanLifecycle), and limits
+//! the reply to the caller's access: accounts of other users need telemetry access, figures of domains need span access.
 
-use wattspan_client::account::Account;
 use wattspan_client::protocol::{
     Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
     OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WindowEnergy,
@@ -16,26 +14,18 @@ use super::durability::QueryKind;
 use super::list_request::ListRequest;
 use super::metadata_limits;
 use super::meter_service::Service;
-use super::span_memory::SpanSize;
-use super::span_registry::{MAX_LIST_BYTES, OpenSpanEntry, SpanLookup};
-use super::tiered_attributor::SpanEdge;
-use crate::attribution::{AttributionError, NewSpan, SpanKey, footprint};
-use crate::clock;
+use crate::attribution::NewSpan;
 use crate::domain::Domain;
 use crate::store::StoreQuery;
 
 /// The maximum time by which an edge may lie in the future: clients round, and the clocks of CPUs differ.
 const MAX_FUTURE_NS: u64 = 1_000_000;
 
-/// The maximum number of open spans whose accounts one ListSpans computes.
-const MAX_OPEN_EXAMINED: usize = 1024;
-
 impl Service {
     /// The method OpenSpan: opens a span, and generates its name if the call has none.
     pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, MethodError> {
         let now_ns = self.clock.now_ns();
         let requested_ns = self.validate_instant(call.at_ns, now_ns)?;
-        let opening = self.attributor.opening(&caller.peer, requested_ns, now_ns);
         let weight = call.weight.unwrap_or(1.0);
         access::check_weight(&caller.peer, weight)?;
         let span = self.span_id(call.span.take())?;
@@ -43,27 +33,11 @@ impl Service {
         metadata_limits::check_text("name", &name, metadata_limits::MAX_NAME_BYTES)?;
         let attributes = call.attributes.take().unwrap_or_default();
         metadata_limits::check_attributes(&attributes, 0)?;
-        let size = self.registry.estimate_size(&span, &name, &attributes, opening.is_withheld());
-        self.registry.check_open(&caller.peer, &span, size)?;
-        let subject = self.process_tracker.resolve(caller, &call, self.attributor.inner_mut())?;
-        let new_span = NewSpan {
-            span_id: span.clone(),
-            name,
-            attributes,
-            weight,
-            domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
-            at_ns: opening.at_ns(),
-            uid: caller.peer.uid,
-            opened_unix_ns: clock::unix_ns().saturating_add(opening.at_ns()).saturating_sub(now_ns),
-            subject,
-        };
-        let opened = self.attributor.open(now_ns, opening, new_span);
-        let key = opened.map_err(|error| method_error(error, &span, opening.at_ns()))?;
-        self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
-        if let Some(durability) = &mut self.durability {
-            durability.add_to_journal(key, now_ns);
-        }
-        self.report_edge(opening.at_ns(), now_ns);
+        let domains = call.domains.take().map(|names| self.domain_indices(&names)).transpose()?;
+        let new_span =
+            NewSpan { name, attributes, weight, domains, ..NewSpan::new(span.clone(), requested_ns) };
+        let at_ns = self.spans.open(now_ns, caller, &call, new_span)?;
+        self.report_edge(at_ns, now_ns);
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
@@ -78,38 +52,23 @@ impl Service {
     /// The method MarkPhase: begins a phase of an open span.
     pub fn mark_phase(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
-        let open = self.find_open_span(peer, &call.span)?;
+        let open = self.spans.find_open(peer, &call.span)?;
         metadata_limits::check_identifier("phase", &call.phase, metadata_limits::MAX_PHASE_BYTES)?;
-        let edge = self.validate_edge(&open, &call.span, call.at_ns, now_ns)?;
-        let size = self.registry.check_phase(peer, &open, &call.phase)?;
-        let marked = self.attributor.begin_phase(now_ns, edge, call.phase);
-        marked.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
-        let is_unqueued = self.registry.record_phase(peer.uid, &call.span, size);
-        self.journal_change(open.key, is_unqueued, now_ns);
-        self.report_edge(edge.at_ns(), now_ns);
+        let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
+        let at_ns = self.spans.begin_phase(now_ns, &open, requested_ns, call.phase)?;
+        self.report_edge(at_ns, now_ns);
         Ok(())
     }
 
     /// The method SetWeight: changes the weight of an open span.
     pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
-        let open = self.find_open_span(peer, &call.span)?;
+        let open = self.spans.find_open(peer, &call.span)?;
         access::check_weight(peer, call.weight)?;
-        let edge = self.validate_edge(&open, &call.span, call.at_ns, now_ns)?;
-        let size = self.registry.check_weight(peer, &open)?;
-        let set = self.attributor.set_weight(now_ns, edge, call.weight);
-        set.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
-        let is_unqueued = self.registry.record_weight_change(peer.uid, &call.span, size);
-        self.journal_change(open.key, is_unqueued, now_ns);
-        self.report_edge(edge.at_ns(), now_ns);
+        let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
+        let at_ns = self.spans.set_weight(now_ns, &open, requested_ns, call.weight)?;
+        self.report_edge(at_ns, now_ns);
         Ok(())
-    }
-
-    /// Queues a changed span for the journal unless it is queued.
-    fn journal_change(&mut self, key: SpanKey, is_unqueued: bool, now_ns: u64) {
-        if let (Some(durability), true) = (&mut self.durability, is_unqueued) {
-            durability.add_to_journal(key, now_ns);
-        }
     }
 
     /// The method CloseSpan: closes a span. With `wait` the account is sent when it is final; otherwise the account
@@ -121,58 +80,35 @@ impl Service {
         wait: bool,
     ) -> Result<AccountOutcome, MethodError> {
         let now_ns = self.clock.now_ns();
-        let peer = &caller.peer;
-        let open = self.find_open_span(peer, &call.span)?;
-        let edge = self.validate_edge(&open, &call.span, call.at_ns, now_ns)?;
-        let attributes = call.attributes.unwrap_or_default();
-        let text_bytes = metadata_limits::check_attributes(&attributes, open.attribute_count())?;
-        let memory_bytes = footprint::attributes_bytes(&attributes);
-        let growth = SpanSize { text_bytes, attribute_count: attributes.len(), memory_bytes };
-        if !attributes.is_empty() {
-            self.registry.check_growth(peer, growth)?;
-        }
-        let closed = self.attributor.close(now_ns, edge, attributes);
-        closed.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
-        self.report_edge(edge.at_ns(), now_ns);
-        self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
+        let open = self.spans.find_open(&caller.peer, &call.span)?;
+        let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
+        let (attributes, reply_to) = (call.attributes.unwrap_or_default(), wait.then_some(caller.reply_to));
+        let at_ns = self.spans.close(now_ns, &open, requested_ns, attributes, reply_to)?;
+        self.report_edge(at_ns, now_ns);
         if wait {
             return Ok(AccountOutcome::Deferred);
         }
         self.refresh_if_stale(now_ns);
-        let lookup = self.registry.find(peer.uid, &call.span)?;
-        self.current_account(now_ns, &call.span, lookup)
-            .map(|account| AccountOutcome::Ready(Box::new(account)))
+        let lookup = self.spans.find(caller.peer.uid, &call.span)?;
+        let account = self.spans.current_account(now_ns, &call.span, lookup)?;
+        Ok(AccountOutcome::Ready(Box::new(account)))
     }
 
     /// The method CancelSpan: removes an open span without an account.
     pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
-        let open = self.find_open_span(peer, span)?;
-        self.attributor.cancel(now_ns, open.key).map_err(|error| method_error(error, span, now_ns))?;
+        let open = self.spans.find_open(peer, span)?;
+        self.spans.cancel(now_ns, &open)?;
         self.report_edge(now_ns, now_ns);
-        let journal_key = self.registry.remove_open(peer.uid, span);
-        if let (Some(durability), Some(key)) = (&mut self.durability, journal_key) {
-            durability.remove_from_journal(key);
-        }
         Ok(())
     }
 
-    /// Closes the open spans of a closed connection as abandoned: a few now, the others in the next polls, so that no other
-    /// client waits for them.
+    /// Closes the open spans of a closed connection as abandoned: a few now, the others in the next polls.
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
-        if self.registry.abandon_connection(connection, now_ns) {
+        if self.spans.abandon_connection(now_ns, connection) {
             self.report_edge(now_ns, now_ns);
-            self.abandon_spans(now_ns);
-        }
-    }
-
-    /// Closes some of the abandoned spans. Each ends when its connection was closed, or at the horizon if that is later.
-    pub(super) fn abandon_spans(&mut self, now_ns: u64) {
-        /// Each takes about 6 µs.
-        const ABANDONED_PER_TURN: usize = 32;
-        for (key, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
-            self.attributor.abandon(now_ns, key, at_ns);
+            self.spans.close_abandoned(now_ns);
         }
     }
 
@@ -183,7 +119,7 @@ impl Service {
         let mut domains = self.collector.statuses();
         // The numbers of ticks and accounts, and their lateness, reveal when and how much others measure.
         let mut samplers = self.collector.sampler_statuses();
-        let mut keeping = self.durability.as_ref().map(|durability| durability.status(peer));
+        let mut keeping = self.spans.store_status(peer);
         if peer.access < Access::Span {
             domains.iter_mut().for_each(hide_figures);
             (samplers, keeping) = (Vec::new(), None);
@@ -217,18 +153,19 @@ impl Service {
         self.refresh_if_stale(now_ns);
         // The caller's own span on disk would take precedence over another user's in memory. That would cost a second
         // query for each telemetry call, and equal names are rare: names are random or chosen by their owners.
-        let mut lookup = self.find_visible_span(peer, span);
+        let mut lookup = self.spans.find_visible(peer, span);
         if lookup.is_err() && peer.access >= Access::Telemetry {
-            lookup = self.registry.find_of_any_user(span);
+            lookup = self.spans.find_of_any_user(span);
         }
         if lookup.is_err() && wait {
             let all_users = peer.access >= Access::Telemetry;
             let query = StoreQuery::Span { uid: peer.uid, all_users, span: span.to_owned() };
-            if self.submit_query(caller, query, QueryKind::Span(span.to_owned()))? {
+            if self.spans.submit_query(now_ns, caller, query, QueryKind::Span(span.to_owned()))? {
                 return Ok(AccountOutcome::Deferred);
             }
         }
-        self.current_account(now_ns, span, lookup?).map(|account| AccountOutcome::Ready(Box::new(account)))
+        let account = self.spans.current_account(now_ns, span, lookup?)?;
+        Ok(AccountOutcome::Ready(Box::new(account)))
     }
 
     /// The method ListSpans: the spans of the caller or, with telemetry access, of all users. If there is a store and
@@ -243,65 +180,21 @@ impl Service {
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.refresh_if_stale(now_ns);
         if request.is_for_open_spans() {
+            let is_first_page = request.cursor.is_none();
             let accounts =
-                if request.cursor.is_some() { Vec::new() } else { self.list_open_spans(peer, &request) };
+                if is_first_page { self.spans.open_accounts(now_ns, peer, &request) } else { Vec::new() };
             return Ok(Some(SpanAccounts { accounts, before: None }));
         }
         let before = request.cursor.map(|cursor| self.cursor_cipher.decode(peer, cursor)).transpose()?;
         if wait {
             let (uid, filter, limit) = (peer.uid_filter(), request.filter.clone(), request.limit);
             let query = StoreQuery::List { uid, filter, limit, before };
-            if self.submit_query(caller, query, QueryKind::List(Box::new(request.clone())))? {
+            let kind = QueryKind::List(Box::new(request.clone()));
+            if self.spans.submit_query(now_ns, caller, query, kind)? {
                 return Ok(None);
             }
         }
-        let mark = |account: &Account, number| self.mark_durability(account, number);
-        Ok(Some(request.remembered_accounts(peer, &self.registry, mark)))
-    }
-
-    /// Submits a query to the store; returns false if there is no store or it cannot answer.
-    fn submit_query(
-        &mut self,
-        caller: &Caller,
-        query: StoreQuery,
-        kind: QueryKind,
-    ) -> Result<bool, MethodError> {
-        let Some(durability) = &mut self.durability else { return Ok(false) };
-        durability.submit(&caller.peer, caller.reply_to, query, kind, self.clock.now_ns())
-    }
-
-    /// A copy of an account in memory with its state as of now.
-    fn mark_durability(&self, account: &Account, store_number: Option<u64>) -> Account {
-        match &self.durability {
-            Some(durability) => durability.mark_durability(account, store_number),
-            None => account.clone(),
-        }
-    }
-
-    /// The accounts as of now of the latest open spans that match and fit into a reply, the latest last.
-    fn list_open_spans(&self, peer: &Peer, request: &ListRequest) -> Vec<Account> {
-        let now_ns = self.clock.now_ns();
-        let dated = |(span, key)| Some((self.attributor.opening_ns(key)?, span, key));
-        let mut spans: Vec<(u64, &str, SpanKey)> = self
-            .registry
-            .open_spans(peer.uid_filter())
-            .filter(|(_, key)| self.attributor.is_visible_to(peer, *key))
-            .filter_map(dated)
-            .collect();
-        spans.sort_unstable_by_key(|&(requested_ns, span, _)| (std::cmp::Reverse(requested_ns), span));
-        spans.truncate(MAX_OPEN_EXAMINED);
-        let current_account = |(_, span, key): (u64, &str, SpanKey)| {
-            self.current_account(now_ns, span, SpanLookup::Unsettled(key)).ok()
-        };
-        let matching =
-            spans.into_iter().filter_map(current_account).filter(|account| request.filter.matches(account));
-        let within = matching.scan(0, |bytes, account| {
-            *bytes += footprint::account_bytes(&account);
-            (*bytes <= MAX_LIST_BYTES).then_some(account)
-        });
-        let mut accounts: Vec<Account> = within.take(request.limit).collect();
-        accounts.reverse();
-        accounts
+        Ok(Some(self.spans.remembered_accounts(peer, &request)))
     }
 
     /// The method ReadWindow: the energy of each domain in a window of the history.
@@ -316,9 +209,9 @@ impl Service {
                 latest_ns: now_ns,
             });
         }
-        self.collector.drain(now_ns, self.attributor.inner_mut());
+        self.collector.drain(now_ns, &mut self.spans.domain_inputs());
         let settings = &self.settings.attribution;
-        let window = self.collector.window(from_ns, to_ns, settings, self.attributor.inner());
+        let window = self.collector.window(from_ns, to_ns, settings, self.spans.attributor());
         window.ok_or(MethodError::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
     }
 
@@ -326,7 +219,7 @@ impl Service {
     pub fn get_balance(&mut self) -> Balances {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
-        let mut balance = self.attributor.inner().balance();
+        let mut balance = self.spans.attributor().balance();
         balance.retain(|balance| self.collector.has_readings(&balance.domain));
         Balances { balance }
     }
@@ -338,62 +231,14 @@ impl Service {
         DomainSnapshot { now_ns, domains: self.collector.statuses(), at_least: self.collector.at_least() }
     }
 
-    /// The account as of now of a span found by name.
-    pub(super) fn current_account(
-        &self,
-        now_ns: u64,
-        span: &str,
-        lookup: SpanLookup,
-    ) -> Result<Account, MethodError> {
-        match lookup {
-            SpanLookup::Settled(account, store_number) => Ok(self.mark_durability(&account, store_number)),
-            SpanLookup::Unsettled(key) => {
-                let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
-                self.attributor.provisional_account(now_ns, key).ok_or_else(missing)
-            }
-        }
-    }
-
-    /// The caller's span of this name. With coarse access only coarse spans are found.
-    fn find_visible_span(&self, peer: &Peer, span: &str) -> Result<SpanLookup, MethodError> {
-        let lookup = self.registry.find(peer.uid, span)?;
-        let is_visible = match &lookup {
-            SpanLookup::Unsettled(key) => self.attributor.is_visible_to(peer, *key),
-            SpanLookup::Settled(account, _) => access::is_visible_to(peer, account),
-        };
-        if is_visible { Ok(lookup) } else { Err(MethodError::NoSuchSpan { span: span.to_owned() }) }
-    }
-
     /// Whether the caller has an open span of this name.
     pub fn has_open_span(&self, peer: &Peer, span: &str) -> bool {
-        self.find_open_span(peer, span).is_ok()
+        self.spans.find_open(peer, span).is_ok()
     }
 
-    /// An edge of an open span at the instant in the call, else now.
-    fn validate_edge(
-        &self,
-        open: &OpenSpanEntry,
-        span: &str,
-        at_ns: Option<i64>,
-        now_ns: u64,
-    ) -> Result<SpanEdge, MethodError> {
-        let requested_ns = at_ns.map(|_| self.validate_instant(at_ns, now_ns)).transpose()?;
-        let edge = self.attributor.edge(open.key, requested_ns, now_ns);
-        edge.map_err(|error| method_error(error, span, requested_ns.unwrap_or(now_ns)))
-    }
-
-    /// The caller's open span of this name. With coarse access only coarse spans are found.
-    fn find_open_span(&self, peer: &Peer, span: &str) -> Result<OpenSpanEntry, MethodError> {
-        let open = self.registry.find_open(peer.uid, span);
-        if peer.access >= Access::Span {
-            return open;
-        }
-        let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
-        match open {
-            Ok(open) if !self.attributor.is_visible_to(peer, open.key) => Err(missing()),
-            Err(MethodError::AlreadyClosed { .. }) => self.find_visible_span(peer, span).and(open),
-            other => other,
-        }
+    /// The instant in a call about an open span, if it has one.
+    fn validate_edge(&self, at_ns: Option<i64>, now_ns: u64) -> Result<Option<u64>, MethodError> {
+        at_ns.map(|_| self.validate_instant(at_ns, now_ns)).transpose()
     }
 
     fn domain_indices(&self, names: &[String]) -> Result<Vec<usize>, MethodError> {
@@ -423,23 +268,6 @@ impl Service {
             (now_ns.saturating_sub(self.settings.history_ns), now_ns.saturating_add(MAX_FUTURE_NS));
         let inside = u64::try_from(requested).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
         inside.ok_or(MethodError::InvalidTime { at_ns: requested, earliest_ns, latest_ns })
-    }
-}
-
-/// Converts an error of the attributor to an error of the protocol.
-fn method_error(error: AttributionError, span: &str, at_ns: u64) -> MethodError {
-    match error {
-        AttributionError::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },
-        AttributionError::AlreadyClosed => MethodError::AlreadyClosed { span: span.to_owned() },
-        AttributionError::InvalidTime { earliest_ns, latest_ns } => {
-            MethodError::InvalidTime { at_ns: at_ns.try_into().unwrap_or(i64::MAX), earliest_ns, latest_ns }
-        }
-        AttributionError::InvalidValue { field, reason } => {
-            MethodError::InvalidValue { field: field.to_owned(), reason }
-        }
-        AttributionError::LimitReached { quota, limit } => {
-            MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
-        }
     }
 }
 

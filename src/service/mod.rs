@@ -26,10 +26,10 @@ pub(crate) mod rate_limit;
 pub(crate) mod readings;
 pub(crate) mod service_builder;
 mod span_id;
+pub(crate) mod span_lifecycle;
 mod span_memory;
 mod span_registry;
 pub(crate) mod startup;
-pub(crate) mod tiered_attributor;
 mod watchdog;
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -13,11 +13,9 @@ use crate::sources::{OpenProgress, StartingSources};
 
 /// Sources that have not answered, and the parameters of their samplers.
 pub struct PendingSources {
-    /// The sources.
     pub starting: StartingSources,
     /// Rates and ring sizes.
     pub settings: sampler::SamplerSettings,
-    /// The service's clock.
     pub clock: Clock,
     /// The physical packages that the kernel lists.
     pub packages: BTreeSet<u32>,

@@ -23,7 +23,6 @@ pub enum CallClass {
     /// A call that ends a span. It may overdraw the bucket by its full cost, so that it can be executed: a span that
     /// cannot be ended would take energy from other spans indefinitely.
     EndSpan,
-    /// Any other call.
     Other,
 }
 
@@ -87,7 +86,6 @@ impl RateLimiter {
         Err(RateLimitError { error, is_flood })
     }
 
-    /// Removes full buckets.
     fn evict_full_buckets(&mut self, now_ns: u64, limits: &Limits) {
         if self.buckets.len() < self.sweep_threshold.max(MIN_SWEEP_BUCKETS) {
             return;

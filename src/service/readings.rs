@@ -17,7 +17,7 @@ use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
 use super::power_ceiling::sum_of_parts_mw;
-use crate::attribution::{AttributionSettings, Attributor, ExpectedUpdates, NewSpan, SpanKey};
+use crate::attribution::{AttributionSettings, Attributor, DomainInputs, ExpectedUpdates, NewSpan, SpanKey};
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
@@ -83,7 +83,7 @@ impl SamplerReader {
 
     /// Passes readings to an attributor: of each sample those of the domains that have a bit. Returns the time of the last
     /// sample.
-    fn feed(&self, samples: impl Iterator<Item = (u64, u64)>, attributor: &mut Attributor) -> u64 {
+    fn feed(&self, samples: impl Iterator<Item = (u64, u64)>, attributor: &mut DomainInputs<'_>) -> u64 {
         let mut last_ns = 0;
         let mut sample = self.sample.clone();
         for (index, domains) in samples {
@@ -189,7 +189,7 @@ impl ReadingCollector {
     }
 
     /// Adds the domains of sources that have answered since the last call; `None` where there are none.
-    pub fn attach_started_sources(&mut self, attributor: &mut Attributor) -> Option<AttachedDomains> {
+    pub fn attach_started_sources(&mut self, attributor: &mut DomainInputs<'_>) -> Option<AttachedDomains> {
         let mut pending = self.pending_sources.take()?;
         let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
         loop {
@@ -227,7 +227,13 @@ impl ReadingCollector {
 
     /// Counts the domains that a source has added. After its last answer the placeholder is retired; if there was no domain,
     /// the placeholder has no energy in the spans that are open.
-    fn record_progress(&mut self, source: &str, added: usize, is_last: bool, attributor: &mut Attributor) {
+    fn record_progress(
+        &mut self,
+        source: &str,
+        added: usize,
+        is_last: bool,
+        attributor: &mut DomainInputs<'_>,
+    ) {
         for (at, metered) in self.domains.iter_mut().enumerate() {
             let DomainOrigin::Placeholder(total_added) = metered.origin else { continue };
             if metered.domain.source != source {
@@ -295,7 +301,7 @@ impl ReadingCollector {
     }
 
     /// Passes the state of all domains to an attributor.
-    pub fn publish_domain_state(&self, attributor: &mut Attributor) {
+    pub fn publish_domain_state(&self, attributor: &mut DomainInputs<'_>) {
         for (index, metered) in self.domains.iter().enumerate() {
             attributor.set_live(index, metered.liveness.0 == Liveness::Live);
             attributor.set_counted(index, metered.counted);
@@ -362,7 +368,7 @@ impl ReadingCollector {
     }
 
     /// Passes all new readings to the attributor.
-    pub fn drain(&mut self, now_ns: u64, attributor: &mut Attributor) {
+    pub fn drain(&mut self, now_ns: u64, attributor: &mut DomainInputs<'_>) {
         for reader in &mut self.readers {
             let written = reader.ring.written_count();
             reader.next_index = reader.next_index.max(reader.ring.oldest_index());
@@ -408,7 +414,7 @@ impl ReadingCollector {
     }
 
     /// Updates every domain's state, logs changes, and passes the states to the attributor.
-    fn check_liveness(&mut self, now_ns: u64, attributor: &mut Attributor) {
+    fn check_liveness(&mut self, now_ns: u64, attributor: &mut DomainInputs<'_>) {
         let mut changed = false;
         self.update_placeholders();
         self.update_assumptions();
@@ -454,7 +460,7 @@ impl ReadingCollector {
     /// Decides, as far as the readings allow, which domains are two names of one counter; returns whether a state changed.
     /// A duplicate leaves the totals of open spans. An independent domain enters the totals of spans that open from now on,
     /// since its energy was not counted before.
-    fn resolve_duplicates(&mut self, now_ns: u64, attributor: &mut Attributor) -> bool {
+    fn resolve_duplicates(&mut self, now_ns: u64, attributor: &mut DomainInputs<'_>) -> bool {
         let (mut changed, domains, log) = (false, &mut self.domains, self.log);
         self.duplicates.resolve(|pair| {
             changed = true;
@@ -556,7 +562,7 @@ impl ReadingCollector {
         let mut end_ns = to_ns.saturating_add(1);
         for reader in &self.readers {
             let samples = reader.samples_of_window(from_ns, to_ns, &self.domains);
-            end_ns = end_ns.max(reader.feed(samples, &mut attributor));
+            end_ns = end_ns.max(reader.feed(samples, &mut DomainInputs::new(&mut attributor)));
         }
         window_energy(&mut attributor, key, end_ns)
     }
@@ -572,7 +578,7 @@ impl ReadingCollector {
         let idle_mw = self.domains().enumerate().filter_map(idle_mw).collect();
         let settings = AttributionSettings { horizon_ns: 0, idle_mw, ..settings.clone() };
         let mut attributor = Attributor::new(self.domains().cloned().collect(), settings);
-        self.publish_domain_state(&mut attributor);
+        self.publish_domain_state(&mut DomainInputs::new(&mut attributor));
         let later =
             |metered: &MeteredDomain| metered.independent_since_ns.is_some_and(|since_ns| since_ns > from_ns);
         for (index, metered) in self.domains.iter().enumerate().filter(|(_, metered)| later(metered)) {
@@ -601,7 +607,7 @@ fn process_sample(
     first: usize,
     domains: &mut [MeteredDomain],
     duplicates: &mut DuplicateTracker,
-    attributor: &mut Attributor,
+    attributor: &mut DomainInputs<'_>,
     log: LogFn,
 ) {
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {

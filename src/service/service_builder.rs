@@ -101,7 +101,7 @@ impl ServiceBuilder {
         self.parts.collector.recording_feeds()
     }
 
-    /// The names of the domains.
+    /// All domains, also those of sources that are still starting, in a fixed order.
     pub fn domain_names(&self) -> Vec<&str> {
         self.parts.collector.names().collect()
     }

@@ -13,7 +13,6 @@ use crate::config::Limits;
 pub struct SpanSize {
     /// Bytes of names, attributes and phases.
     pub text_bytes: usize,
-    /// Number of attributes.
     pub attribute_count: usize,
     /// Estimated memory, in bytes.
     pub memory_bytes: usize,

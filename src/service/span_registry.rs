@@ -20,7 +20,6 @@ use crate::config::Limits;
 /// The maximum bytes of accounts, as they are in memory, in one list: the answer stays below a megabyte.
 pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
 
-/// An open span.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenSpanEntry {
     /// Its key in the attributor.

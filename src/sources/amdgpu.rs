@@ -187,7 +187,6 @@ fn open_power_source(
     Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock))
 }
 
-/// One card.
 struct AmdCard {
     /// "card0"; the number may change between boots.
     name: String,

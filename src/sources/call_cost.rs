@@ -24,7 +24,6 @@ const MAX_DRIVER_TIME_SHARE: f64 = 0.08;
 /// The median cost of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CallCost {
-    /// Elapsed time.
     pub wall_ns: u64,
     /// CPU time of the calling thread.
     pub cpu_ns: u64,

@@ -12,7 +12,6 @@ use crate::domain::Grade;
 pub struct CpuInfo {
     /// "GenuineIntel", "AuthenticAMD", "HygonGenuine"; empty where unknown.
     pub vendor: String,
-    /// The CPU family.
     pub family: u32,
     /// The model within the family.
     pub model: u32,

@@ -23,11 +23,11 @@ pub struct EnergyIntegral {
 /// The energy of one interval with its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IntervalEnergy {
-    /// The best estimate.
+    /// In picojoules, within the bounds.
     pub energy_pj: u128,
-    /// The lower bound.
+    /// The energy is at least this.
     pub low_pj: u128,
-    /// The upper bound.
+    /// The energy is at most this.
     pub high_pj: u128,
 }
 

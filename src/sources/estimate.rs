@@ -30,7 +30,7 @@ const MAX_LINE_BYTES: usize = 256;
 /// Limit of the busy time that is carried over, in ticks of each CPU.
 const MAX_DEFERRED_TICKS: u128 = 10;
 
-/// Opens the estimate.
+/// A package domain whose power is modelled from the busy time in `/proc/stat`.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let path = settings.proc_root.join("stat");

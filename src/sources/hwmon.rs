@@ -83,7 +83,6 @@ fn group_rails(
 /// The chip name of `acpi_power_meter`.
 const POWER_METER: &str = "power_meter";
 
-/// One chosen channel.
 struct HwmonRail {
     domain: Domain,
     sensor: SensorFile,
@@ -308,7 +307,6 @@ fn resolve_names_and_parents(groups: &mut [(Vec<HwmonRail>, f64)]) {
 /// Position of a rail in the domain tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RailPosition {
-    /// The domain's name.
     name: String,
     /// The kind of the powered part.
     kind: DomainKind,

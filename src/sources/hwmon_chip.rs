@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use super::sysfs_file::{read_parsed, read_trimmed};
 
-/// One chip.
 #[derive(Debug, Clone)]
 pub struct HwmonChip {
     /// The driver's name: "amdgpu", "xe", "ina3221", "power_meter".
@@ -66,7 +65,6 @@ impl HwmonChip {
         pci_address(&self.device)
     }
 
-    /// The device's directory.
     pub fn device(&self) -> &Path {
         &self.device
     }

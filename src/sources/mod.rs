@@ -81,7 +81,6 @@ pub mod intelgpu;
 /// RAPL through the model-specific registers.
 pub mod msr;
 
-/// NVIDIA GPUs.
 #[cfg(target_os = "linux")]
 pub mod nvml;
 

@@ -94,7 +94,6 @@ fn list_cpus(root: &Path) -> io::Result<Vec<usize>> {
     Ok(cpus)
 }
 
-/// One package's registers.
 struct MsrSource {
     file: SysfsFile,
     counters: Vec<(DomainKind, u64, EnergyUnit, Counter)>,

@@ -24,7 +24,6 @@ pub struct Pmu {
     pub unusable_events: Vec<String>,
 }
 
-/// One energy event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PmuEvent {
     /// "energy-pkg".

@@ -24,7 +24,7 @@ use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 
-/// Opens all zones.
+/// The zones of `/sys/class/powercap` with a readable energy counter, each a domain.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
@@ -140,7 +140,6 @@ impl Source for PowercapSource {
     }
 }
 
-/// One open zone.
 struct ZoneCounter {
     energy: SysfsFile,
     scale: RegisterScale,
@@ -179,7 +178,6 @@ const REGISTER_MAX: u128 = 0xFFFF_FFFF;
 struct PowercapZone {
     /// "intel-rapl:0:1".
     id: String,
-    /// The domain kind.
     kind: DomainKind,
     /// The domain's name: "core-0".
     domain: String,

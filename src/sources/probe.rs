@@ -37,15 +37,12 @@ const READS_PER_DECISION: u32 = 8;
 /// Two domains that may show one counter.
 #[derive(Debug)]
 pub struct DuplicateCandidate {
-    /// The earlier domain.
     pub original: DomainIndex,
-    /// The later domain.
     pub copy: DomainIndex,
     /// The comparison of the two.
     pub pair: DuplicatePair,
 }
 
-/// The result of the probe.
 #[derive(Debug, Default)]
 pub struct ProbeResult {
     /// Domains that may be two names of one counter.
@@ -162,7 +159,6 @@ impl ProbeQuestions {
     }
 }
 
-/// One probed domain.
 struct ProbedDomain {
     index: DomainIndex,
     /// Whether it is a counter. An integral advances at once or not at all.

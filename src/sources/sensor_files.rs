@@ -27,9 +27,7 @@ pub struct SensorFile {
 /// A condition on the content of a state file.
 #[derive(Debug)]
 pub struct ReadCondition {
-    /// The state file.
     pub file: SysfsFile,
-    /// The compared content.
     pub word: &'static str,
     /// Whether the content must equal the word or must differ from it.
     pub must_equal: bool,
@@ -79,7 +77,6 @@ impl SensorFile {
         Self { kind: SensorKind::Energy(file, counter), condition: None }
     }
 
-    /// A power sensor.
     pub fn power(sensor: PowerSensor) -> Self {
         Self { kind: SensorKind::Power(sensor), condition: None }
     }

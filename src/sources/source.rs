@@ -40,7 +40,7 @@ pub trait Source: Send {
 pub struct OpenedSource {
     /// The mechanism: "perf", "powercap", ... One mechanism may open several sources (perf: one for each package).
     pub name: &'static str,
-    /// The reader.
+    /// Reads all domains at once.
     pub source: Box<dyn Source>,
     /// The metered domains, in the order of the readings.
     pub domains: Vec<Domain>,
@@ -80,7 +80,7 @@ impl Inventory {
 
 /// One result of a source that opens.
 pub struct OpenProgress {
-    /// The mechanism.
+    /// The name of the mechanism: "nvml".
     pub source: String,
     /// The domains and reasons since the previous result.
     pub found: Inventory,

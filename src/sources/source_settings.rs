@@ -10,15 +10,15 @@ pub const PERF: &str = "perf";
 pub const POWERCAP: &str = "powercap";
 /// RAPL through `/dev/cpu/N/msr`.
 pub const MSR: &str = "msr";
-/// NVIDIA GPUs.
+/// NVIDIA GPUs, through the library of their driver.
 pub const NVML: &str = "nvml";
-/// AMD GPUs.
+/// AMD GPUs, through `gpu_metrics` and hwmon in sysfs.
 pub const AMDGPU: &str = "amdgpu";
-/// Intel GPUs.
+/// Intel GPUs, through hwmon in sysfs.
 pub const INTELGPU: &str = "intelgpu";
 /// Power and energy sensors of boards.
 pub const HWMON: &str = "hwmon";
-/// Batteries.
+/// The discharge of batteries in `/sys/class/power_supply`.
 pub const BATTERY: &str = "battery";
 /// Apple silicon's energy counters.
 pub const IOREPORT: &str = "ioreport";

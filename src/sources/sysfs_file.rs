@@ -15,7 +15,6 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// The read size: a sign, 20 digits, a newline and a reserve.
 const MAX_NUMBER_BYTES: usize = 32;
 
-/// One open file.
 #[derive(Debug)]
 pub struct SysfsFile {
     path: PathBuf,

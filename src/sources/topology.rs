@@ -9,7 +9,7 @@ use std::path::Path;
 /// Package and die of a CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuLocation {
-    /// The package (socket).
+    /// `physical_package_id` in sysfs: the socket.
     pub package: u32,
     /// The die in the package; 0 if the kernel does not list it.
     pub die: u32,

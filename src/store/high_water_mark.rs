@@ -11,7 +11,6 @@ use super::checksum::Checksum;
 
 const RECORD_BYTES: usize = 28;
 
-/// The last commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HighWaterMark {
     /// The highest account ID.

@@ -48,12 +48,12 @@ impl Filter {
     }
 }
 
-/// A query.
+/// What the store looks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoreQuery {
     /// The latest span of this name of the user, else of any user if `all_users` is set.
     Span {
-        /// The user ID.
+        /// The user whose spans come first.
         uid: u32,
         /// Spans of other users may be returned.
         all_users: bool,
@@ -64,7 +64,7 @@ pub enum StoreQuery {
     List {
         /// The user ID; `None` for all users.
         uid: Option<u32>,
-        /// The conditions.
+        /// All of its conditions hold for a listed account.
         filter: Filter,
         /// The maximum number of accounts.
         limit: usize,
@@ -73,7 +73,7 @@ pub enum StoreQuery {
     },
 }
 
-/// The result of a query.
+/// What a query has found, as far as one answer holds it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QueryResult {
     /// The accounts, the latest first.
@@ -94,7 +94,7 @@ pub enum QueryError {
     },
     /// The database cannot be read at present.
     Unavailable {
-        /// The description.
+        /// The error of SQLite or of the file system.
         reason: String,
     },
 }

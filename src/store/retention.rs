@@ -31,7 +31,6 @@ const SIZE_SLACK_DIVISOR: u64 = 20;
 pub(super) struct RetentionStep {
     /// Another step is due.
     pub more: bool,
-    /// Lines for the log.
     pub log_lines: Vec<String>,
 }
 

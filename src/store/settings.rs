@@ -14,7 +14,7 @@ pub enum SyncMode {
     Full,
 }
 
-/// The settings of the store.
+/// Where accounts are kept, how long, and how safely.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
     /// The state directory; created if missing.

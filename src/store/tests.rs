@@ -309,7 +309,6 @@ impl Fixture {
         Database::open(&path, self.mark_file(), &self.settings, self.now).unwrap()
     }
 
-    /// Advances both clocks.
     fn advance(&mut self, seconds: i64) {
         self.now = ClockReading { unix_s: self.now.unix_s + seconds, boot_s: self.now.boot_s + seconds };
     }

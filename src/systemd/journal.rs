@@ -42,7 +42,7 @@ pub const CONFIG_REJECTED: LogEvent = LogEvent { id: "68c0a5f3d9174be2ae7b20d4c1
 pub const EXCESS_PRIVILEGES: LogEvent = LogEvent { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
 /// A group to which the configuration gives access does not exist.
 pub const UNKNOWN_GROUP: LogEvent = LogEvent { id: "524db23c58510006b04b13acb73debc9", priority: 4 };
-/// A recording ended.
+/// A recording has ended; the message has the numbers of samples recorded and lost.
 pub const RECORDING_ENDED: LogEvent = LogEvent { id: "a4e1790b5d3c4f26987c6d8fe0b2135a", priority: 6 };
 
 /// The state of the store changed.
@@ -50,7 +50,7 @@ pub const STORE_STATE: LogEvent = LogEvent { id: "7be02f94c5d84a1e9a63d8f1b70c2e
 /// The state of the connection to D-Bus changed.
 pub const DBUS_STATE: LogEvent = LogEvent { id: "d3f6581ea90b4c72b8e41c7d95a0f263", priority: 5 };
 
-/// A log entry.
+/// What the administrator reads about one event.
 #[derive(Debug)]
 pub struct LogEntry<'a> {
     /// The kind of entry.
@@ -74,7 +74,7 @@ enum LogTarget {
 
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Logs an entry.
+/// Writes an entry to the journal, or to standard error where there is none.
 pub fn log(entry: &LogEntry) {
     static TARGET: OnceLock<LogTarget> = OnceLock::new();
     let target = TARGET.get_or_init(|| detect_target(std::env::var("JOURNAL_STREAM").ok().as_deref()));

@@ -80,7 +80,6 @@ enum MeterBackend {
 pub struct MeterDescription {
     /// "daemon" or "embedded".
     pub kind: &'static str,
-    /// The daemon's socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
     /// Why the meter is embedded.

@@ -28,7 +28,6 @@ use super::quantity::{format_duration, format_energy, format_lower_bound, format
 use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, printable, wrap};
 
-/// Duration of the load.
 const LOAD_DURATION: Duration = Duration::from_millis(300);
 
 /// Interval of the snapshots during the load.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Grade;
 
-/// The state of a span.
+/// Where a span is on its way from the opening to the final account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SpanState {
@@ -28,7 +28,7 @@ pub enum SpanState {
 /// A span's share of one domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Share {
-    /// The domain's name.
+    /// The name that GetInfo lists, such as "package-0".
     pub domain: String,
     /// The quality of the domain's values.
     pub grade: Grade,
@@ -77,9 +77,9 @@ pub struct Account {
     pub span: String,
     /// The client's name for it.
     pub name: String,
-    /// The client's attributes.
+    /// What OpenSpan and CloseSpan have attached: at most 64 texts by key.
     pub attributes: BTreeMap<String, String>,
-    /// The state of the span.
+    /// The figures may change until it is settled, abandoned or interrupted.
     pub state: SpanState,
     /// The owner's user id.
     pub uid: u32,
@@ -147,7 +147,7 @@ pub struct Account {
 /// A domain's energy balance since the start: `measured = attributed + unattributed`, exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
-    /// The domain's name.
+    /// The name that GetInfo lists, such as "package-0".
     pub domain: String,
     /// The whole energy that is settled.
     pub measured_uj: u64,

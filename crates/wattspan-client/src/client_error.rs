@@ -21,7 +21,7 @@ pub enum ClientError {
     /// The permissions of the socket deny access.
     #[error("permission denied: this user may not connect to {}", .path.display())]
     PermissionDenied {
-        /// The socket.
+        /// The last socket path that was tried and denied access.
         path: PathBuf,
     },
     /// The daemon closed the connection.

@@ -15,7 +15,7 @@ pub const SOCKET_ENV: &str = "WATTSPAN_SOCKET";
 /// The socket paths to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketPath {
-    /// This path only.
+    /// From a flag or from [`SOCKET_ENV`]; no other path is tried.
     Explicit(PathBuf),
     /// The first of these paths that accepts a connection.
     Search(Vec<PathBuf>),

@@ -30,7 +30,7 @@ pub struct VarlinkConnection {
     synchronized: bool,
 }
 
-/// A successful reply.
+/// The parameters of a reply that is no error.
 #[derive(Debug)]
 pub struct ReceivedReply<T> {
     pub value: T,

@@ -28,7 +28,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest head of a request or response.
 pub const MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// Settings of a pool.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PoolSettings {
     /// Use HTTP/2 without negotiation, also without TLS.

@@ -89,11 +89,9 @@ columns! {
     first_token_s,
     /// Median inter-token latency, seconds.
     inter_token_s,
-    /// Prompt tokens.
     tokens_in,
     /// Cached prompt tokens.
     tokens_cached,
-    /// Output tokens.
     tokens_out,
     /// Mean log-probability of the output tokens.
     mean_logprob,
@@ -134,7 +132,6 @@ columns! {
 /// The energy columns of one scope, joules.
 #[derive(Debug, Clone, Copy)]
 pub struct ScopeColumns<'a> {
-    /// Share.
     pub share: &'a [f64],
     /// Guaranteed half-width of the share.
     pub error: &'a [f64],
@@ -244,7 +241,6 @@ impl QueryColumns {
         }
     }
 
-    /// Appends a row.
     pub(super) fn push(&mut self, row: &QueryRow, subject: u32, scopes: &[(Scope, Vec<usize>); 3]) {
         let count = |of: Option<u64>| of.map_or(UNKNOWN, |count| count as f64);
         let seconds = |of: Option<u64>| count(of) / 1e9;

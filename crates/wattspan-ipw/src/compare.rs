@@ -42,7 +42,6 @@ const IDLE: &str = "idle power";
 /// One run of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedRun {
-    /// The run's name.
     pub label: String,
     /// The run's own figures.
     pub figures: EfficiencyMetrics,

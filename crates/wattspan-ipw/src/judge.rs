@@ -18,7 +18,6 @@ use wattspan_system::private_file;
 use super::extract::{parse_number, strip_reasoning};
 use super::question::Question;
 
-/// The prompt template.
 pub const PROMPT_TEMPLATE: &str = include_str!("judge_prompt.txt");
 
 /// A judge's verdict on a reply.

@@ -87,7 +87,6 @@ pub struct EfficiencyMetrics {
     /// Output tokens per joule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_joule: Option<Estimate>,
-    /// Queries per kilowatt-hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queries_per_kwh: Option<Estimate>,
     /// Perplexity of the answers, exp(-mean log-probability), if the server reports log-probabilities.

@@ -17,7 +17,6 @@ use wattspan_system::private_file;
 
 const SAMPLE_RATE_HZ: f64 = 10.0;
 
-/// One sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PowerSample {
     /// The instant, monotonic clock.

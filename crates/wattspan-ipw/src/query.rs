@@ -27,7 +27,6 @@ use super::scope::RunDomain;
 pub struct QueryRunner<'a> {
     /// The HTTP client of the server.
     pub pool: &'a ConnectionPool<BoxBody>,
-    /// Settings of the requests.
     pub request_settings: &'a RequestSettings,
     /// The metering thread, if the run is metered.
     pub metering: Option<&'a MeteringHandle>,

@@ -23,9 +23,7 @@ pub struct Question {
     pub subject: String,
     /// How the answer is scored.
     pub format: AnswerFormat,
-    /// The complete prompt.
     pub prompt: String,
-    /// The correct answer.
     pub answer: String,
     /// The options of a multiple-choice question, if given apart from the prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -52,7 +50,6 @@ pub enum QuestionsError {
     Read {
         /// The name of the file.
         file: String,
-        /// The cause.
         cause: io::Error,
     },
     /// A line is not a question.

@@ -37,13 +37,11 @@ pub struct QueryRow {
     /// Median and 99th percentile of the inter-token (or inter-chunk) latency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub between_tokens_ns: Option<(u64, u64)>,
-    /// Prompt tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_in: Option<u64>,
     /// Prompt tokens that the server had in its cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_cached: Option<u64>,
-    /// Output tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_out: Option<u64>,
     /// Whether `tokens_out` counts the chunks of the stream, because the server did not report tokens.

@@ -44,11 +44,9 @@ const MAX_UNSETTLED_QUERIES: usize = 4 * MAX_CONCURRENCY;
 /// How long an interrupted run waits for the accounts of answered queries.
 const INTERRUPT_GRACE_PERIOD: Duration = Duration::from_secs(3);
 
-/// The setup of a run.
 pub struct RunSetup {
     /// The HTTP client of the server.
     pub pool: ConnectionPool<BoxBody>,
-    /// Settings of the requests.
     pub request_settings: RequestSettings,
     /// The metering thread, if the run is metered.
     pub metering: Option<MeteringHandle>,
@@ -64,18 +62,13 @@ pub struct RunSetup {
     pub retries: u32,
 }
 
-/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RunProgress {
     /// Total number of queries of this call.
     pub total: usize,
-    /// Finished queries.
     pub finished: usize,
-    /// Failed queries.
     pub failed: usize,
-    /// Scored queries.
     pub scored: usize,
-    /// Sum of the scores.
     pub score_sum: f64,
     /// Queries with a known energy.
     pub metered: usize,
@@ -111,10 +104,8 @@ impl RunProgress {
     }
 }
 
-/// The outcome of a run.
 #[derive(Debug)]
 pub struct RunOutcome {
-    /// The final progress.
     pub progress: RunProgress,
     /// Whether the run was interrupted; answered queries are kept.
     pub interrupted: bool,

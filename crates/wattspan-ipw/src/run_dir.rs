@@ -35,7 +35,6 @@ pub struct Manifest {
     pub questions: String,
     /// The fingerprint of the question set.
     pub fingerprint: String,
-    /// Number of questions.
     pub count: usize,
     /// How often each question was asked.
     pub repeats: u32,
@@ -76,7 +75,6 @@ pub enum RunDirError {
     Io {
         /// The path of the file.
         path: PathBuf,
-        /// The cause.
         cause: io::Error,
     },
     /// The directory already has a run.
@@ -90,7 +88,6 @@ pub enum RunDirError {
     Invalid {
         /// The path of the file.
         path: PathBuf,
-        /// The reason.
         reason: String,
     },
     /// The questions cannot be read.

@@ -137,7 +137,6 @@ pub struct RunDomain {
     pub name: String,
     /// The kind of hardware that it measures.
     pub kind: DomainKind,
-    /// The energy source.
     pub source: String,
     /// The device's stable identity, kept across reboots.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,21 +12,14 @@ use serde::{Deserialize, Serialize};
 pub struct Distribution {
     /// Number of known values.
     pub count: u64,
-    /// Mean.
     pub mean: f64,
     /// Minimum.
     pub least: f64,
-    /// 5th percentile.
     pub p5: f64,
-    /// 25th percentile.
     pub p25: f64,
-    /// Median.
     pub p50: f64,
-    /// 75th percentile.
     pub p75: f64,
-    /// 95th percentile.
     pub p95: f64,
-    /// 99th percentile.
     pub p99: f64,
     /// Maximum.
     pub most: f64,
@@ -85,7 +78,6 @@ fn histogram_bins(histogram: &Histogram<u64>, scale: f64) -> Vec<(f64, u64)> {
 /// A fitted line: `y = intercept + slope × x`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LinearFit {
-    /// Number of points.
     pub count: usize,
     /// Change of y per unit of x.
     pub slope: f64,
@@ -94,7 +86,6 @@ pub struct LinearFit {
     /// The fraction of y's variance that the line explains (R²); absent if y does not vary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r2: Option<f64>,
-    /// Mean of y.
     pub mean_y: f64,
 }
 

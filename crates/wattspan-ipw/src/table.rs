@@ -20,9 +20,7 @@ use super::scope::{RunDomain, Scope};
 /// A run loaded into columns.
 #[derive(Debug)]
 pub struct RunTable {
-    /// The run's directory.
     pub run: PathBuf,
-    /// The run's manifest.
     pub manifest: Manifest,
     /// The subjects, in order of first appearance.
     pub subjects: Vec<String>,
@@ -60,7 +58,6 @@ struct TableChunk {
 /// Text notes of rows, each with the index of its row.
 #[derive(Default)]
 struct RowNotes<T> {
-    /// Failure reason.
     failed: T,
     /// Reason for a missing energy.
     unmetered: T,

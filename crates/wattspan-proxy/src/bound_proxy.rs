@@ -32,7 +32,6 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the proxy waits for the last accounts after that.
 const FINAL_ACCOUNTS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Settings of a proxy.
 #[derive(Debug, Clone)]
 pub struct ProxySettings {
     /// Where the proxy listens.
@@ -45,7 +44,6 @@ pub struct ProxySettings {
     pub http2_only: bool,
     /// The server's process, whose share accounts state; `None` where it is not known.
     pub server_process: Option<ServerProcess>,
-    /// The daemon's socket.
     pub daemon_socket: SocketPath,
     /// Where the energy is added to responses.
     pub annotation_mode: AnnotationMode,

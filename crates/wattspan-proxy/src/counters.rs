@@ -10,12 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct AtomicCounter(AtomicU64);
 
 impl AtomicCounter {
-    /// Adds 1.
     pub fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The current count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

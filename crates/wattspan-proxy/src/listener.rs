@@ -183,7 +183,6 @@ impl ProxyListener {
     }
 }
 
-/// A client's connection.
 pub enum AcceptedConnection {
     Tcp(TcpStream),
     Unix(UnixStream),

@@ -21,7 +21,6 @@ pub enum ResponseReader {
     Sse(Box<SseDecoder>),
     /// A JSON object on each line.
     JsonLines(LineDecoder),
-    /// One JSON object.
     Json(Box<JsonScanner>),
     /// A body that is not read: compressed, or in another format.
     Opaque {

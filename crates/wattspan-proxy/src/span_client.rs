@@ -42,7 +42,6 @@ pub enum SpanOutcome {
 /// Appends an encoded call to a buffer.
 type EncodeCall = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
 
-/// A queued call.
 pub struct DaemonCall {
     /// The connection on which the call may be sent.
     pub generation: u64,

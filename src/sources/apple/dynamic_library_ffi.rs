@@ -6,7 +6,6 @@
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
-/// A loaded library.
 pub struct DynamicLibrary(NonNull<c_void>);
 
 impl DynamicLibrary {

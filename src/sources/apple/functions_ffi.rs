@@ -114,7 +114,6 @@ calls! {
 /// All functions, and this process's own port, which IOKit needs.
 #[derive(Clone, Copy)]
 pub struct AppleFunctions {
-    /// CoreFoundation.
     pub foundation: CoreFoundationFunctions,
     /// IOKit and Mach.
     pub kit: IoKitFunctions,

@@ -37,7 +37,7 @@ const STALENESS_NS: u64 = MAX_STAMP_AGE_NS;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Opens the group.
+/// Selects the energy meters of the group "Energy Model" and their domains.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     match IoReportSource::open(settings, clock) {

@@ -25,7 +25,7 @@ pub struct IoReportChannel {
     pub is_simple: bool,
 }
 
-/// A chosen channel.
+/// A channel that becomes a domain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectedChannel {
     /// Its index in the list.
@@ -36,9 +36,9 @@ pub struct SelectedChannel {
     pub unit_label: String,
     /// The energy of one count.
     pub unit: EnergyUnit,
-    /// The domain's name.
+    /// As in GetInfo.
     pub domain_name: String,
-    /// The domain's kind.
+    /// The part of the chip that the channel measures.
     pub kind: DomainKind,
 }
 
@@ -63,7 +63,6 @@ struct ChipPart {
 /// A pattern of channel names.
 #[derive(Clone, Copy)]
 enum NamePattern {
-    /// Exactly this name.
     Exact(&'static str),
     /// This prefix and a number: `DRAM0`.
     Numbered(&'static str),

@@ -26,7 +26,6 @@ pub enum OpenSmcError {
     Refused(i32),
 }
 
-/// An open connection.
 pub struct SmcConnection {
     kit: IoKitFunctions,
     port: MachPort,

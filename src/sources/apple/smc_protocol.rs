@@ -24,7 +24,6 @@ pub const MAX_POWER_MW: u64 = 1_400_000;
 pub struct SmcVersion {
     /// Major, minor, build and a reserved byte.
     pub parts: [u8; 4],
-    /// The release.
     pub release: u16,
 }
 
@@ -48,7 +47,6 @@ pub struct KeyInfo {
     pub size: u32,
     /// The value's type, as a four-character code.
     pub type_code: u32,
-    /// Access rights.
     pub attributes: u8,
 }
 
@@ -68,11 +66,9 @@ pub struct SmcParam {
     pub result: u8,
     /// Not used.
     pub status: u8,
-    /// The command.
     pub command: u8,
     /// Not used.
     pub index: u32,
-    /// The value.
     pub bytes: [u8; 32],
 }
 

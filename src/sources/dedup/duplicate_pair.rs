@@ -23,7 +23,7 @@ const BIAS_PPM: u64 = 3_000;
 pub struct DuplicatePair {
     /// The domain that is counted while the pair is undecided.
     pub original: String,
-    /// The other domain.
+    /// The domain that is left out while the pair is undecided.
     pub copy: String,
     /// The kernel gives their packages different numbers.
     has_separate_packages: bool,
@@ -80,7 +80,7 @@ impl DuplicatePair {
         self.comparison.observe(PairSide::Copy, before_ns, after_ns, reading);
     }
 
-    /// Evaluates the readings.
+    /// Decides the pair as far as the readings allow.
     pub fn evaluate(&mut self) {
         self.comparison.evaluate();
     }

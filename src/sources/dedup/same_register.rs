@@ -32,7 +32,6 @@ const MAX_PENDING_READS: usize = 4_096;
 pub enum PairSide {
     /// The counter that is counted while the pair is undecided.
     Original,
-    /// The other counter.
     Copy,
 }
 

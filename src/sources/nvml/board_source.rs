@@ -35,7 +35,6 @@ const MIN_PROBE_PAUSE: Duration = Duration::from_millis(5);
 /// Shortest pause as a multiple of the duration of a read: the board's workload needs the driver's locks too.
 const PROBE_PAUSE_FACTOR: u32 = 4;
 
-/// The identity of a board.
 #[derive(Debug, Clone)]
 pub struct BoardIdentity {
     /// Its index in NVML at the start, which its domains' names contain.
@@ -48,7 +47,6 @@ pub struct BoardIdentity {
 
 /// An open board with notes.
 pub struct OpenedBoard {
-    /// The source.
     pub opened: OpenedSource,
     /// Missing values, with the reasons.
     pub notes: Vec<String>,

@@ -17,7 +17,6 @@ mod board_connection;
 /// The calls to NVML.
 mod board_ffi;
 
-/// The search for boards.
 mod board_search;
 
 /// The schedule of expensive NVML calls.

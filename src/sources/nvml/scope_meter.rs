@@ -36,11 +36,9 @@ const LIMIT_WINDOW_NS: u64 = 1_000_000_000;
 /// NVML's power scopes: the parts of a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerScope {
-    /// The graphics board.
     Gpu,
     /// The module with the board and its CPU.
     Module,
-    /// Its memory.
     Memory,
 }
 
@@ -75,15 +73,12 @@ impl PowerScope {
 /// The NVML call for a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryMethod {
-    /// As a field.
     Field(NvmlField),
     /// A separate call (`nvmlDeviceGetTotalEnergyConsumption`, `nvmlDeviceGetPowerUsage`).
     Call,
 }
 
-/// A scope with a meter.
 pub struct ScopeMeter {
-    /// The scope.
     pub scope: PowerScope,
     /// The call for its energy counter, if it has one.
     pub energy: Option<QueryMethod>,

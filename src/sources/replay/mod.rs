@@ -29,10 +29,9 @@ pub mod script;
 /// The readings of a machine from a recording.
 pub mod trace;
 
-/// The mechanism's name.
+/// The name in the configuration and in domains: "replay".
 pub const NAME: &str = crate::domain::REPLAY_SOURCE;
 
-/// Largest accepted script.
 const MAX_SCRIPT_BYTES: u64 = 16 << 20;
 
 /// Reads per update interval of a counter: more reads locate its edges more precisely, up to this number.

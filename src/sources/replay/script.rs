@@ -48,9 +48,9 @@ pub enum ParseScriptError {
     Value {
         /// The line on which the domain begins.
         line: usize,
-        /// The domain.
+        /// Its `name` in the script.
         domain: String,
-        /// The field.
+        /// The key in the table of the domain.
         field: &'static str,
         /// The error and the accepted values.
         reason: String,
@@ -60,19 +60,19 @@ pub enum ParseScriptError {
     Empty,
 }
 
-/// A simulated machine.
+/// The description of a machine with known power.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Script {
     /// Its domains, in the order of the description.
     pub domains: Vec<SimulatedDomain>,
 }
 
-/// One simulated domain.
+/// A domain whose energy is computed from its power, and whose counter moves as described.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimulatedDomain {
     /// Its description, as for real domains.
     pub domain: Domain,
-    /// The true power.
+    /// Its power over time, from which the true energy follows.
     pub profile: PowerProfile,
     /// The update interval of the counter.
     pub update_ns: u64,

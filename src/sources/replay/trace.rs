@@ -22,10 +22,10 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 /// Largest number of readings in a trace, over all domains: about 200 MB, or 17 minutes of 4 domains at 1 kHz.
 pub const MAX_READINGS: usize = 4_000_000;
 
-/// A recorded machine.
+/// The readings of a machine, from a trace file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedTrace {
-    /// Its domains.
+    /// In the order of the readings.
     pub domains: Vec<Domain>,
     /// The readings of each domain, in the order of the domains.
     readings: Vec<DomainReadings>,
@@ -214,7 +214,7 @@ pub struct ParseTraceError {
     pub line: usize,
     /// The field, if one is invalid.
     pub field: Option<String>,
-    /// The reason.
+    /// What is wrong, and what is expected.
     pub reason: String,
 }
 

@@ -13,12 +13,12 @@ use super::interface::encode_message;
 use super::method_error::{MethodError, ParseReplyError};
 use super::methods::Method;
 
-/// An outgoing call.
+/// A call as the client sends it; one JSON object on the wire.
 #[derive(Debug, Clone, Serialize)]
 pub struct Call<M> {
     /// Interface and method, joined by a dot.
     pub method: &'static str,
-    /// The method's parameters.
+    /// A type of the contract, such as [`OpenSpan`](super::OpenSpan).
     pub parameters: M,
     /// The receiver sends no reply and no error.
     #[serde(skip_serializing_if = "is_false")]
@@ -77,7 +77,7 @@ pub struct IncomingCall<'a> {
 /// An outgoing reply; a [`MethodError`] needs no envelope.
 #[derive(Debug, Clone, Serialize)]
 pub struct MethodReply<T> {
-    /// The method's result.
+    /// The [`Method::Reply`] of the method.
     pub parameters: T,
     /// More replies to the same call follow.
     #[serde(skip_serializing_if = "is_false")]

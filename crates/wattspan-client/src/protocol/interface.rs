@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-/// The interface of the meter.
+/// The Varlink interface of the spans, accounts and domains: `org.wattspan.Meter.varlink`.
 pub const METER_INTERFACE: &str = "org.wattspan.Meter";
 
 /// The introspection interface of every Varlink service.

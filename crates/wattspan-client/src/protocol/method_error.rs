@@ -15,35 +15,35 @@ pub enum MethodError {
     #[error("there is no span {span:?}")]
     #[serde(rename = "org.wattspan.Meter.NoSuchSpan")]
     NoSuchSpan {
-        /// The requested value.
+        /// The ID in the call.
         span: String,
     },
     /// The caller has a span of this id.
     #[error("a span {span:?} exists already; use another name, or none")]
     #[serde(rename = "org.wattspan.Meter.SpanExists")]
     SpanExists {
-        /// The requested value.
+        /// The ID in the call.
         span: String,
     },
     /// The span was closed before.
     #[error("the span {span:?} is closed already")]
     #[serde(rename = "org.wattspan.Meter.AlreadyClosed")]
     AlreadyClosed {
-        /// The requested value.
+        /// The ID in the call.
         span: String,
     },
     /// This machine has no domain of this name.
     #[error("there is no domain {domain:?}; GetInfo lists the domains")]
     #[serde(rename = "org.wattspan.Meter.NoSuchDomain")]
     NoSuchDomain {
-        /// The requested value.
+        /// The first unknown name in the call.
         domain: String,
     },
     /// The time is in the future, older than the history, or before the start of the span.
     #[error("the time {at_ns} ns lies outside {earliest_ns}..={latest_ns} ns of the monotonic clock")]
     #[serde(rename = "org.wattspan.Meter.InvalidTime")]
     InvalidTime {
-        /// The requested value.
+        /// The instant in the call, in nanoseconds of the monotonic clock.
         at_ns: i64,
         /// The earliest accepted time.
         earliest_ns: u64,
@@ -54,7 +54,7 @@ pub enum MethodError {
     #[error("{field}: {reason}")]
     #[serde(rename = "org.wattspan.Meter.InvalidValue")]
     InvalidValue {
-        /// The parameter.
+        /// The name of the parameter, as in the contract.
         field: String,
         /// What is wrong, and which values are valid.
         reason: String,
@@ -63,9 +63,9 @@ pub enum MethodError {
     #[error("the limit of {limit} {quota} is reached")]
     #[serde(rename = "org.wattspan.Meter.QuotaExceeded")]
     QuotaExceeded {
-        /// The limited quantity.
+        /// What is limited, in words: "open spans".
         quota: String,
-        /// The limit.
+        /// The maximum, in units of `quota`.
         limit: u64,
     },
     /// The caller has too little access for the method.
@@ -89,35 +89,35 @@ pub enum MethodError {
     #[error("the store cannot be read: {reason}")]
     #[serde(rename = "org.wattspan.Meter.StoreUnavailable")]
     StoreUnavailable {
-        /// The cause.
+        /// The error of the disk or of the file system, or that it does not respond.
         reason: String,
     },
     /// The service does not offer the interface.
     #[error("there is no interface {interface:?}")]
     #[serde(rename = "org.varlink.service.InterfaceNotFound")]
     InterfaceNotFound {
-        /// The requested value.
+        /// The name in the call.
         interface: String,
     },
     /// The interface has no such method.
     #[error("there is no method {method:?}")]
     #[serde(rename = "org.varlink.service.MethodNotFound")]
     MethodNotFound {
-        /// The requested value.
+        /// The full name in the call: interface, dot, method.
         method: String,
     },
     /// The method exists but does not support the requested kind of call.
     #[error("{method} does not support this kind of call")]
     #[serde(rename = "org.varlink.service.MethodNotImplemented")]
     MethodNotImplemented {
-        /// The requested value.
+        /// The full name in the call: interface, dot, method.
         method: String,
     },
     /// A parameter is unknown, missing, or of the wrong type.
     #[error("the parameter {parameter:?} is unknown, missing, or of the wrong type")]
     #[serde(rename = "org.varlink.service.InvalidParameter")]
     InvalidParameter {
-        /// The parameter.
+        /// The first one that is wrong; "parameters" or "message" where that is no JSON object.
         parameter: String,
     },
     /// The method sends several replies and was not called with `more`.

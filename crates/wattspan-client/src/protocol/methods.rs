@@ -80,7 +80,7 @@ methods! {
 #[serde(deny_unknown_fields)]
 pub struct GetInfo {}
 
-/// Opens a span.
+/// Opens a span, whose account has a share of the energy from `at_ns` on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenSpan {
@@ -117,7 +117,7 @@ pub struct OpenSpan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MarkPhase {
-    /// The span id.
+    /// The ID that OpenSpan returned.
     pub span: String,
     /// The name of the phase that begins.
     pub phase: String,
@@ -130,20 +130,20 @@ pub struct MarkPhase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
-    /// The span id.
+    /// The ID that OpenSpan returned.
     pub span: String,
-    /// The new weight.
+    /// 0, or from 1/65536 to 1e6; with coarse access at most 1.
     pub weight: f64,
     /// The time of the change; now where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_ns: Option<i64>,
 }
 
-/// Closes a span.
+/// Closes a span, whose account has no energy after `at_ns`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloseSpan {
-    /// The span id.
+    /// The ID that OpenSpan returned.
     pub span: String,
     /// Attributes to add; they replace earlier ones of the same key.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -160,7 +160,7 @@ pub struct CloseSpan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CancelSpan {
-    /// The span id.
+    /// The ID that OpenSpan returned.
     pub span: String,
 }
 
@@ -168,7 +168,7 @@ pub struct CancelSpan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GetSpan {
-    /// The span id.
+    /// The ID that OpenSpan returned.
     pub span: String,
 }
 
@@ -225,7 +225,7 @@ pub struct ListSpans {
 #[serde(deny_unknown_fields)]
 pub struct GetBalance {}
 
-/// Reloads the configuration.
+/// Reads the configuration file again; needs the access `admin`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reload {}
@@ -255,7 +255,7 @@ pub enum Access {
     Span,
     /// The accounts of all users, and the stream of the domains.
     Telemetry,
-    /// All methods.
+    /// All that, and [`Reload`].
     Admin,
 }
 
@@ -373,7 +373,7 @@ impl DomainStatus {
 /// The reply of [`GetInfo`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DaemonInfo {
-    /// The daemon's version.
+    /// The version of the package, such as "0.1.0".
     pub version: String,
     /// The id of the machine's boot; times of two boots cannot be compared.
     pub boot_id: String,
@@ -383,12 +383,12 @@ pub struct DaemonInfo {
     pub horizon_ns: u64,
     /// How far [`ReadWindow`] reaches into the past.
     pub history_ns: u64,
-    /// All domains.
+    /// In a fixed order; also those whose counters have stopped or not started yet.
     pub domains: Vec<DomainStatus>,
     /// True while a domain is not counted because it can be a duplicate: the total is a lower bound.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_least: Option<bool>,
-    /// The unavailable sources.
+    /// What this machine or its configuration does not offer, with reasons.
     pub absent: Vec<Absent>,
     /// The statistics of the samplers.
     #[serde(default)]
@@ -478,7 +478,7 @@ pub enum ReadingSchedule {
 /// The reply of [`OpenSpan`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpenedSpan {
-    /// The span id.
+    /// The ID in the call, or else a random one.
     pub span: String,
 }
 
@@ -489,7 +489,7 @@ pub struct EmptyReply {}
 /// The reply of [`GetSpan`], [`CloseSpan`] and [`WatchSpans`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpanAccount {
-    /// The account.
+    /// As of now, where its state is open or provisional; else final.
     pub account: Account,
 }
 
@@ -498,7 +498,7 @@ pub struct SpanAccount {
 pub struct DomainSnapshot {
     /// The time on the daemon's clock.
     pub now_ns: u64,
-    /// All domains.
+    /// In a fixed order; also those whose counters have stopped or not started yet.
     pub domains: Vec<DomainStatus>,
     /// True while a domain is not counted because it can be a duplicate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -541,7 +541,7 @@ pub struct SpanAccounts {
     pub before: Option<u64>,
 }
 
-/// The reply of [`Reload`].
+/// What has changed in the configuration since it was last read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReply {
     /// The keys whose new values are in effect.
@@ -553,11 +553,11 @@ pub struct ReloadReply {
 /// The reply of [`GetServiceInfo`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceInfo {
-    /// The vendor.
+    /// The name of the project, "wattspan".
     pub vendor: String,
-    /// The product.
+    /// The program that answers, "wattspand".
     pub product: String,
-    /// The version.
+    /// The version of the package, such as "0.1.0".
     pub version: String,
     /// The address of the documentation.
     pub url: String,

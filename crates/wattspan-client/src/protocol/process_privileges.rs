@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The privileges of this process.
+/// What the daemon may still do after it has dropped the rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessPrivileges {
     /// The effective user ID.

@@ -9,7 +9,6 @@ use serde::Serialize;
 pub struct ImportFindings {
     /// The model whose answers were read.
     pub model: String,
-    /// Records read.
     pub records: usize,
     /// Lines that are not records, or records without this model.
     pub broken: usize,

@@ -9,10 +9,8 @@ use super::super::question::Question;
 use super::super::row::{QueryEnergy, QueryRow, ReplyText};
 use super::super::run_dir::Manifest;
 
-/// The type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnType {
-    /// Text.
     Text,
     /// An unsigned integer.
     Count,

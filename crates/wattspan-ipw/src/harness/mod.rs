@@ -37,7 +37,6 @@ pub enum HarnessError {
     Io {
         /// The path of the file.
         path: PathBuf,
-        /// The cause.
         cause: std::io::Error,
     },
     /// The content of a file is invalid.
@@ -78,16 +77,13 @@ pub struct ProfilingRecord {
     /// The correct answer: text, or a number in older data sets.
     #[serde(default, alias = "expected_answer")]
     pub answer: Value,
-    /// The subject.
     #[serde(default)]
     pub subject: Option<String>,
     /// JSON as text, or an object; our own exports store [`WattspanMetadata`] under "wattspan".
     #[serde(default)]
     pub dataset_metadata: Value,
-    /// Replies by model.
     #[serde(default, deserialize_with = "or_default")]
     pub model_answers: BTreeMap<String, Option<String>>,
-    /// Metrics by model.
     #[serde(default, deserialize_with = "or_default")]
     pub model_metrics: BTreeMap<String, Option<ModelMetrics>>,
 }
@@ -102,7 +98,6 @@ pub struct ModelMetrics {
     /// Energy, joules.
     #[serde(deserialize_with = "or_default")]
     pub energy_metrics: EnergyMetrics,
-    /// Times and rates.
     #[serde(deserialize_with = "or_default")]
     pub latency_metrics: LatencyMetrics,
     /// Memory use, megabytes.
@@ -117,9 +112,7 @@ pub struct ModelMetrics {
     /// Token counts; 0 if the harness did not know them.
     #[serde(deserialize_with = "or_default")]
     pub token_metrics: TokenMetrics,
-    /// The accelerator.
     pub gpu_info: Option<GpuInfo>,
-    /// The machine.
     pub system_info: Option<SystemInfo>,
     /// False in all results that the harness writes, since it never scores.
     pub lm_correctness: Option<bool>,
@@ -179,7 +172,6 @@ pub struct PowerMetrics {
     pub gpu: PowerComponentMetrics,
 }
 
-/// Power of a component.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PowerComponentMetrics {
@@ -191,7 +183,6 @@ pub struct PowerComponentMetrics {
     pub total_watts: MetricStats,
 }
 
-/// Statistics of samples.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
@@ -258,17 +249,12 @@ pub struct HarnessSummary {
     pub dataset: Option<String>,
     /// Title of the data set.
     pub dataset_name: Option<String>,
-    /// Label of the hardware.
     pub hardware_label: Option<String>,
     /// Time of writing, Unix seconds.
     pub generated_at: Option<f64>,
-    /// Number of records.
     pub total_queries: Option<u64>,
-    /// The machine.
     pub system_info: Option<SystemInfo>,
-    /// The accelerator.
     pub gpu_info: Option<GpuInfo>,
-    /// The output directory.
     pub output_dir: Option<String>,
     /// The scope of the energies; an extension, since the harness only measures accelerators.
     #[serde(skip_serializing_if = "Option::is_none")]

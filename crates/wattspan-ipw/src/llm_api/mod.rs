@@ -56,7 +56,6 @@ impl Api {
     }
 }
 
-/// Settings of the requests.
 #[derive(Debug, Clone)]
 pub struct RequestSettings {
     /// The server's base URL; for OpenAI's interfaces it usually ends with `/v1`.
@@ -67,9 +66,7 @@ pub struct RequestSettings {
     pub model: String,
     /// The system prompt, if any.
     pub system_prompt: Option<String>,
-    /// The sampling temperature.
     pub temperature: f64,
-    /// The sampling seed.
     pub seed: Option<u64>,
     /// The maximum number of output tokens.
     pub max_tokens: u32,

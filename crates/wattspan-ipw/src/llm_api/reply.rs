@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-/// A complete reply.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelReply {
     /// The text of the answer.
@@ -18,13 +17,10 @@ pub struct ModelReply {
     pub ended_ns: u64,
     /// Times of all chunks.
     pub chunk_times_ns: Vec<u64>,
-    /// Prompt tokens.
     pub tokens_in: Option<u64>,
     /// Cached prompt tokens.
     pub tokens_cached: Option<u64>,
-    /// Output tokens.
     pub tokens_out: Option<u64>,
-    /// Finish reason.
     pub finish: Option<String>,
     /// Mean log-probability of the reported tokens.
     pub mean_logprob: Option<f64>,
@@ -53,7 +49,6 @@ impl ModelReply {
     }
 }
 
-/// A query failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ReplyError {
     /// The server is unreachable, or the connection broke.
@@ -66,7 +61,6 @@ pub enum ReplyError {
     /// The server replied with an error status.
     #[error("HTTP {status}: {body}")]
     Status {
-        /// The HTTP status.
         status: u16,
         /// The error text, on one line.
         body: String,

@@ -24,11 +24,8 @@ pub struct ReplyParser {
 
 #[derive(Debug)]
 enum BodyFormat {
-    /// Server-sent events.
     ServerSentEvents(Box<SseDecoder>),
-    /// JSON lines.
     JsonLines(LineDecoder),
-    /// One JSON object.
     Json(Vec<u8>),
     /// Not known before the first bytes: the type is missing or is not that of the body.
     Unknown(Vec<u8>),

@@ -87,9 +87,7 @@ pub struct Report {
 pub struct PhaseEnergy {
     /// Number of queries with both.
     pub count: usize,
-    /// Mean prefill energy.
     pub prefill_j: f64,
-    /// Mean decode energy.
     pub decode_j: f64,
     /// Prefill energy per uncached prompt token.
     #[serde(skip_serializing_if = "Option::is_none")]

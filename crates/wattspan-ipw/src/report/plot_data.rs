@@ -21,9 +21,7 @@ const MAX_TIMELINE_BARS: usize = 400;
 pub struct QueryPoint {
     /// Prompt and output tokens.
     pub tokens: Option<f64>,
-    /// Output tokens.
     pub tokens_out: Option<f64>,
-    /// Energy, joules.
     pub energy_j: f64,
     /// Mean power of the machine while the query was open, watts.
     pub power_w: f64,

@@ -5,10 +5,8 @@
 /// The uid of a Linux process whose user has no mapping in this user namespace. It identifies no user.
 pub const OVERFLOW_UID: u32 = 65_534;
 
-/// The credentials of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCredentials {
-    /// User ID.
     pub uid: u32,
     /// Primary group ID.
     pub gid: u32,
