@@ -86,7 +86,12 @@ class Daemon:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(10)
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            # zeusd waits for the client of its stream.
+            self.process.kill()
+            self.process.wait()
 
 
 class Wattspan:
