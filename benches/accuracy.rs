@@ -222,15 +222,15 @@ fn opening(index: usize, at_ns: u64) -> NewSpan {
 }
 
 /// The tail rule: samples every 50 ms; last sample inside minus the last sample of the query that ended before.
-fn last_sample_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
-    let last_sample = |to_ns: u64| truth.counter_uj(to_ns / (50 * MS) * (50 * MS));
+fn last_sample_rule(spans: &[Vec<WeightInterval>], counter_uj: impl Fn(u64) -> u64) -> Vec<f64> {
+    let last_sample = |to_ns: u64| counter_uj(to_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|&index| spans[index][0].to_ns);
     let mut claims = vec![0.0; spans.len()];
     let mut before: Option<u64> = None;
     for index in order {
         let held = spans[index][0];
-        let first = truth.counter_uj(held.from_ns.div_ceil(50 * MS) * (50 * MS));
+        let first = counter_uj(held.from_ns.div_ceil(50 * MS) * (50 * MS));
         let last = last_sample(held.to_ns);
         claims[index] = last.saturating_sub(before.unwrap_or(first)) as f64;
         before = Some(last);
@@ -238,8 +238,9 @@ fn last_sample_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f
     claims
 }
 
-fn end_samples_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
-    let claim = |held: &WeightInterval| truth.counter_uj(held.to_ns) - truth.counter_uj(held.from_ns);
+/// The ends rule: the counter at the end minus the counter at the begin.
+fn end_samples_rule(spans: &[Vec<WeightInterval>], counter_uj: impl Fn(u64) -> u64) -> Vec<f64> {
+    let claim = |held: &WeightInterval| counter_uj(held.to_ns) - counter_uj(held.from_ns);
     spans.iter().map(|span| claim(&span[0]) as f64).collect()
 }
 
@@ -267,8 +268,8 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
     let bounds = ErrorStatistics::of(bounds.collect());
     let (own, tail, ends) = (
         error_statistics(&shares, &truths),
-        error_statistics(&last_sample_rule(&spans, &truth), &truths),
-        error_statistics(&end_samples_rule(&spans, &truth), &truths),
+        error_statistics(&last_sample_rule(&spans, |at_ns| truth.counter_uj(at_ns)), &truths),
+        error_statistics(&end_samples_rule(&spans, |at_ns| truth.counter_uj(at_ns)), &truths),
     );
     println!(
         "{:<17} {query_ms:>5} ms {lanes:>3}  {:>7.2} {:>7.2} {:>7.2}  ±{:>7.1} {:>5}/{:<5}  {:>8.1} {:>8.1}  {:>8.1} {:>8.1}",

@@ -614,8 +614,11 @@ fn process_sample(
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
         let expected = metered.profile.update_phase();
-        let expected =
-            expected.map(|phase| ExpectedUpdates { at_ns: phase.at_ns, interval_ns: phase.interval_ns });
+        let expected = expected.map(|phase| ExpectedUpdates {
+            at_ns: phase.at_ns,
+            interval_ns: phase.interval_ns,
+            uncertainty_ns: phase.uncertainty_ns,
+        });
         attributor.set_expected_updates(first + at, expected);
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
         attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);
