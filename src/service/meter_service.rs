@@ -303,11 +303,19 @@ impl Service {
     pub fn next_poll_ns(&self, now_ns: u64) -> u64 {
         /// While spans are open: the delay of WatchSpans and of readings.
         const ACTIVE_POLL_NS: u64 = 20_000_000;
+        /// While nothing happens to the open spans: few readings come, and no account is due.
+        const QUIET_POLL_NS: u64 = 100_000_000;
         /// Otherwise: only the readings of the idle rate are to be processed.
         const IDLE_POLL_NS: u64 = 1_000_000_000;
         /// An account that is due waits for a reading; readings are not more frequent than this.
         const MIN_POLL_NS: u64 = 500_000;
-        let latest_ns = now_ns + if self.is_fast { ACTIVE_POLL_NS } else { IDLE_POLL_NS };
+        let is_quiet = self.attributor.inner().pending_edge_count() == 0 && self.collector.has_few_readings();
+        let latest_ns = now_ns
+            + match (self.is_fast, is_quiet) {
+                (true, false) => ACTIVE_POLL_NS,
+                (true, true) => QUIET_POLL_NS,
+                (false, _) => IDLE_POLL_NS,
+            };
         let latest_ns =
             self.attributor.next_release_ns().map_or(latest_ns, |due_ns| due_ns.clamp(now_ns, latest_ns));
         let sample_due_ns = self.process_tracker.sample_due_ns(self.attributor.inner());

@@ -326,6 +326,11 @@ impl ReadingCollector {
         self.readers.iter().for_each(|reader| reader.sampler.set_fixed_rate(fixed));
     }
 
+    /// Whether no sampler reads more often than a thousand times a second.
+    pub fn has_few_readings(&self) -> bool {
+        self.readers.iter().all(|reader| reader.sampler.has_few_readings())
+    }
+
     /// Reports an edge of a span to all samplers.
     pub fn report_edge(&self, edge_ns: u64) {
         self.readers.iter().for_each(|reader| reader.sampler.report_edge(edge_ns));
