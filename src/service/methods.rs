@@ -45,6 +45,8 @@ impl Service {
         metadata_limits::check_attributes(&attributes, 0)?;
         let size = self.registry.estimate_size(&span, &name, &attributes, opening.is_withheld());
         self.registry.check_open(&caller.peer, &span, size)?;
+        // Before what may take long: a subject's use is read from files.
+        self.report_edge(opening.at_ns(), now_ns);
         let subject = self.process_tracker.resolve(caller, &call, self.attributor.inner_mut())?;
         let new_span = NewSpan {
             span_id: span.clone(),
@@ -63,7 +65,6 @@ impl Service {
         if let Some(durability) = &mut self.durability {
             durability.add_to_journal(key, now_ns);
         }
-        self.report_edge(opening.at_ns(), now_ns);
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
