@@ -11,6 +11,7 @@
 //!
 //! A second table compares the schedules of reads: `reading_schedules/mod.rs`.
 //!
+//! For queries that are alone, the mean guaranteed error is also divided by the smallest one that the counter allows.
 //! The last column for wattspan is the fraction of queries whose truth was within the guaranteed error: it must be all.
 
 use std::collections::BTreeMap;
@@ -250,6 +251,16 @@ fn error_statistics(claims: &[f64], truths: &[f64]) -> ErrorStatistics {
     )
 }
 
+/// The smallest bound that the counter allows for a span that is alone.
+fn limit_uj(case: &Case, truth: &GroundTruth, held: &WeightInterval) -> f64 {
+    let around = |at_ns: u64| {
+        let from_ns = truth.phase_ns + (at_ns - truth.phase_ns) / truth.update_ns * truth.update_ns;
+        (from_ns, from_ns + truth.update_ns)
+    };
+    let ceiling_mw = case.limits.first().map_or(case.ceiling_mw, |peak| peak.limit_mw);
+    reading_schedules::physical_limit_uj(truth, around, ceiling_mw, (held.from_ns, held.to_ns))
+}
+
 fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
     let (spans, truth) = schedule(case, query_ms * MS, lanes, rng);
     let truths = true_shares_uj(&truth, &spans);
@@ -264,6 +275,8 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
         .zip(&truths)
         .filter(|(account, truth)| (share(account) - **truth).abs() <= bound(account))
         .count();
+    let limits_uj: f64 = spans.iter().map(|span| limit_uj(case, &truth, &span[0])).sum();
+    let ratio = accounts.iter().map(bound).sum::<f64>() / limits_uj;
     let bounds = accounts.iter().zip(&truths).map(|(account, truth)| bound(account) / truth * 100.0);
     let bounds = ErrorStatistics::of(bounds.collect());
     let (own, tail, ends) = (
@@ -272,12 +285,13 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
         error_statistics(&end_samples_rule(&spans, |at_ns| truth.counter_uj(at_ns)), &truths),
     );
     println!(
-        "{:<17} {query_ms:>5} ms {lanes:>3}  {:>7.2} {:>7.2} {:>7.2}  ±{:>7.1} {:>5}/{:<5}  {:>8.1} {:>8.1}  {:>8.1} {:>8.1}",
+        "{:<17} {query_ms:>5} ms {lanes:>3}  {:>7.2} {:>7.2} {:>7.2}  ±{:>7.1} {:>6} {:>5}/{:<5}  {:>8.1} {:>8.1}  {:>8.1} {:>8.1}",
         case.counter,
         own.mean,
         own.p95,
         own.worst,
         bounds.mean,
+        if lanes == 1 { format!("{ratio:.2}") } else { "-".into() },
         inside,
         spans.len(),
         tail.mean,
@@ -291,7 +305,7 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
 fn main() {
     println!("errors against the true share, per cent of it (mean, 95th percentile, worst)");
     println!(
-        "{:<17} {:>8} {:>3}  {:>7} {:>7} {:>7}  {:>8} {:>11}  {:>8} {:>8}  {:>8} {:>8}",
+        "{:<17} {:>8} {:>3}  {:>7} {:>7} {:>7}  {:>8} {:>6} {:>11}  {:>8} {:>8}  {:>8} {:>8}",
         "counter",
         "query",
         "at",
@@ -299,6 +313,7 @@ fn main() {
         "p95",
         "worst",
         "bound",
+        "/limit",
         "truth in",
         "tail",
         "worst",

@@ -99,10 +99,11 @@ struct Workload {
     gap_ns: u64,
 }
 
-const WORKLOADS: [Workload; 6] = [
+const WORKLOADS: [Workload; 7] = [
     Workload { name: "10 ms back to back", query_ns: 10 * MS, lanes: 1, rounds: 400, gap_ns: MS },
     Workload { name: "100 ms back to back", query_ns: 100 * MS, lanes: 1, rounds: 200, gap_ns: 5 * MS },
     Workload { name: "1 s back to back", query_ns: SECOND, lanes: 1, rounds: 60, gap_ns: 5 * MS },
+    Workload { name: "100 ms, 0.1 ms apart", query_ns: 100 * MS, lanes: 1, rounds: 200, gap_ns: 100 * US },
     Workload { name: "8 x 100 ms", query_ns: 100 * MS, lanes: 8, rounds: 60, gap_ns: 30 * MS },
     Workload { name: "100 ms after 30 ms", query_ns: 100 * MS, lanes: 1, rounds: 200, gap_ns: 30 * MS },
     Workload { name: "100 ms after quiet", query_ns: 100 * MS, lanes: 1, rounds: 60, gap_ns: 3 * SECOND },
@@ -389,7 +390,7 @@ fn row(kind: CounterKind, workload: Workload, seed: u64) -> bool {
     let mut is_inside = true;
     let (machine, spans) = machine_and_spans(kind, workload, &mut TestRng(seed));
     let truths = true_shares_uj(&machine.truth, &spans);
-    print!("{:<17} {:<19}", kind.name, workload.name);
+    print!("{:<17} {:<20}", kind.name, workload.name);
     for by_edges in [false, true] {
         let meter = run(&machine, &spans, by_edges, &mut TestRng(seed + 1));
         let (mut error, mut bound, mut errors_uj, mut limits_uj, mut inside) = (0.0, 0.0, 0.0, 0.0, 0);
@@ -431,8 +432,8 @@ pub fn compare() -> bool {
         "\nreading schedules: mean error and bound, %; mean bound / mean physical limit; reads a second while spans \
          are open; mean errors of the rules"
     );
-    println!("{:<37}  {:<37}  by edges", "", "fixed rate: 1 kHz, NVML 100 Hz");
-    println!("{:<17} {:<19}  {columns}  {columns}  {:>6} {:>6}", "counter", "queries", "tail", "ends");
+    println!("{:<38}  {:<37}  by edges", "", "fixed rate: 1 kHz, NVML 100 Hz");
+    println!("{:<17} {:<20}  {columns}  {columns}  {:>6} {:>6}", "counter", "queries", "tail", "ends");
     let mut always = true;
     let tables = [(&COUNTERS[..], &WORKLOADS[..]), (&BOARD_COUNTERS, &BOARD_WORKLOADS)];
     for (nth, (counter, workloads)) in tables
