@@ -11,6 +11,7 @@
 //!
 //! A second table compares the schedules of reads: `reading_schedules/mod.rs`.
 //!
+//! For queries that are alone, the mean guaranteed error is also divided by the smallest one that the counter allows.
 //! The last column for wattspan is the fraction of queries whose truth was within the guaranteed error: it must be all.
 
 use std::collections::BTreeMap;
@@ -222,15 +223,15 @@ fn opening(index: usize, at_ns: u64) -> NewSpan {
 }
 
 /// The tail rule: samples every 50 ms; last sample inside minus the last sample of the query that ended before.
-fn last_sample_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
-    let last_sample = |to_ns: u64| truth.counter_uj(to_ns / (50 * MS) * (50 * MS));
+fn last_sample_rule(spans: &[Vec<WeightInterval>], counter_uj: impl Fn(u64) -> u64) -> Vec<f64> {
+    let last_sample = |to_ns: u64| counter_uj(to_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|&index| spans[index][0].to_ns);
     let mut claims = vec![0.0; spans.len()];
     let mut before: Option<u64> = None;
     for index in order {
         let held = spans[index][0];
-        let first = truth.counter_uj(held.from_ns.div_ceil(50 * MS) * (50 * MS));
+        let first = counter_uj(held.from_ns.div_ceil(50 * MS) * (50 * MS));
         let last = last_sample(held.to_ns);
         claims[index] = last.saturating_sub(before.unwrap_or(first)) as f64;
         before = Some(last);
@@ -238,8 +239,9 @@ fn last_sample_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f
     claims
 }
 
-fn end_samples_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
-    let claim = |held: &WeightInterval| truth.counter_uj(held.to_ns) - truth.counter_uj(held.from_ns);
+/// The ends rule: the counter at the end minus the counter at the begin.
+fn end_samples_rule(spans: &[Vec<WeightInterval>], counter_uj: impl Fn(u64) -> u64) -> Vec<f64> {
+    let claim = |held: &WeightInterval| counter_uj(held.to_ns) - counter_uj(held.from_ns);
     spans.iter().map(|span| claim(&span[0]) as f64).collect()
 }
 
@@ -247,6 +249,16 @@ fn error_statistics(claims: &[f64], truths: &[f64]) -> ErrorStatistics {
     ErrorStatistics::of(
         claims.iter().zip(truths).map(|(claim, truth)| (claim - truth).abs() / truth * 100.0).collect(),
     )
+}
+
+/// The smallest bound that the counter allows for a span that is alone.
+fn limit_uj(case: &Case, truth: &GroundTruth, held: &WeightInterval) -> f64 {
+    let around = |at_ns: u64| {
+        let from_ns = truth.phase_ns + (at_ns - truth.phase_ns) / truth.update_ns * truth.update_ns;
+        (from_ns, from_ns + truth.update_ns)
+    };
+    let ceiling_mw = case.limits.first().map_or(case.ceiling_mw, |peak| peak.limit_mw);
+    reading_schedules::physical_limit_uj(truth, around, ceiling_mw, (held.from_ns, held.to_ns))
 }
 
 fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
@@ -263,20 +275,23 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
         .zip(&truths)
         .filter(|(account, truth)| (share(account) - **truth).abs() <= bound(account))
         .count();
+    let limits_uj: f64 = spans.iter().map(|span| limit_uj(case, &truth, &span[0])).sum();
+    let ratio = accounts.iter().map(bound).sum::<f64>() / limits_uj;
     let bounds = accounts.iter().zip(&truths).map(|(account, truth)| bound(account) / truth * 100.0);
     let bounds = ErrorStatistics::of(bounds.collect());
     let (own, tail, ends) = (
         error_statistics(&shares, &truths),
-        error_statistics(&last_sample_rule(&spans, &truth), &truths),
-        error_statistics(&end_samples_rule(&spans, &truth), &truths),
+        error_statistics(&last_sample_rule(&spans, |at_ns| truth.counter_uj(at_ns)), &truths),
+        error_statistics(&end_samples_rule(&spans, |at_ns| truth.counter_uj(at_ns)), &truths),
     );
     println!(
-        "{:<17} {query_ms:>5} ms {lanes:>3}  {:>7.2} {:>7.2} {:>7.2}  ±{:>7.1} {:>5}/{:<5}  {:>8.1} {:>8.1}  {:>8.1} {:>8.1}",
+        "{:<17} {query_ms:>5} ms {lanes:>3}  {:>7.2} {:>7.2} {:>7.2}  ±{:>7.1} {:>6} {:>5}/{:<5}  {:>8.1} {:>8.1}  {:>8.1} {:>8.1}",
         case.counter,
         own.mean,
         own.p95,
         own.worst,
         bounds.mean,
+        if lanes == 1 { format!("{ratio:.2}") } else { "-".into() },
         inside,
         spans.len(),
         tail.mean,
@@ -290,7 +305,7 @@ fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
 fn main() {
     println!("errors against the true share, per cent of it (mean, 95th percentile, worst)");
     println!(
-        "{:<17} {:>8} {:>3}  {:>7} {:>7} {:>7}  {:>8} {:>11}  {:>8} {:>8}  {:>8} {:>8}",
+        "{:<17} {:>8} {:>3}  {:>7} {:>7} {:>7}  {:>8} {:>6} {:>11}  {:>8} {:>8}  {:>8} {:>8}",
         "counter",
         "query",
         "at",
@@ -298,6 +313,7 @@ fn main() {
         "p95",
         "worst",
         "bound",
+        "/limit",
         "truth in",
         "tail",
         "worst",

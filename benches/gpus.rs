@@ -2,18 +2,22 @@
 //!
 //! Measures the daemon's CPU time by thread while a span is open at the default rates, and the lateness of a CPU
 //! source's ticks while boards respond in 7 ms. The boards belong to the tests' fake library, with a configured cost
-//! per read; the sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has
-//! no msr PMU. The daemon is the program itself.
+//! per read; the sockets are powercap trees in memory, whose counters a thread of the bench moves each 976.6 µs. The
+//! daemon is the program itself.
 //!
 //! Run with `cargo bench --bench gpus` on a quiet machine, as root for real-time ticks.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use wattspan::clock::Clock;
+use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::sampler::{self, Sampler, TickStats};
 use wattspan::sources::{SourceSettings, discover};
 use wattspan_client::Client;
@@ -26,6 +30,7 @@ use nvml::{Knob, Library};
 use table::Table;
 
 const BOARDS: u64 = 8;
+const EDGES_PER_SECOND: u32 = 8;
 
 fn main() -> ExitCode {
     let seconds =
@@ -54,18 +59,25 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
         let span = client.open_span("bench")?;
         std::thread::sleep(Duration::from_secs(2));
         let (began, before) = (Instant::now(), daemon.spent()?);
-        std::thread::sleep(each);
+        let mut other = None;
+        while began.elapsed() < each {
+            std::thread::sleep(Duration::from_secs(1) / EDGES_PER_SECOND);
+            other = match other.take() {
+                None => Some(client.open_span("other")?),
+                Some(open) => {
+                    open.close()?;
+                    None
+                }
+            };
+        }
         let (passed, after) = (began.elapsed(), daemon.spent()?);
         let percent = |thread: &str| {
             100.0 * (of(&after, thread) - of(&before, thread)) as f64 / passed.as_nanos() as f64
         };
-        table.at_most(&format!("{what}: daemon, span open: CPU"), Some(percent("")), 3.0, "%");
+        let label = format!("{what}: daemon, 1 span, {EDGES_PER_SECOND} edges/s: CPU");
+        table.at_most(&label, Some(percent("")), 3.0, "%");
         table.note("  of it the boards' threads", Some(percent("sampler-nvml")), "%");
-        table.note(
-            "  of it the sockets' threads",
-            Some(percent(&format!("sampler-{:.7}", machine.sockets))),
-            "%",
-        );
+        table.note("  of it the sockets' threads", Some(percent(&format!("sampler-{SOCKETS:.7}"))), "%");
         drop(span.close()?);
     }
     delays(&mut table, each)
@@ -75,8 +87,8 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
 fn delays(table: &mut Table, each: Duration) -> Result<(), Box<dyn std::error::Error>> {
     for (what, knob) in [("asleep", Knob::SleepNs), ("of CPU", Knob::BurnNs)] {
         let machine = machine(knob, 7_000_000)?;
-        let alone = lateness(&machine, &[machine.sockets], each)?;
-        let beside = lateness(&machine, &[machine.sockets, "nvml"], each)?;
+        let alone = lateness(&machine, &[SOCKETS], each)?;
+        let beside = lateness(&machine, &[SOCKETS, "nvml"], each)?;
         let us = |ticks: &TickStats| ticks.lateness_p99_ns.map(|ns| ns as f64 / 1_000.0);
         let class = if beside.realtime { "SCHED_FIFO" } else { "NOT real-time" };
         table.note(&format!("CPU ticks alone, {class}: late p99"), us(&alone), "us");
@@ -99,7 +111,7 @@ fn lateness(
     let samplers: Vec<Sampler> = found.opened.into_iter().map(start).collect::<Result<_, _>>()?;
     samplers.iter().for_each(|sampler| sampler.set_fast(true));
     std::thread::sleep(each);
-    let cpu = samplers.iter().find(|sampler| sampler.stream().source == machine.sockets);
+    let cpu = samplers.iter().find(|sampler| sampler.stream().source == SOCKETS);
     Ok(cpu.ok_or("the stand-in sockets were not found")?.stats())
 }
 
@@ -107,8 +119,7 @@ fn lateness(
 struct Machine {
     library: Library,
     tree: tempfile::TempDir,
-    /// The mechanism that provides the sockets' counters.
-    sockets: &'static str,
+    _counters: MovingCounters,
 }
 
 impl Machine {
@@ -122,51 +133,66 @@ impl Machine {
     }
 }
 
+/// The mechanism that provides the sockets' counters.
+const SOCKETS: &str = "powercap";
+
 fn machine(knob: Knob, ns: u64) -> std::io::Result<Machine> {
     let library = Library::new(BOARDS);
     (0..BOARDS).for_each(|board| library.set(board, knob, ns));
     let memory = Path::new("/dev/shm");
     let tree = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
-    if let Ok(kind) = fs::read_to_string("/sys/bus/event_source/devices/msr/type") {
-        events(tree.path(), &kind)?;
-        return Ok(Machine { library, tree, sockets: "perf" });
-    }
+    let mut counters = Vec::new();
     for socket in 0..2 {
-        let zone = |id: &str, name: &str| -> std::io::Result<()> {
+        let mut zone = |id: &str, name: &str| -> std::io::Result<()> {
             let zone = tree.path().join("class/powercap").join(id);
             fs::create_dir_all(&zone)?;
             fs::write(zone.join("name"), format!("{name}\n"))?;
             fs::write(zone.join("max_energy_range_uj"), "262143328850\n")?;
-            fs::write(zone.join("energy_uj"), "123456789012\n")
+            fs::write(zone.join("energy_uj"), "123456789012\n")?;
+            counters.push(fs::File::options().write(true).open(zone.join("energy_uj"))?);
+            Ok(())
         };
         zone(&format!("intel-rapl:{socket}"), &format!("package-{socket}"))?;
         zone(&format!("intel-rapl:{socket}:0"), "core")?;
         zone(&format!("intel-rapl:{socket}:1"), "dram")?;
     }
-    Ok(Machine { library, tree, sockets: "powercap" })
+    Ok(Machine { library, tree, _counters: MovingCounters::start(counters) })
 }
 
-/// A `power` PMU whose three events are the time stamp counter of the `msr` PMU, on two CPUs.
-fn events(tree: &Path, kind: &str) -> std::io::Result<()> {
-    let devices = tree.join("bus/event_source/devices");
-    fs::create_dir_all(devices.join("power/events"))?;
-    fs::create_dir_all(devices.join("msr/events"))?;
-    fs::write(devices.join("power/type"), kind)?;
-    fs::write(devices.join("msr/type"), kind)?;
-    fs::write(devices.join("msr/events/tsc"), "event=0x00\n")?;
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    fs::write(devices.join("power/cpumask"), if cpus > 1 { "0-1\n" } else { "0\n" })?;
-    for event in ["energy-pkg", "energy-cores", "energy-ram"] {
-        fs::write(devices.join("power/events").join(event), "event=0x00\n")?;
-        fs::write(devices.join(format!("power/events/{event}.scale")), "2.3283064365386962890625e-10\n")?;
-        fs::write(devices.join(format!("power/events/{event}.unit")), "Joules\n")?;
+/// A thread that moves counters in files; ends on drop.
+struct MovingCounters {
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MovingCounters {
+    fn start(files: Vec<fs::File>) -> Self {
+        const INTERVAL_NS: u64 = 976_600;
+        let ends = Arc::new(AtomicBool::new(false));
+        let is_ended = Arc::clone(&ends);
+        let thread = std::thread::spawn(move || {
+            let (begun_ns, mut updates) = (monotonic_ns(), 0);
+            while !is_ended.load(Ordering::Relaxed) {
+                // A late update keeps its value, as a counter does.
+                updates = (updates + 1).max((monotonic_ns() - begun_ns) / INTERVAL_NS);
+                let wait_ns = (begun_ns + updates * INTERVAL_NS).saturating_sub(monotonic_ns());
+                std::thread::sleep(Duration::from_nanos(wait_ns));
+                for (place, file) in files.iter().enumerate() {
+                    // 60 W and less; the length of the text stays.
+                    let energy_uj = 123_456_789_012 + updates * (60_000 - 7_000 * place as u64);
+                    let _ = file.write_all_at(format!("{energy_uj}\n").as_bytes(), 0);
+                }
+            }
+        });
+        Self { ends, thread: Some(thread) }
     }
-    for cpu in 0..2 {
-        let topology = tree.join(format!("devices/system/cpu/cpu{cpu}/topology"));
-        fs::create_dir_all(&topology)?;
-        fs::write(topology.join("physical_package_id"), format!("{cpu}\n"))?;
+}
+
+impl Drop for MovingCounters {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        self.thread.take().map(JoinHandle::join);
     }
-    Ok(())
 }
 
 /// The program on this machine; killed on drop.
@@ -180,7 +206,7 @@ impl Daemon {
     fn start(machine: &Machine) -> std::io::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (socket, config) = (folder.path().join("run/wattspan.sock"), folder.path().join("wattspan.toml"));
-        fs::write(&config, format!("[source]\nenabled = [\"{}\", \"nvml\"]\n", machine.sockets))?;
+        fs::write(&config, format!("[source]\nenabled = [\"{}\", \"nvml\"]\n", SOCKETS))?;
         let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .args(["--config".as_ref(), config.as_os_str(), "--socket".as_ref(), socket.as_os_str()])
             .args(["--sysfs-root".as_ref(), machine.tree.path().as_os_str()])

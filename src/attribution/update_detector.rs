@@ -31,6 +31,8 @@ pub struct ExpectedUpdates {
     pub at_ns: u64,
     /// The time between two of them.
     pub interval_ns: f64,
+    /// The counter usually moves within this time of them.
+    pub uncertainty_ns: u64,
 }
 
 impl ExpectedUpdates {
@@ -38,6 +40,18 @@ impl ExpectedUpdates {
     fn last_until(self, ns: u64) -> u64 {
         let number = ((ns as f64 - self.at_ns as f64) / self.interval_ns).floor();
         self.at_ns.saturating_add_signed((number * self.interval_ns).floor() as i64).min(ns)
+    }
+
+    /// The estimate of an update between two instants: the middle of the time in which it is likely and possible.
+    fn estimate_between(self, early_ns: u64, late_ns: u64) -> u64 {
+        let last_ns = self.last_until(late_ns);
+        let next_ns = last_ns.saturating_add(self.interval_ns as u64);
+        let middle = |expected_ns: u64| {
+            let from_ns = expected_ns.saturating_sub(self.uncertainty_ns).max(early_ns);
+            let to_ns = expected_ns.saturating_add(self.uncertainty_ns).min(late_ns);
+            (from_ns <= to_ns).then(|| from_ns + (to_ns - from_ns) / 2)
+        };
+        middle(last_ns).or_else(|| middle(next_ns)).unwrap_or(early_ns)
     }
 }
 
@@ -200,11 +214,11 @@ impl UpdateDetector {
         self.time_out(before_ns)
     }
 
-    /// The estimate of an update between two instants: the last expected one, else the middle of the time in which it
-    /// can lie.
+    /// The estimate of an update between two instants: near an expected one where these are known, else the middle of the
+    /// time in which it can lie.
     fn estimated_update_ns(&self, early_ns: u64, after_ns: u64) -> u64 {
         if let Some(expected) = self.expected_updates {
-            let shown_ns = expected.last_until(after_ns);
+            let shown_ns = expected.estimate_between(early_ns, after_ns);
             // The value may be older than the instant from which it is shown, by the latency at most.
             return shown_ns.saturating_sub(self.latency_ns.min(self.placement_lag_ns) / 2).max(early_ns);
         }
@@ -285,7 +299,11 @@ mod tests {
             (10_000, 10_600, 10_500),
         ] {
             let mut known = detector(0);
-            known.set_expected_updates(Some(ExpectedUpdates { at_ns: 100_500, interval_ns: 1_000.0 }));
+            known.set_expected_updates(Some(ExpectedUpdates {
+                at_ns: 100_500,
+                interval_ns: 1_000.0,
+                uncertainty_ns: 0,
+            }));
             let update = update_between(&mut known, early_ns, late_ns);
             assert_eq!(update.at_ns, expected_ns.max(early_ns + 1), "between {early_ns} and {late_ns}");
             let plain = update_between(&mut detector(0), early_ns, late_ns);
@@ -294,9 +312,32 @@ mod tests {
     }
 
     #[test]
+    fn an_update_with_jitter_is_placed_in_the_middle_of_where_it_is_likely_and_possible() {
+        for (early_ns, late_ns, at_ns) in [
+            (10_000, 30_000, 29_500),
+            (29_500, 30_000, 29_550),
+            (29_450, 29_480, 29_465),
+            (10_000, 29_550, 29_475),
+            (29_700, 30_000, 29_701),
+        ] {
+            let mut known = detector(0);
+            known.set_expected_updates(Some(ExpectedUpdates {
+                at_ns: 100_500,
+                interval_ns: 1_000.0,
+                uncertainty_ns: 100,
+            }));
+            assert_eq!(update_between(&mut known, early_ns, late_ns).at_ns, at_ns, "{early_ns} to {late_ns}");
+        }
+    }
+
+    #[test]
     fn an_expected_update_is_shown_half_of_the_latency_after_it() {
         let mut known = detector(400);
-        known.set_expected_updates(Some(ExpectedUpdates { at_ns: 500, interval_ns: 1_000.0 }));
+        known.set_expected_updates(Some(ExpectedUpdates {
+            at_ns: 500,
+            interval_ns: 1_000.0,
+            uncertainty_ns: 0,
+        }));
         assert_eq!(update_between(&mut known, 10_000, 30_000).at_ns, 29_300);
     }
 }

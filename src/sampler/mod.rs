@@ -190,6 +190,11 @@ impl Sampler {
         self.shared.is_edge_driven()
     }
 
+    /// Whether the source is read at most a thousand times a second, short surveys aside.
+    pub fn has_few_readings(&self) -> bool {
+        self.is_edge_driven() || self.fast_period_ns.load(Ordering::Relaxed) >= 1_000_000
+    }
+
     /// Starts a characterisation: fast reads for a fixed time.
     pub fn characterise(&self) {
         if self.shared.rate_request.request_characterisation() {

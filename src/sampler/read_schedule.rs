@@ -1,4 +1,5 @@
 //! When to read a source: after each edge, around the counter update that follows it, and around an update every 20 ms.
+//! Where another edge is likely soon, also before each update until then.
 //!
 //! A read carries information beside an edge and beside a counter update, and little elsewhere. The schedule is
 //! possible where the phase of each counter that moves is known; otherwise the source keeps its fixed rate. Nothing
@@ -16,12 +17,17 @@ pub const PAIR_INTERVAL_NS: u64 = 20_000_000;
 pub const EDGE_SPACING_NS: u64 = 100_000;
 
 /// Above this uncertainty a third read, at the expected update, narrows the phase.
-const NARROW_NS: u64 = 30_000;
+const NARROW_NS: u64 = 10_000;
+
+/// An edge this soon after another one is expected again where edges followed each other like this before. Until then a
+/// read before each update shows that the update is not older: the energy since it is bounded by the ceiling at the
+/// edge, which would otherwise lie up to 20 ms after the last read before the update.
+const WATCH_NS: u64 = 8_000_000;
 
 /// The distance of a read from the expected update beyond the uncertainty: the time that a read takes, and after an
 /// update its way to the reader. The read before the update is earlier by the usual lateness of a thread as well.
 const READ_MARGIN_NS: u64 = 15_000;
-const LATENESS_MARGIN_NS: u64 = 30_000;
+const LATENESS_MARGIN_NS: u64 = 25_000;
 
 /// A counter that has not moved for this long needs no reads of its own.
 const STILL_NS: u64 = 1_000_000_000;
@@ -42,6 +48,7 @@ pub struct ReadSchedule {
     first_read_ns: Option<u64>,
     last_read_ns: u64,
     edge_rate: EdgeRate,
+    edge_succession: EdgeSuccession,
 }
 
 struct DomainSchedule {
@@ -74,6 +81,43 @@ impl EdgeRate {
     }
 }
 
+/// How often an edge soon follows another one.
+struct EdgeSuccession {
+    newest_ns: u64,
+    /// The newest edge followed the one before it soon.
+    is_soon: bool,
+    /// How often an edge that came late, or soon, was soon followed by another; up to [`Self::ALWAYS`].
+    followed: [u32; 2],
+}
+
+impl Default for EdgeSuccession {
+    fn default() -> Self {
+        Self { newest_ns: 0, is_soon: false, followed: [Self::ALWAYS; 2] }
+    }
+}
+
+impl EdgeSuccession {
+    const ALWAYS: u32 = 64;
+
+    /// Records the newest edge.
+    fn observe(&mut self, edge_ns: u64) {
+        if edge_ns <= self.newest_ns {
+            return;
+        }
+        let is_soon = edge_ns - self.newest_ns <= WATCH_NS;
+        let followed = &mut self.followed[usize::from(self.is_soon)];
+        *followed -= *followed / 4;
+        *followed += if is_soon { Self::ALWAYS / 4 } else { 0 };
+        (self.newest_ns, self.is_soon) = (edge_ns, is_soon);
+    }
+
+    /// Until when another edge is likely: more than one in four of such edges was followed by one.
+    fn likely_until_ns(&self) -> u64 {
+        let is_likely = self.followed[usize::from(self.is_soon)] > Self::ALWAYS / 4;
+        if is_likely { self.newest_ns.saturating_add(WATCH_NS) } else { 0 }
+    }
+}
+
 /// What the next read is for.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadDemand {
@@ -102,6 +146,7 @@ impl ReadSchedule {
             first_read_ns: None,
             last_read_ns: 0,
             edge_rate: EdgeRate::default(),
+            edge_succession: EdgeSuccession::default(),
         }
     }
 
@@ -149,8 +194,10 @@ impl ReadSchedule {
 
     /// Whether a time of frequent reads may find the phase of a counter that moves.
     pub fn needs_survey(&self, now_ns: u64) -> bool {
-        let moves = |domain| !self.is_still(domain, now_ns);
-        self.is_eligible && self.domains.iter().any(moves) && !self.is_edge_driven(now_ns)
+        let is_unknown = |domain: &DomainSchedule| {
+            domain.lock.phase(now_ns).is_none() && !domain.lock.is_stalled() && !self.is_still(domain, now_ns)
+        };
+        self.is_eligible && self.domains.iter().any(is_unknown)
     }
 
     /// The largest jitter of the domains' updates; `None` where no phase is known.
@@ -179,12 +226,18 @@ impl ReadSchedule {
         let latest_ns = self.last_read_ns.saturating_add(max_gap_ns);
         let edge_ns = Some(demand.edge_ns).filter(|&edge_ns| edge_ns != 0 && !self.is_dense());
         let edge_read_ns = edge_ns.filter(|&edge_ns| self.needs_edge_read(edge_ns)).unwrap_or(u64::MAX);
+        self.edge_succession.observe(demand.edge_ns);
+        let watched_until_ns = edge_ns.map_or(0, |_| self.edge_succession.likely_until_ns());
         let mut next_ns = latest_ns.min(edge_read_ns);
         for domain in &mut self.domains {
             if let Some(phase) = domain.lock.phase(now_ns) {
+                let watch_ns = watch_read_ns(&phase, self.last_read_ns);
                 let read_ns =
                     domain.next_read_ns(self.last_read_ns, &phase, demand.pair_interval_ns, edge_ns);
                 next_ns = next_ns.min(read_ns);
+                if watch_ns < watched_until_ns {
+                    next_ns = next_ns.min(watch_ns);
+                }
             }
         }
         Some(next_ns)
@@ -200,10 +253,27 @@ impl ReadSchedule {
     }
 }
 
+/// The distance of the read after an update from the expected instant.
+fn guard_ns(phase: &UpdatePhase) -> u64 {
+    phase.uncertainty_ns + READ_MARGIN_NS
+}
+
+/// The instant of the read before an update.
+fn before_update_ns(phase: &UpdatePhase, update_ns: u64) -> u64 {
+    update_ns.saturating_sub(guard_ns(phase) + LATENESS_MARGIN_NS)
+}
+
+/// The first instant of a read before an update that is later than the last read.
+fn watch_read_ns(phase: &UpdatePhase, last_read_ns: u64) -> u64 {
+    let ahead_ns = guard_ns(phase) + LATENESS_MARGIN_NS;
+    before_update_ns(phase, phase.first_after(last_read_ns + ahead_ns)).max(last_read_ns + 1)
+}
+
 impl DomainSchedule {
     /// Records that a read followed the planned update. A late read counts too: it is not repeated at the next update.
     fn record_bracket(&mut self, read_ns: u64) {
-        let Some(phase) = self.lock.phase(read_ns) else { return };
+        // An update that did not come is late or the last one before a stop: the next ones show which.
+        let Some(phase) = self.lock.phase(read_ns).filter(|_| !self.lock.is_overdue()) else { return };
         if self.planned_ns.saturating_add(phase.uncertainty_ns) <= read_ns {
             self.bracketed_ns = self.bracketed_ns.max(self.planned_ns);
         }
@@ -223,10 +293,10 @@ impl DomainSchedule {
         let pending_edge_ns = edge_ns.filter(|&edge_ns| !self.lock.has_moved_after(edge_ns));
         let from_ns =
             pending_edge_ns.map_or(periodic_ns, |edge_ns| edge_ns.min(periodic_ns)).max(last_read_ns);
-        let guard_ns = phase.uncertainty_ns + READ_MARGIN_NS;
+        let guard_ns = guard_ns(phase);
         let update_ns = phase.first_after(from_ns.saturating_sub(guard_ns));
         self.planned_ns = update_ns;
-        let before_ns = update_ns.saturating_sub(guard_ns + LATENESS_MARGIN_NS);
+        let before_ns = before_update_ns(phase, update_ns);
         let after_ns = update_ns + guard_ns;
         if last_read_ns < before_ns {
             before_ns
@@ -370,6 +440,41 @@ mod tests {
                 "the update after the edge was seen after two intervals: {reads:?} after {edge_ns}"
             );
         }
+    }
+
+    /// Edges in pairs of `near_ns`, each pair `far_ns` after the one before. Returns the reads per pair and how many of
+    /// the second edges had a read shortly before the last update, both after some pairs to learn from.
+    fn reads_and_bounded_edges(near_ns: u64, far_ns: u64) -> (f64, u64) {
+        const PAIRS: u64 = 100;
+        let mut source = TestSource::surveyed(&[(976_600, 3 * SECOND + 337 * US)]);
+        let (mut last_edge_ns, mut bounded, mut extra_reads) = (0, 0, 0);
+        for pair in 0..PAIRS + 10 {
+            let first_ns = 10 * SECOND + 500 * MS + pair * (far_ns + near_ns);
+            source.run_until(first_ns, last_edge_ns);
+            source.reads = 0;
+            let reads = source.run_until(first_ns + near_ns, first_ns);
+            last_edge_ns = first_ns + near_ns;
+            let (interval_ns, phase_ns) = source.counters[0];
+            let update_ns = phase_ns + (last_edge_ns - phase_ns) / interval_ns * interval_ns;
+            let is_bounded = reads.iter().any(|&at_ns| at_ns < update_ns && update_ns - at_ns <= 150 * US);
+            if pair >= 10 {
+                (bounded, extra_reads) = (bounded + u64::from(is_bounded), extra_reads + source.reads);
+            }
+        }
+        (extra_reads as f64 / PAIRS as f64, bounded)
+    }
+
+    #[test]
+    fn where_edges_come_in_pairs_the_update_before_the_second_has_a_read_before_it() {
+        let (reads, bounded) = reads_and_bounded_edges(5_300 * US, 113 * MS);
+        assert!(bounded >= 95, "{bounded} of 100");
+        assert!(reads < 10.0, "{reads} reads in 5.3 ms");
+    }
+
+    #[test]
+    fn where_no_edge_comes_soon_there_are_no_reads_for_one() {
+        let (reads, bounded) = reads_and_bounded_edges(62 * MS, 63 * MS);
+        assert!(reads < 14.0 && bounded < 40, "{reads} reads in 62 ms, {bounded} of 100");
     }
 
     #[test]

@@ -213,12 +213,20 @@ impl Service {
     pub fn next_poll_ns(&self, now_ns: u64) -> u64 {
         /// While spans are open: the delay of WatchSpans and of readings.
         const ACTIVE_POLL_NS: u64 = 20_000_000;
+        /// While nothing happens to the open spans: few readings come, and no account is due.
+        const QUIET_POLL_NS: u64 = 100_000_000;
         /// Otherwise: only the readings of the idle rate are to be processed.
         const IDLE_POLL_NS: u64 = 1_000_000_000;
         if !self.store_replies.is_empty() {
             return now_ns;
         }
-        let latest_ns = now_ns + if self.is_fast { ACTIVE_POLL_NS } else { IDLE_POLL_NS };
+        let is_quiet = self.spans.attributor().pending_edge_count() == 0 && self.collector.has_few_readings();
+        let latest_ns = now_ns
+            + match (self.is_fast, is_quiet) {
+                (true, false) => ACTIVE_POLL_NS,
+                (true, true) => QUIET_POLL_NS,
+                (false, _) => IDLE_POLL_NS,
+            };
         self.spans.next_poll_ns(now_ns, latest_ns)
     }
 
@@ -246,13 +254,6 @@ impl Service {
 
     fn update_sampling_rate(&mut self) {
         self.set_sampling_rate(self.spans.attributor().is_busy() || self.domain_watchers > 0);
-    }
-
-    /// Reports an edge to the samplers, which read the counters near it. An edge in the future is read at its instant
-    /// only if that is near.
-    pub(super) fn report_edge(&self, at_ns: u64, now_ns: u64) {
-        const MAX_FUTURE_NS: u64 = 1_000_000;
-        self.collector.report_edge(at_ns.min(now_ns + MAX_FUTURE_NS));
     }
 
     pub(super) fn set_sampling_rate(&mut self, is_fast: bool) {

@@ -36,8 +36,8 @@ impl Service {
         let domains = call.domains.take().map(|names| self.domain_indices(&names)).transpose()?;
         let new_span =
             NewSpan { name, attributes, weight, domains, ..NewSpan::new(span.clone(), requested_ns) };
-        let at_ns = self.spans.open(now_ns, caller, &call, new_span)?;
-        self.report_edge(at_ns, now_ns);
+        let collector = &self.collector;
+        self.spans.open(now_ns, caller, &call, new_span, |at_ns| collector.report_edge(at_ns, now_ns))?;
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
@@ -56,7 +56,7 @@ impl Service {
         metadata_limits::check_identifier("phase", &call.phase, metadata_limits::MAX_PHASE_BYTES)?;
         let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
         let at_ns = self.spans.begin_phase(now_ns, &open, requested_ns, call.phase)?;
-        self.report_edge(at_ns, now_ns);
+        self.collector.report_edge(at_ns, now_ns);
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl Service {
         access::check_weight(peer, call.weight)?;
         let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
         let at_ns = self.spans.set_weight(now_ns, &open, requested_ns, call.weight)?;
-        self.report_edge(at_ns, now_ns);
+        self.collector.report_edge(at_ns, now_ns);
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl Service {
         let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
         let (attributes, reply_to) = (call.attributes.unwrap_or_default(), wait.then_some(caller.reply_to));
         let at_ns = self.spans.close(now_ns, &open, requested_ns, attributes, reply_to)?;
-        self.report_edge(at_ns, now_ns);
+        self.collector.report_edge(at_ns, now_ns);
         if wait {
             return Ok(AccountOutcome::Deferred);
         }
@@ -99,7 +99,7 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.spans.find_open(peer, span)?;
         self.spans.cancel(now_ns, &open)?;
-        self.report_edge(now_ns, now_ns);
+        self.collector.report_edge(now_ns, now_ns);
         Ok(())
     }
 
@@ -107,7 +107,7 @@ impl Service {
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         if self.spans.abandon_connection(now_ns, connection) {
-            self.report_edge(now_ns, now_ns);
+            self.collector.report_edge(now_ns, now_ns);
             self.spans.close_abandoned(now_ns);
         }
     }

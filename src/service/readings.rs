@@ -332,8 +332,16 @@ impl ReadingCollector {
         self.readers.iter().for_each(|reader| reader.sampler.set_fixed_rate(fixed));
     }
 
-    /// Reports an edge of a span to all samplers.
-    pub fn report_edge(&self, edge_ns: u64) {
+    /// Whether no sampler reads more often than a thousand times a second.
+    pub fn has_few_readings(&self) -> bool {
+        self.readers.iter().all(|reader| reader.sampler.has_few_readings())
+    }
+
+    /// Reports an edge of a span to all samplers, which read the counters near it. An edge in the future is read at its
+    /// instant only if that is near.
+    pub fn report_edge(&self, at_ns: u64, now_ns: u64) {
+        const MAX_FUTURE_NS: u64 = 1_000_000;
+        let edge_ns = at_ns.min(now_ns + MAX_FUTURE_NS);
         self.readers.iter().for_each(|reader| reader.sampler.report_edge(edge_ns));
     }
 
@@ -620,8 +628,11 @@ fn process_sample(
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
         let expected = metered.profile.update_phase();
-        let expected =
-            expected.map(|phase| ExpectedUpdates { at_ns: phase.at_ns, interval_ns: phase.interval_ns });
+        let expected = expected.map(|phase| ExpectedUpdates {
+            at_ns: phase.at_ns,
+            interval_ns: phase.interval_ns,
+            uncertainty_ns: phase.uncertainty_ns,
+        });
         attributor.set_expected_updates(first + at, expected);
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
         attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);

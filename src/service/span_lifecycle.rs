@@ -143,8 +143,8 @@ impl SpanLifecycle {
         self.process_tracker.identify(pid)
     }
 
-    /// Opens a span of the caller at its `at_ns`, with the process or control group that the call names. Returns the instant of
-    /// the edge. The span gets the caller's uid; `subject` and `opened_unix_ns` are set here too.
+    /// Opens a span of the caller at its `at_ns`, with the process or control group that the call names. The span gets the
+    /// caller's uid; `subject` and `opened_unix_ns` are set here too. `report_edge` gets the instant of the edge.
     ///
     /// # Errors
     /// `SpanExists`, `QuotaExceeded`, those of [`ProcessTracker::resolve`] and of [`Attributor::open`].
@@ -154,7 +154,8 @@ impl SpanLifecycle {
         caller: &Caller,
         call: &OpenSpan,
         mut new_span: NewSpan,
-    ) -> Result<u64, MethodError> {
+        report_edge: impl FnOnce(u64),
+    ) -> Result<(), MethodError> {
         let (peer, span, requested_ns) = (&caller.peer, new_span.span_id.clone(), new_span.at_ns);
         let is_coarse = peer.access < Access::Span;
         if is_coarse {
@@ -163,6 +164,8 @@ impl SpanLifecycle {
         let at_ns = new_span.at_ns;
         let size = self.registry.estimate_size(&span, &new_span.name, &new_span.attributes, is_coarse);
         self.registry.check_open(peer, &span, size)?;
+        // Before what may take long: a subject's use is read from files.
+        report_edge(at_ns);
         new_span.uid = peer.uid;
         new_span.opened_unix_ns = clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns);
         new_span.subject = self.process_tracker.resolve(caller, call, &mut self.attributor)?;
@@ -173,7 +176,7 @@ impl SpanLifecycle {
         }
         self.registry.insert(peer.uid, &span, key, caller.reply_to.connection, size);
         self.add_to_journal(key, now_ns);
-        Ok(at_ns)
+        Ok(())
     }
 
     /// Ends the current phase of a span and begins the next, at an instant or now. Returns the instant of the edge.
@@ -830,7 +833,7 @@ mod tests {
         ) -> Result<SpanKey, MethodError> {
             let now_ns = self.clock.now_ns();
             let new_span = NewSpan { weight, ..NewSpan::new(span, at_ns) };
-            self.spans.open(now_ns, &caller(peer, connection), &OpenSpan::default(), new_span)?;
+            self.spans.open(now_ns, &caller(peer, connection), &OpenSpan::default(), new_span, |_| {})?;
             Ok(self.spans.find_open(&PEERS[peer], span).unwrap().entry.key)
         }
 

@@ -8,8 +8,8 @@ use crate::support;
 use std::process::Command;
 
 use crate::support::{
-    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, domain_row, encode_call, get_u64, sleep_ms,
-    wait_until,
+    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, domain_row, encode_call,
+    fixed_rate_machine, get_u64, sleep_ms, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -29,75 +29,81 @@ fn edges(account: &Value) -> (u64, u64) {
 
 #[test]
 fn a_span_alone_gets_everything_and_its_account_holds_the_truth() {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let mut client = daemon.client();
-    client.open("alone");
-    sleep_ms(120);
-    let account = client.close_and_settle("alone");
-    let (from_ns, to_ns) = edges(&account);
-    for (domain, watts) in [("package-0", 80.0), ("core-0", 50.0), ("dram-0", 20.0)] {
-        assert_holds(domain_row(&account["domains"], domain), truth_uj(watts, from_ns, to_ns));
+    for machine in [STEADY_MACHINE, &fixed_rate_machine()] {
+        let daemon = TestDaemon::start(machine);
+        let mut client = daemon.client();
+        client.open("alone");
+        sleep_ms(120);
+        let account = client.close_and_settle("alone");
+        let (from_ns, to_ns) = edges(&account);
+        for (domain, watts) in [("package-0", 80.0), ("core-0", 50.0), ("dram-0", 20.0)] {
+            assert_holds(domain_row(&account["domains"], domain), truth_uj(watts, from_ns, to_ns));
+        }
+        // The core is part of the package, so the total is the sum of package and memory.
+        assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
+        // A share is rounded down to whole microjoules after a division whose remainder is carried over (to
+        // `unattributed_uj`), so it may be 1 below the window in each of the two counted domains, and is never above it.
+        let (share_uj, window_uj) = (get_u64(&account, "share_uj"), get_u64(&account, "window_uj"));
+        assert!(share_uj <= window_uj && window_uj - share_uj <= 2, "{share_uj} of {window_uj}");
+        assert_eq!((&account["grade"], &account["peak_concurrency"]), (&json!("measured"), &json!(1)));
+        assert!((95_000..105_000).contains(&get_u64(&account, "mean_power_mw")), "{account}");
+        assert!(get_u64(&account, "error_uj") < get_u64(&account, "share_uj") / 10, "{account}");
     }
-    // The core is part of the package, so the total is the sum of package and memory.
-    assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
-    // A share is rounded down to whole microjoules after a division whose remainder is carried over (to
-    // `unattributed_uj`), so it may be 1 below the window in each of the two counted domains, and is never above it.
-    let (share_uj, window_uj) = (get_u64(&account, "share_uj"), get_u64(&account, "window_uj"));
-    assert!(share_uj <= window_uj && window_uj - share_uj <= 2, "{share_uj} of {window_uj}");
-    assert_eq!((&account["grade"], &account["peak_concurrency"]), (&json!("measured"), &json!(1)));
-    assert!((95_000..105_000).contains(&get_u64(&account, "mean_power_mw")), "{account}");
-    assert!(get_u64(&account, "error_uj") < get_u64(&account, "share_uj") / 10, "{account}");
 }
 
 #[test]
 fn overlapping_spans_share_by_weight_and_add_up() {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let mut client = daemon.client();
-    client.open("light");
-    sleep_ms(40);
-    client.call("OpenSpan", json!({ "span": "heavy", "weight": 3.0 }));
-    sleep_ms(60);
-    let light = client.close_and_settle("light");
-    sleep_ms(40);
-    let heavy = client.close_and_settle("heavy");
-    let ((a, c), (b, d)) = (edges(&light), edges(&heavy));
-    assert_holds(&light, truth_uj(100.0, a, b) + truth_uj(25.0, b, c));
-    assert_holds(&heavy, truth_uj(75.0, b, c) + truth_uj(100.0, c, d));
-    assert_eq!((get_u64(&light, "peak_concurrency"), get_u64(&heavy, "peak_concurrency")), (2, 2));
-    let both = get_u64(&light, "share_uj") + get_u64(&heavy, "share_uj");
-    let errors = get_u64(&light, "error_uj") + get_u64(&heavy, "error_uj");
-    assert!((both as f64 - truth_uj(100.0, a, d)).abs() <= errors as f64);
-    assert!(get_u64(&light, "window_uj") + get_u64(&heavy, "window_uj") > both);
+    for machine in [STEADY_MACHINE, &fixed_rate_machine()] {
+        let daemon = TestDaemon::start(machine);
+        let mut client = daemon.client();
+        client.open("light");
+        sleep_ms(40);
+        client.call("OpenSpan", json!({ "span": "heavy", "weight": 3.0 }));
+        sleep_ms(60);
+        let light = client.close_and_settle("light");
+        sleep_ms(40);
+        let heavy = client.close_and_settle("heavy");
+        let ((a, c), (b, d)) = (edges(&light), edges(&heavy));
+        assert_holds(&light, truth_uj(100.0, a, b) + truth_uj(25.0, b, c));
+        assert_holds(&heavy, truth_uj(75.0, b, c) + truth_uj(100.0, c, d));
+        assert_eq!((get_u64(&light, "peak_concurrency"), get_u64(&heavy, "peak_concurrency")), (2, 2));
+        let both = get_u64(&light, "share_uj") + get_u64(&heavy, "share_uj");
+        let errors = get_u64(&light, "error_uj") + get_u64(&heavy, "error_uj");
+        assert!((both as f64 - truth_uj(100.0, a, d)).abs() <= errors as f64);
+        assert!(get_u64(&light, "window_uj") + get_u64(&heavy, "window_uj") > both);
+    }
 }
 
 #[test]
 fn what_was_measured_is_what_was_attributed_and_what_was_not_exactly() {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let mut client = daemon.client();
-    let mut given = 0;
-    for turn in 0..6 {
-        client.open(&format!("a{turn}"));
-        client.call("OpenSpan", json!({ "span": format!("b{turn}"), "weight": 0.3 }));
-        sleep_ms(7);
-        given += get_u64(
-            domain_row(&client.close_and_settle(&format!("a{turn}"))["domains"], "package-0"),
-            "share_uj",
-        );
-        given += get_u64(
-            domain_row(&client.close_and_settle(&format!("b{turn}"))["domains"], "package-0"),
-            "share_uj",
-        );
+    for machine in [STEADY_MACHINE, &fixed_rate_machine()] {
+        let daemon = TestDaemon::start(machine);
+        let mut client = daemon.client();
+        let mut given = 0;
+        for turn in 0..6 {
+            client.open(&format!("a{turn}"));
+            client.call("OpenSpan", json!({ "span": format!("b{turn}"), "weight": 0.3 }));
+            sleep_ms(7);
+            given += get_u64(
+                domain_row(&client.close_and_settle(&format!("a{turn}"))["domains"], "package-0"),
+                "share_uj",
+            );
+            given += get_u64(
+                domain_row(&client.close_and_settle(&format!("b{turn}"))["domains"], "package-0"),
+                "share_uj",
+            );
+        }
+        client.open("forgotten");
+        sleep_ms(20);
+        client.call("CancelSpan", json!({ "span": "forgotten" }));
+        sleep_ms(60);
+        let balance = client.call("GetBalance", json!({}));
+        for of in balance["balance"].as_array().unwrap() {
+            let parts = get_u64(of, "attributed_uj") + get_u64(of, "unattributed_uj");
+            assert_eq!(get_u64(of, "measured_uj"), parts, "{of}");
+        }
+        assert_eq!(get_u64(domain_row(&balance["balance"], "package-0"), "attributed_uj"), given);
     }
-    client.open("forgotten");
-    sleep_ms(20);
-    client.call("CancelSpan", json!({ "span": "forgotten" }));
-    sleep_ms(60);
-    let balance = client.call("GetBalance", json!({}));
-    for of in balance["balance"].as_array().unwrap() {
-        let parts = get_u64(of, "attributed_uj") + get_u64(of, "unattributed_uj");
-        assert_eq!(get_u64(of, "measured_uj"), parts, "{of}");
-    }
-    assert_eq!(get_u64(domain_row(&balance["balance"], "package-0"), "attributed_uj"), given);
 }
 
 #[test]
@@ -156,18 +162,21 @@ fn phases_add_up_to_their_span() {
 
 #[test]
 fn a_past_window_holds_the_energy_of_all_spans() {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let mut client = daemon.client();
-    client.open("other");
-    sleep_ms(200);
-    client.close_and_settle("other");
-    let now_ns = get_u64(&client.call("GetInfo", json!({})), "now_ns");
-    let (from_ns, to_ns) = (now_ns - 150_000_000, now_ns - 60_000_000);
-    let window = client.call("ReadWindow", json!({ "from_ns": from_ns, "to_ns": to_ns }));
-    assert_holds(domain_row(&window["domains"], "package-0"), truth_uj(80.0, from_ns, to_ns));
-    let (window_uj, error_uj) = (get_u64(&window, "window_uj") as f64, get_u64(&window, "error_uj") as f64);
-    assert!((window_uj - truth_uj(100.0, from_ns, to_ns)).abs() <= error_uj + 1.0, "{window}");
-    assert_eq!(window["grade"], "measured");
+    for machine in [STEADY_MACHINE, &fixed_rate_machine()] {
+        let daemon = TestDaemon::start(machine);
+        let mut client = daemon.client();
+        client.open("other");
+        sleep_ms(200);
+        client.close_and_settle("other");
+        let now_ns = get_u64(&client.call("GetInfo", json!({})), "now_ns");
+        let (from_ns, to_ns) = (now_ns - 150_000_000, now_ns - 60_000_000);
+        let window = client.call("ReadWindow", json!({ "from_ns": from_ns, "to_ns": to_ns }));
+        assert_holds(domain_row(&window["domains"], "package-0"), truth_uj(80.0, from_ns, to_ns));
+        let (window_uj, error_uj) =
+            (get_u64(&window, "window_uj") as f64, get_u64(&window, "error_uj") as f64);
+        assert!((window_uj - truth_uj(100.0, from_ns, to_ns)).abs() <= error_uj + 1.0, "{window}");
+        assert_eq!(window["grade"], "measured");
+    }
 }
 
 #[test]
@@ -320,6 +329,18 @@ phase_ns = 400_000
 
 fn schedule(client: &mut TestClient) -> String {
     client.call("GetInfo", json!({}))["samplers"][0]["schedule"].as_str().expect("a schedule").to_owned()
+}
+
+#[test]
+fn the_machines_of_these_tests_are_read_at_edges_and_at_the_fixed_rate() {
+    for (machine, expected) in [(STEADY_MACHINE, "edges"), (&fixed_rate_machine(), "fixed_rate")] {
+        let daemon = TestDaemon::start(machine);
+        let mut client = daemon.client();
+        client.open("warm");
+        // The survey at the start, in which the phases are learnt.
+        sleep_ms(600);
+        wait_until(expected, || schedule(&mut client) == expected);
+    }
 }
 
 #[test]

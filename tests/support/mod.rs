@@ -22,7 +22,7 @@ pub fn test_name(module: &str, test: &str) -> String {
     format!("{inside}::{test}")
 }
 
-/// A machine that draws 100 W all the time, with counters as fast as RAPL's.
+/// A machine that draws 100 W all the time, with counters as fast as RAPL's, which are read at edges and around updates.
 pub const STEADY_MACHINE: &str = r#"
 [[domain]]
 name = "package-0"
@@ -36,6 +36,7 @@ kind = "core"
 parent = "package-0"
 profile = [[1.0, 50]]
 quantum_uj = 61
+ceiling_w = 400
 [[domain]]
 name = "dram-0"
 kind = "dram"
@@ -43,6 +44,13 @@ profile = [[1.0, 20]]
 quantum_uj = 15
 ceiling_w = 100
 "#;
+
+/// The same machine with a domain whose ceiling is unknown: all counters are read at the fixed rate.
+pub fn fixed_rate_machine() -> String {
+    let unlimited = STEADY_MACHINE.replacen("ceiling_w = 400\n", "", 1);
+    assert_ne!(unlimited, STEADY_MACHINE);
+    unlimited
+}
 
 /// A machine whose only counter moves so rarely that nothing settles during a test.
 pub const SLOW_COUNTER_MACHINE: &str = r#"

@@ -98,6 +98,8 @@ struct UpdateTrack {
     /// The relative uncertainty of the interval.
     drift: f64,
     jitter_ns: f64,
+    /// The jitter before the updates that were missed.
+    steady_jitter_ns: f64,
     agreed: u32,
     missed: u32,
 }
@@ -113,6 +115,8 @@ pub struct PhaseLock {
     last_move_ns: Option<u64>,
     /// The start of the last read of the old value at that update.
     last_move_early_ns: u64,
+    /// Several expected updates in a row did not come.
+    is_stalled: bool,
 }
 
 impl PhaseLock {
@@ -125,6 +129,7 @@ impl PhaseLock {
         match self.last_read.replace(LastRead { before_ns, energy_uj, epoch }) {
             Some(last) if last.epoch == epoch && last.energy_uj < energy_uj => {
                 (self.last_move_ns, self.last_move_early_ns) = (Some(after_ns), last.before_ns);
+                self.is_stalled = false;
                 self.record_update(last.before_ns, after_ns);
             }
             Some(last) if last.epoch == epoch && last.energy_uj == energy_uj => {
@@ -136,7 +141,7 @@ impl PhaseLock {
 
     /// The expected updates; `None` while they are not known well enough at `now_ns`.
     pub fn phase(&self, now_ns: u64) -> Option<UpdatePhase> {
-        let track = self.track.as_ref().filter(|track| track.agreed >= MIN_AGREED)?;
+        let track = self.track.as_ref().filter(|track| track.agreed >= MIN_AGREED && !self.is_stalled)?;
         let elapsed_ns = now_ns.abs_diff(track.newest.at_ns) as f64;
         let uncertainty_ns = track.newest.uncertainty_ns + track.jitter_ns + elapsed_ns * track.drift;
         (uncertainty_ns <= track.interval_ns * MAX_UNCERTAINTY && track.interval_ns >= MIN_INTERVAL_NS)
@@ -151,6 +156,16 @@ impl PhaseLock {
     /// The jitter of the updates: their largest distance from even spacing, with the old ones forgotten slowly.
     pub fn jitter_ns(&self) -> Option<u64> {
         self.track.as_ref().filter(|track| track.agreed >= MIN_AGREED).map(|track| track.jitter_ns as u64)
+    }
+
+    /// Whether an expected update has not come.
+    pub fn is_overdue(&self) -> bool {
+        self.track.is_some_and(|track| track.missed > 0)
+    }
+
+    /// Whether the counter has stopped while its phase was known. The phase is expected to hold once it moves again.
+    pub fn is_stalled(&self) -> bool {
+        self.is_stalled
     }
 
     /// The end of the last read that showed a new value.
@@ -189,12 +204,16 @@ impl PhaseLock {
         let Some(late_ns) = to_ns.checked_sub(first_ns.saturating_add(phase.uncertainty_ns)) else { return };
         let Some(track) = &mut self.track else { return };
         let missed = 1 + (late_ns as f64 / phase.interval_ns) as u32;
-        if missed > track.missed {
-            track.missed = missed;
-            track.jitter_ns += (track.jitter_ns / 2.0).max(MIN_WIDENING_NS);
-        }
         if missed >= MAX_MISSED {
-            (self.track, self.first_window) = (None, None);
+            // The counter has stopped. Where it goes on, its phase is usually the one before.
+            self.is_stalled = true;
+            track.jitter_ns = track.steady_jitter_ns.min(track.jitter_ns);
+        } else if missed > track.missed {
+            if track.missed == 0 {
+                track.steady_jitter_ns = track.jitter_ns;
+            }
+            track.missed = missed;
+            track.jitter_ns += (track.jitter_ns / 4.0).max(MIN_WIDENING_NS);
         }
     }
 }
@@ -221,6 +240,7 @@ impl UpdateTrack {
             interval_ns: apart_ns as f64,
             drift: (first_half_ns + second_half_ns) / apart_ns as f64,
             jitter_ns: 0.0,
+            steady_jitter_ns: f64::INFINITY,
             agreed: 0,
             missed: 0,
         })
@@ -252,7 +272,9 @@ impl UpdateTrack {
             self.agreed = self.agreed.saturating_add(1);
         } else {
             self.jitter_ns += low - high;
-            if self.jitter_ns > self.interval_ns * MAX_UNCERTAINTY / 2.0 {
+            // The interval may be as wrong as the jitter is larger than it seemed.
+            self.drift += (low - high) / expected_ns;
+            if self.jitter_ns > self.interval_ns * MAX_UNCERTAINTY * 0.75 {
                 return None;
             }
         }
@@ -272,7 +294,8 @@ impl UpdateTrack {
         let [far, near] = self.references.map(|reference| {
             let count = (self.newest.number - reference.number) as f64;
             let length_ns = self.newest.at_ns.saturating_sub(reference.at_ns) as f64;
-            let drift = (reference.uncertainty_ns + self.newest.uncertainty_ns) / length_ns.max(1.0);
+            let uncertainty_ns = reference.uncertainty_ns + self.newest.uncertainty_ns + self.jitter_ns;
+            let drift = uncertainty_ns / length_ns.max(1.0);
             (drift, length_ns / count.max(1.0))
         });
         let (drift, interval_ns) = if near.0 < far.0 { near } else { far };
@@ -430,6 +453,41 @@ mod tests {
             lock.observe(at_ns, at_ns + 2 * US, &stalled);
         }
         assert_eq!(lock.phase(1_310 * MS), None);
+    }
+
+    #[test]
+    fn the_phase_holds_over_a_stop() {
+        for stop_ns in [5 * MS, 20 * MS, 200 * MS] {
+            let counter = counter(976_600, 0);
+            let mut lock = surveyed(&counter);
+            let (stopped, resumed_ns) = (counter.reading(1_299 * MS), 1_300 * MS + stop_ns);
+            for at_ns in (1_300 * MS..resumed_ns).step_by(MS as usize) {
+                lock.observe(at_ns, at_ns + 2 * US, &stopped);
+            }
+            assert!(lock.is_stalled() && lock.phase(resumed_ns).is_none(), "{stop_ns}");
+            counter.read(&mut lock, resumed_ns);
+            let phase = lock.phase(resumed_ns).expect("the phase before the stop");
+            assert!(counter.error_ns(&lock, resumed_ns) <= phase.uncertainty_ns, "{phase:?} after {stop_ns}");
+            assert_eq!(lock.jitter_ns(), Some(0), "a stop is no jitter");
+        }
+    }
+
+    #[test]
+    fn a_counter_that_goes_on_with_another_phase_loses_the_lock() {
+        let mut lock = surveyed(&counter(MS, 0));
+        let later = TestCounter { interval_ns: MS, phase_ns: 900 * MS + 800 * US, jitter_ns: 0 };
+        let mut now_ns = 1_400 * MS;
+        for pair in 0.. {
+            let Some(phase) = lock.phase(now_ns) else { break };
+            assert!(pair < 20, "{phase:?}");
+            let expected_ns = phase.first_after(now_ns + 20 * MS);
+            let guard_ns = phase.uncertainty_ns + 20 * US;
+            later.read(&mut lock, expected_ns - guard_ns);
+            later.read(&mut lock, expected_ns + guard_ns);
+            now_ns = expected_ns + guard_ns;
+        }
+        later.read_range(&mut lock, now_ns, now_ns + 300 * MS, 250 * US);
+        assert!(later.error_ns(&lock, now_ns + 300 * MS) <= 100 * US);
     }
 
     #[test]
