@@ -1,14 +1,13 @@
 //! RAPL through the kernel's powercap zones: files with microjoules.
 //!
-//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that
-//! two drivers show (`intel-rapl` and `intel-rapl-mmio`) is read once. A zone without a range is rejected: its wraps
-//! could not be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This
+//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap: the control types
+//! of the registers, of MMIO and of TPMI). Zones that show one domain are separate sources, because one of them may stand
+//! still; discovery keeps the first that advances. A zone without a range is rejected: its wraps could not be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This
 //! file reverses that exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid
 //! readings until it is back.
 
 pub use crate::sources::source_settings::POWERCAP as NAME;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,20 +28,31 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
     let no_zone = match list_zones(&class) {
-        Ok(listed) if listed.zones.is_empty() && listed.unusable.is_empty() => {
+        Ok(listed) if listed.layers.is_empty() && listed.unusable.is_empty() => {
             format!("no RAPL zone in {}", class.display())
         }
         Ok(listed) => {
-            listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
-            let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
-            let opened = open_zones(settings, &listed.zones, grade, clock, &mut found);
-            found.opened.extend(opened);
+            open_layers(settings, listed, clock, &mut found);
             return found;
         }
         Err(error) => format!("{}: {error}", class.display()),
     };
     found.add_absent(NAME, format!("{no_zone}; load the driver: sudo modprobe intel_rapl_msr"));
     found
+}
+
+/// Opens each layer as a source, and records the zones that cannot be read.
+fn open_layers(settings: &SourceSettings, listed: ZoneList, clock: &Clock, found: &mut Inventory) {
+    listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
+    let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
+    let mut unreadable = Vec::new();
+    for zones in &listed.layers {
+        let opened = open_zones(settings, zones, grade, clock, found, &mut unreadable);
+        found.opened.extend(opened);
+    }
+    if !unreadable.is_empty() {
+        found.add_absent(NAME, permission_reason(&unreadable));
+    }
 }
 
 /// Opens the zones that can be read as one source, and records the others; `None` if there are none.
@@ -52,8 +62,9 @@ fn open_zones(
     grade: Grade,
     clock: &Clock,
     found: &mut Inventory,
+    unreadable: &mut Vec<String>,
 ) -> Option<OpenedSource> {
-    let (mut zone_counters, mut domains, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut zone_counters, mut domains) = (Vec::new(), Vec::new());
     for zone in zones {
         match ZoneCounter::open(zone) {
             Ok(zone_counter) => {
@@ -61,13 +72,12 @@ fn open_zones(
                 domains.push(zone_domain(zone, zones, grade));
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                unreadable.push(zone.domain.as_str())
+                if !unreadable.contains(&zone.domain) {
+                    unreadable.push(zone.domain.clone());
+                }
             }
             Err(error) => found.add_absent(NAME, format!("{}: {error}", zone.energy_file().display())),
         }
-    }
-    if !unreadable.is_empty() {
-        found.add_absent(NAME, permission_reason(&unreadable));
     }
     if zone_counters.is_empty() {
         return None;
@@ -89,7 +99,7 @@ fn open_zones(
 }
 
 /// The reason and the remedy for zones without read permission.
-fn permission_reason(domains: &[&str]) -> String {
+fn permission_reason(domains: &[String]) -> String {
     format!(
         "{}: only root can read energy_uj since CVE-2020-8694; give the program CAP_PERFMON, so that it reads \
          the energy through perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
@@ -191,10 +201,21 @@ struct PowercapZone {
 /// The zones of a machine, and the reasons of unusable ones.
 #[derive(Debug, Default)]
 struct ZoneList {
-    /// Packages before their parts; no domain twice.
-    zones: Vec<PowercapZone>,
+    /// Packages before their parts. A domain is in a layer once: its second zone is in the second layer.
+    layers: Vec<Vec<PowercapZone>>,
     /// One reason for each skipped zone.
     unusable: Vec<String>,
+}
+
+impl ZoneList {
+    /// Adds a zone to the first layer that does not have its domain.
+    fn add(&mut self, zone: PowercapZone) {
+        let has_room = |layer: &&mut Vec<PowercapZone>| layer.iter().all(|other| other.domain != zone.domain);
+        match self.layers.iter_mut().find(has_room) {
+            Some(layer) => layer.push(zone),
+            None => self.layers.push(vec![zone]),
+        }
+    }
 }
 
 impl PowercapZone {
@@ -211,7 +232,9 @@ impl PowercapZone {
             DomainKind::Core | DomainKind::Uncore => {
                 self.domain.split_once('-').and_then(|(_, package)| named(format!("package-{package}")))
             }
-            DomainKind::Package | DomainKind::Dram => named("psys".into()),
+            DomainKind::Package | DomainKind::Dram => {
+                all.iter().find(|zone| zone.kind == DomainKind::Psys).map(|psys| psys.domain.clone())
+            }
             _ => None,
         }
     }
@@ -231,19 +254,10 @@ fn list_zones(class: &Path) -> io::Result<ZoneList> {
         }
     }
     ids.sort();
-    let mut taken = BTreeMap::<String, String>::new();
     for (_, id) in ids {
         match read_zone(class, &id) {
             Err(reason) => listed.unusable.push(format!("zone {id}: {reason}")),
-            Ok(zone) => match taken.get(&zone.domain) {
-                Some(first) => {
-                    listed.unusable.push(format!("zone {id}: reports {}, as zone {first} does", zone.domain));
-                }
-                None => {
-                    taken.insert(zone.domain.clone(), id);
-                    listed.zones.push(zone);
-                }
-            },
+            Ok(zone) => listed.add(zone),
         }
     }
     Ok(listed)
@@ -261,7 +275,8 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
     let path = class.join(id);
     let name = read_name(&path)?;
     let (kind, domain) = match name.as_str() {
-        "psys" => (DomainKind::Psys, name),
+        // Each package may have one (intel_rapl_common.c, rapl_init_domains): "psys", "psys-1".
+        platform if is_platform(platform) => (DomainKind::Psys, name),
         package if package.starts_with("package-") => (DomainKind::Package, name),
         part => {
             let kind = match part {
@@ -280,6 +295,11 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
     };
     let count = RegisterScale::from_range(read_range_uj(&path)?);
     Ok(PowercapZone { id: id.into(), kind, domain, scale: count, path })
+}
+
+/// Whether a zone's name is that of a platform: "psys" of the first package, "psys-1" of another one.
+pub(super) fn is_platform(name: &str) -> bool {
+    name == "psys" || name.strip_prefix("psys-").is_some_and(|package| package.parse::<u32>().is_ok())
 }
 
 fn read_name(zone: &Path) -> Result<String, String> {
