@@ -1,6 +1,7 @@
 //! Inputs that public reports show and that other meters get wrong: each is one of a kind.
 
 use crate::machine_tree::MachineTree;
+use wattspan::domain::Grade;
 
 /// Checks machines that differ in the lines that follow `common`.
 fn check(common: &str, cases: &[&str]) {
@@ -118,5 +119,49 @@ fn a_zone_that_stands_still_does_not_displace_its_mirror_that_moves() {
          domain package-0 package - counted
          total 28 W",
         &[""],
+    );
+}
+
+/// A battery that discharges with 12 W at 12 V.
+const BATTERY: &str = "
+    machine A laptop on battery
+    sys/class/power_supply/BAT0/type = Battery
+    sys/class/power_supply/BAT0/status = Discharging
+    domain battery-0 battery - -";
+
+#[test]
+fn a_discharging_battery_is_metered_whatever_the_sign_and_whichever_family_it_shows() {
+    let volts = "sys/class/power_supply/BAT0/voltage_now = 12000000";
+    for (files, is_gauge) in [
+        ("power_now = 12000000", false),
+        ("power_now = -12000000", false),
+        ("current_now = -1000000", false),
+        ("current_now = 1000000", false),
+        ("power_avg = -12000000", false),
+        ("current_avg = -1000000", false),
+        ("energy_now = @remaining 12 W 50000000 3600", true),
+        // 1 µAh at 12 V is 43,200 µJ.
+        ("charge_now = @remaining 12 W 4000000 43200", true),
+    ] {
+        let text = format!("{BATTERY}\n{volts}\nsys/class/power_supply/BAT0/{files}");
+        let tree = MachineTree::parse(&text, files);
+        let Some(mounted) = tree.mount() else { return };
+        let power_w = tree.power_w(&mounted, "battery-0");
+        assert!((11.4..12.6).contains(&power_w), "{files}: {power_w} W");
+        let found = tree.discover(&mounted);
+        assert_eq!(found.inventory.opened[0].domains[0].grade == Grade::Integrated, !is_gauge, "{files}");
+    }
+}
+
+#[test]
+fn a_charging_battery_and_one_without_any_figure_are_not_metered() {
+    let power = "sys/class/power_supply/BAT0/power_now = 12000000";
+    check(&BATTERY.replace("Discharging", "Charging"), &[&format!("{power}\nstuck battery-0")]);
+    check(
+        "machine A battery without figures
+         sys/class/power_supply/BAT0/type = Battery
+         sys/class/power_supply/BAT0/status = Discharging
+         sys/class/power_supply/BAT0/capacity = 55",
+        &["absent battery: BAT0: has no readable power, current, energy or charge"],
     );
 }

@@ -137,6 +137,21 @@ impl MachineTree {
         FoundMachine { inventory, total_w }
     }
 
+    /// The power that a domain shows, whether it is counted or not.
+    pub fn power_w(&self, mounted: &MountedMachine, name: &str) -> f64 {
+        let mut found = self.discover(mounted);
+        let is_it = |domain: &Domain| domain.name == name;
+        let (source, at) = found
+            .inventory
+            .opened
+            .iter()
+            .enumerate()
+            .find_map(|(nth, opened)| Some((nth, opened.domains.iter().position(is_it)?)))
+            .unwrap_or_else(|| panic!("no {name}: {}", found.reasons()));
+        let powers = observe_power_w(&mut found.inventory);
+        powers[source][at]
+    }
+
     /// Checks what was found against what the source says; `None` where no tree can be mounted.
     pub fn check(&self) -> Option<()> {
         let mounted = self.mount()?;
@@ -215,9 +230,15 @@ fn live(inventory: &Inventory) -> Vec<bool> {
 fn observe_total_w(inventory: &mut Inventory) -> f64 {
     let domains: Vec<Domain> = inventory.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
     let counted = counted_in_total(&domains, &live(inventory));
-    let mut read = || -> (u64, Vec<EnergyReading>) {
+    let powers = observe_power_w(inventory).concat();
+    powers.iter().zip(counted).filter(|(_, counted)| *counted).map(|(power_w, _)| power_w).sum()
+}
+
+/// The mean power of each source's domains.
+fn observe_power_w(inventory: &mut Inventory) -> Vec<Vec<f64>> {
+    let mut read = || -> (u64, Vec<Vec<EnergyReading>>) {
         let at_ns = monotonic_ns();
-        let readings = inventory.opened.iter_mut().flat_map(|opened| {
+        let readings = inventory.opened.iter_mut().map(|opened| {
             let mut readings = vec![EnergyReading::default(); opened.domains.len()];
             opened.source.read(&mut readings);
             readings
@@ -227,9 +248,10 @@ fn observe_total_w(inventory: &mut Inventory) -> f64 {
     let (from_ns, first) = read();
     sleep(OBSERVED);
     let (to_ns, last) = read();
-    let energy_uj = |at: usize| last[at].energy_uj - first[at].energy_uj;
-    let total_uj: u64 = (0..domains.len()).filter(|&at| counted[at]).map(energy_uj).sum();
-    total_uj as f64 * 1_000.0 / (to_ns - from_ns) as f64
+    let power_w = |(first, last): (&EnergyReading, &EnergyReading)| {
+        (last.energy_uj - first.energy_uj) as f64 * 1_000.0 / (to_ns - from_ns) as f64
+    };
+    first.iter().zip(&last).map(|(first, last)| first.iter().zip(last).map(power_w).collect()).collect()
 }
 
 /// Adds one file. `value`: a text, "?", or a value that changes:
