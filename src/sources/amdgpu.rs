@@ -6,7 +6,8 @@
 //! a suspended card: that would change the measured power. Needs no vendor library and no privilege.
 //!
 //! `gpu_metrics` is a binary table in many versions (linux drivers/gpu/drm/amd/include/kgd_pp_interface.h; little-endian,
-//! naturally aligned). Versions 2 and 3 are of processors with graphics and have no accumulator. The driver stamps each table
+//! naturally aligned). Versions 2 and 3 are of processors with graphics and have no accumulator. In versions 1.1 to 1.3 the
+//! field has 64 bits, but most firmware fills it from a counter of 32 (`accumulator_width`). The driver stamps each table
 //! with CLOCK_BOOTTIME and returns the same table for a millisecond. A stamp within the read narrows the time window of the
 //! read. It is not the exact instant of the energy, so `stamp_ns` stays 0 and the domain's latency covers the difference.
 
@@ -78,7 +79,10 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
             true => EnergyMethod::Power(
                 "the card is suspended, so its energy accumulator could not be tested".into(),
             ),
-            false => choose_method(before, after, monotonic_ns().saturating_sub(started_ns)),
+            false => {
+                let elapsed_ns = monotonic_ns().saturating_sub(started_ns);
+                choose_method(before, after, elapsed_ns, card.smu_version())
+            }
         };
         if let Some(opened) = open_card(card, &name, method, clock, &mut found) {
             named += 1;
@@ -91,8 +95,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 /// The method to measure a card's energy.
 #[derive(Debug, PartialEq, Eq)]
 enum EnergyMethod {
-    /// The accumulator, with its width in bits.
-    Accumulator(u32),
+    /// The accumulator, with its width.
+    Accumulator(AccumulatorWidth),
     /// Integrated power, with the reason (empty: not reported).
     Power(String),
     /// Integrated power of the processor that contains the GPU.
@@ -101,7 +105,13 @@ enum EnergyMethod {
     Unavailable(String),
 }
 
-fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_ns: u64) -> EnergyMethod {
+/// `smu`: the version of the card's System Management Unit, if it is known.
+fn choose_method(
+    before: Option<GpuMetrics>,
+    after: Option<GpuMetrics>,
+    elapsed_ns: u64,
+    smu: Option<SmuVersion>,
+) -> EnergyMethod {
     let (Some(before), Some(after)) = (before, after) else {
         return EnergyMethod::Power("gpu_metrics is missing or has an unknown version".into());
     };
@@ -117,15 +127,16 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
                 .into(),
         );
     }
-    if last <= first {
+    let width = accumulator_width(after.version, smu);
+    let Some(counts) = width.delta(first, last).filter(|counts| *counts > 0) else {
         return EnergyMethod::Power(format!("the energy accumulator does not advance; it reads {last}"));
-    }
+    };
     let elapsed_ns = match (before.boot_ns, after.boot_ns) {
         (Some(from), Some(to)) if to > from => to - from,
         _ => elapsed_ns,
     };
     // Counts of 2^-16 J per nanosecond, converted to milliwatts.
-    let counted_mw = u128::from(last - first) * 1_000_000_000_000 / 65_536 / u128::from(elapsed_ns.max(1));
+    let counted_mw = u128::from(counts) * 1_000_000_000_000 / 65_536 / u128::from(elapsed_ns.max(1));
     let shown_w = u64::from(after.power_w.unwrap_or(0));
     let shown_mw = u128::from(shown_w * 1_000);
     let factor = u128::from(MAX_POWER_RATIO);
@@ -135,7 +146,62 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
             counted_mw / 1_000
         ));
     }
-    EnergyMethod::Accumulator(after.counter_bits)
+    EnergyMethod::Accumulator(width)
+}
+
+/// The version of the System Management Unit: major, minor, revision of the block MP1.
+type SmuVersion = (u8, u8, u8);
+
+/// The width of the counter that the firmware shows in `energy_accumulator`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AccumulatorWidth {
+    Bits32,
+    Bits64,
+    /// 32 until a larger count proves 64.
+    Unknown,
+}
+
+impl AccumulatorWidth {
+    fn modulus(self) -> u128 {
+        match self {
+            Self::Bits64 => 1 << 64,
+            Self::Bits32 | Self::Unknown => 1 << 32,
+        }
+    }
+
+    /// The increase between two counts; `None` if a counter of this width does not show them.
+    fn delta(self, first: u64, last: u64) -> Option<u64> {
+        if last >= first {
+            return Some(last - first);
+        }
+        let counts = u64::try_from(self.modulus() - u128::from(first) + u128::from(last)).ok()?;
+        // A fall by less than half the range is no wrap.
+        (self != Self::Bits64 && counts < 1 << 31).then_some(counts)
+    }
+}
+
+/// The width of the accumulator in a table of this version of format 1, by the firmware that fills it: the type of
+/// `EnergyAccumulator` in the driver's interface headers (linux drivers/gpu/drm/amd/pm/swsmu/inc/pmfw_if).
+///
+/// | versions | SMU | cards | field of the firmware |
+/// |---|---|---|---|
+/// | 1.0 | all | | 32 bits, as the table's |
+/// | 1.1 to 1.3 | 11.0.2 | Arcturus | `uint32_t` |
+/// | 1.1 to 1.3 | 11.0.9 | Navi 12 | `uint32_t`, newer firmware `uint64_t` |
+/// | 1.1 to 1.3 | 11.0.7, 11.0.11 to 11.0.13 | Navi 21 to 24 | `uint32_t` |
+/// | 1.3 | 13.0.0, 13.0.7, 13.0.10 | Navi 31 to 33 | `uint32_t`; not filled since commit 68785c5e79e0 |
+/// | 1.3 | 14.0.2, 14.0.3 | Navi 44, 48 | `uint32_t`; not filled by newer drivers |
+/// | 1.3 | 13.0.2 | Aldebaran | `EnergyAcc64bitHigh`, `EnergyAcc64bitLow` |
+/// | 1.4 and later | 13.0.6, 13.0.12, 13.0.14 | MI300 and later | 64 bits |
+fn accumulator_width(version: (u8, u8), smu: Option<SmuVersion>) -> AccumulatorWidth {
+    match (version, smu) {
+        ((1, 0), _) => AccumulatorWidth::Bits32,
+        ((1, 4..), _) | (_, Some((13, 0, 2))) => AccumulatorWidth::Bits64,
+        (_, Some((11, 0, 2 | 7 | 11..=13) | (13, 0, 0 | 7 | 10) | (14, 0, 2 | 3))) => {
+            AccumulatorWidth::Bits32
+        }
+        _ => AccumulatorWidth::Unknown,
+    }
 }
 
 fn open_card(
@@ -150,7 +216,7 @@ fn open_card(
             found.add_absent(NAME, format!("{}: {reason}", card.device_id()));
             None
         }
-        EnergyMethod::Accumulator(bits) => card.open_accumulator(name, bits, clock).or_else(|| {
+        EnergyMethod::Accumulator(width) => card.open_accumulator(name, width, clock).or_else(|| {
             found.add_absent(NAME, format!("{}: gpu_metrics can no longer be read", card.device_id()));
             None
         }),
@@ -243,9 +309,16 @@ impl AmdCard {
         folders.iter().find_map(|folder| HwmonChip::read(folder))
     }
 
-    fn open_accumulator(&self, name: &str, bits: u32, clock: &Clock) -> Option<OpenedSource> {
+    /// The version of the System Management Unit from the card's discovery table. Cards before Navi have none.
+    fn smu_version(&self) -> Option<SmuVersion> {
+        let block = self.device_dir.join("ip_discovery/die/0/MP1/0");
+        let number = |file: &str| read_trimmed(&block.join(file))?.parse().ok();
+        Some((number("major")?, number("minor")?, number("revision")?))
+    }
+
+    fn open_accumulator(&self, name: &str, width: AccumulatorWidth, clock: &Clock) -> Option<OpenedSource> {
         let table = SysfsFile::open(self.device_dir.join("gpu_metrics")).ok()?;
-        let mut source = AccumulatorSource::new(table, bits, not_suspended(&self.device_dir), clock);
+        let mut source = AccumulatorSource::new(table, width, not_suspended(&self.device_dir), clock);
         let cap = self.hwmon_chip().and_then(|chip| chip.find_file("power1_cap"));
         source.cap = cap.and_then(|path| open_unless_suspended(path, &self.device_dir).ok());
         let domain = Domain {
@@ -319,23 +392,43 @@ struct AccumulatorSource {
     /// The limit of the mean power, in microwatts.
     cap: Option<SysfsFile>,
     counter: Counter,
+    width: AccumulatorWidth,
     suspend: SuspendDetector,
     clock: Clock,
 }
 
+/// The counter of an accumulator of this width.
+fn accumulator_spec(width: AccumulatorWidth) -> CounterSpec {
+    let modulus = width.modulus();
+    CounterSpec {
+        unit: ACCUMULATOR_UNIT,
+        modulus,
+        ceiling_mw: plausible_ceiling_mw(DomainKind::Gpu),
+        staleness_ns: 100_000_000,
+        range_uj: u64::try_from(ACCUMULATOR_UNIT.to_uj(modulus)).unwrap_or(u64::MAX),
+    }
+}
+
 impl AccumulatorSource {
-    /// Creates a source from an open table whose accumulator has `bits` bits.
-    fn new(table: SysfsFile, bits: u32, condition: Option<ReadCondition>, clock: &Clock) -> Self {
-        let modulus = 1_u128 << bits;
-        let counter = Counter::new(CounterSpec {
-            unit: ACCUMULATOR_UNIT,
-            modulus,
-            ceiling_mw: plausible_ceiling_mw(DomainKind::Gpu),
-            staleness_ns: 100_000_000,
-            range_uj: u64::try_from(ACCUMULATOR_UNIT.to_uj(modulus)).unwrap_or(u64::MAX),
-        });
+    /// Creates a source from an open table.
+    fn new(
+        table: SysfsFile,
+        width: AccumulatorWidth,
+        condition: Option<ReadCondition>,
+        clock: &Clock,
+    ) -> Self {
+        let counter = Counter::new(accumulator_spec(width));
         let (suspend, clock) = (SuspendDetector::new(clock), clock.clone());
-        Self { table, condition, cap: None, counter, suspend, clock }
+        Self { table, condition, cap: None, counter, width, suspend, clock }
+    }
+
+    /// Converts a count. A count above 32 bits proves a counter of 64 where the width is unknown.
+    fn advance(&mut self, count: u64, before_ns: u64, after_ns: u64) -> EnergyReading {
+        if self.width == AccumulatorWidth::Unknown && count > u64::from(u32::MAX) {
+            self.width = AccumulatorWidth::Bits64;
+            self.counter.set_spec(accumulator_spec(self.width));
+        }
+        self.counter.advance(count, before_ns, after_ns)
     }
 
     /// Whether a read does not wake the card.
@@ -364,8 +457,8 @@ impl Source for AccumulatorSource {
         if energy.is_none() || self.suspend.has_suspended() {
             self.counter.interrupt();
         }
-        let reading = energy
-            .map_or_else(EnergyReading::default, |energy| self.counter.advance(energy, before_ns, after_ns));
+        let reading =
+            energy.map_or_else(EnergyReading::default, |energy| self.advance(energy, before_ns, after_ns));
         if let Some(into) = into.first_mut() {
             *into = reading;
         }
@@ -414,8 +507,8 @@ struct GpuMetrics {
     boot_ns: Option<u64>,
     /// The mean or instantaneous power, in whole watts.
     power_w: Option<u16>,
-    /// The accumulator's width in bits.
-    counter_bits: u32,
+    /// The table's format and content revision.
+    version: (u8, u8),
 }
 
 /// The field offsets of a version.
@@ -423,7 +516,8 @@ struct GpuMetricsLayout {
     energy_offset: usize,
     clock_offset: usize,
     power_offset: usize,
-    counter_bits: u32,
+    /// The width of the accumulator's field, in bits.
+    field_bits: u32,
 }
 
 impl GpuMetrics {
@@ -440,12 +534,12 @@ impl GpuMetrics {
                 energy_count: None,
                 boot_ns: None,
                 power_w: None,
-                counter_bits: 64,
+                version: (format, content),
             });
         }
         let layout = layout_for(format, content)
             .filter(|layout| layout.clock_offset.max(layout.energy_offset) + 8 <= size)?;
-        let energy = if layout.counter_bits == 32 {
+        let energy = if layout.field_bits == 32 {
             u32_at(table, layout.energy_offset).filter(|count| *count != u32::MAX).map(u64::from)
         } else {
             // The driver sets all bits of fields that a board does not have.
@@ -457,7 +551,7 @@ impl GpuMetrics {
             energy_count: energy,
             boot_ns: u64_at(table, layout.clock_offset).filter(|at| *at != u64::MAX && *at != 0),
             power_w: u16_at(table, layout.power_offset).filter(|watts| *watts != u16::MAX),
-            counter_bits: layout.counter_bits,
+            version: (format, content),
         })
     }
 
@@ -470,20 +564,20 @@ impl GpuMetrics {
 fn layout_for(format: u8, content: u8) -> Option<GpuMetricsLayout> {
     match (format, content) {
         (1, 0) => {
-            Some(GpuMetricsLayout { clock_offset: 8, power_offset: 34, energy_offset: 36, counter_bits: 32 })
+            Some(GpuMetricsLayout { clock_offset: 8, power_offset: 34, energy_offset: 36, field_bits: 32 })
         }
         (1, 1..=3) => {
-            Some(GpuMetricsLayout { power_offset: 22, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+            Some(GpuMetricsLayout { power_offset: 22, energy_offset: 24, clock_offset: 32, field_bits: 64 })
         }
         (1, 4) => {
-            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, field_bits: 64 })
         }
         // Versions 1.5 and 1.6 have 32 decoder values before the accumulator.
         (1, 5 | 6) => {
-            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 88, clock_offset: 96, counter_bits: 64 })
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 88, clock_offset: 96, field_bits: 64 })
         }
         (1, 7 | 8) => {
-            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, field_bits: 64 })
         }
         _ => None,
     }
@@ -513,19 +607,19 @@ mod tests {
             energy_count: Some(energy),
             boot_ns: Some(boot_ns),
             power_w: Some(power_w),
-            counter_bits: 64,
+            version: (1, 3),
         })
     }
 
     #[test]
     fn an_accumulator_that_moves_as_the_card_says_is_taken() {
         // 100 W for 20 ms are 2 J: 131 072 counts.
-        let method = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
-        assert_eq!(method, EnergyMethod::Accumulator(64));
+        let method = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1, None);
+        assert_eq!(method, EnergyMethod::Accumulator(AccumulatorWidth::Unknown));
         // The card was idle in the averaging time of its power.
         assert_eq!(
-            choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1),
-            EnergyMethod::Accumulator(64)
+            choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1, None),
+            EnergyMethod::Accumulator(AccumulatorWidth::Unknown)
         );
     }
 
@@ -536,15 +630,15 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let other_unit =
-            power_reason(choose_method(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1));
+            power_reason(choose_method(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1, None));
         assert!(other_unit.contains("1525 W and the card's power reading 100 W"), "{other_unit}");
-        let stuck = power_reason(choose_method(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1));
+        let stuck = power_reason(choose_method(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1, None));
         assert!(stuck.contains("it reads 5"), "{stuck}");
     }
 
     #[test]
     fn a_die_without_energy_and_power_is_the_second_one() {
-        let method = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
+        let method = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1, None);
         assert!(matches!(method, EnergyMethod::Unavailable(reason) if reason.contains("second die")));
     }
 
@@ -561,12 +655,12 @@ mod tests {
         fs::write(path, table).unwrap();
     }
 
-    fn reading_after(version: u8, bits: u32, from: u64, to: u64) -> EnergyReading {
+    fn reading_after(version: u8, width: AccumulatorWidth, from: u64, to: u64) -> EnergyReading {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gpu_metrics");
         let clock = Clock::manual(0);
         write(&path, version, from);
-        let mut source = AccumulatorSource::new(SysfsFile::open(path.clone()).unwrap(), bits, None, &clock);
+        let mut source = AccumulatorSource::new(SysfsFile::open(path.clone()).unwrap(), width, None, &clock);
         let mut reading = [EnergyReading::default()];
         assert_eq!(source.read(&mut reading), None, "a manual clock has no boot clock beside it");
         clock.set(20 * MS);
@@ -578,18 +672,64 @@ mod tests {
     #[test]
     fn a_count_is_two_to_the_minus_16_joules_and_not_what_the_vendors_libraries_multiply_with() {
         // 15.3 µJ a count would give 1 004 108.
-        assert_eq!(reading_after(1, 64, 7, 65_635).energy_uj, 1_001_403);
+        assert_eq!(reading_after(1, AccumulatorWidth::Bits64, 7, 65_635).energy_uj, 1_001_403);
     }
 
     #[test]
     fn the_32_bit_accumulator_of_the_first_version_wraps() {
-        let reading = reading_after(0, 32, 0xFFFF_0000, 0x0001_0000);
+        let reading = reading_after(0, AccumulatorWidth::Bits32, 0xFFFF_0000, 0x0001_0000);
         assert_eq!((reading.energy_uj, reading.epoch), (2_000_000, 0));
     }
 
     #[test]
+    fn a_32_bit_accumulator_in_the_64_bit_field_wraps_and_a_64_bit_one_does_not() {
+        let over = |width, from, to| {
+            let reading = reading_after(3, width, from, to);
+            (reading.energy_uj, reading.epoch)
+        };
+        let (from, to) = (0xFFFF_0000, 0x0001_0000);
+        for width in [AccumulatorWidth::Bits32, AccumulatorWidth::Unknown] {
+            assert_eq!(over(width, from, to), (2_000_000, 0), "{width:?}");
+        }
+        for width in [AccumulatorWidth::Bits64, AccumulatorWidth::Unknown] {
+            assert_eq!(over(width, from, (1 << 32) + to), (2_000_000, 0), "{width:?}");
+        }
+        assert_eq!(over(AccumulatorWidth::Bits64, from, to), (0, 1), "a restart");
+        assert_eq!(over(AccumulatorWidth::Bits64, (7 << 32) + from, (8 << 32) + to), (2_000_000, 0));
+    }
+
+    #[test]
+    fn the_width_follows_from_the_firmware_that_fills_the_table() {
+        use AccumulatorWidth::{Bits32, Bits64, Unknown};
+        for (version, smu, width) in [
+            ((1, 0), None, Bits32),
+            ((1, 1), Some((11, 0, 7)), Bits32),
+            ((1, 3), Some((11, 0, 2)), Bits32),
+            ((1, 3), Some((11, 0, 13)), Bits32),
+            ((1, 3), Some((13, 0, 0)), Bits32),
+            ((1, 3), Some((13, 0, 2)), Bits64),
+            ((1, 3), Some((13, 0, 10)), Bits32),
+            ((1, 3), Some((14, 0, 3)), Bits32),
+            ((1, 3), Some((11, 0, 9)), Unknown),
+            ((1, 3), None, Unknown),
+            ((1, 4), Some((13, 0, 6)), Bits64),
+            ((1, 8), None, Bits64),
+        ] {
+            assert_eq!(accumulator_width(version, smu), width, "{version:?} of {smu:?}");
+        }
+    }
+
+    #[test]
+    fn an_accumulator_that_wraps_during_the_probe_advances() {
+        let (from, to) = (0xFFFF_FFF0, 131_056);
+        let method =
+            choose_method(metrics(from, 1_000, 100), metrics(to, 20_001_000, 100), 1, Some((13, 0, 0)));
+        assert_eq!(method, EnergyMethod::Accumulator(AccumulatorWidth::Bits32));
+    }
+
+    #[test]
     fn a_count_that_falls_back_is_a_restart_and_no_energy() {
-        let reading = reading_after(1, 64, 900_000_000_000, 5);
+        let reading = reading_after(1, AccumulatorWidth::Bits64, 900_000_000_000, 5);
         assert_eq!((reading.valid, reading.energy_uj, reading.epoch), (true, 0, 1));
     }
 
@@ -599,7 +739,8 @@ mod tests {
         let (table, cap) = (folder.path().join("gpu_metrics"), folder.path().join("power1_cap"));
         write(&table, 1, 7);
         let open = |path: &Path| SysfsFile::open(path.to_path_buf()).unwrap();
-        let mut source = AccumulatorSource::new(open(&table), 64, None, &Clock::manual(0));
+        let mut source =
+            AccumulatorSource::new(open(&table), AccumulatorWidth::Bits64, None, &Clock::manual(0));
         let limits_at = |source: &mut AccumulatorSource, cap_uw: &str| {
             fs::write(&cap, cap_uw).unwrap();
             source.cap = Some(open(&cap));
@@ -637,7 +778,7 @@ mod tests {
             );
         }
         let narrow = GpuMetrics::parse(&table(0, 80, &[(36, &[1, 2, 0, 0]), (8, &clock)])).unwrap();
-        assert_eq!((narrow.energy_count, narrow.boot_ns, narrow.counter_bits), (Some(513), Some(77), 32));
+        assert_eq!((narrow.energy_count, narrow.boot_ns, narrow.version), (Some(513), Some(77), (1, 0)));
     }
 
     #[test]

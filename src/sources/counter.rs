@@ -78,6 +78,11 @@ impl Counter {
         }
     }
 
+    /// Replaces what is known of the counter: a count proved a larger modulus.
+    pub fn set_spec(&mut self, spec: CounterSpec) {
+        self.spec = spec;
+    }
+
     /// Records that the counter was unavailable or the machine suspended. The energy up to the next reading is unknown.
     pub fn interrupt(&mut self) {
         self.last = None;

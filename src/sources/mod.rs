@@ -75,6 +75,9 @@ pub mod hwmon;
 /// The file layout of chips under `class/hwmon`.
 mod hwmon_chip;
 
+/// The positions of rails in the domain tree, from what a chip shows.
+mod hwmon_label;
+
 /// Intel GPUs through the kernel's drivers.
 pub mod intelgpu;
 
@@ -127,6 +130,9 @@ mod rapl;
 
 /// The power limits of RAPL domains.
 mod rapl_limits;
+
+/// The RAPL registers and units of each processor model.
+mod rapl_model;
 
 /// Recorded traces and scripted machines as a source.
 pub mod replay;

@@ -20,8 +20,10 @@ use super::sysfs_file::SysfsFile;
 /// The files of a power sensor.
 #[derive(Debug)]
 pub enum PowerInput {
-    /// A file in microwatts.
+    /// A file in microwatts. A negative value is the sensor's offset at zero power.
     Microwatts(SysfsFile),
+    /// A file in microwatts whose sign depends on the driver only: that of a battery while it discharges.
+    MicrowattsOfEitherSign(SysfsFile),
     /// Voltage and current files and a divisor: product / divisor = microwatts. The divisor is 1 for mV and mA, a million
     /// for µV and µA. The sign of a current depends only on the wiring of the sensor.
     VoltageTimesCurrent(SysfsFile, SysfsFile, u64),
@@ -30,7 +32,9 @@ pub enum PowerInput {
 impl PowerInput {
     fn read_mw(&mut self, now_ns: u64) -> Option<u64> {
         let microwatts = match self {
-            // A negative value is the sensor's offset at zero power.
+            PowerInput::MicrowattsOfEitherSign(power) => {
+                u128::from(power.read_number::<i64>(now_ns)?.unsigned_abs())
+            }
             PowerInput::Microwatts(power) => u128::try_from(power.read_number::<i64>(now_ns)?.max(0)).ok()?,
             PowerInput::VoltageTimesCurrent(volts, amperes, divisor) => {
                 let volts = volts.read_number::<i64>(now_ns)?.unsigned_abs();

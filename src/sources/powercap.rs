@@ -1,14 +1,13 @@
 //! RAPL through the kernel's powercap zones: files with microjoules.
 //!
-//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that
-//! two drivers show (`intel-rapl` and `intel-rapl-mmio`) is read once. A zone without a range is rejected: its wraps
-//! could not be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This
+//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap: the control types
+//! of the registers, of MMIO and of TPMI). Zones that show one domain are separate sources, because one of them may stand
+//! still; discovery keeps the first that advances. A zone without a range is rejected: its wraps could not be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This
 //! file reverses that exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid
 //! readings until it is back.
 
 pub use crate::sources::source_settings::POWERCAP as NAME;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
 use super::energy_unit::EnergyUnit;
 use super::rapl_limits::{self, RaplLimits};
+use super::rapl_model::{RaplModel, RegisterUnit};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
@@ -29,20 +29,66 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
     let no_zone = match list_zones(&class) {
-        Ok(listed) if listed.zones.is_empty() && listed.unusable.is_empty() => {
+        Ok(listed) if listed.layers.is_empty() && listed.unusable.is_empty() => {
             format!("no RAPL zone in {}", class.display())
         }
         Ok(listed) => {
-            listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
-            let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
-            let opened = open_zones(settings, &listed.zones, grade, clock, &mut found);
-            found.opened.extend(opened);
+            open_layers(settings, listed, clock, &mut found);
             return found;
         }
         Err(error) => format!("{}: {error}", class.display()),
     };
     found.add_absent(NAME, format!("{no_zone}; load the driver: sudo modprobe intel_rapl_msr"));
     found
+}
+
+/// Opens each layer as a source, and records the zones that cannot be read.
+fn open_layers(settings: &SourceSettings, listed: ZoneList, clock: &Clock, found: &mut Inventory) {
+    listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
+    let cpu_info = CpuInfo::read(&settings.proc_root);
+    let grade = cpu_info.rapl_grade();
+    let mut unreadable = Vec::new();
+    for mut zones in listed.layers {
+        if let Some(model) = RaplModel::of(&cpu_info) {
+            correct_units(&mut zones, &model);
+        }
+        let opened = open_zones(settings, &zones, grade, clock, found, &mut unreadable);
+        found.opened.extend(opened);
+    }
+    if !unreadable.is_empty() {
+        found.add_absent(NAME, permission_reason(&unreadable));
+    }
+}
+
+/// Replaces the unit that a kernel before a fix uses by the true one. The zone's range shows the unit that the kernel uses,
+/// so its figures can be converted back to counts of the register.
+fn correct_units(zones: &mut [PowercapZone], model: &RaplModel) {
+    let scale_of = |kind: DomainKind| zones.iter().find(|zone| zone.kind == kind).map(|zone| zone.scale);
+    let package = scale_of(DomainKind::Package).filter(|scale| scale.driver_unit.is_some());
+    for zone in zones.iter_mut().filter(|zone| zone.scale.driver_unit.is_some()) {
+        let true_unit = match model.unit(zone.kind) {
+            _ if !model.has_powercap_fix(zone.kind) => None,
+            RegisterUnit::Fixed(shift) => EnergyUnit::joules_over_power_of_two(shift),
+            _ => package.map(|scale| scale.unit),
+        };
+        zone.scale.unit = true_unit.unwrap_or(zone.scale.unit);
+    }
+}
+
+/// Whether the range of every zone of `kind` shows the true unit, so that the kernel has the fix; `None` without such a zone.
+/// The ranges need no privilege.
+pub(super) fn ranges_show_fix(
+    settings: &SourceSettings,
+    model: &RaplModel,
+    kind: DomainKind,
+) -> Option<bool> {
+    let listed = list_zones(&settings.sysfs_root.join("class/powercap")).ok()?;
+    let mut zones: Vec<PowercapZone> = listed.layers.into_iter().flatten().collect();
+    let shown: Vec<RegisterScale> = zones.iter().map(|zone| zone.scale).collect();
+    correct_units(&mut zones, model);
+    let is_right = |(zone, shown): (&PowercapZone, &RegisterScale)| zone.scale == *shown;
+    let mut of_kind = zones.iter().zip(&shown).filter(|(zone, _)| zone.kind == kind).peekable();
+    of_kind.peek().is_some().then(|| of_kind.all(is_right))
 }
 
 /// Opens the zones that can be read as one source, and records the others; `None` if there are none.
@@ -52,8 +98,9 @@ fn open_zones(
     grade: Grade,
     clock: &Clock,
     found: &mut Inventory,
+    unreadable: &mut Vec<String>,
 ) -> Option<OpenedSource> {
-    let (mut zone_counters, mut domains, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut zone_counters, mut domains) = (Vec::new(), Vec::new());
     for zone in zones {
         match ZoneCounter::open(zone) {
             Ok(zone_counter) => {
@@ -61,13 +108,12 @@ fn open_zones(
                 domains.push(zone_domain(zone, zones, grade));
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                unreadable.push(zone.domain.as_str())
+                if !unreadable.contains(&zone.domain) {
+                    unreadable.push(zone.domain.clone());
+                }
             }
             Err(error) => found.add_absent(NAME, format!("{}: {error}", zone.energy_file().display())),
         }
-    }
-    if !unreadable.is_empty() {
-        found.add_absent(NAME, permission_reason(&unreadable));
     }
     if zone_counters.is_empty() {
         return None;
@@ -89,7 +135,7 @@ fn open_zones(
 }
 
 /// The reason and the remedy for zones without read permission.
-fn permission_reason(domains: &[&str]) -> String {
+fn permission_reason(domains: &[String]) -> String {
     format!(
         "{}: only root can read energy_uj since CVE-2020-8694; give the program CAP_PERFMON, so that it reads \
          the energy through perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
@@ -189,10 +235,21 @@ struct PowercapZone {
 /// The zones of a machine, and the reasons of unusable ones.
 #[derive(Debug, Default)]
 struct ZoneList {
-    /// Packages before their parts; no domain twice.
-    zones: Vec<PowercapZone>,
+    /// Packages before their parts. A domain is in a layer once: its second zone is in the second layer.
+    layers: Vec<Vec<PowercapZone>>,
     /// One reason for each skipped zone.
     unusable: Vec<String>,
+}
+
+impl ZoneList {
+    /// Adds a zone to the first layer that does not have its domain.
+    fn add(&mut self, zone: PowercapZone) {
+        let has_room = |layer: &&mut Vec<PowercapZone>| layer.iter().all(|other| other.domain != zone.domain);
+        match self.layers.iter_mut().find(has_room) {
+            Some(layer) => layer.push(zone),
+            None => self.layers.push(vec![zone]),
+        }
+    }
 }
 
 impl PowercapZone {
@@ -209,7 +266,9 @@ impl PowercapZone {
             DomainKind::Core | DomainKind::Uncore => {
                 self.domain.split_once('-').and_then(|(_, package)| named(format!("package-{package}")))
             }
-            DomainKind::Package | DomainKind::Dram => named("psys".into()),
+            DomainKind::Package | DomainKind::Dram => {
+                all.iter().find(|zone| zone.kind == DomainKind::Psys).map(|psys| psys.domain.clone())
+            }
             _ => None,
         }
     }
@@ -229,19 +288,10 @@ fn list_zones(class: &Path) -> io::Result<ZoneList> {
         }
     }
     ids.sort();
-    let mut taken = BTreeMap::<String, String>::new();
     for (_, id) in ids {
         match read_zone(class, &id) {
             Err(reason) => listed.unusable.push(format!("zone {id}: {reason}")),
-            Ok(zone) => match taken.get(&zone.domain) {
-                Some(first) => {
-                    listed.unusable.push(format!("zone {id}: reports {}, as zone {first} does", zone.domain));
-                }
-                None => {
-                    taken.insert(zone.domain.clone(), id);
-                    listed.zones.push(zone);
-                }
-            },
+            Ok(zone) => listed.add(zone),
         }
     }
     Ok(listed)
@@ -259,7 +309,8 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
     let path = class.join(id);
     let name = read_name(&path)?;
     let (kind, domain) = match name.as_str() {
-        "psys" => (DomainKind::Psys, name),
+        // Each package may have one (intel_rapl_common.c, rapl_init_domains): "psys", "psys-1".
+        platform if is_platform(platform) => (DomainKind::Psys, name),
         package if package.starts_with("package-") => (DomainKind::Package, name),
         part => {
             let kind = match part {
@@ -278,6 +329,11 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
     };
     let count = RegisterScale::from_range(read_range_uj(&path)?);
     Ok(PowercapZone { id: id.into(), kind, domain, scale: count, path })
+}
+
+/// Whether a zone's name is that of a platform: "psys" of the first package, "psys-1" of another one.
+pub(super) fn is_platform(name: &str) -> bool {
+    name == "psys" || name.strip_prefix("psys-").is_some_and(|package| package.parse::<u32>().is_ok())
 }
 
 fn read_name(zone: &Path) -> Result<String, String> {
@@ -309,32 +365,37 @@ struct RegisterScale {
     unit: EnergyUnit,
     /// The number of counts after which the register wraps to 0.
     modulus: u128,
-    /// The driver's unit in whole nJ; 0 if the zone does not follow the driver's arithmetic.
-    driver_unit_nj: u128,
+    /// The unit that the driver multiplies with; `None` if the zone does not follow its arithmetic.
+    driver_unit: Option<EnergyUnit>,
 }
 
 impl RegisterScale {
     /// The driver shows `max_energy_range_uj` = (2^32 − 1) · unit / 1000, truncated (linux intel_rapl_common.c): one
-    /// unit less than the modulus. The unit follows from it. A range of any other form is taken as a count of µJ.
+    /// unit less than the modulus. The unit follows from it. Old kernels have the exact unit instead of one in whole nJ
+    /// (a report of a Core i7-4770S, github.com/intel/thermal_daemon/issues/45). A range of any other form is taken as a
+    /// count of µJ.
     fn from_range(range_uj: u64) -> RegisterScale {
         let shown_nj = (u128::from(range_uj) * 1_000).div_ceil(REGISTER_MAX);
         let fits = shown_nj >= 1_000 && REGISTER_MAX * shown_nj / 1_000 == u128::from(range_uj);
-        match true_unit(shown_nj) {
-            Some(unit) if fits => RegisterScale { unit, modulus: REGISTER_MAX + 1, driver_unit_nj: shown_nj },
+        let driver_unit = u64::try_from(shown_nj).ok().and_then(|nj| EnergyUnit::from_fraction(nj, 1_000));
+        let of_register = |unit, driver_unit| RegisterScale { unit, modulus: REGISTER_MAX + 1, driver_unit };
+        let exact = (0..=31)
+            .filter_map(EnergyUnit::joules_over_power_of_two)
+            .find(|unit| unit.to_uj(REGISTER_MAX) == u128::from(range_uj));
+        match (true_unit(shown_nj), exact) {
+            (Some(unit), _) if fits => of_register(unit, driver_unit),
+            (_, Some(unit)) => of_register(unit, Some(unit)),
             _ => RegisterScale {
                 unit: EnergyUnit::MICROJOULE,
                 modulus: u128::from(range_uj) + 1,
-                driver_unit_nj: 0,
+                driver_unit: None,
             },
         }
     }
 
     /// The register's count for `microjoules`.
     fn register_count(&self, microjoules: u64) -> u64 {
-        if self.driver_unit_nj == 0 {
-            return microjoules;
-        }
-        u64::try_from((u128::from(microjoules) * 1_000).div_ceil(self.driver_unit_nj)).unwrap_or(u64::MAX)
+        self.driver_unit.map_or(microjoules, |unit| unit.counts_for(microjoules))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::domain::{Domain, DomainKind, PowerLimit, PowerLimits};
 
 use super::SourceSettings;
 use super::counter::plausible_ceiling_mw;
+use super::powercap::is_platform;
 use super::sysfs_file::{SysfsFile, read_trimmed};
 
 /// A longer time window than any processor has; one that is set to it or above limits nothing here.
@@ -144,7 +145,10 @@ fn zone_domain(class: &Path, zone: &Path) -> Option<String> {
         return None;
     }
     let name = read_trimmed(&zone.join("name"))?;
-    if name == "psys" || name.starts_with("package-") {
+    if is_platform(&name) {
+        return Some("psys".into());
+    }
+    if name.starts_with("package-") {
         return Some(name);
     }
     let package = read_trimmed(&class.join(id.rsplit_once(':')?.0).join("name"))?;

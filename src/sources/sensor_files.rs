@@ -61,20 +61,80 @@ const SUSPENDED: &str = "suspended";
 enum SensorKind {
     Energy(SysfsFile, Counter),
     Power(PowerSensor),
+    Charge(ChargeGauge),
+}
+
+/// A battery's gauge of what remains: its fall is the energy that the machine took.
+#[derive(Debug)]
+pub struct ChargeGauge {
+    /// `energy_now` in µWh, or `charge_now` in µAh.
+    remaining: SysfsFile,
+    /// `voltage_now` in µV, for a charge.
+    voltage: Option<SysfsFile>,
+    last: Option<u64>,
+    /// What has left the battery, in picojoules.
+    drained_pj: u128,
+    counter: Counter,
+}
+
+impl ChargeGauge {
+    /// A gauge. `voltage`: of a gauge of charge; `None` for one of energy.
+    pub fn new(remaining: SysfsFile, voltage: Option<SysfsFile>) -> Self {
+        let counter = microjoule_counter(DomainKind::Battery, None);
+        Self { remaining, voltage, last: None, drained_pj: 0, counter }
+    }
+
+    fn read(&mut self, clock: &Clock) -> EnergyReading {
+        let before_ns = clock.now_ns();
+        let remaining = self.remaining.read_number::<u64>(before_ns);
+        // A unit is 3,600 µJ of energy, or 3,600 µC that leave at the voltage: µC times µV are picojoules.
+        let unit_pj = match &mut self.voltage {
+            None => Some(3_600_000_000),
+            Some(voltage) => {
+                voltage.read_number::<u64>(before_ns).map(|microvolts| u128::from(microvolts) * 3_600)
+            }
+        };
+        let Some((remaining, unit_pj)) = remaining.zip(unit_pj) else {
+            self.interrupt();
+            return EnergyReading::default();
+        };
+        match self.last.replace(remaining) {
+            // The gauge was calibrated, or the battery charged meanwhile.
+            Some(last) if remaining > last => self.counter.interrupt(),
+            Some(last) => self.drained_pj += u128::from(last - remaining) * unit_pj,
+            None => {}
+        }
+        let drained_uj = u64::try_from(self.drained_pj / 1_000_000).unwrap_or(u64::MAX);
+        self.counter.advance(drained_uj, before_ns, clock.now_ns())
+    }
+
+    fn interrupt(&mut self) {
+        self.last = None;
+        self.counter.interrupt();
+    }
+}
+
+/// A counter of microjoules in 64 bits; `range_uj` as in [`SensorFile::energy`].
+fn microjoule_counter(kind: DomainKind, range_uj: Option<u64>) -> Counter {
+    Counter::new(CounterSpec {
+        unit: EnergyUnit::MICROJOULE,
+        modulus: 1 << 64,
+        ceiling_mw: plausible_ceiling_mw(kind),
+        staleness_ns: 1_000_000_000,
+        range_uj: range_uj.unwrap_or(u64::MAX),
+    })
 }
 
 impl SensorFile {
     /// A file that counts microjoules. `range_uj`: the smallest energy after which the hardware register may have
     /// wrapped unnoticed; `None` if no register limits the file's 64 bits.
     pub fn energy(file: SysfsFile, kind: DomainKind, range_uj: Option<u64>) -> Self {
-        let counter = Counter::new(CounterSpec {
-            unit: EnergyUnit::MICROJOULE,
-            modulus: 1 << 64,
-            ceiling_mw: plausible_ceiling_mw(kind),
-            staleness_ns: 1_000_000_000,
-            range_uj: range_uj.unwrap_or(u64::MAX),
-        });
-        Self { kind: SensorKind::Energy(file, counter), condition: None }
+        Self { kind: SensorKind::Energy(file, microjoule_counter(kind, range_uj)), condition: None }
+    }
+
+    /// A battery's gauge.
+    pub fn charge(gauge: ChargeGauge) -> Self {
+        Self { kind: SensorKind::Charge(gauge), condition: None }
     }
 
     pub fn power(sensor: PowerSensor) -> Self {
@@ -89,7 +149,7 @@ impl SensorFile {
     /// The latency of the value beyond the latency of the hardware's register.
     pub fn latency_ns(&self) -> u64 {
         match &self.kind {
-            SensorKind::Energy(..) => 0,
+            SensorKind::Energy(..) | SensorKind::Charge(_) => 0,
             SensorKind::Power(sensor) => sensor.latency_ns(),
         }
     }
@@ -106,6 +166,7 @@ impl SensorFile {
         }
         match &mut self.kind {
             SensorKind::Power(sensor) => sensor.read(clock),
+            SensorKind::Charge(gauge) => gauge.read(clock),
             SensorKind::Energy(file, counter) => match file.read_number(before_ns) {
                 Some(microjoules) => counter.advance(microjoules, before_ns, clock.now_ns()),
                 None => {
@@ -120,6 +181,7 @@ impl SensorFile {
         match &mut self.kind {
             SensorKind::Energy(_, counter) => counter.interrupt(),
             SensorKind::Power(sensor) => sensor.interrupt(),
+            SensorKind::Charge(gauge) => gauge.interrupt(),
         }
     }
 }

@@ -103,6 +103,31 @@ fn harness_results_import_as_a_run_with_a_list_of_missing_data() {
     assert_eq!(bare.covered, 0, "the harness has no idle power");
 }
 
+/// The fixture's long query, with other figures.
+fn long_query(joules: f64, watts: f64, seconds: f64) -> String {
+    let text = std::fs::read_to_string(fixture().join("data.jsonl")).unwrap();
+    let long = text.lines().find(|line| line.contains("\"total_query_seconds\": 40.0")).unwrap();
+    long.replace("400.0", &format!("{joules:?}"))
+        .replace("5.0, \"max\": 5.0", &format!("{watts:?}, \"max\": {watts:?}"))
+        .replace("\"total_query_seconds\": 40.0", &format!("\"total_query_seconds\": {seconds:?}"))
+}
+
+#[test]
+fn a_long_query_with_the_joules_of_the_sample_buffer_has_no_energy_and_says_why() {
+    for (joules, expected_uj) in [(3_000.0, None), (12_000.0, Some(12_000_000_000))] {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("data.jsonl");
+        std::fs::write(&from, long_query(joules, 100.0, 120.0)).unwrap();
+        let (findings, rows) = imported(&from, &dir.path().join("run"));
+        assert_eq!(rows[0].energy.as_ref().and_then(|energy| energy.share_uj), expected_uj);
+        let says_why = findings
+            .sentences()
+            .iter()
+            .any(|line| line.contains("nothing shows that their joules cover more"));
+        assert_eq!(says_why, expected_uj.is_none(), "{:?}", findings.sentences());
+    }
+}
+
 #[test]
 fn import_says_what_was_wrong_and_its_run_can_be_reported_scored_and_compared() {
     let dir = tempfile::tempdir().unwrap();

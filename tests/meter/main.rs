@@ -23,6 +23,7 @@ mod support;
 mod apple;
 mod conservation;
 mod discovery;
+#[cfg(target_os = "linux")]
 mod documented_trees;
 #[cfg(target_os = "linux")]
 mod duplicate_counters;
@@ -30,7 +31,11 @@ mod embedded;
 mod error_bounds;
 mod estimate;
 #[cfg(target_os = "linux")]
+mod field_reports;
+#[cfg(target_os = "linux")]
 mod gpu_process_shares;
+#[cfg(target_os = "linux")]
+mod machine_tree;
 #[cfg(target_os = "linux")]
 mod nvml;
 #[cfg(target_os = "linux")]

@@ -1,12 +1,12 @@
 //! The choice of one source for each domain.
 //!
-//! Invariant: after discovery every domain is in one source only. A platform has one psys, and a domain that two mechanisms
-//! show is taken from the first one in which it advances. The list of absent sources has the reason for each dropped domain
-//! and each disagreement of mechanisms. Decides from names and liveness; reads no hardware.
+//! Invariant: after discovery every domain is in one source only. A domain that two mechanisms or two zones show is taken
+//! from the first one in which it advances. Of the psys of several packages, those that advance are kept; until one does,
+//! all are. The list of absent sources has the reason for each dropped domain and each disagreement of mechanisms. Decides from names and liveness; reads no hardware.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::domain::{Domain, DomainKind};
+use crate::domain::{Domain, DomainKind, Grade};
 use crate::sources::probe::ProbeResult;
 use crate::sources::source::DomainIndex;
 use crate::sources::source_settings::HWMON;
@@ -77,31 +77,47 @@ fn report_disagreements(found: &mut Inventory, probe_result: &ProbeResult) {
     }
 }
 
-/// perf shows psys once for each package, but only one of them has it (linux rapl.c: the master package). The
-/// kept one gets the name "psys".
+/// perf and powercap show psys once for each package, but only the master package's moves (linux commit 838342a6d6b7).
+/// Drops the others if one advances. If none has, as on an idle machine whose psys counts whole joules, the sampler finds
+/// the one that does. Where several advance, they are compared like other pairs. The first has the name "psys".
 fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
-    for mechanism in mechanisms(found) {
-        let copies: Vec<DomainIndex> = domain_indices(found)
-            .filter(|&(source, domain)| {
-                let opened = &found.opened[source];
-                opened.name == mechanism
-                    && opened.domains[domain].kind == DomainKind::Psys
-                    && kept[source][domain]
-            })
-            .collect();
-        let Some(&chosen) = copies.iter().find(|index| has_advanced(found, **index)).or(copies.first())
-        else {
-            continue;
+    for (source, domain) in domain_indices(found).collect::<Vec<_>>() {
+        let mechanism = found.opened[source].name;
+        let is_psys = |&(other, domain): &DomainIndex| {
+            found.opened[other].name == mechanism
+                && found.opened[other].domains[domain].kind == DomainKind::Psys
+                && found.opened[other].domains[domain].grade < Grade::Integrated
         };
-        for copy in copies.into_iter().filter(|copy| *copy != chosen) {
-            kept[copy.0][copy.1] = false;
-            let cpu = found.opened[copy.0].cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
-            found.add_absent(
-                mechanism,
-                format!("psys{cpu}: the platform has one psys, which another package reports"),
-            );
+        let copies: Vec<DomainIndex> = domain_indices(found).filter(is_psys).collect();
+        if copies.first() == Some(&(source, domain)) {
+            keep_advancing_psys(found, kept, &copies);
         }
-        found.opened[chosen.0].domains[chosen.1].name = "psys".into();
+    }
+}
+
+/// `copies`: the psys domains of one mechanism.
+fn keep_advancing_psys(found: &mut Inventory, kept: &mut [Vec<bool>], copies: &[DomainIndex]) {
+    let advances = |index: &&DomainIndex| has_advanced(found, **index);
+    let advancing: Vec<DomainIndex> = copies.iter().filter(advances).copied().collect();
+    let chosen = if advancing.is_empty() { copies.to_vec() } else { advancing };
+    let other_names: BTreeSet<String> = chosen
+        .iter()
+        .skip(1)
+        .map(|&(source, domain)| found.opened[source].domains[domain].name.clone())
+        .collect();
+    for &(source, domain) in copies.iter().filter(|copy| !chosen.contains(copy)) {
+        kept[source][domain] = false;
+        let opened = &found.opened[source];
+        let (mechanism, name) = (opened.name, opened.domains[domain].name.clone());
+        let cpu = opened.cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
+        let reason =
+            format!("{name}{cpu}: stands still; the platform's energy is in the psys of another package");
+        found.add_absent(mechanism, reason);
+    }
+    if let Some(&(source, domain)) = chosen.first()
+        && !other_names.contains("psys")
+    {
+        found.opened[source].domains[domain].name = "psys".into();
     }
 }
 
@@ -122,6 +138,11 @@ fn drop_repeated_domains(found: &mut Inventory, kept: &mut [Vec<bool>]) {
         }
     }
     for ((dropped_source, kept_source), names) in dropped {
+        if dropped_source == kept_source {
+            let reason = format!("{}: a second zone or chip shows the same; one is read", names.join(", "));
+            found.add_absent(dropped_source, reason);
+            continue;
+        }
         let all = found
             .opened
             .iter()
@@ -180,16 +201,10 @@ fn domain_indices(found: &Inventory) -> impl Iterator<Item = DomainIndex> + '_ {
     found.opened.iter().enumerate().flat_map(of)
 }
 
-fn mechanisms(found: &Inventory) -> Vec<&'static str> {
-    let mut names: Vec<_> = found.opened.iter().map(|source| source.name).collect();
-    names.dedup();
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{EnergyReading, Grade};
+    use crate::domain::EnergyReading;
     use crate::sources::Source;
     use crate::sources::dedup::cross_check::Disagreement;
     use crate::sources::probe::DuplicateCandidate;

@@ -32,6 +32,8 @@ pub struct ImportFindings {
     pub energy_zero: usize,
     /// Energies below 0 or above what a machine can use.
     pub energy_absurd: usize,
+    /// Energies of queries longer than the harness's sample buffer that are, or may be, those of the buffer alone.
+    pub energy_truncated: usize,
     /// Records whose `total_joules` repeats the query's energy.
     pub total_copied: usize,
     /// Queries whose mean power times duration differs from their energy by more than a fifth.
@@ -131,6 +133,14 @@ impl ImportFindings {
                 self.energy_absent,
                 self.energy_zero,
                 self.energy_absurd
+            ),
+        );
+        push_if(
+            self.energy_truncated,
+            format!(
+                "energy: {} queries are longer than the 30 s of samples that the harness keeps, and nothing shows that their joules \
+                 cover more; they have no energy here",
+                of(self.energy_truncated)
             ),
         );
         let unguaranteed = self.metered - self.with_error.min(self.metered);

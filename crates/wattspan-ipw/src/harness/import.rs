@@ -24,6 +24,12 @@ const MAX_POWER_W: f64 = 1e6;
 /// The length of the harness's sample buffer, in seconds.
 const SAMPLE_BUFFER_S: f64 = 30.0;
 
+/// The largest relative difference between the energy of a full sample buffer and mean power times its length.
+const BUFFER_TOLERANCE: f64 = 0.05;
+
+/// A long query's mean power times its duration exceeds its energy by at most this factor.
+const MAX_POWER_RATIO: f64 = 1.2;
+
 /// Imports `source` as a run into the directory `out`.
 ///
 /// # Errors
@@ -77,6 +83,19 @@ pub fn import(
         run.append_row(row, text)?;
     }
     Ok(findings)
+}
+
+/// Whether the energy of a long query may be that of the harness's sample buffer alone: older versions subtract the oldest
+/// buffered sample, so a query of 120 s has the energy of its last 30 s. The mean power shows which; without it, a long
+/// query's energy cannot be trusted.
+fn is_truncated(joules: f64, watts: Option<f64>, seconds: f64) -> bool {
+    if seconds <= SAMPLE_BUFFER_S {
+        return false;
+    }
+    let Some(watts) = watts.filter(|watts| *watts > 0.0) else { return true };
+    let equals_buffer = (joules / (watts * SAMPLE_BUFFER_S) - 1.0).abs() <= BUFFER_TOLERANCE;
+    let is_whole = joules >= watts * seconds * (1.0 - BUFFER_TOLERANCE);
+    joules * MAX_POWER_RATIO < watts * seconds || (equals_buffer && !is_whole)
 }
 
 /// Selects the model whose answers are read.
@@ -284,11 +303,16 @@ impl RecordImporter {
             self.findings.energy_absurd += 1;
             return None;
         }
+        // In our own exports power is the machine's and energy a share of it, so they are not compared.
+        let is_ours = !metadata.id.is_empty();
+        let watts = metrics.power_metrics.gpu.per_query_watts.avg;
+        let watts = watts.filter(|watts| watts.is_finite() && !is_ours);
+        if seconds.is_some_and(|seconds| !is_ours && is_truncated(joules, watts, seconds)) {
+            self.findings.energy_truncated += 1;
+            return None;
+        }
         self.findings.metered += 1;
         self.findings.with_error += usize::from(metadata.error_uj.is_some());
-        // In our own exports power is the machine's and energy a share of it, so they are not compared.
-        let watts = metrics.power_metrics.gpu.per_query_watts.avg;
-        let watts = watts.filter(|watts| watts.is_finite() && metadata.id.is_empty());
         if let Some((watts, seconds)) = watts.zip(seconds) {
             let ratio = watts * seconds / joules;
             self.findings.power_disagrees += usize::from(!(0.8..=1.2).contains(&ratio));
@@ -302,5 +326,31 @@ impl RecordImporter {
         self.findings.power_known = self.ratios.len();
         self.findings.power_ratio = self.ratios.get(self.ratios.len() / 2).copied();
         self.findings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_energy_of_a_long_query_is_truncated_unless_its_power_shows_that_it_is_whole() {
+        // A public report: 120 s at 100 W with the 3,000 J of 30 s.
+        assert!(is_truncated(3_000.0, Some(100.0), 120.0));
+        assert!(!is_truncated(12_000.0, Some(100.0), 120.0));
+        assert!(
+            !is_truncated(11_000.0, Some(100.0), 120.0),
+            "power and energy are sampled at different instants"
+        );
+        // A buffer and a bit.
+        assert!(is_truncated(3_000.0, Some(100.0), 33.0));
+        assert!(!is_truncated(3_000.0, Some(100.0), 30.5), "the loss is within the sampling's own error");
+        assert!(!is_truncated(3_000.0, Some(100.0), 30.0));
+        // Shorter than the buffer: whatever the power says, nothing was cut off.
+        assert!(!is_truncated(10.0, Some(100.0), 20.0));
+        assert!(!is_truncated(10.0, None, 20.0));
+        // Nothing shows whether a long one is whole.
+        assert!(is_truncated(12_000.0, None, 120.0));
+        assert!(is_truncated(12_000.0, Some(0.0), 120.0));
     }
 }

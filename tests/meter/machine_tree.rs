@@ -1,0 +1,370 @@
+//! A machine as text: the files of its energy interfaces, and what a meter must find in them.
+//!
+//! One file per machine in `tests/fixtures/trees`; docs/development.md has the format. The expectations come from the cited
+//! source. The files are served by FUSE, so that counters move while they are read.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
+use wattspan::clock::{Clock, monotonic_ns};
+use wattspan::domain::{Domain, EnergyReading};
+use wattspan::sources::dedup::domain_tree::counted_in_total;
+use wattspan::sources::{Inventory, SourceSettings, discover};
+
+const MS: u64 = 1_000_000;
+
+/// Replaces a value that the source does not show.
+const UNSHOWN: &str = "5000";
+
+/// How long the energy of the total is observed.
+const OBSERVED: Duration = Duration::from_millis(150);
+
+/// The largest relative error of the observed total: the reads are not at the instants of the updates.
+const TOLERANCE: f64 = 0.05;
+
+/// The origin of a tree's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TreeOrigin {
+    /// Files, names or values that somebody saw on the machine.
+    Reported,
+    /// Made from the source or the documentation of the driver.
+    Derived,
+}
+
+/// A machine with the expectations of its source.
+pub struct MachineTree {
+    pub name: String,
+    pub origin: TreeOrigin,
+    /// The cited reports, commits and documents.
+    pub sources: Vec<String>,
+    files: Vec<(String, String)>,
+    links: Vec<(String, String)>,
+    /// "NAME KIND PARENT counted": a domain that is found.
+    pub domains: Vec<String>,
+    /// Domains that are found and stand still.
+    pub stuck: Vec<String>,
+    /// The power of the total in watts.
+    pub total_w: Option<f64>,
+    /// Parts of the reasons of what is not measured.
+    pub absent: Vec<String>,
+}
+
+/// What was found on a mounted tree.
+pub struct FoundMachine {
+    pub inventory: Inventory,
+    pub total_w: f64,
+}
+
+impl MachineTree {
+    pub fn read(path: &Path) -> Self {
+        Self::parse(&fs::read_to_string(path).unwrap(), &path.display().to_string())
+    }
+
+    pub fn parse(text: &str, origin: &str) -> Self {
+        let mut tree = Self {
+            name: String::new(),
+            origin: TreeOrigin::Reported,
+            sources: Vec::new(),
+            files: Vec::new(),
+            links: Vec::new(),
+            domains: Vec::new(),
+            stuck: Vec::new(),
+            total_w: None,
+            absent: Vec::new(),
+        };
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            tree.add(line).unwrap_or_else(|| panic!("{origin}: {line:?}"));
+        }
+        tree
+    }
+
+    fn add(&mut self, line: &str) -> Option<()> {
+        if let Some((path, target)) = line.split_once(" -> ") {
+            self.links.push((path.to_owned(), target.to_owned()));
+            return Some(());
+        }
+        if let Some((path, value)) = line.split_once(" = ").filter(|(path, _)| path.contains('/')) {
+            self.files.push((path.to_owned(), value.to_owned()));
+            return Some(());
+        }
+        let (word, rest) = line.split_once(' ')?;
+        let rest = rest.trim();
+        match word {
+            "machine" => self.name = rest.to_owned(),
+            "source" => self.sources.push(rest.to_owned()),
+            "origin" => {
+                self.origin = match rest {
+                    "reported" => TreeOrigin::Reported,
+                    "derived" => TreeOrigin::Derived,
+                    _ => return None,
+                }
+            }
+            "domain" => self.domains.push(rest.to_owned()),
+            "stuck" => self.stuck.push(rest.to_owned()),
+            "absent" => self.absent.push(rest.to_owned()),
+            "total" => self.total_w = Some(rest.strip_suffix(" W")?.parse().ok()?),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Mounts the files; `None` where this system does not allow it.
+    pub fn mount(&self) -> Option<MountedMachine> {
+        let mut machine = FuseMachine::new();
+        for (path, target) in &self.links {
+            machine.link(path, target);
+        }
+        for (path, value) in &self.files {
+            add_file(&mut machine, path, value);
+        }
+        machine.mount()
+    }
+
+    /// Discovers the mounted machine and observes its total.
+    pub fn discover(&self, mounted: &MountedMachine) -> FoundMachine {
+        let mut enabled = SourceSettings::default().enabled;
+        // These sources would find this machine's own counters, or are no part of the tree.
+        enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
+        if self.files.iter().any(|(path, _)| path.starts_with("cpu/")) {
+            enabled.push("msr".into());
+        }
+        let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
+        let mut inventory = discover(&mounted.settings(&enabled), &Clock::Machine);
+        let total_w = observe_total_w(&mut inventory);
+        FoundMachine { inventory, total_w }
+    }
+
+    /// The power that a domain shows, whether it is counted or not.
+    pub fn power_w(&self, mounted: &MountedMachine, name: &str) -> f64 {
+        let mut found = self.discover(mounted);
+        let is_it = |domain: &Domain| domain.name == name;
+        let (source, at) = found
+            .inventory
+            .opened
+            .iter()
+            .enumerate()
+            .find_map(|(nth, opened)| Some((nth, opened.domains.iter().position(is_it)?)))
+            .unwrap_or_else(|| panic!("no {name}: {}", found.reasons()));
+        let powers = observe_power_w(&mut found.inventory);
+        powers[source][at]
+    }
+
+    /// Compares what was found with what the source says; `None` where no tree can be mounted. Repeats, because a busy machine
+    /// may see too little of a counter.
+    pub fn check(&self) -> Option<Result<(), String>> {
+        let mounted = self.mount()?;
+        let mut difference = None;
+        for _ in 0..5 {
+            let found = self.discover(&mounted);
+            difference =
+                self.difference(&found).map(|difference| format!("{difference}\n{}", found.reasons()));
+            if difference.is_none() {
+                break;
+            }
+        }
+        Some(difference.map_or(Ok(()), Err))
+    }
+
+    fn difference(&self, found: &FoundMachine) -> Option<String> {
+        let (mut shown, mut expected) = (found.shown(), self.domains.clone());
+        shown.sort();
+        expected.sort();
+        if shown != expected {
+            return Some(format!("found {shown:#?}, expected {expected:#?}"));
+        }
+        let stuck = found.stuck();
+        if stuck != self.stuck {
+            return Some(format!("stuck are {stuck:?}, expected {:?}", self.stuck));
+        }
+        let reasons = found.reasons();
+        if let Some(missing) = self.absent.iter().find(|part| !reasons.contains(part.as_str())) {
+            return Some(format!("no reason contains {missing:?}"));
+        }
+        let is_wrong = |total_w: f64| (found.total_w - total_w).abs() > total_w * TOLERANCE;
+        let total_w = self.total_w.filter(|total_w| is_wrong(*total_w))?;
+        Some(format!("the total is {} W, expected {total_w} W", found.total_w))
+    }
+}
+
+impl FoundMachine {
+    fn domains(&self) -> Vec<Domain> {
+        self.inventory.opened.iter().flat_map(|opened| opened.domains.clone()).collect()
+    }
+
+    /// One line for each domain, as in a tree's file.
+    pub fn shown(&self) -> Vec<String> {
+        let (domains, live) = (self.domains(), live(&self.inventory));
+        let counted = counted_in_total(&domains, &live);
+        domains
+            .iter()
+            .zip(counted)
+            .map(|(domain, counted)| {
+                let kind = serde_json::to_value(domain.kind).unwrap();
+                let parent = domain.parent.as_deref().unwrap_or("-");
+                let counted = if counted { "counted" } else { "-" };
+                format!("{} {} {parent} {counted}", domain.name, kind.as_str().unwrap())
+            })
+            .collect()
+    }
+
+    /// The domains that stand still.
+    pub fn stuck(&self) -> Vec<String> {
+        let live = live(&self.inventory);
+        self.domains()
+            .into_iter()
+            .zip(live)
+            .filter(|(_, live)| !live)
+            .map(|(domain, _)| domain.name)
+            .collect()
+    }
+
+    pub fn reasons(&self) -> String {
+        let line = |absent: &wattspan::domain::Absent| format!("{}: {}\n", absent.source, absent.reason);
+        self.inventory.absent.iter().map(line).collect()
+    }
+}
+
+fn live(inventory: &Inventory) -> Vec<bool> {
+    inventory.opened.iter().flat_map(|opened| opened.advanced.clone()).collect()
+}
+
+/// The mean power of the counted domains.
+fn observe_total_w(inventory: &mut Inventory) -> f64 {
+    let domains: Vec<Domain> = inventory.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
+    let counted = counted_in_total(&domains, &live(inventory));
+    let powers = observe_power_w(inventory).concat();
+    powers.iter().zip(counted).filter(|(_, counted)| *counted).map(|(power_w, _)| power_w).sum()
+}
+
+/// The mean power of each source's domains.
+fn observe_power_w(inventory: &mut Inventory) -> Vec<Vec<f64>> {
+    let mut read = || -> (u64, Vec<Vec<EnergyReading>>) {
+        let at_ns = monotonic_ns();
+        let readings = inventory.opened.iter_mut().map(|opened| {
+            let mut readings = vec![EnergyReading::default(); opened.domains.len()];
+            opened.source.read(&mut readings);
+            readings
+        });
+        (at_ns, readings.collect())
+    };
+    let (from_ns, first) = read();
+    sleep(OBSERVED);
+    let (to_ns, last) = read();
+    let power_w = |(first, last): (&EnergyReading, &EnergyReading)| {
+        (last.energy_uj - first.energy_uj) as f64 * 1_000.0 / (to_ns - from_ns) as f64
+    };
+    first.iter().zip(&last).map(|(first, last)| first.iter().zip(last).map(power_w).collect()).collect()
+}
+
+/// Adds one file. `value`: a text, "?", or a value that changes:
+///
+/// - `@energy 12 W`: microjoules;
+/// - `@rapl 12 W 61035 14`: microjoules of a 32-bit register of 2^-14 J that the driver multiplies by 61,035 nJ
+///   (`exact`: by its unit);
+/// - `@remaining 12 W 50000000 3600`: from 50,000,000 down, by one for each 3,600 µJ;
+/// - `@msr 606=0xa0e03 611=12W/14`: registers with a value or an energy in 2^-14 J;
+/// - `@lines a : 1 | b : 2`: a text of several lines;
+/// - `@gpu_metrics 1.3 32 100 W`: AMD's table with an accumulator of 32 bits that wraps now; `none` or `stuck` for the bits;
+/// - `@apu_metrics 2.2`: AMD's table of a processor with graphics.
+fn add_file(machine: &mut FuseMachine, path: &str, value: &str) {
+    let words: Vec<&str> = value.split_whitespace().collect();
+    let wave = |watts: &str| SquareWave::steady((watts.parse::<f64>().unwrap() * 1_000.0).round() as u64);
+    match words[..] {
+        ["?"] => machine.text(path, UNSHOWN),
+        ["@lines", ..] => machine.text(path, &value["@lines ".len()..].replace(" | ", "\n")),
+        ["@energy", watts, "W"] => {
+            let wave = wave(watts);
+            machine.number(path, move |at| wave.energy_uj(at / MS * MS));
+        }
+        ["@rapl", watts, "W", "exact", shift] => {
+            let (wave, shift) = (wave(watts), number(shift) as u32);
+            machine.number(path, move |at| (wave.counts(at, MS, shift) & 0xFFFF_FFFF) * 1_000_000 >> shift);
+        }
+        ["@rapl", watts, "W", unit_nj, shift] => {
+            let (wave, unit_nj, shift) = (wave(watts), number(unit_nj), number(shift) as u32);
+            machine.number(path, move |at| (wave.counts(at, MS, shift) & 0xFFFF_FFFF) * unit_nj / 1_000);
+        }
+        ["@remaining", watts, "W", start, unit_uj] => {
+            let (wave, start, unit_uj) = (wave(watts), number(start), number(unit_uj));
+            let from_uj = wave.energy_uj(monotonic_ns());
+            machine.number(path, move |at| start - (wave.energy_uj(at).saturating_sub(from_uj)) / unit_uj);
+        }
+        ["@apu_metrics", version] => {
+            let content = version.strip_prefix("2.").unwrap().parse::<u8>().unwrap();
+            machine.bytes(path, move |_, _| {
+                let mut table = gpu_metrics(content, u64::MAX, u16::MAX);
+                table[2] = 2;
+                table
+            });
+        }
+        ["@gpu_metrics", version, count @ ("none" | "stuck"), watts, "W"] => {
+            let (content, watts) = (content_revision(version), number(watts) as u16);
+            let count = if count == "none" { u64::MAX } else { 0 };
+            machine.bytes(path, move |_, _| gpu_metrics(content, count, watts));
+        }
+        ["@gpu_metrics", version, bits, watts, "W"] => {
+            let (wave, bits) = (wave(watts), number(bits) as u32);
+            let content = content_revision(version);
+            // The accumulator passes 2^32 10 ms from now.
+            let begin = wave.counts(monotonic_ns() + 10 * MS, MS, 16);
+            machine.bytes(path, move |at, _| {
+                let count = (1_u64 << 32).wrapping_add(wave.counts(at, MS, 16)).wrapping_sub(begin);
+                let count = if bits == 32 { count & 0xFFFF_FFFF } else { count };
+                gpu_metrics(content, count, (wave.low_mw / 1_000) as u16)
+            });
+        }
+        ["@msr", ref registers @ ..] => {
+            let registers: Vec<(u64, Result<u64, (SquareWave, u32)>)> = registers
+                .iter()
+                .map(|register| {
+                    let (address, value) = register.split_once('=').unwrap();
+                    let address = u64::from_str_radix(address, 16).unwrap();
+                    match value.split_once("W/") {
+                        Some((watts, shift)) => (address, Err((wave(watts), number(shift) as u32))),
+                        None => {
+                            let digits = value.strip_prefix("0x").unwrap();
+                            (address, Ok(u64::from_str_radix(digits, 16).unwrap()))
+                        }
+                    }
+                })
+                .collect();
+            machine.bytes(path, move |at, address| {
+                let value = registers.iter().find(|register| register.0 == address).map_or(0, |register| {
+                    match register.1 {
+                        Ok(value) => value,
+                        Err((wave, shift)) => wave.counts(at, MS, shift) & 0xFFFF_FFFF,
+                    }
+                });
+                value.to_le_bytes().to_vec()
+            });
+        }
+        _ => machine.text(path, value),
+    }
+}
+
+/// The content revision of a table of format 1.
+fn content_revision(version: &str) -> u8 {
+    version.strip_prefix("1.").unwrap().parse().unwrap()
+}
+
+/// A table of `gpu_metrics` version 1.x (linux drivers/gpu/drm/amd/include/kgd_pp_interface.h).
+fn gpu_metrics(content: u8, count: u64, watts: u16) -> Vec<u8> {
+    let mut table = vec![0xFF_u8; 264];
+    table[..2].copy_from_slice(&264_u16.to_le_bytes());
+    (table[2], table[3]) = (1, content);
+    let (power_at, energy_at) = match content {
+        0..=3 => (22, 24),
+        5 | 6 => (10, 88),
+        _ => (10, 24),
+    };
+    table[power_at..power_at + 2].copy_from_slice(&watts.to_le_bytes());
+    table[energy_at..energy_at + 8].copy_from_slice(&count.to_le_bytes());
+    table
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| panic!("{text:?}"))
+}
