@@ -99,6 +99,7 @@ impl Service {
         let size = self.registry.check_weight(peer, &open)?;
         let set = self.attributor.set_weight(now_ns, edge, call.weight);
         set.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
+        self.hold_in_journal(&open);
         let is_unqueued = self.registry.record_weight_change(peer.uid, &call.span, size);
         self.journal_change(open.key, is_unqueued, now_ns);
         self.report_edge(edge.at_ns(), now_ns);
@@ -109,6 +110,13 @@ impl Service {
     fn journal_change(&mut self, key: SpanKey, is_unqueued: bool, now_ns: u64) {
         if let (Some(durability), true) = (&mut self.durability, is_unqueued) {
             durability.add_to_journal(key, now_ns);
+        }
+    }
+
+    /// Notes a change of weight, or a close, of a span that the journal has: its row no longer holds from there on.
+    fn hold_in_journal(&mut self, open: &OpenSpanEntry) {
+        if let (Some(durability), true) = (&mut self.durability, open.is_journalled) {
+            durability.hold_in_journal(open.key);
         }
     }
 
@@ -133,6 +141,7 @@ impl Service {
         }
         let closed = self.attributor.close(now_ns, edge, attributes);
         closed.map_err(|error| method_error(error, &call.span, edge.requested_ns()))?;
+        self.hold_in_journal(&open);
         self.report_edge(edge.at_ns(), now_ns);
         self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
         if wait {
@@ -171,8 +180,9 @@ impl Service {
     pub(super) fn abandon_spans(&mut self, now_ns: u64) {
         /// Each takes about 6 µs.
         const ABANDONED_PER_TURN: usize = 32;
-        for (key, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
-            self.attributor.abandon(now_ns, key, at_ns);
+        for (open, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
+            self.attributor.abandon(now_ns, open.key, at_ns);
+            self.hold_in_journal(&open);
         }
     }
 
