@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use wattspan_client::account::{Account, Balance};
 
 use super::account_builder::{self, SettledSpan};
+use super::clock_record::{self, DomainClock, ShareBasis};
 use super::domain_timeline::DomainTimeline;
 use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
@@ -400,6 +401,19 @@ impl Attributor {
             }
         }
         (end < self.spans.slot_count()).then_some(end)
+    }
+
+    /// The clock of each domain at its settled time.
+    pub(crate) fn domain_clocks(&self) -> Vec<DomainClock> {
+        self.timelines.iter().map(DomainClock::of).collect()
+    }
+
+    /// What the account so far of an open span needs to be extended later, for each of its domains; `None` for a span that
+    /// is not open, or while a change of its weight is not settled.
+    pub(crate) fn share_bases(&self, key: SpanKey) -> Option<Vec<ShareBasis>> {
+        self.spans.get(key).filter(|span| span.slot_state == SlotState::Open)?;
+        let (span, states) = self.spans.span_and_states(slot_of(key));
+        clock_record::share_bases(span, states, &self.timelines)
     }
 
     /// Adds a subject and returns its number for [`NewSpan::subject`], which is never 0.

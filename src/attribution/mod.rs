@@ -6,6 +6,7 @@
 
 mod account_builder;
 mod attributor;
+pub(crate) mod clock_record;
 mod domain_inputs;
 mod domain_timeline;
 mod edge_commit;

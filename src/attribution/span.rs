@@ -395,6 +395,11 @@ impl SpanDomainState {
         clock.energy.wrapping_sub(self.energy) >> (ENERGY_FRACTION_BITS - ENERGY_SHIFT)
     }
 
+    /// Whether the idle power was known at the opening.
+    pub(crate) fn is_idle_known(&self) -> bool {
+        self.idle_g != IDLE_UNKNOWN
+    }
+
     /// The idle part of a closed state, µJ.
     pub(crate) fn idle_uj(&self) -> Option<u64> {
         (self.idle_g != IDLE_UNKNOWN).then_some(self.idle_g)

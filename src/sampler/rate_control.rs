@@ -94,8 +94,9 @@ pub(super) struct RateController {
     linger_ns: u64,
     characterisation_ns: u64,
     characterise_until_ns: u64,
-    /// When fast sampling was last requested.
+    /// When fast sampling was last requested, and whether it is now.
     last_request_ns: Option<u64>,
+    is_requested: bool,
     /// The values of the request counters at the last update.
     fast_requests_seen: u64,
     characterisation_requests_seen: u64,
@@ -111,6 +112,7 @@ impl RateController {
             characterisation_ns,
             characterise_until_ns: 0,
             last_request_ns: None,
+            is_requested: false,
             fast_requests_seen: 0,
             characterisation_requests_seen: 0,
         }
@@ -140,6 +142,12 @@ impl RateController {
         self.speed
     }
 
+    /// Whether a caller needed readings at the last [`RateController::update`], or since the one before; false while the speed
+    /// is fast because the last request is recent.
+    pub(super) fn is_requested(&self) -> bool {
+        self.is_requested
+    }
+
     fn target_speed(&mut self, now_ns: u64, request: &RateRequest) -> Speed {
         let characterisation_requests = request.characterisation_requests.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.characterisation_requests_seen, characterisation_requests)
@@ -150,7 +158,8 @@ impl RateController {
         let fast_requests = request.fast_requests.load(Ordering::Relaxed);
         let requested = std::mem::replace(&mut self.fast_requests_seen, fast_requests) != fast_requests;
         let fast = request.fast_wanted.load(Ordering::Relaxed);
-        if fast || requested {
+        self.is_requested = fast || requested;
+        if self.is_requested {
             // A request that was withdrawn already counts as one that ends now.
             self.last_request_ns = Some(now_ns);
         }
@@ -159,7 +168,7 @@ impl RateController {
             .is_some_and(|last_request_ns| now_ns.saturating_sub(last_request_ns) < self.linger_ns);
         if now_ns < self.characterise_until_ns {
             Speed::Characterise
-        } else if fast || requested || lingers {
+        } else if self.is_requested || lingers {
             Speed::Fast
         } else {
             Speed::Slow
@@ -249,8 +258,10 @@ mod tests {
         assert_eq!(controller.update(2_000, &request), Some(Speed::Fast));
         assert_eq!(controller.update(3_000, &request), None);
         request.set_fast(false);
+        assert!(controller.is_requested());
         assert_eq!(controller.update(3_001, &request), None);
         assert_eq!(controller.update(3_019, &request), None);
+        assert!(!controller.is_requested());
         assert_eq!(controller.update(3_020, &request), Some(Speed::Slow));
     }
 
@@ -260,6 +271,7 @@ mod tests {
         assert!(request.set_fast(true));
         request.set_fast(false);
         assert_eq!(controller.update(2_000, &request), Some(Speed::Fast));
+        assert!(controller.is_requested());
         assert_eq!(controller.update(2_019, &request), None);
         assert_eq!(controller.update(2_020, &request), Some(Speed::Slow));
     }

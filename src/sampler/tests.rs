@@ -352,6 +352,26 @@ fn a_source_with_known_phase_is_read_around_few_updates() {
 }
 
 #[test]
+fn after_the_last_span_a_source_with_known_phase_is_not_read_in_pairs() {
+    let clock = Clock::manual(SECOND_NS);
+    let lingering = SamplerSettings { linger_ns: 60 * SECOND_NS, ..slow_settings() };
+    let (sampler, _) = surveyed(&clock, true, &lingering);
+    wait_for("the schedule by edges", || sampler.is_edge_driven());
+    let ring = sampler.stream().ring;
+    let written = ring.written_count();
+    wait_for("the reads in pairs while a span is open", || {
+        clock.set(clock.now_ns() + 1_000_000);
+        std::thread::sleep(Duration::from_millis(1));
+        ring.written_count() >= written + 6
+    });
+    sampler.set_fast(false);
+    // In 800 ms there would be some 80 reads in pairs.
+    let reads = reads_in(&sampler, &clock, 800);
+    assert!(reads <= 8, "{reads} reads in 800 ms");
+    assert!(sampler.is_edge_driven());
+}
+
+#[test]
 fn a_recording_and_a_configured_rate_keep_the_fixed_rate() {
     let clock = Clock::manual(SECOND_NS);
     let fixed = SamplerSettings { fixed_rate: true, ..slow_settings() };

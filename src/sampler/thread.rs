@@ -239,9 +239,11 @@ impl SamplerThread {
         self.edges_seen = edges.count.load(Ordering::Acquire);
         reader.schedule.observe_edges(self.edges_seen, now_ns);
         let demand = ReadDemand {
-            pair_interval_ns: match speed {
-                Speed::Slow => self.rates.period_ns(Speed::Slow),
-                _ => PAIR_INTERVAL_NS,
+            // After the last span nothing needs the pairs. The linger keeps a source fast that has a fixed rate.
+            pair_interval_ns: if self.rate_controller.is_requested() {
+                PAIR_INTERVAL_NS
+            } else {
+                self.rates.period_ns(Speed::Slow)
             },
             dense_interval_ns: self.rates.period_ns(Speed::Fast),
             edge_ns: edges.newest_ns.load(Ordering::Relaxed),

@@ -16,6 +16,7 @@ use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodError};
 use wattspan_system::unix_socket::PeerCredentials;
 
 use super::dispatch::{CallOutcome, dispatch};
+use super::readiness::Readiness;
 use super::readiness_ffi::RegisteredSocket;
 use super::reply_queue::ReplyQueue;
 use super::subscriptions::SubscriptionKind;
@@ -139,15 +140,15 @@ impl ClientConnection {
     /// Handles a readiness event.
     pub fn handle_event(
         &mut self,
-        event: &Event,
+        event: &Readiness,
         buffer: &mut [u8],
         service: &mut Service,
     ) -> ControlFlow<()> {
         // Both directions are shut down and no further input would be read.
-        if event.is_interrupt() && (self.read_closed || self.read_paused) && !self.yielded {
+        if event.is_interrupted && (self.read_closed || self.read_paused) && !self.yielded {
             return ControlFlow::Break(());
         }
-        if event.readable && self.can_read() {
+        if event.is_readable && self.can_read() {
             self.read_input(buffer, service)?;
         }
         self.progress(service)

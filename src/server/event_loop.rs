@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polling::{Event, Events, Poller};
+use polling::{Event, Poller};
 use serde::Serialize;
 use wattspan_client::account::Account;
 use wattspan_client::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
@@ -23,7 +23,9 @@ use super::connection::{ClientConnection, PeerIdentity};
 use super::connection_channel::ConnectionReceiver;
 use super::connection_table::ConnectionTable;
 use super::fair_scheduler::FairScheduler;
+use super::readiness::Readiness;
 use super::readiness_ffi::RegisteredSocket;
+use super::readiness_wait::ReadinessWaiter;
 use super::subscriptions::{SubscriptionKind, Subscriptions};
 use crate::service::Service;
 use crate::service::caller::ReplyTo;
@@ -74,7 +76,7 @@ pub struct ServerSockets {
 /// Serves clients until the stop socket is readable. Returns an error if the poller fails.
 pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     let mut server = SocketServer::new(service, sockets)?;
-    let mut events = Events::new();
+    let mut events = Vec::new();
     server.service.notify_ready();
     while !server.is_done() {
         server.run_once(&mut events, u64::MAX)?;
@@ -85,6 +87,7 @@ pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
 struct SocketServer {
     service: Service,
     poller: Arc<Poller>,
+    waiter: ReadinessWaiter,
     acceptor: Option<Acceptor>,
     stop: Option<RegisteredSocket<UnixStream>>,
     reload: Option<RegisteredSocket<UnixStream>>,
@@ -106,7 +109,7 @@ struct ReadyClient {
     index: usize,
     uid: u32,
     /// `None` if the previous slice ended before all messages were processed.
-    event: Option<Event>,
+    event: Option<Readiness>,
 }
 
 impl SocketServer {
@@ -127,6 +130,7 @@ impl SocketServer {
             stop: stop.transpose()?,
             reload: reload.transpose()?,
             stopping: false,
+            waiter: ReadinessWaiter::new(&poller),
             poller,
             connections: ConnectionTable::default(),
             subscriptions: Subscriptions::default(),
@@ -157,7 +161,7 @@ impl SocketServer {
     }
 
     /// Waits for events, until the next due time and at most until `latest_ns`, and handles them.
-    fn run_once(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
+    fn run_once(&mut self, events: &mut Vec<Readiness>, latest_ns: u64) -> io::Result<()> {
         self.wait(events, latest_ns)?;
         let ready = self.handle_events(events);
         self.serve_ready(ready);
@@ -167,17 +171,16 @@ impl SocketServer {
         self.run_due_work()
     }
 
-    fn wait(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
+    fn wait(&mut self, events: &mut Vec<Readiness>, latest_ns: u64) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.next_poll_ns = self.next_poll_ns.min(self.service.next_poll_ns(now_ns));
         let wakeup_ns = if self.yielded.is_empty() { self.next_wakeup_ns() } else { now_ns };
         let sleep = Duration::from_nanos(wakeup_ns.min(latest_ns).saturating_sub(now_ns));
-        events.clear();
-        self.poller.wait(events, Some(sleep)).map(drop)
+        self.waiter.wait(sleep, events)
     }
 
     /// Handles the events of the server's own sockets. Returns the clients that are ready.
-    fn handle_events(&mut self, events: &Events) -> Vec<ReadyClient> {
+    fn handle_events(&mut self, events: &[Readiness]) -> Vec<ReadyClient> {
         let yielded = std::mem::take(&mut self.yielded);
         let mut ready: Vec<ReadyClient> =
             yielded.into_iter().filter_map(|index| self.ready_client(index, None)).collect();
@@ -186,7 +189,7 @@ impl SocketServer {
                 LISTENER_KEY | FORWARDED_KEY => self.accept_connections(),
                 STOP_KEY => self.stopping = true,
                 RELOAD_KEY => self.reload(),
-                key => ready.extend(self.ready_client(key - FIRST_CONNECTION_KEY, Some(event))),
+                key => ready.extend(self.ready_client(key - FIRST_CONNECTION_KEY, Some(*event))),
             }
         }
         ready
@@ -205,7 +208,7 @@ impl SocketServer {
         self.acceptor.as_mut().map_or(Ok(()), |acceptor| acceptor.resume(now_ns))
     }
 
-    fn ready_client(&mut self, index: usize, event: Option<Event>) -> Option<ReadyClient> {
+    fn ready_client(&mut self, index: usize, event: Option<Readiness>) -> Option<ReadyClient> {
         let connection = self.connections.get_mut(index)?;
         let uid = connection.peer().uid;
         Some(ReadyClient {
@@ -359,7 +362,7 @@ impl SocketServer {
 
     /// Stops accepting, processes the input that was sent, and sends outstanding replies. A close that waits
     /// for a settled account gets it if it settles within `SETTLE_TIMEOUT_NS`, else the provisional account.
-    fn shut_down(&mut self, events: &mut Events) -> io::Result<()> {
+    fn shut_down(&mut self, events: &mut Vec<Readiness>) -> io::Result<()> {
         self.service.notify_stopping();
         (self.acceptor, self.stop, self.reload) = (None, None, None);
         let started_ns = self.service.now_ns();

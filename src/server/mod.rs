@@ -20,9 +20,20 @@ mod dispatch;
 mod event_loop;
 mod fair_scheduler;
 mod parameters;
+mod readiness;
 mod readiness_ffi;
 mod reply_queue;
 mod subscriptions;
+
+#[cfg(target_os = "linux")]
+mod readiness_wait_ffi;
+#[cfg(target_os = "linux")]
+use readiness_wait_ffi as readiness_wait;
+
+#[cfg(not(target_os = "linux"))]
+mod readiness_wait_unsupported;
+#[cfg(not(target_os = "linux"))]
+use readiness_wait_unsupported as readiness_wait;
 
 pub use connection_channel::{ConnectionReceiver, ConnectionSender, ForwardedConnection, connection_channel};
 pub use event_loop::{ServerSockets, serve};

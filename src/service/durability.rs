@@ -14,6 +14,7 @@ use wattspan_client::protocol::{self, Access, MethodError, MethodReply, SpanAcco
 use super::access::{Peer, is_visible_to};
 use super::caller::ReplyTo;
 use super::cursor::CursorCipher;
+use super::journal_clock::JournalClock;
 use super::journal_schedule::JournalSchedule;
 use super::list_request::ListRequest;
 use super::span_registry::SpanRegistry;
@@ -54,6 +55,7 @@ pub(crate) struct Durability {
     pending_queries: BTreeMap<u64, PendingQuery>,
     next_query: u64,
     journal: JournalSchedule,
+    journal_clock: JournalClock,
     /// The time of the store's last commit or answer, and the last committed number then.
     last_progress_ns: u64,
     committed: u64,
@@ -99,6 +101,7 @@ impl Durability {
             pending_queries: BTreeMap::new(),
             next_query: 0,
             journal: JournalSchedule::new(now_ns),
+            journal_clock: JournalClock::default(),
             last_progress_ns: 0,
             committed: 0,
             is_stalled: false,
@@ -140,6 +143,7 @@ impl Durability {
         let account = Arc::new(account);
         let store_number = self.store.next_number();
         let settled_span = registry.settle(&account, Some(store_number));
+        settled_span.journal_key.iter().for_each(|key| self.journal_clock.release(*key));
         let reply_to = settled_span.reply_to;
         let is_wanted = reply_to.is_some() || has_watchers;
         if !self.store.append(&account, settled_span.journal_key.map(|key| key.0), is_wanted) {
@@ -333,11 +337,17 @@ impl Durability {
         attributor: &Attributor,
         registry: &mut SpanRegistry,
     ) {
-        let store = &mut self.store;
+        let (store, clock, mut unsettled) = (&mut self.store, &mut self.journal_clock, Vec::new());
         let mut write = |key: SpanKey, account: Account| {
             let account = as_interrupted(account, now_ns);
-            if store.write_journal(key.0, &account) {
+            let bases = attributor.share_bases(key);
+            if store.write_journal(key.0, &account, bases.as_deref()) {
                 registry.set_journalled(account.uid, &account.span);
+                clock.release(key);
+            }
+            // Its row cannot be extended before the change of weight has settled.
+            if bases.is_none() && attributor.requested_ns(key).is_some() {
+                unsettled.push(key);
             }
         };
         for key in self.journal.take_changed(now_ns, |key| attributor.has_span(key)) {
@@ -351,6 +361,12 @@ impl Durability {
             let next = attributor.iter_spans(range.slot, range.count, now_ns, range.opened_by_ns, write);
             self.journal.end_refresh(now_ns, next);
         }
+        unsettled.into_iter().for_each(|key| self.journal.add_changed(key, now_ns));
+        if self.journal_clock.is_due(now_ns) && attributor.is_busy() {
+            let store = &mut self.store;
+            self.journal_clock
+                .record(now_ns, attributor.domain_clocks(), |record| store.write_journal_clocks(record));
+        }
         self.store.flush();
     }
 
@@ -359,13 +375,20 @@ impl Durability {
         self.journal.changed_due_ns(now_ns)
     }
 
+    /// Notes that the weight of a span has changed, or that it has been closed, after the journal had received it.
+    pub(crate) fn hold_in_journal(&mut self, key: SpanKey) {
+        self.journal_clock.hold(key);
+    }
+
     /// Frees memory that many open spans used.
     pub(crate) fn shrink(&mut self) {
         self.journal.shrink();
+        self.journal_clock.shrink();
     }
 
     /// Deletes a cancelled span from the journal.
     pub(crate) fn remove_from_journal(&mut self, key: SpanKey) {
+        self.journal_clock.release(key);
         self.store.delete_journal(key.0);
     }
 

@@ -13,7 +13,10 @@ mod daemon_control;
 mod domain_assumptions;
 mod duplicate_tracker;
 pub(crate) mod durability;
+mod journal_clock;
 mod journal_schedule;
+#[cfg(test)]
+mod journal_tests;
 mod list_request;
 mod metadata_limits;
 pub(crate) mod meter_service;

@@ -214,6 +214,7 @@ impl SpanLifecycle {
         let size = self.registry.check_weight(open.peer, &open.entry)?;
         let set = self.attributor.set_weight(now_ns, edge.key, weight, edge.at_ns);
         set.map_err(|error| method_error(error, open.span, edge.requested_ns))?;
+        self.hold_in_journal(&open.entry);
         let is_unqueued = self.registry.record_weight_change(open.peer.uid, open.span, size);
         self.record_change(edge, is_unqueued, now_ns);
         Ok(edge.at_ns)
@@ -241,6 +242,7 @@ impl SpanLifecycle {
         }
         let closed = self.close_at(now_ns, edge, attributes, false);
         closed.map_err(|error| method_error(error, open.span, edge.requested_ns))?;
+        self.hold_in_journal(&open.entry);
         self.registry.begin_close(open.peer.uid, open.span, growth, reply_to);
         Ok(edge.at_ns)
     }
@@ -272,10 +274,11 @@ impl SpanLifecycle {
     /// Closes some of the abandoned spans; the others wait for the next polls, so that no client waits for them. Each ends when
     /// its connection was closed, or at the horizon if that is later.
     pub(crate) fn close_abandoned(&mut self, now_ns: u64) {
-        for (key, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
-            let edge = self.edge_from(key, at_ns, now_ns);
+        for (open, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
+            let edge = self.edge_from(open.key, at_ns, now_ns);
             // Cannot fail: the span is open, and an abandoned close is valid at any instant.
             let _ = self.close_at(now_ns, edge, BTreeMap::new(), true);
+            self.hold_in_journal(&open);
         }
     }
 
@@ -351,6 +354,13 @@ impl SpanLifecycle {
     fn add_to_journal(&mut self, key: SpanKey, now_ns: u64) {
         if let Some(durability) = &mut self.durability {
             durability.add_to_journal(key, now_ns);
+        }
+    }
+
+    /// Notes a change of weight, or a close, of a span that the journal has: its row no longer holds from there on.
+    fn hold_in_journal(&mut self, open: &OpenSpanEntry) {
+        if let (Some(durability), true) = (&mut self.durability, open.is_journalled) {
+            durability.hold_in_journal(open.key);
         }
     }
 

@@ -28,7 +28,8 @@ pub struct OpenSpanEntry {
     size: SpanSize,
     phases: u32,
     has_weight_change: bool,
-    is_journalled: bool,
+    /// The store's journal has it.
+    pub(super) is_journalled: bool,
     /// It will be written to the journal, because it has opened or changed.
     is_journal_queued: bool,
 }
@@ -420,9 +421,9 @@ impl SpanRegistry {
         !self.abandoned.is_empty()
     }
 
-    /// Marks at most `limit` abandoned spans as closing, and returns them with the times at which their connections were
-    /// closed.
-    pub fn take_abandoned(&mut self, limit: usize) -> Vec<(SpanKey, u64)> {
+    /// Marks at most `limit` abandoned spans as closing, and returns them as they were, each with the time at which its
+    /// connection was closed.
+    pub fn take_abandoned(&mut self, limit: usize) -> Vec<(OpenSpanEntry, u64)> {
         let mut taken = Vec::new();
         for _ in 0..limit {
             let Some(first) = self.abandoned.front_mut() else { break };
@@ -435,7 +436,7 @@ impl SpanRegistry {
             let open = self.find_open(uid, &span).ok().filter(|open| open.connection == connection);
             if let Some(open) = open {
                 self.begin_close(uid, &span, SpanSize::default(), None);
-                taken.push((open.key, closed_ns));
+                taken.push((open, closed_ns));
             }
         }
         if self.abandoned.front().is_some_and(|first| first.spans.len() == 0) {
@@ -679,7 +680,11 @@ mod tests {
         }
         registry.begin_close(ANN.uid, "span1", SpanSize::default(), None);
         assert!(registry.abandon_connection(7, 5) && registry.has_abandoned());
-        assert_eq!(registry.take_abandoned(9), [(SpanKey(2), 5)]);
+        let taken = registry.take_abandoned(9);
+        assert_eq!(
+            taken.iter().map(|(open, at_ns)| (open.key, *at_ns)).collect::<Vec<_>>(),
+            [(SpanKey(2), 5)]
+        );
         assert!(registry.find_open(ANN.uid, "span3").is_ok());
         assert!(!registry.abandon_connection(7, 6) && !registry.has_abandoned());
     }
@@ -695,7 +700,7 @@ mod tests {
         while registry.has_abandoned() {
             let taken = registry.take_abandoned(32);
             assert!(taken.len() <= 32, "{}", taken.len());
-            keys.extend(taken.into_iter().map(|(key, _)| key));
+            keys.extend(taken.into_iter().map(|(open, _)| open.key));
         }
         keys.sort_unstable();
         assert_eq!(keys, (0..1000).map(SpanKey).collect::<Vec<_>>());

@@ -110,6 +110,15 @@ fn encode_process(account: &Account, out: &mut Vec<u8>) {
 
 /// Decodes an account; `None` if the bytes are not valid.
 pub(super) fn decode(identity: AccountIdentity<'_>, layout: &[u8], figures: &[u8]) -> Option<Account> {
+    decode_with_rest(identity, layout, figures).map(|(account, _)| account)
+}
+
+/// Decodes an account, and returns it with the bytes after its figures.
+pub(super) fn decode_with_rest<'a>(
+    identity: AccountIdentity<'_>,
+    layout: &[u8],
+    figures: &'a [u8],
+) -> Option<(Account, &'a [u8])> {
     let mut from = figures;
     let from = &mut from;
     if take_byte(from)? != FORMAT_VERSION {
@@ -150,7 +159,7 @@ pub(super) fn decode(identity: AccountIdentity<'_>, layout: &[u8], figures: &[u8
     decode_process(&mut account, from)?;
     account.phases = decode_phases(opened_ns, from)?;
     account.attributes = decode_attributes(from)?;
-    Some(account)
+    Some((account, from))
 }
 
 /// The state and its flags: simulated, and sums that are lower bounds.
@@ -234,7 +243,7 @@ fn index_in<T: PartialEq>(all: &[T], one: &T) -> u8 {
 }
 
 /// LEB128: seven bits per byte, the low ones first; the top bit is set if more bytes follow.
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -252,7 +261,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn take_byte(from: &mut &[u8]) -> Option<u8> {
+pub(super) fn take_byte(from: &mut &[u8]) -> Option<u8> {
     let (first, rest) = from.split_first()?;
     *from = rest;
     Some(*first)
@@ -264,7 +273,7 @@ fn take_bytes<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-fn take_varint(from: &mut &[u8]) -> Option<u64> {
+pub(super) fn take_varint(from: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let next = take_byte(from)?;

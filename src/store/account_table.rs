@@ -11,6 +11,7 @@ use rusqlite::{Connection, Row, Transaction, params};
 
 use super::account_index::{self, AccountIndex, Gap, HEADS, segment_of};
 use super::checksum::Checksum;
+use super::journal_clock::CLOCK_BLOCK;
 use super::segment_filter;
 use super::time::CommitTime;
 
@@ -169,6 +170,13 @@ impl<'a> TransactionWriter<'a> {
         let AccountColumns { uid, name, figures, .. } = columns;
         self.upsert_journal.execute(params![key, uid, layout, span, name, figures, crc])?;
         Ok(())
+    }
+
+    /// Replaces the journal's record of the clocks.
+    pub fn set_clocks(&mut self, record: &[u8]) -> rusqlite::Result<()> {
+        let block = account_index::append_checksum(CLOCK_BLOCK, record.to_vec());
+        let sql = "INSERT OR REPLACE INTO block VALUES (?1, ?2)";
+        self.transaction.execute(sql, params![CLOCK_BLOCK, block]).map(drop)
     }
 
     /// Records that a range of accounts may be lost; the next ID lies after it.

@@ -4,11 +4,14 @@
 //! them while a disk is slow. A batch only grows until it is taken whole.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use wattspan_client::account::Account;
 
 use super::account_record;
+use super::journal_clock::{self, ClockRecord};
+use crate::attribution::clock_record::ShareBasis;
 
 /// A row to be written; its text and figures are in the batch.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(super) enum WriteOp {
     UpsertJournal { key: u64, row: PackedRow },
     /// Delete the journal entry of a span.
     DeleteJournal { key: u64 },
+    /// Replace the journal's record of the clocks by these bytes of the batch.
+    SetJournalClocks { bytes: Range<usize> },
 }
 
 /// The operations of one transaction.
@@ -54,11 +59,22 @@ impl Batch {
     }
 
     pub fn pack(&mut self, account: &Account, layouts: &mut LayoutCache) -> PackedRow {
+        self.pack_journal(account, None, layouts)
+    }
+
+    /// Packs a row of the journal, with the bases of its shares after its figures.
+    pub fn pack_journal(
+        &mut self,
+        account: &Account,
+        bases: Option<&[ShareBasis]>,
+        layouts: &mut LayoutCache,
+    ) -> PackedRow {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(account.span.as_bytes());
         self.bytes.extend_from_slice(account.name.as_bytes());
         let text_bytes = account.span.len() + account.name.len();
         account_record::encode_figures(account, &mut self.bytes);
+        journal_clock::encode_bases(bases, &mut self.bytes);
         let figures = self.bytes.len() - start - text_bytes;
         PackedRow {
             uid: account.uid,
@@ -68,6 +84,18 @@ impl Batch {
             name: account.name.len() as u32,
             figures: figures as u32,
         }
+    }
+
+    /// Packs a record of the clocks; returns its place in the batch.
+    pub fn pack_clocks(&mut self, record: &ClockRecord<'_>) -> Range<usize> {
+        let start = self.bytes.len();
+        record.encode(&mut self.bytes);
+        start..self.bytes.len()
+    }
+
+    /// The bytes at a place in the batch.
+    pub fn packed_bytes(&self, place: &Range<usize>) -> &[u8] {
+        &self.bytes[place.clone()]
     }
 
     /// The span, name and figures of a row.

@@ -7,16 +7,18 @@
 use std::io;
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::account_index::{self, AccountIndex, Gap, HEADS, NameEntry, segment_of, segment_start};
+use super::account_record::{self, AccountIdentity};
 use super::account_table::{
-    ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable, SpanName, TransactionWriter, name_bytes,
-    read_journal_row,
+    ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable, SpanName, TransactionWriter, decode_span_name,
+    name_bytes, read_journal_row,
 };
 use super::batch::{Batch, WriteOp};
 use super::filter_build::FilterBuild;
 use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
+use super::journal_clock::{CLOCK_BLOCK, StoredClocks};
 use super::migration;
 use super::retention_state::Retention;
 use super::schema::{
@@ -127,6 +129,7 @@ impl Database {
         let transaction = self.connection.transaction()?;
         {
             let stored_layouts = LayoutTable::load(&transaction)?;
+            let clocks = read_clocks(&transaction)?;
             let mut writer =
                 TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time)?;
             let mut open = transaction
@@ -134,12 +137,18 @@ impl Database {
             let mut rows = open.query([])?;
             while let Some(row) = rows.next()? {
                 match read_journal_row(row, &stored_layouts) {
-                    Some(columns) => writer.insert_account(&columns)?,
+                    Some(columns) => {
+                        let key = row.get::<_, i64>(0)?.cast_unsigned();
+                        let figures = extended_figures(&clocks, key, &columns);
+                        let figures = figures.as_deref().unwrap_or(columns.figures);
+                        writer.insert_account(&AccountColumns { figures, ..columns })?;
+                    }
                     None => writer.insert_gap_of_one()?,
                 }
             }
         }
         transaction.execute("DELETE FROM journal", [])?;
+        transaction.execute("DELETE FROM block WHERE id = ?1", [CLOCK_BLOCK])?;
         transaction.commit()?;
         self.last_commit = commit_time;
         self.write_mark()?;
@@ -180,6 +189,7 @@ impl Database {
                         )?;
                     }
                     WriteOp::DeleteJournal { key } => drop(writer.delete_journal.execute([*key as i64])?),
+                    WriteOp::SetJournalClocks { bytes } => writer.set_clocks(batch.packed_bytes(bytes))?,
                 }
             }
         }
@@ -427,6 +437,24 @@ fn create_tables(
         mark_file.write(&mark)?;
     }
     Ok(transaction.commit()?)
+}
+
+/// The journal's record of the clocks; without ticks where it is missing or damaged.
+fn read_clocks(transaction: &Transaction<'_>) -> rusqlite::Result<StoredClocks> {
+    let mut statement = transaction.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+    let bytes = statement.query_row([CLOCK_BLOCK], |row| row.get::<_, Vec<u8>>(0)).optional()?;
+    let sound = bytes.as_deref().and_then(|bytes| account_index::strip_checksum(CLOCK_BLOCK, bytes));
+    Ok(sound.map(StoredClocks::decode).unwrap_or_default())
+}
+
+/// The figures of a row of the journal, extended to the clocks; `None` if they are not valid.
+fn extended_figures(clocks: &StoredClocks, key: u64, columns: &AccountColumns<'_>) -> Option<Vec<u8>> {
+    let span = decode_span_name(columns.span)?;
+    let identity = AccountIdentity { uid: columns.uid, span: &span, name: columns.name };
+    let account = clocks.extended_account(key, identity, columns.layout, columns.figures)?;
+    let mut figures = Vec::new();
+    account_record::encode_figures(&account, &mut figures);
+    Some(figures)
 }
 
 fn read_gap(row: &Row<'_>) -> rusqlite::Result<Gap> {

@@ -19,6 +19,7 @@ mod database;
 mod filter_build;
 mod forecast;
 mod high_water_mark;
+mod journal_clock;
 mod migration;
 mod query;
 mod retention;
@@ -40,12 +41,14 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 
 pub use forecast::{RetentionForecast, describe_retention};
+pub use journal_clock::{ClockRecord, ClockTick};
 pub use query::{Filter, QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
 
 use wattspan_client::account::Account;
 
+use crate::attribution::clock_record::ShareBasis;
 use batch::{Batch, LayoutCache, WriteOp};
 use shared::{NumberedResult, StoreShared, WorkSender, work_queue};
 use writer_thread::WriterThread;
@@ -130,15 +133,30 @@ impl Store {
         true
     }
 
-    /// Stores the current state of an open span in the journal under its key; returns false if it was refused.
-    pub fn write_journal(&mut self, key: u64, account: &Account) -> bool {
-        // Journal entries are dropped before accounts: the next entry replaces this one a second later.
-        if self.shared.is_failing() || self.waiting_bytes() > self.settings.max_waiting_bytes / 4 {
+    /// Stores the current state of an open span in the journal under its key; returns false if it was refused. With `bases`
+    /// it is extended to the clocks of the last [`Self::write_journal_clocks`].
+    pub fn write_journal(&mut self, key: u64, account: &Account, bases: Option<&[ShareBasis]>) -> bool {
+        if !self.has_room_for_journal() {
             return false;
         }
-        let row = self.batch.pack(account, &mut self.layouts);
+        let row = self.batch.pack_journal(account, bases, &mut self.layouts);
         self.batch.ops.push(WriteOp::UpsertJournal { key, row });
         true
+    }
+
+    /// Replaces the journal's record of the clocks; returns false if it was refused.
+    pub fn write_journal_clocks(&mut self, record: &ClockRecord<'_>) -> bool {
+        if !self.has_room_for_journal() {
+            return false;
+        }
+        let bytes = self.batch.pack_clocks(record);
+        self.batch.ops.push(WriteOp::SetJournalClocks { bytes });
+        true
+    }
+
+    /// Journal entries are dropped before accounts: the next entry replaces this one a second later.
+    fn has_room_for_journal(&self) -> bool {
+        !self.shared.is_failing() && self.waiting_bytes() <= self.settings.max_waiting_bytes / 4
     }
 
     /// Deletes the journal entry of a span.

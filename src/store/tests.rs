@@ -154,9 +154,12 @@ fn journalled_spans_of_a_killed_process_become_interrupted_accounts() {
     let settings = settings(dir.path());
     let mut first = store(&settings);
     let interrupted = Account { state: SpanState::Interrupted, ..account("cut") };
-    assert!(first.write_journal(1, &Account { share_uj: Some(1), ..interrupted.clone() }));
-    assert!(first.write_journal(1, &interrupted));
-    assert!(first.write_journal(2, &account("cancelled")) && first.write_journal(3, &account("settled")));
+    assert!(first.write_journal(1, &Account { share_uj: Some(1), ..interrupted.clone() }, None));
+    assert!(first.write_journal(1, &interrupted, None));
+    assert!(
+        first.write_journal(2, &account("cancelled"), None)
+            && first.write_journal(3, &account("settled"), None)
+    );
     first.delete_journal(2);
     assert!(first.append(&account("settled"), Some(3), false));
     drop(first);
@@ -183,7 +186,7 @@ fn a_full_queue_refuses_and_counts_accounts_and_memory_stays_bounded() {
     let health = store.health();
     assert_eq!((health.durable, health.waiting, health.not_kept), (false, taken, 1));
     assert!(health.reason.unwrap().contains("/proc/wattspan"));
-    assert!(!store.write_journal(1, &account("a")), "the journal waits");
+    assert!(!store.write_journal(1, &account("a"), None), "the journal waits");
 }
 
 #[test]
@@ -245,11 +248,11 @@ fn only_the_journal_of_another_process_is_recovered() {
     let dir = tempfile::tempdir().unwrap();
     let (mine, other) = (dir.path().join("mine"), dir.path().join("other"));
     let mut dead = store(&settings(&other));
-    assert!(dead.write_journal(1, &account("of the dead")));
+    assert!(dead.write_journal(1, &account("of the dead"), None));
     drop(dead);
     let settings = settings(&mine);
     let mut living = store(&settings);
-    assert!(living.write_journal(1, &account("open")));
+    assert!(living.write_journal(1, &account("open"), None));
     append_and_wait(&mut living, &account("first"));
     // Enough write operations to trigger a check of the directory.
     let noticed = |living: &mut Store, span_there: &str| {

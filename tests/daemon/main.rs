@@ -37,4 +37,6 @@ mod program;
 mod quotas;
 mod service_manager;
 mod store;
+#[cfg(target_os = "linux")]
+mod system_calls;
 mod varlink_interop;
