@@ -160,6 +160,12 @@ fn answer_question(
             write_json_error(out, "400 Bad Request", message)?;
             return Ok(true);
         }
+        "toolong" => {
+            write_json_error(out, "400 Bad Request", "the prompt is longer than the model's context")?;
+            return Ok(true);
+        }
+        // The first answer to each question breaks off after ten times the pause.
+        "breaksonce" if tries == 1 => return write_event_stream(out, "breaks", &words, pause * 10, false),
         "unknown" => {
             write_json_error(out, "404 Not Found", "no such model")?;
             return Ok(true);
