@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Recomputes the figures of a run from its files, with numpy and without the program's code.
 
-    recompute.py RUN host|compute|accelerator included|excluded
+    recompute.py RUN host|compute|accelerator included|excluded < REPORT.json
 
 Follows docs/ipw.md and prints one JSON object with the names of `wattspan ipw report --json`; a figure that does not exist is
-null. tests/ipw/recompute.rs compares the two to 1e-9. The intervals are not recomputed here: statistics.py has their method.
+null. tests/ipw/recompute.rs compares the two to 1e-9. The intervals over the questions are not recomputed here (statistics.py
+has their method): they are taken from the report on standard input, and widened by the meter's errors.
 """
 
 import json
@@ -80,6 +81,20 @@ def score_of(row):
     return 0.0 if (row.get("finish") or "").lower() in CUT_OFF else number(row.get("score"))
 
 
+def widen(name, value, error, reported):
+    """The reported interval of a figure, with both ends moved outwards by the meter's error; None where there is none."""
+    interval = (reported.get(name) or {}).get("interval")
+    if interval is None or math.isnan(value) or math.isnan(error):
+        return None
+    low, high = interval["low"], interval["high"]
+    if name in ("energy_j", "power_w"):
+        relative = abs(error / value)
+        wide = min(low - abs(value) * relative, low - abs(low) * relative)
+        high = max(high + abs(value) * relative, high + abs(high) * relative)
+        return {"low": max(wide, 0.0) if low >= 0 else wide, "high": high}
+    return {"low": low / (1 + abs(error)), "high": high / (1 - abs(error)) if abs(error) < 1 else None}
+
+
 class Run:
     def __init__(self, path, scope, idle):
         manifest = json.loads((path / "run.json").read_text())
@@ -113,8 +128,8 @@ class Run:
                 (share + self.error_j) * at_once < window, NAN, self.error_j * at_once / query_s + moved_w
             )
 
-    def figures(self, chosen, planned=0):
-        """The figures over some queries, by their mask."""
+    def figures(self, chosen, reported, planned=0):
+        """The figures over some queries, by their mask; the reported ones give the intervals over the questions."""
         known = ~numpy.isnan(self.score) & ~numpy.isnan(self.joules) & ~numpy.isnan(self.attributed_w)
         covered = chosen & known
         count, asked = int(covered.sum()), max(int(chosen.sum()), planned)
@@ -142,11 +157,19 @@ class Run:
             "queries_per_kwh": 3.6e6 / energy if energy > 0 else NAN,
         }
         out.update({name: None if math.isnan(it) else {"value": it} for name, it in figure.items()})
-        bounds = {"energy_error_j": self.error_j[covered].mean(), "power_error_w": self.error_w[covered].mean()}
+        energy_error, power_error = self.error_j[covered].mean(), self.error_w[covered].mean()
+        bounds = {"energy_error_j": energy_error, "power_error_w": power_error}
         out.update({name: None if math.isnan(it) else it for name, it in bounds.items()})
+        for name, error, combined in [
+            ("energy_j", energy_error, "energy_combined_j"),
+            ("power_w", power_error, "power_combined_w"),
+            ("per_watt", power_error / power, "per_watt_combined"),
+            ("per_joule", energy_error / energy, "per_joule_combined"),
+        ]:
+            out[combined] = widen(name, figure[name], error, reported)
         return out
 
-    def steady_state(self):
+    def steady_state(self, reported):
         """The time in which the concurrency was full, and the queries that lay wholly in it."""
         if self.concurrency is None or self.concurrency < 2:
             return None
@@ -164,19 +187,25 @@ class Run:
             first, last = instants[full[0]], instants[full[-1] + 1]
             window_s += last - first
             inside |= mine & (self.began_s >= first) & (ended_s <= last)
-        return {"window_s": window_s, "figures": self.figures(inside)} if window_s > 0 else None
+        if window_s == 0:
+            return None
+        return {"window_s": window_s, "figures": self.figures(inside, (reported or {}).get("figures", {}))}
 
 
 def main():
     path, scope, idle = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     run = Run(path, scope, idle)
     everything = numpy.ones(len(run.rows), dtype=bool)
-    subjects = sorted(set(run.subject))
+    report = json.load(sys.stdin)
+    of_subject = {it["of"]: it for it in report["subjects"]}
+    subjects = [
+        {"of": str(it)} | run.figures(run.subject == it, of_subject.get(it, {})) for it in sorted(set(run.subject))
+    ]
     json.dump(
         {
-            "all": run.figures(everything, run.planned),
-            "steady_state": run.steady_state(),
-            "subjects": [{"of": str(it)} | run.figures(run.subject == it) for it in subjects],
+            "all": run.figures(everything, report["all"], run.planned),
+            "steady_state": run.steady_state(report.get("steady_state")),
+            "subjects": subjects,
         },
         sys.stdout,
         default=float,

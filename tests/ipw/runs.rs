@@ -975,6 +975,47 @@ fn a_resumed_run_pays_for_the_tries_before() {
 }
 
 #[test]
+fn a_server_that_is_gone_is_not_asked_and_changes_no_query_that_was_delivered() {
+    let fixture = IpwFixture::new();
+    let (output, _) = fixture.run("breaks-20", &["--retries", "0", "-n", "6"]);
+    assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+    let gone = ["--url", "http://127.0.0.1:1/v1"];
+    let resume = |run: &str| {
+        let command = &mut fixture.command("run");
+        command.args(LONG_HORIZON_ARGS).args(["--resume", run]).args(gone).output().unwrap()
+    };
+    assert_eq!(resume("breaks-20").status.code(), Some(1));
+    let (before, after) = (fixture.rows("breaks-20"), fixture.rows("breaks-20").split_off(6));
+    assert_eq!(after.len(), 6);
+    for row in &after {
+        assert!(row["error"].as_str().unwrap().starts_with("no connection: "), "{row}");
+        assert_eq!(
+            (&row["delivered"], &row["score"]),
+            (&true.into(), &0.0.into()),
+            "an earlier try was: {row}"
+        );
+        let same = before.iter().find(|it| it["id"] == row["id"]).unwrap();
+        assert_eq!(row["energy"], same["energy"], "what was not delivered has no energy");
+    }
+    // The same of queries that were never delivered.
+    let undelivered: Vec<String> = before[..6]
+        .iter()
+        .map(|row| {
+            let mut row = row.clone();
+            (row["delivered"], row["score"]) = (false.into(), Value::Null);
+            row.to_string()
+        })
+        .collect();
+    std::fs::write(fixture.path("breaks-20").join("rows.jsonl"), undelivered.join("\n")).unwrap();
+    assert_eq!(resume("breaks-20").status.code(), Some(1));
+    for row in fixture.rows("breaks-20").split_off(6) {
+        assert_eq!((&row["delivered"], &row["score"]), (&false.into(), &Value::Null), "{row}");
+    }
+    let all = fixture.report("breaks-20", &[])["all"].take();
+    assert_eq!((&all["asked"], &all["delivered"], &all["covered"]), (&6.into(), &0.into(), &0.into()));
+}
+
+#[test]
 fn figures_over_too_few_queries_are_withheld_or_marked_everywhere() {
     let fixture = IpwFixture::new();
     for model in ["good-4", "good-8"] {
