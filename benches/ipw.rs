@@ -62,6 +62,7 @@ fn measured(rows: usize) -> Measured {
     let report = Report::new(&table, &terms, EnergyPrices::default());
     let all_s = began.elapsed().as_secs_f64();
     assert_eq!((report.all.asked, report.subjects.len()), (rows, SUBJECTS.len()));
+    assert!(report.steady_state.is_some_and(|steady| steady.figures.covered > rows / 2));
     let (cpu_s, peak_mb) = (cpu_s() - used_s, peak_mb());
     std::fs::remove_dir_all(&run).expect("it was just written");
     Measured { read_s, all_s, cpu_s, peak_mb }
@@ -86,8 +87,16 @@ fn written(rows: usize) -> PathBuf {
         meter("dram-0", DomainKind::Dram),
         meter("gpu-0", DomainKind::Gpu),
     ];
-    let manifest =
-        Manifest { version: FORMAT_VERSION, domains, count: rows, repeats: 1, ..Manifest::default() };
+    // With more than one query at a time the report has the steady state too.
+    let settings = [("at once".to_owned(), "4".to_owned())].into();
+    let manifest = Manifest {
+        version: FORMAT_VERSION,
+        domains,
+        count: rows,
+        repeats: 1,
+        settings,
+        ..Manifest::default()
+    };
     std::fs::write(run.join("run.json"), serde_json::to_vec(&manifest).expect("plain data"))
         .expect("the build's folder can be written");
     let mut file = BufWriter::new(File::create(run.join("rows.jsonl")).expect("as above"));

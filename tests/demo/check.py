@@ -15,6 +15,7 @@ import re
 import subprocess
 
 QUESTIONS = 50
+UNITS = {"W": 1, "kW": 1e3, "MW": 1e6, "GW": 1e9}
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("wattspan")
@@ -36,10 +37,11 @@ def near(one, other, within):
     return math.isclose(one, other, rel_tol=within)
 
 
-def require_shown(where, value, low, high):
-    """The IPW and its interval as people read them: four digits."""
-    for name, shown, figure in zip(("value", "low end", "high end"), (value, low, high), ipw):
-        require(near(float(shown), figure, 2e-3), f"{where} shows {shown} as IPW's {name}, and it is {figure}")
+def require_shown(where, unit, value, low, high):
+    """The IPW and its interval as people read them: four digits in a legible unit, widened by the meter's error."""
+    require(unit in UNITS, f"{where} shows IPW in {unit}")
+    for name, shown, figure in zip(("value", "low end", "high end"), (value, low, high), ipw_shown):
+        require(near(float(shown.replace("\u221e", "inf")), figure * UNITS[unit], 2e-3), f"{where} shows {shown} as IPW's {name}, and it is {figure}")
 
 
 done = subprocess.run([asked.wattspan, "--json", "ipw", "report", asked.run], stdout=subprocess.PIPE, check=False)
@@ -62,6 +64,9 @@ interval = figures["per_watt"].get("interval")
 require(interval is not None, "its IPW has no interval")
 ipw = (figures["per_watt"]["value"], interval["low"], interval["high"])
 require(all(map(math.isfinite, ipw)) and 0 <= ipw[1] <= ipw[0] <= ipw[2] and 0 < ipw[0] and ipw[1] < ipw[2], f"IPW {ipw}")
+both = figures.get("per_watt_combined", interval)
+ipw_shown = (ipw[0], both["low"], math.inf if both["high"] is None else both["high"])
+require(ipw_shown[1] <= ipw[1] and ipw[2] <= ipw_shown[2], f"the meter's error narrows IPW {ipw} to {ipw_shown}")
 # IPW by its definition: mean accuracy over the mean of the machine's power while each question was open.
 watts = [row["energy"]["window_uj"] * 1e3 / row["energy"]["span_ns"] for row in rows]
 expected = sum(row["score"] for row in rows) / sum(watts)
@@ -73,9 +78,10 @@ if asked.watts:
 
 if asked.page:
     page = html.unescape(asked.page.read_text())
-    tile = re.search(r"intelligence per watt</span><b>([^<]*)</b><small>(.*?) \.\. (.*?)</small>", page)
+    tile = r"intelligence per watt</span><b>([^<]*)</b><small>(.*?) \.\. (.*?)</small><span>accuracy/([^<]*)</span>"
+    tile = re.search(tile, page)
     require(tile, f"{asked.page} shows no IPW with interval")
-    require_shown(asked.page, *tile.groups())
+    require_shown(asked.page, tile[4], *tile.groups()[:3])
     require(f"{QUESTIONS} of {QUESTIONS} queries covered" in page, f"{asked.page} shows another coverage")
     require(f"<dt>at once<dd>{asked.at_once}" in page, f"{asked.page} is of another run")
 
@@ -83,11 +89,12 @@ if asked.log:
     # The table's cells are at least two spaces apart.
     lines = [re.split(r"\s{2,}", line.strip()) for line in asked.log.read_text().splitlines()]
     heads = [line for line in lines if line[0] == "SUBJECT"]
-    totals = [line for line in lines if line[:2] == ["all", f"{QUESTIONS}/{QUESTIONS}"]]
+    totals = [line for line in lines if line[:3] == ["all", asked.at_once, f"{QUESTIONS}/{QUESTIONS}"]]
     require(heads and totals, f"{asked.log} has no line of all {QUESTIONS} questions")
-    cell = totals[0][heads[0].index("IPW 1/W")]
+    head = next(head for head in heads[0] if head.startswith("IPW 1/"))
+    cell = totals[0][heads[0].index(head)]
     shown = re.fullmatch(r"(\S+) \[(\S+) \.\. (\S+)\]", cell)
     require(shown, f"{asked.log} shows {cell!r} as IPW")
-    require_shown(asked.log, *shown.groups())
+    require_shown(asked.log, head.removeprefix("IPW 1/"), *shown.groups())
 
 print(f"   ok  {QUESTIONS} of {QUESTIONS} covered, {asked.at_once} at once: IPW {ipw[0]:.4g} [{ipw[1]:.4g} .. {ipw[2]:.4g}]")

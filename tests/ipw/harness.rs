@@ -94,10 +94,11 @@ fn harness_results_import_as_a_run_with_a_list_of_missing_data() {
     assert_eq!(table.manifest.questions, "Nine made-up questions");
     let terms = MetricOptions { scope: Scope::Accelerator, idle: IdlePolicy::Included, seed: 0 };
     let all = compute_metrics(&table, None, &terms);
-    // Right, wrong, right, right: 12.5, 7.5, 8 and 400 J.
-    assert_eq!((all.asked, all.answered, all.scored, all.covered), (9, 8, 7, 4));
-    assert!((all.accuracy.unwrap().value - 0.75).abs() < 1e-12);
-    assert!((all.energy_j.unwrap().value - 107.0).abs() < 1e-9);
+    assert_eq!((all.asked, all.delivered, all.answered, all.scored), (9, 9, 8, 8));
+    // Right, wrong, right, empty, right: 12.5, 7.5, 8, 3 and 400 J.
+    assert_eq!((all.covered, all.partial), (5, true));
+    assert!((all.accuracy.unwrap().value - 0.6).abs() < 1e-12);
+    assert!((all.energy_j.unwrap().value - 86.2).abs() < 1e-9);
     assert_eq!((all.energy_error_j, all.grade), (None, Some(Grade::Measured)));
     let bare = compute_metrics(&table, None, &MetricOptions { idle: IdlePolicy::Excluded, ..terms });
     assert_eq!(bare.covered, 0, "the harness has no idle power");
@@ -149,7 +150,7 @@ fn import_says_what_was_wrong_and_its_run_can_be_reported_scored_and_compared() 
     }
     let output = wattspan(&["report", "old", "--html", "page.html"], dir.path());
     let printed = output_text(&output);
-    assert!(output.status.success() && printed.contains("4 of 9 queries covered"), "{printed}");
+    assert!(output.status.success() && printed.contains("5 of 9 queries covered"), "{printed}");
     assert!(printed.contains("no guaranteed error"), "{printed}");
     let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
     assert!(page.contains("missing or wrong") && page.contains("at 0 J"));

@@ -17,6 +17,7 @@ mod access;
 mod ground_truth_runs;
 mod harness;
 mod interrupted;
+mod recompute;
 mod runs;
 mod scoring;
 mod statistics;

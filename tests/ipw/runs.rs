@@ -67,15 +67,15 @@ lost_at_s = 3.0
 
 const HUNDRED_WATTS: &str = include_str!("../fixtures/hundred-watts.toml");
 
-const LONG_HORIZON_ARGS: [&str; 4] = ["--replay", "machine.toml", "--config", "long_horizon.toml"];
+pub const LONG_HORIZON_ARGS: [&str; 4] = ["--replay", "machine.toml", "--config", "long_horizon.toml"];
 
-struct IpwFixture {
+pub struct IpwFixture {
     dir: tempfile::TempDir,
     llm: LlmStub,
 }
 
 impl IpwFixture {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::on(MACHINE)
     }
 
@@ -88,7 +88,7 @@ impl IpwFixture {
     }
 
     /// The report of a run in JSON, whatever the exit status.
-    fn report(&self, run: &str, more: &[&str]) -> Value {
+    pub fn report(&self, run: &str, more: &[&str]) -> Value {
         let output = self.command("report").args([run, "--json"]).args(more).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", output_text(&output)))
     }
@@ -101,11 +101,11 @@ impl IpwFixture {
         std::fs::write(path, manifest.to_string()).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn command(&self, verb: &str) -> Command {
+    pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(programs::wattspan());
         command
             .args(["ipw", verb])
@@ -116,7 +116,7 @@ impl IpwFixture {
     }
 
     /// Runs the first twelve questions on a model; returns the output and the rows.
-    fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
+    pub fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
         let mut command = self.command("run");
         command.args(LONG_HORIZON_ARGS).args(["--url", &self.llm.url(), "--model", model, "-o", model]);
         for (flag, usual) in [("-n", "12"), ("--warm-up", "0")] {
@@ -128,7 +128,7 @@ impl IpwFixture {
         (command.output().unwrap(), self.rows(model))
     }
 
-    fn rows(&self, run: &str) -> Vec<Value> {
+    pub fn rows(&self, run: &str) -> Vec<Value> {
         lines(&self.path(run).join("rows.jsonl"))
     }
 }
@@ -144,7 +144,7 @@ fn lines(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn output_text(output: &Output) -> String {
+pub fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -181,17 +181,19 @@ fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
 }
 
 #[test]
-fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() {
+fn whatever_a_server_does_a_failed_query_is_a_row_and_wrong_if_it_was_delivered() {
     let fixture = IpwFixture::new();
-    for (model, reason) in [
-        ("unknown", "HTTP 404"),
-        ("closed", "HTTP 401"),
-        ("empty", "nothing in it"),
-        ("stops", "without an end marker"),
-        ("breaks", "broke off"),
-        ("fails", "out of memory"),
-        ("hangsup", "no connection"),
-        ("hangs", "no answer within"),
+    for (model, reason, delivered) in [
+        ("unknown", "HTTP 404", false),
+        ("closed", "HTTP 401", false),
+        ("flaky", "HTTP 503", false),
+        ("toolong", "HTTP 400", true),
+        ("empty", "nothing in it", true),
+        ("stops", "without an end marker", true),
+        ("breaks", "broke off", true),
+        ("fails", "out of memory", true),
+        ("hangsup", "the connection broke before the answer", true),
+        ("hangs", "no answer within", true),
     ] {
         let (output, rows) = fixture.run(model, &["--retries", "0", "--timeout", "1", "-c", "12"]);
         assert_eq!(output.status.code(), Some(1), "{model}: {}", output_text(&output));
@@ -199,12 +201,19 @@ fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() 
         for row in &rows {
             let error = row["error"].as_str().unwrap_or_else(|| panic!("{model}: {row}"));
             assert!(error.contains(reason), "{model}: {error}");
-            assert!(row["score"].is_null(), "{model}: {row}");
+            assert_eq!(row["delivered"], delivered, "{model}: {row}");
+            assert_eq!(row["score"], if delivered { 0.0.into() } else { Value::Null }, "{model}: {row}");
         }
-        assert!(
-            output_text(&output).contains("12 queries failed and are in no figure"),
-            "{model}: {}",
-            output_text(&output)
+        let meaning = match delivered {
+            true => "12 queries failed after they were delivered: they are wrong, and their energy counts",
+            false => "12 queries were never delivered: they are not asked, and in no figure",
+        };
+        assert!(output_text(&output).contains(meaning), "{model}: {}", output_text(&output));
+        let all = &fixture.report(model, &[])["all"];
+        let counted = if delivered { 12 } else { 0 };
+        assert_eq!(
+            (&all["asked"], &all["delivered"], &all["scored"]),
+            (&12.into(), &counted.into(), &counted.into())
         );
     }
 }
@@ -403,7 +412,8 @@ fn reports_are_written_in_every_format() {
     for (tile, name) in [("intelligence per watt", "per_watt"), ("power", "power_w")] {
         let shown = page.split(&format!("<span>{tile}</span><b>")).nth(1).expect(tile);
         let shown: f64 = shown.split(['<', ' ']).next().unwrap().parse().expect(tile);
-        let right = figure(&accelerator, name);
+        // The page shows IPW in 1/kW where that is from 1 to 1000.
+        let right = figure(&accelerator, name) * if name == "per_watt" { 1e3 } else { 1.0 };
         assert!((shown / right - 1.0).abs() < 1e-3, "{tile}: {shown}, and not {right}");
     }
     let basis = "<p>accelerator only, idle power included, energy measured, <strong>simulated</strong>; 12 of 12 queries";
@@ -786,6 +796,7 @@ fn a_run_whose_list_holds_a_stuck_domain_goes_on() {
         row.as_object_mut().unwrap().remove("energy");
         row["unmetered"] = "the meter lacks domains that it had when the run began".into();
         row["error"] = "asked again".into();
+        row["delivered"] = false.into();
         row.to_string() + "\n"
     };
     let rows: String = fixture.rows("good-20").into_iter().map(refused).collect();
@@ -809,6 +820,7 @@ fn a_domain_that_stops_during_a_run_is_reported_once_and_makes_no_figure_smaller
     assert!((1..12).contains(&lost), "{rows:?}");
     let report = fixture.report("good-700", &[]);
     assert_eq!(report["all"]["covered"], 12 - lost);
+    assert_eq!((&report["all"]["partial"], &report["all"]["per_watt"]), (&true.into(), &Value::Null));
     assert!((figure(&report, "power_w") - 280.0).abs() < 3.0, "a total without the card is none: {report}");
     assert_eq!(report["domain_gaps"]["gpu-0"], lost);
     let output = fixture.command("report").args(["good-700", "--html", "page.html"]).output().unwrap();
@@ -869,6 +881,18 @@ fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
         let error_w = report["all"]["power_error_w"].as_f64().unwrap();
         assert!((power_w - 100.0).abs() <= error_w && error_w > 0.0, "{at_once}: {power_w} \u{b1} {error_w}");
         let attributed_w = figure(&report, "attributed_power_w");
+        assert_eq!(report["all"]["concurrency"].to_string(), at_once);
+        let steady = &report["steady_state"];
+        assert_eq!(steady.is_null(), at_once == "1", "{report}");
+        if at_once == "4" {
+            let of = |name: &str| steady["figures"][name]["value"].as_f64().unwrap();
+            assert!((of("per_watt") * 100.0 - 1.0).abs() < 0.01, "{steady}");
+            assert!(
+                (1..=29).contains(&steady["figures"]["asked"].as_u64().unwrap()),
+                "ramp and drain: {steady}"
+            );
+            assert!(of("energy_j") < figure(&report, "energy_j") * 1.5, "{report}");
+        }
         match at_once {
             "1" => assert!((attributed_w - power_w).abs() < 1.0, "{attributed_w} of {power_w}"),
             _ => assert!(attributed_w < 0.7 * power_w, "{attributed_w} of {power_w}"),
@@ -892,4 +916,180 @@ fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
     let import = fixture.command("import").args(["harness", "-o", "again"]).output().unwrap();
     assert!(import.status.success(), "{}", output_text(&import));
     assert!((figure(&fixture.report("again", &[]), "power_w") - 100.0).abs() < 1.0, "{exported}");
+}
+
+/// The error of the energies of a run, and the energies, in joules.
+fn energies_j(rows: &[Value]) -> Vec<(f64, f64)> {
+    let joules =
+        |row: &Value, name: &str| row["energy"][name].as_f64().unwrap_or_else(|| panic!("{row}")) / 1e6;
+    rows.iter().map(|row| (joules(row, "share_uj"), joules(row, "error_uj"))).collect()
+}
+
+#[test]
+fn a_server_that_drops_each_first_answer_pays_for_it() {
+    // Each first answer breaks off after ten times the time of the second one, at a steady 100 W.
+    let fixture = IpwFixture::on(HUNDRED_WATTS);
+    let (output, rows) = fixture.run("breaksonce-20", &["--retries", "1"]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_eq!(fixture.llm.requests(), 24);
+    assert!(rows.iter().all(|row| row["score"] == 1.0 && row["retries"] == 1), "{rows:?}");
+    for (row, (share_j, error_j)) in rows.iter().zip(energies_j(&rows)) {
+        let both_s = row["energy"]["span_ns"].as_f64().unwrap() / 1e9;
+        // The first try takes at least 200 ms.
+        assert!(both_s > 0.2 + row["duration_ns"].as_f64().unwrap() / 1e9 * 0.9, "{row}");
+        assert!(
+            (share_j - 100.0 * both_s).abs() <= error_j,
+            "{share_j} \u{b1} {error_j} J in {both_s} s: {row}"
+        );
+    }
+    let report = fixture.report("breaksonce-20", &[]);
+    let all_tries_j: f64 = energies_j(&rows).iter().map(|(share_j, _)| share_j).sum();
+    assert!((figure(&report, "per_joule") * all_tries_j / 12.0 - 1.0).abs() < 1e-9, "{report}");
+    assert!(figure(&report, "per_joule") < 1.0 / 20.0, "a first try alone takes 20 J");
+    assert!((figure(&report, "power_w") - 100.0).abs() < 1.0, "{report}");
+}
+
+#[test]
+fn a_resumed_run_pays_for_the_tries_before() {
+    let fixture = IpwFixture::on(HUNDRED_WATTS);
+    let (output, rows) = fixture.run("breaksonce-20", &["--retries", "0"]);
+    assert_eq!(output.status.code(), Some(1), "no question was answered: {}", output_text(&output));
+    let report = fixture.report("breaksonce-20", &[]);
+    assert_eq!((&report["all"]["covered"], &report["all"]["accuracy"]["value"]), (&12.into(), &0.0.into()));
+    let before: std::collections::HashMap<String, f64> = rows
+        .iter()
+        .zip(energies_j(&rows))
+        .map(|(row, (share_j, _))| (row["id"].to_string(), share_j))
+        .collect();
+    let resumed = fixture.command("run").args(LONG_HORIZON_ARGS).args(["--resume", "breaksonce-20"]).output();
+    let resumed = resumed.unwrap();
+    assert!(resumed.status.success(), "{}", output_text(&resumed));
+    let rows = fixture.rows("breaksonce-20").split_off(12);
+    for (row, (share_j, _)) in rows.iter().zip(energies_j(&rows)) {
+        assert!(share_j > before[&row["id"].to_string()], "{row}");
+        assert_eq!((&row["session"], &row["score"]), (&1.into(), &1.0.into()), "{row}");
+    }
+    let all_tries_j: f64 = energies_j(&rows).iter().map(|(share_j, _)| share_j).sum();
+    let report = fixture.report("breaksonce-20", &[]);
+    assert!((figure(&report, "per_joule") * all_tries_j / 12.0 - 1.0).abs() < 1e-9, "{report}");
+}
+
+#[test]
+fn a_server_that_is_gone_is_not_asked_and_changes_no_query_that_was_delivered() {
+    let fixture = IpwFixture::new();
+    let (output, _) = fixture.run("breaks-20", &["--retries", "0", "-n", "6"]);
+    assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+    let gone = ["--url", "http://127.0.0.1:1/v1"];
+    let resume = |run: &str| {
+        let command = &mut fixture.command("run");
+        command.args(LONG_HORIZON_ARGS).args(["--resume", run]).args(gone).output().unwrap()
+    };
+    assert_eq!(resume("breaks-20").status.code(), Some(1));
+    let (before, after) = (fixture.rows("breaks-20"), fixture.rows("breaks-20").split_off(6));
+    assert_eq!(after.len(), 6);
+    for row in &after {
+        assert!(row["error"].as_str().unwrap().starts_with("no connection: "), "{row}");
+        assert_eq!(
+            (&row["delivered"], &row["score"]),
+            (&true.into(), &0.0.into()),
+            "an earlier try was: {row}"
+        );
+        let same = before.iter().find(|it| it["id"] == row["id"]).unwrap();
+        assert_eq!(row["energy"], same["energy"], "what was not delivered has no energy");
+    }
+    // The same of queries that were never delivered.
+    let undelivered: Vec<String> = before[..6]
+        .iter()
+        .map(|row| {
+            let mut row = row.clone();
+            (row["delivered"], row["score"]) = (false.into(), Value::Null);
+            row.to_string()
+        })
+        .collect();
+    std::fs::write(fixture.path("breaks-20").join("rows.jsonl"), undelivered.join("\n")).unwrap();
+    assert_eq!(resume("breaks-20").status.code(), Some(1));
+    for row in fixture.rows("breaks-20").split_off(6) {
+        assert_eq!((&row["delivered"], &row["score"]), (&false.into(), &Value::Null), "{row}");
+    }
+    let all = fixture.report("breaks-20", &[])["all"].take();
+    assert_eq!((&all["asked"], &all["delivered"], &all["covered"]), (&6.into(), &0.into(), &0.into()));
+}
+
+#[test]
+fn figures_over_too_few_queries_are_withheld_or_marked_everywhere() {
+    let fixture = IpwFixture::new();
+    for model in ["good-4", "good-8"] {
+        fixture.run(model, &["-c", "4"]);
+    }
+    let mut rows = fixture.rows("good-4");
+    (rows[0]["error"], rows[0]["delivered"]) = ("no connection: refused".into(), false.into());
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    std::fs::write(fixture.path("good-4").join("rows.jsonl"), lines.join("\n")).unwrap();
+    let shown = |words: &[&str]| {
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let withheld = "they would be over 11 of 12 queries, 91.6 %, less than the 95 %";
+    let partial = "PARTIAL: IPW and IPJ are over 11 of 12 queries, 91.6 %";
+    for (more, notice, other) in [(&[][..], withheld, "PARTIAL"), (&["--allow-partial"], partial, withheld)] {
+        let with = |words: &[&'static str]| [words, more].concat();
+        let (status, table) =
+            shown(&with(&["report", "good-4", "--html", "page.html", "--csv", "figures.csv"]));
+        let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
+        assert_eq!(status, Some(0), "{table}");
+        for text in [&table, &page] {
+            assert!(text.contains(notice) && !text.contains(other), "{text}");
+            assert!(text.contains("all (partial)"), "{text}");
+        }
+        let all = fixture.report("good-4", more)["all"].take();
+        assert_eq!((&all["partial"], &all["coverage"]), (&true.into(), &(11.0 / 12.0).into()));
+        assert_eq!(
+            (all["per_watt"].is_null(), all["per_joule"].is_null()),
+            (more.is_empty(), more.is_empty())
+        );
+        let csv = std::fs::read_to_string(fixture.path("figures.csv")).unwrap();
+        let cells: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+        let cell = |name: &str| cells[1][cells[0].iter().position(|it| *it == name).unwrap()];
+        assert_eq!((cell("partial"), cell("ipw_per_w").is_empty()), ("true", more.is_empty()), "{csv}");
+        let (status, compared) = shown(&with(&["compare", "good-4", "good-8"]));
+        assert!(status == Some(0) && compared.contains("good-4 (partial)"), "{compared}");
+        assert!(compared.contains("good-8 (partial)"), "the pairs are partial too: {compared}");
+        let (_, json) = shown(&with(&["compare", "good-4", "good-8", "--json"]));
+        let paired = serde_json::from_str::<Value>(&json).unwrap()[1]["paired"].take();
+        assert_eq!((&paired["partial"], paired["per_watt_ratio"].is_null()), (&true.into(), more.is_empty()));
+        let (status, routed) = shown(&with(&["route", "good-4", "--reference", "good-8"]));
+        match more.is_empty() {
+            true => assert!(status == Some(1) && routed.contains("only 11 of 12 queries"), "{routed}"),
+            false => assert!(status == Some(0) && routed.contains("PARTIAL: over 11 questions"), "{routed}"),
+        }
+    }
+}
+
+#[test]
+fn figures_are_legible_and_their_uncertainties_are_apart_and_together() {
+    let fixture = IpwFixture::on(HUNDRED_WATTS);
+    let (output, _) = fixture.run("good-20", &[]);
+    let table = output_text(&output);
+    for part in
+        ["IPW 10.", " 1/kW [", "IPW 1/kW", "AT ONCE", "UNCERTAINTY", "METER ERROR", "energy, J", "IPW, 1/kW"]
+    {
+        assert!(table.contains(part), "{part} is not in:\n{table}");
+    }
+    let efficiencies = || table.lines().filter(|line| line.trim_start().starts_with("IP"));
+    assert!(efficiencies().count() > 4 && !efficiencies().any(|line| line.contains(" 0.")), "{table}");
+    let page = fixture.command("report").args(["good-20", "--html", "-", "--csv", "f.csv"]).output().unwrap();
+    let page = output_text(&page);
+    for part in ["<th>IPW, 1&#x2f;kW", "accuracy&#x2f;kW", "<h2>Uncertainty</h2>", "<th>at once<th>"] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+    let all = fixture.report("good-20", &[])["all"].take();
+    let number = |of: &Value| of.as_f64().unwrap_or_else(|| panic!("{all}"));
+    for (name, error, combined) in [
+        ("energy_j", "energy_error_j", "energy_combined_j"),
+        ("power_w", "power_error_w", "power_combined_w"),
+    ] {
+        let (interval, error, both) = (&all[name]["interval"], number(&all[error]), &all[combined]);
+        assert!(number(&both["low"]) <= number(&interval["low"]) - error * 0.999_999, "{all}");
+        assert!(number(&both["high"]) >= number(&interval["high"]) + error * 0.999_999, "{all}");
+    }
 }

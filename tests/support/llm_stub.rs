@@ -145,11 +145,11 @@ fn answer_question(
     };
     let pause = Duration::from_millis(model.split('-').nth(1).and_then(|ms| ms.parse().ok()).unwrap_or(0));
     let words: Vec<&str> = reply.split_inclusive(' ').collect();
+    if let Some((status, message)) = refusal(&model, tries) {
+        write_json_error(out, status, message)?;
+        return Ok(true);
+    }
     match model.split('-').next().unwrap_or_default() {
-        "flaky" if tries == 1 => {
-            write_json_error(out, "503 Service Unavailable", "loading")?;
-            return Ok(true);
-        }
         "busy" if tries == 1 => {
             write!(out, "HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n")?;
             return Ok(true);
@@ -160,10 +160,7 @@ fn answer_question(
             write_json_error(out, "400 Bad Request", message)?;
             return Ok(true);
         }
-        "unknown" => {
-            write_json_error(out, "404 Not Found", "no such model")?;
-            return Ok(true);
-        }
+        "breaksonce" if tries == 1 => return break_off_late(out, &words, pause),
         "closed" if key != "Bearer sesame" => {
             write_response(out, "401 Unauthorized", "text/plain", "who are you?")?;
             return Ok(true);
@@ -197,6 +194,21 @@ fn answer_question(
         return token_stream.write_to(out);
     }
     write_event_stream(out, &model, &words, pause, request["stream_options"]["include_usage"] == true)
+}
+
+/// The error status of a model that refuses a question, with its message.
+fn refusal(model: &str, tries: usize) -> Option<(&'static str, &'static str)> {
+    match model.split('-').next().unwrap_or_default() {
+        "flaky" if tries == 1 => Some(("503 Service Unavailable", "loading")),
+        "unknown" => Some(("404 Not Found", "no such model")),
+        "toolong" => Some(("400 Bad Request", "the prompt is longer than the model's context")),
+        _ => None,
+    }
+}
+
+/// Breaks an answer off after ten times the pause of the model.
+fn break_off_late(out: &mut TcpStream, words: &[&str], pause: Duration) -> std::io::Result<bool> {
+    write_event_stream(out, "breaks", words, pause * 10, false)
 }
 
 /// A judge's reply; where it is cut off, it holds reasoning only.

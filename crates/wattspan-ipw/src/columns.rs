@@ -34,6 +34,10 @@ macro_rules! columns {
             pub subject: Vec<u32>,
             /// Whether the query was answered.
             pub answered: Vec<bool>,
+            /// Whether the server received the question; a delivered one without an answer is wrong.
+            pub delivered: Vec<bool>,
+            /// The part of the run between two resumptions.
+            pub session: Vec<u32>,
             /// The grade of its energy.
             pub grade: Vec<Option<Grade>>,
             $($(#[$doc])* pub $name: Vec<f64>,)*
@@ -46,6 +50,8 @@ macro_rules! columns {
                 self.question.reserve_exact(more);
                 self.subject.reserve_exact(more);
                 self.answered.reserve_exact(more);
+                self.delivered.reserve_exact(more);
+                self.session.reserve_exact(more);
                 self.grade.reserve_exact(more);
                 $(self.$name.reserve_exact(more);)*
             }
@@ -57,6 +63,8 @@ macro_rules! columns {
                 self.repeated |= other.repeated;
                 self.subject.append(&mut other.subject);
                 self.answered.append(&mut other.answered);
+                self.delivered.append(&mut other.delivered);
+                self.session.append(&mut other.session);
                 self.grade.append(&mut other.grade);
                 $(self.$name.append(&mut other.$name);)*
             }
@@ -71,6 +79,8 @@ macro_rules! columns {
                 only(&mut self.question, mask);
                 only(&mut self.subject, mask);
                 only(&mut self.answered, mask);
+                only(&mut self.delivered, mask);
+                only(&mut self.session, mask);
                 only(&mut self.grade, mask);
                 $(only(&mut self.$name, mask);)*
             }
@@ -251,7 +261,9 @@ impl QueryColumns {
         self.repeated |= row.repeat > 0;
         self.subject.push(subject);
         self.answered.push(row.is_answered());
-        self.score.push(row.score.filter(|_| row.is_answered()).unwrap_or(UNKNOWN));
+        self.delivered.push(row.is_delivered());
+        self.session.push(row.session);
+        self.score.push(row.counted_score().unwrap_or(UNKNOWN));
         self.began_s.push(row.began_ns as f64 / 1e9);
         self.duration_s.push(row.duration_ns as f64 / 1e9);
         self.first_token_s.push(seconds(row.first_token_ns));

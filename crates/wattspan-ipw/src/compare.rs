@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use wattspan_client::domain::Grade;
 
-use super::bootstrap::{BootstrapSample, ColumnSums};
-use super::metrics::{EfficiencyMetrics, Estimate, MetricOptions, compute_metrics};
+use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval};
+use super::meter_error::{widen_difference, widen_relative};
+use super::metrics::{EfficiencyMetrics, Estimate, MIN_COVERAGE, MetricOptions, compute_metrics};
 use super::run_settings::{API, MAX_TOKENS, SYSTEM_PROMPT, TEMPERATURE, describe_workload};
 use super::scope::IdlePolicy;
 use super::table::{RunTable, known};
@@ -59,17 +60,43 @@ pub struct ComparedRun {
 pub struct PairedDifference {
     /// The number of paired queries.
     pub count: usize,
+    /// Whether these are less than [`MIN_COVERAGE`] of the queries of either run.
+    pub partial: bool,
     /// Difference of the accuracies.
     pub accuracy: Estimate,
     /// Difference of the mean energies, joules.
     pub energy_j: Estimate,
+    /// The interval of `energy_j` widened by both runs' guaranteed errors of the meter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy_combined_j: Option<ConfidenceInterval>,
     /// Difference of the machine's mean powers while a query was open, watts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power_w: Option<Estimate>,
+    /// The interval of `power_w` widened in the same way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power_combined_w: Option<ConfidenceInterval>,
     /// Ratio of this run's IPW to the first run's.
     pub per_watt_ratio: Option<Estimate>,
+    /// The interval of `per_watt_ratio` widened in the same way; without an upper bound (null in JSON) if an error is 100 %
+    /// or more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_watt_ratio_combined: Option<ConfidenceInterval>,
     /// Ratio of this run's IPJ to the first run's.
     pub per_joule_ratio: Option<Estimate>,
+    /// The interval of `per_joule_ratio` widened in the same way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_joule_ratio_combined: Option<ConfidenceInterval>,
+}
+
+impl ComparedRun {
+    /// Removes IPW and IPJ, and their ratios, where they are over too few of the queries.
+    pub fn withhold_if_partial(&mut self) {
+        self.figures.withhold_if_partial();
+        if let Some(paired) = self.paired.as_mut().filter(|paired| paired.partial) {
+            (paired.per_watt_ratio, paired.per_joule_ratio) = (None, None);
+            (paired.per_watt_ratio_combined, paired.per_joule_ratio_combined) = (None, None);
+        }
+    }
 }
 
 /// Compares runs with the first one.
@@ -86,6 +113,13 @@ pub fn compare_runs(runs: &[(String, RunTable)], options: &MetricOptions) -> Vec
             on_frontier: false,
         })
         .collect();
+    let first_asked = compared.first().map_or(0, |run| run.figures.asked);
+    for run in &mut compared {
+        let asked = run.figures.asked.max(first_asked) as f64;
+        if let Some(paired) = &mut run.paired {
+            paired.partial = (paired.count as f64) < MIN_COVERAGE * asked;
+        }
+    }
     let points: Vec<Option<(f64, f64)>> = compared.iter().map(|run| frontier_point(&run.figures)).collect();
     for (run, point) in compared.iter_mut().zip(&points) {
         run.on_frontier = point
@@ -165,15 +199,17 @@ fn energy_grade(table: &RunTable, options: &MetricOptions) -> Option<Grade> {
         .or_else(|| table.columns.grade.iter().flatten().max().copied())
 }
 
-/// Score, energy and power of a covered query; an unknown power is `NaN`.
-fn query_values(table: &RunTable, at: usize, options: &MetricOptions) -> Option<[f64; 3]> {
+/// Score, energy and power of a covered query, and the meter's errors of the last two; what is unknown is `NaN`.
+fn query_values(table: &RunTable, at: usize, options: &MetricOptions) -> Option<[f64; 5]> {
     let (columns, MetricOptions { scope, idle, .. }) = (&table.columns, *options);
     known(columns.attributed_power_w(scope, idle)(at))?;
-    Some([known(columns.score[at])?, columns.energy_j(scope, idle)(at), columns.power_w(scope, idle)(at)])
+    let (energy, power) = (columns.energy_j(scope, idle)(at), columns.power_w(scope, idle)(at));
+    let errors = (columns.scope_columns(scope).error[at], columns.power_error_w(scope)(at));
+    Some([known(columns.score[at])?, energy, power, errors.0, errors.1])
 }
 
 /// Returns the indices and values of a run's covered queries.
-fn covered_queries(table: &RunTable, options: &MetricOptions) -> impl Iterator<Item = (usize, [f64; 3])> {
+fn covered_queries(table: &RunTable, options: &MetricOptions) -> impl Iterator<Item = (usize, [f64; 5])> {
     (0..table.columns.len()).filter_map(move |at| Some((at, query_values(table, at, options)?)))
 }
 
@@ -182,12 +218,15 @@ fn paired_difference(
     other: &RunTable,
     options: &MetricOptions,
 ) -> Option<PairedDifference> {
-    let first_queries: HashMap<u64, [f64; 3]> =
+    let first_queries: HashMap<u64, [f64; 5]> =
         covered_queries(first, options).map(|(at, of)| (first.columns.query_hash(at), of)).collect();
+    let mut errors = [0.0; 4];
     let rows: Vec<(u64, [f64; 6])> = covered_queries(other, options)
-        .filter_map(|(at, [score, energy, power])| {
-            let [first_score, first_energy, first_power] =
+        .filter_map(|(at, [score, energy, power, energy_error, power_error])| {
+            let [first_score, first_energy, first_power, first_energy_error, first_power_error] =
                 first_queries.get(&other.columns.query_hash(at))?;
+            let more = [*first_energy_error, *first_power_error, energy_error, power_error];
+            errors.iter_mut().zip(more).for_each(|(sum, error)| *sum += error);
             let both = [*first_score, *first_energy, *first_power, score, energy, power];
             Some((other.columns.question_hash(at), both))
         })
@@ -214,13 +253,22 @@ fn paired_difference(
     let (values, intervals) = (of(sample.total()), sample.confidence_intervals(options.seed, of));
     let estimate = |at: usize| Estimate { value: values[at], interval: intervals[at] };
     let if_known = |at: usize| values[at].is_finite().then(|| estimate(at));
+    let sums = sample.total().sums;
+    let of_cost = |error: usize, cost: usize| known(errors[error] / sums[cost].abs());
+    let (energy_errors, power_errors) = ([of_cost(0, 1), of_cost(2, 4)], [of_cost(1, 2), of_cost(3, 5)]);
+    let offset = |at: usize| known((errors[at] + errors[at + 2]) / count as f64);
     Some(PairedDifference {
         count,
+        partial: false,
         accuracy: estimate(0),
         energy_j: estimate(1),
+        energy_combined_j: widen_difference(intervals[1], offset(0)),
         power_w: if_known(2),
+        power_combined_w: widen_difference(intervals[2], offset(1)),
         per_watt_ratio: if_known(3),
+        per_watt_ratio_combined: widen_relative(intervals[3], power_errors),
         per_joule_ratio: if_known(4),
+        per_joule_ratio_combined: widen_relative(intervals[4], energy_errors),
     })
 }
 
@@ -306,6 +354,25 @@ pub(super) mod tests {
         assert!((paired.energy_j.value + 1.0).abs() < 1e-9);
         assert!((paired.per_joule_ratio.unwrap().value - 2.5).abs() < 1e-3);
         assert!(!columns[0].on_frontier && columns[1].on_frontier);
+        // The meter knows 2 J and 1 J to 0.1 J each.
+        let (energy, both) = (paired.energy_j.interval.unwrap(), paired.energy_combined_j.unwrap());
+        assert!((energy.low - both.low - 0.2).abs() < 1e-9 && (both.high - energy.high - 0.2).abs() < 1e-9);
+        let (ratio, both) =
+            (paired.per_joule_ratio.unwrap().interval.unwrap(), paired.per_joule_ratio_combined.unwrap());
+        assert!((ratio.high / both.high - 0.9 / 1.05).abs() < 1e-4, "{ratio:?} {both:?}");
+        assert!((ratio.low / both.low - 1.1 / 0.95).abs() < 1e-4, "{ratio:?} {both:?}");
+    }
+
+    #[test]
+    fn ratios_over_too_few_paired_queries_are_withheld() {
+        let runs = [("a".into(), run(&[1.0; 40], 2.0, |_| ())), ("b".into(), run(&[1.0; 37], 1.0, |_| ()))];
+        let mut compared = compare_runs(&runs, &OPTIONS);
+        let paired = compared[1].paired.unwrap();
+        assert!(paired.partial && paired.per_watt_ratio.is_some());
+        compared.iter_mut().for_each(ComparedRun::withhold_if_partial);
+        let paired = compared[1].paired.unwrap();
+        assert_eq!((paired.per_watt_ratio, paired.per_joule_ratio), (None, None));
+        assert!(compared[1].figures.per_watt.is_some(), "the run itself is complete");
     }
 
     #[test]

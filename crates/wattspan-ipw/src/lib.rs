@@ -3,7 +3,7 @@
 //! Holds the questions, the rows of a run, scoring, and the figures: IPW = mean accuracy / mean power of the machine
 //! while a query was open, IPJ = mean accuracy / mean energy attributed to a query (*Intelligence per Watt*, arXiv
 //! 2511.07885). This module is an ordinary client of the daemon. Invariant: a figure always carries its grade, scope,
-//! idle policy, coverage and interval; a failed query is a row with an error, not a cheap incorrect answer.
+//! idle policy, coverage and interval; a failed query that reached the server is a wrong answer with all its energy.
 
 #![warn(clippy::unwrap_used)]
 
@@ -16,6 +16,7 @@ pub mod extract;
 pub mod harness;
 pub mod judge;
 pub mod llm_api;
+mod meter_error;
 pub mod metering_thread;
 pub mod metrics;
 pub mod power_series;
@@ -29,4 +30,5 @@ pub mod run_dir;
 pub mod run_settings;
 pub mod scope;
 pub mod statistics;
+pub mod steady_state;
 pub mod table;

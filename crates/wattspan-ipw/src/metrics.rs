@@ -1,15 +1,18 @@
 //! Intelligence per watt (IPW) and per joule (IPJ).
 //!
 //! All figures are ratios of means over the same queries (*Intelligence per Watt*, arXiv 2511.07885, section 3): those
-//! that were answered and scored and whose energy in the scope is known (`covered` of `asked`). Power is the machine's
-//! power in the scope while a query was open, so it does not depend on the number of concurrent queries. Attributed
-//! power is a query's share over its time. Invariant: a figure has its confidence interval if one can be computed, and
-//! no figure is computed over an empty set.
+//! that were delivered to the server and scored and whose energy in the scope is known (`covered` of `asked`). A delivered
+//! query that failed is wrong, and its energy counts. Power is the machine's power in the scope while a query was open, so
+//! it does not depend on the number of concurrent queries. Attributed power is a query's share over its time. Invariant: a
+//! figure has its confidence interval if one can be computed, and no figure is computed over an empty set.
 
 use serde::{Deserialize, Serialize};
 use wattspan_client::domain::Grade;
 
 use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval, wilson_interval};
+use super::meter_error::{widen_mean, widen_ratio};
+use super::run::Workload;
+use super::run_settings::workload;
 use super::scope::{IdlePolicy, Scope};
 use super::table::{QueryColumns, RunTable, known};
 
@@ -49,14 +52,32 @@ pub struct EfficiencyMetrics {
     /// Whether the run's machine was simulated (replayed from a file), whatever the grade.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulated: bool,
-    /// Queries in the run.
+    /// The number of queries that were open at a time (closed loop).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// The number of queries that began each second (open loop).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queries_per_second: Option<f64>,
+    /// Queries in the run; of an interrupted run all that it would have asked.
     pub asked: usize,
+    /// Number of queries that the server received.
+    #[serde(default)]
+    pub delivered: usize,
     /// Number of answered queries.
     pub answered: usize,
-    /// Number of answered queries with a score.
+    /// Number of delivered queries with a score; those that failed are wrong.
     pub scored: usize,
     /// Number of scored queries with a known energy; the figures are over these.
     pub covered: usize,
+    /// `covered` / `asked`.
+    #[serde(default)]
+    pub coverage: f64,
+    /// Whether the coverage is below [`MIN_COVERAGE`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+    /// Whether IPW, IPJ and what is derived from them were withheld, because the figures are partial.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withheld: bool,
     /// Fraction of the covered queries that are correct; of the scored ones if none is covered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Estimate>,
@@ -66,12 +87,18 @@ pub struct EfficiencyMetrics {
     /// Guaranteed error of `energy_j`, independent of the choice of questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_error_j: Option<f64>,
+    /// The interval of `energy_j` widened by `energy_error_j`: both uncertainties together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_combined_j: Option<ConfidenceInterval>,
     /// Mean power of the machine in the scope while a query was open, watts; absent if unknown for a covered query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_w: Option<Estimate>,
     /// Guaranteed error of `power_w`, independent of the choice of questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_error_w: Option<f64>,
+    /// The interval of `power_w` widened by `power_error_w`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_combined_w: Option<ConfidenceInterval>,
     /// Number of covered queries whose power is unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_power: usize,
@@ -81,9 +108,16 @@ pub struct EfficiencyMetrics {
     /// IPW: accuracy / `power_w`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_watt: Option<Estimate>,
+    /// The interval of `per_watt` widened by the meter's relative error of the power; without an upper bound (null in JSON)
+    /// if that error is 100 % or more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_watt_combined: Option<ConfidenceInterval>,
     /// IPJ: accuracy / mean energy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_joule: Option<Estimate>,
+    /// The interval of `per_joule` widened by the meter's relative error of the energy, in the same way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_joule_combined: Option<ConfidenceInterval>,
     /// Output tokens per joule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_joule: Option<Estimate>,
@@ -98,6 +132,42 @@ pub struct EfficiencyMetrics {
     /// 1 / (perplexity × mean energy).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity_per_joule: Option<Estimate>,
+}
+
+/// The coverage below which IPW and IPJ are no figures of the question set.
+pub const MIN_COVERAGE: f64 = 0.95;
+
+impl EfficiencyMetrics {
+    /// Removes IPW, IPJ and what is derived from them if too few of the queries are covered.
+    pub fn withhold_if_partial(&mut self) {
+        if !self.partial {
+            return;
+        }
+        self.withheld = true;
+        (self.per_watt, self.per_joule) = (None, None);
+        (self.per_watt_combined, self.per_joule_combined) = (None, None);
+        (self.perplexity_per_watt, self.perplexity_per_joule) = (None, None);
+    }
+
+    /// Sets the coverage over `asked` queries.
+    fn set_coverage(&mut self, asked: usize) {
+        self.asked = asked;
+        self.coverage = if asked > 0 { self.covered as f64 / asked as f64 } else { 0.0 };
+        self.partial = self.coverage < MIN_COVERAGE;
+    }
+
+    /// Widens the intervals by the meter's errors.
+    fn combine_errors(&mut self) {
+        let relative = |of: Option<Estimate>, error: Option<f64>| Some(error? / of?.value);
+        let energy_relative = relative(self.energy_j, self.energy_error_j);
+        let power_relative = relative(self.power_w, self.power_error_w);
+        let mean = |of: Option<Estimate>, error| widen_mean(of?.value, of?.interval, error);
+        let ratio = |of: Option<Estimate>, error| widen_ratio(of?.interval, error);
+        self.energy_combined_j = mean(self.energy_j, energy_relative);
+        self.power_combined_w = mean(self.power_w, power_relative);
+        self.per_joule_combined = ratio(self.per_joule, energy_relative);
+        self.per_watt_combined = ratio(self.per_watt, power_relative);
+    }
 }
 
 /// The columns of a covered query. An optional value has its own count, energy and power columns, so that one
@@ -117,7 +187,13 @@ const COLUMN_COUNT: usize = 10;
 /// Computes the figures over the queries of one subject, or over all.
 pub fn compute_metrics(table: &RunTable, subject: Option<u32>, options: &MetricOptions) -> EfficiencyMetrics {
     let columns = &table.columns;
-    let Some(subject) = subject else { return compute_metrics_over(table, "all", 0..columns.len(), options) };
+    let Some(subject) = subject else {
+        let mut all = compute_metrics_over(table, "all", 0..columns.len(), options);
+        // An interrupted run covers the questions that it has not asked yet as little as those that failed.
+        let planned = table.manifest.count.saturating_mul(table.manifest.repeats as usize);
+        all.set_coverage(all.asked.max(planned));
+        return all;
+    };
     let chosen = (0..columns.len()).filter(|at| columns.subject[*at] == subject);
     compute_metrics_over(table, &table.subjects[subject as usize], chosen, options)
 }
@@ -131,8 +207,14 @@ pub fn compute_metrics_over(
 ) -> EfficiencyMetrics {
     let columns = &table.columns;
     let tally = tally_queries(columns, indices.clone(), options);
-    let QueryTally { asked, answered, scored, covered, .. } = tally;
-    let mut metrics = empty_metrics(name.to_owned(), options, [asked, answered, scored, covered]);
+    let QueryTally { asked, scored, covered, .. } = tally;
+    let mut metrics = empty_metrics(name.to_owned(), options, &tally);
+    metrics.set_coverage(asked);
+    match workload(&table.manifest.settings) {
+        Some(Workload::ClosedLoop(concurrency)) => metrics.concurrency = Some(concurrency),
+        Some(Workload::OpenLoop(rate)) => metrics.queries_per_second = Some(rate),
+        None => {}
+    }
     // A scope's domains may have another grade than the host's total; the manifest has their grades.
     metrics.grade =
         if options.scope == Scope::Host { tally.grade } else { options.scope.grade(&table.manifest.domains) };
@@ -148,6 +230,7 @@ pub fn compute_metrics_over(
     let sample = BootstrapSample::from_queries(covered, rows, columns.has_repeats(), options.seed);
     let all_equal = tally.wrong == covered || tally.right == covered;
     set_estimates(&mut metrics, &sample, options.seed, all_equal);
+    metrics.combine_errors();
     metrics
 }
 
@@ -155,6 +238,7 @@ pub fn compute_metrics_over(
 #[derive(Default)]
 struct QueryTally {
     asked: usize,
+    delivered: usize,
     answered: usize,
     scored: usize,
     covered: usize,
@@ -179,6 +263,7 @@ fn tally_queries(
     let mut tally = QueryTally::default();
     for at in indices {
         tally.asked += 1;
+        tally.delivered += usize::from(columns.delivered[at]);
         tally.answered += usize::from(columns.answered[at]);
         tally.scored += usize::from(known(columns.score[at]).is_some());
         let Some([score, ..]) = covered(at) else { continue };
@@ -246,30 +331,37 @@ fn scored_accuracy(
     estimate(value, interval)
 }
 
-fn empty_metrics(
-    of: String,
-    options: &MetricOptions,
-    [asked, answered, scored, covered]: [usize; 4],
-) -> EfficiencyMetrics {
+fn empty_metrics(of: String, options: &MetricOptions, tally: &QueryTally) -> EfficiencyMetrics {
+    let QueryTally { asked, delivered, answered, scored, covered, .. } = *tally;
     EfficiencyMetrics {
         of,
         scope: options.scope,
         idle: options.idle,
         grade: None,
         simulated: false,
+        concurrency: None,
+        queries_per_second: None,
         asked,
+        delivered,
         answered,
         scored,
         covered,
+        coverage: 0.0,
+        partial: false,
+        withheld: false,
         accuracy: None,
         energy_j: None,
         energy_error_j: None,
+        energy_combined_j: None,
         power_w: None,
         power_error_w: None,
+        power_combined_w: None,
         without_power: 0,
         attributed_power_w: None,
         per_watt: None,
+        per_watt_combined: None,
         per_joule: None,
+        per_joule_combined: None,
         tokens_per_joule: None,
         queries_per_kwh: None,
         perplexity: None,
@@ -418,16 +510,77 @@ mod tests {
     }
 
     #[test]
-    fn failed_and_unmetered_queries_are_not_covered() {
-        let failed = QueryRow { error: Some("no answer".into()), ..row(2, Some(0.0), Some(1)) };
+    fn a_delivered_failure_is_wrong_with_its_energy_and_an_undelivered_one_is_not_asked() {
+        let failed = |id, delivered| QueryRow {
+            error: Some("no answer".into()),
+            delivered: Some(delivered),
+            ..row(id, None, Some(4_000_000))
+        };
         let table = table(
-            [row(0, Some(1.0), Some(2_000_000)), row(1, Some(0.0), None), failed, row(3, None, Some(5))]
-                .into_iter(),
+            [
+                row(0, Some(1.0), Some(2_000_000)),
+                row(1, Some(0.0), None),
+                failed(2, true),
+                failed(3, false),
+                row(4, None, Some(5)),
+            ]
+            .into_iter(),
         );
         let all = compute_metrics(&table, None, &OPTIONS);
-        assert_eq!((all.asked, all.answered, all.scored, all.covered), (4, 3, 2, 1));
-        assert_eq!(all.accuracy.unwrap().value, 1.0);
-        assert_eq!(all.energy_j.unwrap().value, 2.0);
+        assert_eq!((all.asked, all.delivered, all.answered, all.scored, all.covered), (5, 4, 3, 3, 2));
+        assert_eq!((all.coverage, all.partial), (0.4, true));
+        let value = |figure: Option<Estimate>| figure.unwrap().value;
+        // One of two right; 2 J of a window of 4 J, and 4 J of 8 J, over 2 s each.
+        assert_eq!((value(all.accuracy), value(all.energy_j), value(all.power_w)), (0.5, 3.0, 3.0));
+        assert_eq!((value(all.per_watt), value(all.per_joule)), (0.5 / 3.0, 0.5 / 3.0));
+    }
+
+    #[test]
+    fn below_the_least_coverage_ipw_and_ipj_are_withheld() {
+        let metered = |count: usize| {
+            let rows = (0..20).map(move |id| row(id, Some(1.0), (id < count).then_some(2_000_000)));
+            compute_metrics(&table(rows), None, &OPTIONS)
+        };
+        let mut enough = metered(19);
+        assert_eq!((enough.coverage, enough.partial), (0.95, false));
+        let before = enough.clone();
+        enough.withhold_if_partial();
+        assert_eq!(enough, before);
+        let mut partial = metered(18);
+        assert!(partial.partial && partial.per_watt.is_some() && partial.per_joule_combined.is_some());
+        partial.withhold_if_partial();
+        assert_eq!((partial.per_watt, partial.per_joule, partial.withheld), (None, None, true));
+        assert_eq!((partial.per_watt_combined, partial.perplexity_per_joule), (None, None));
+        assert!(partial.accuracy.is_some() && partial.energy_j.is_some());
+    }
+
+    #[test]
+    fn an_interrupted_run_covers_the_questions_of_its_plan() {
+        let mut table = table((0..10).map(|id| row(id, Some(1.0), Some(2_000_000))));
+        (table.manifest.count, table.manifest.repeats) = (10, 2);
+        let all = compute_metrics(&table, None, &OPTIONS);
+        assert_eq!((all.asked, all.covered, all.coverage, all.partial), (20, 10, 0.5, true));
+    }
+
+    #[test]
+    fn the_meter_error_widens_the_interval_of_the_questions() {
+        // A mean of 3.8 J that the meter knows to 3.4 J only.
+        let rows = (0..50).map(|id| {
+            let mut row = row(id, Some(1.0), Some(3_700_000 + id as u64 % 5 * 50_000));
+            row.energy.as_mut().unwrap().error_uj = Some(3_400_000);
+            row
+        });
+        let all = compute_metrics(&table(rows), None, &OPTIONS);
+        let (sampling, both) = (all.energy_j.unwrap().interval.unwrap(), all.energy_combined_j.unwrap());
+        assert!(sampling.high - sampling.low < 0.1, "{sampling:?}");
+        assert!(both.low < 0.41 && both.high > 7.19, "{both:?}");
+        let (ipj, both) = (all.per_joule.unwrap(), all.per_joule_combined.unwrap());
+        assert!(
+            both.low < ipj.interval.unwrap().low && both.low < 1.0 / 7.2 && both.high > 1.0 / 0.4,
+            "{both:?}"
+        );
+        // The share is half of the window, so the power has the same relative error.
+        assert!(all.power_combined_w.unwrap().high > 7.19 && all.per_watt_combined.unwrap().low < 1.0 / 7.2);
     }
 
     #[test]
@@ -526,7 +679,9 @@ mod tests {
 
     #[test]
     fn no_covered_query_gives_no_estimates() {
-        let table = table([QueryRow { error: Some("refused".into()), ..row(0, None, None) }].into_iter());
+        let refused =
+            QueryRow { error: Some("refused".into()), delivered: Some(false), ..row(0, None, None) };
+        let table = table([refused].into_iter());
         let all = compute_metrics(&table, None, &OPTIONS);
         assert_eq!(
             (all.accuracy, all.energy_j, all.per_watt, all.tokens_per_joule),

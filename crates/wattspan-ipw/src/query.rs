@@ -1,9 +1,10 @@
 //! One query: open a span, send the request, read the answer, fetch the account.
 //!
 //! The span begins when the request is sent and ends with the last byte of the answer; the decode phase begins with
-//! the first token. Invariant: each attempt has its own span, so that the energy of a failed attempt is recorded and
-//! counts towards no answer.
+//! the first token. Invariant: each attempt has its own span, and the row has the energy of all attempts that reached
+//! the server.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::sync::oneshot::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
 use wattspan_client::clock::monotonic_ns;
 use wattspan_http::BoxBody;
-use wattspan_http::connection_pool::ConnectionPool;
+use wattspan_http::connection_pool::{ConnectionPool, capture_connection};
 
 use super::account_result::{AccountResult, query_energy};
 use super::llm_api::RequestSettings;
@@ -20,7 +21,7 @@ use super::llm_api::reply::{ModelReply, ReplyError, one_line};
 use super::llm_api::reply_parser::ReplyParser;
 use super::metering_thread::MeteringHandle;
 use super::question::Question;
-use super::row::{QueryRow, ReplyText};
+use super::row::{EarlierTry, QueryRow, ReplyText};
 use super::scope::RunDomain;
 
 /// How queries are made.
@@ -45,17 +46,27 @@ pub struct AnsweredQuery {
     row: QueryRow,
     text: ReplyText,
     account: Option<Receiver<AccountResult>>,
+    /// The accounts of failed attempts that reached the server.
+    earlier_accounts: Vec<Receiver<AccountResult>>,
+}
+
+/// Waits for an account and returns the energy of the run's domains in it.
+async fn settled_energy(account: Receiver<AccountResult>, domains: &[RunDomain]) -> EarlierTry {
+    let account = account.await.unwrap_or(Err("the metering thread has ended".into()));
+    account.and_then(|account| query_energy(&account, domains)).map_err(Cow::into_owned)
 }
 
 impl AnsweredQuery {
-    /// Waits for the account.
+    /// Waits for the accounts.
     pub async fn settle(mut self, domains: &[RunDomain]) -> (QueryRow, ReplyText) {
         if let Some(account) = self.account {
-            let account = account.await.unwrap_or(Err("the metering thread has ended".into()));
-            match account.and_then(|account| query_energy(&account, domains)) {
+            match settled_energy(account, domains).await {
                 Ok(energy) => self.row.energy = Some(energy),
-                Err(reason) => self.row.unmetered = Some(reason.into_owned()),
+                Err(reason) => self.row.unmetered = Some(reason),
             }
+        }
+        for account in self.earlier_accounts {
+            self.row.add_tries(&[settled_energy(account, domains).await]);
         }
         (self.row, self.text)
     }
@@ -76,7 +87,7 @@ impl QueryRunner<'_> {
     /// Sends a question without waiting for its account, so that the next query is not delayed by a slow counter.
     pub async fn ask(&self, question: &Question, repeat: u32, number: u64) -> AnsweredQuery {
         let mut backoff = INITIAL_BACKOFF;
-        let (mut retry, mut is_adapted) = (0, false);
+        let (mut retry, mut is_adapted, mut earlier_accounts) = (0, false, Vec::new());
         for attempt in 0_u64.. {
             let began_ns = monotonic_ns();
             let (result, account, ended_ns) =
@@ -86,6 +97,7 @@ impl QueryRunner<'_> {
                     is_adapted = true;
                 }
                 Err(error) if error.is_retryable() && retry < self.retries => {
+                    earlier_accounts.extend(account.filter(|_| error.is_delivered()));
                     sleep(
                         error.retry_delay(retry).map_or(backoff, |retry_after| retry_after.min(MAX_BACKOFF)),
                     )
@@ -104,7 +116,7 @@ impl QueryRunner<'_> {
                         ..QueryRow::default()
                     };
                     let (row, text) = build_row(row, question, result);
-                    return AnsweredQuery { row, text, account };
+                    return AnsweredQuery { row, text, account, earlier_accounts };
                 }
             }
         }
@@ -146,28 +158,42 @@ impl QueryRunner<'_> {
         (result, Some(account), ended_ns)
     }
 
+    /// Sends a prompt and waits for the head of the response. A request that got no connection was not delivered.
+    async fn send_prompt(
+        &self,
+        prompt: &str,
+        deadline: Instant,
+    ) -> Result<http::Response<hyper::body::Incoming>, ReplyError> {
+        let mut request = self
+            .request_settings
+            .prompt_request(prompt)
+            .map_err(|error| ReplyError::Unreachable(error.to_string()))?;
+        let connection = capture_connection(&mut request);
+        let response = timeout_at(deadline, self.pool.request(request)).await;
+        let is_connected = connection.connection_metadata().is_some();
+        let timeout = self.request_settings.timeout;
+        let response = response.map_err(|_| match is_connected {
+            true => ReplyError::TimedOut(timeout),
+            false => ReplyError::Unreachable(format!("no connection within {timeout:?}")),
+        })?;
+        response.map_err(|cause| {
+            let message = one_line(&error_chain(&cause));
+            match is_connected && !is_canceled(&cause) {
+                true => ReplyError::ConnectionClosed(message),
+                false => ReplyError::Unreachable(message),
+            }
+        })
+    }
+
     async fn send_request(
         &self,
         prompt: &str,
         began_ns: u64,
         mark: impl Fn(u64),
     ) -> Result<ModelReply, ReplyError> {
-        let request = self
-            .request_settings
-            .prompt_request(prompt)
-            .map_err(|error| ReplyError::Malformed(error.to_string()))?;
         let deadline = Instant::now() + self.request_settings.timeout;
         let timed_out = |_| ReplyError::TimedOut(self.request_settings.timeout);
-        let response = timeout_at(deadline, self.pool.request(request)).await.map_err(timed_out)?;
-        let response = response.map_err(|cause| {
-            let message = one_line(&error_chain(&cause));
-            if is_connection_closed(&cause) {
-                ReplyError::ConnectionClosed(message)
-            } else {
-                ReplyError::Unreachable(message)
-            }
-        })?;
-        let (head, mut body) = response.into_parts();
+        let (head, mut body) = self.send_prompt(prompt, deadline).await?.into_parts();
         if !head.status.is_success() {
             let collected = timeout_at(deadline, http_body_util::Limited::new(body, 64 << 10).collect())
                 .await
@@ -200,7 +226,7 @@ impl QueryRunner<'_> {
     }
 }
 
-/// Builds the row and text of an answer, and scores it if a rule applies.
+/// Builds the row and text of an answer or a failure, and scores it if a rule applies.
 fn build_row(
     mut row: QueryRow,
     question: &Question,
@@ -217,20 +243,25 @@ fn build_row(
             (row.tokens_in, row.tokens_cached) = (reply.tokens_in, reply.tokens_cached);
             (row.finish, row.mean_logprob) = (reply.finish, reply.mean_logprob);
             row.score = question.score_reply(&reply.text).map(|right| f64::from(u8::from(right)));
+            row.score = row.counted_score();
             text.settled = question.extract_answer(&reply.text);
             text.reply = reply.text;
         }
-        Err(error) => row.error = Some(one_line(&error.to_string())),
+        Err(error) => {
+            row.delivered = Some(error.is_delivered());
+            row.error = Some(one_line(&error.to_string()));
+            row.score = row.counted_score();
+        }
     }
     (row, text)
 }
 
-/// Returns whether the connection closed before the response began; a refused connection does not count.
-fn is_connection_closed(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Returns whether a request was dropped before any of it was sent.
+fn is_canceled(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(hyper_error) = inner.downcast_ref::<hyper::Error>() {
-            return hyper_error.is_incomplete_message() || hyper_error.is_canceled();
+            return hyper_error.is_canceled();
         }
         cause = inner.source();
     }

@@ -13,10 +13,12 @@ use std::collections::HashMap;
 use serde::Serialize;
 use wattspan_client::domain::Grade;
 
-use super::bootstrap::{BootstrapSample, ColumnSums};
+use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval};
 use super::columns::ScopeColumns;
 use super::compare::{Difference, differences};
-use super::metrics::{Estimate, MetricOptions};
+use super::meter_error::widen_difference;
+use super::metrics::{Estimate, MIN_COVERAGE, MetricOptions};
+use super::run_settings::describe_workload;
 use super::scope::{IdlePolicy, Scope};
 use super::table::{RunTable, known};
 
@@ -61,6 +63,9 @@ pub struct Saving {
     /// Guaranteed error of `energy`, independent of the choice of questions; an assumed energy has no error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy_error: Option<f64>,
+    /// The interval of `energy` widened by `energy_error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy_combined: Option<ConfidenceInterval>,
     /// Saved fraction of the floating-point operations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compute: Option<Estimate>,
@@ -82,9 +87,16 @@ pub struct Routing {
     /// Whether any run's machine was simulated (replayed from a file), whatever the grade.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub simulated: bool,
-    /// Number of queries in the reference's run.
+    /// Number of queries in the largest of the runs; of an interrupted run all that it would have asked.
     pub asked: usize,
-    /// Number of queries that every run answered and scored; the figures are over these.
+    /// `queries` / `asked`.
+    pub coverage: f64,
+    /// Whether the coverage is below [`MIN_COVERAGE`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+    /// How queries followed each other in each run, by name, the reference last.
+    pub concurrency: Vec<(String, String)>,
+    /// Number of queries that every run delivered and scored; the figures are over these.
     pub queries: usize,
     /// Number of those whose energy at the reference is assumed.
     pub assumed: usize,
@@ -207,14 +219,24 @@ pub fn evaluate_routing(
         (0..locals.len()).map(|at| shared.outcome(at, key, score)).max().unwrap_or(Outcome::Worse)
     };
     let (sends, choices) = shared.oracle_choices();
-    let names = locals.iter().chain([reference]).map(|model| model.label.clone());
+    let runs = || locals.iter().chain([reference]);
+    let names = runs().map(|model| model.label.clone());
+    let asked = runs().map(|model| asked_queries(model.table)).max().unwrap_or(0);
+    let coverage = references.len() as f64 / asked as f64;
+    let concurrency = |model: &RoutedModel| {
+        let workload = describe_workload(&model.table.manifest.settings);
+        (model.label.clone(), workload.unwrap_or_else(|| "unknown".into()))
+    };
     let saving = |p: &f64| router_savings(&choices, *repeated, *p, options.seed);
     Some(Routing {
         scope: options.scope,
         idle: options.idle,
         grade: shared.worst_grade(),
         simulated: locals.iter().chain([reference]).any(|model| model.table.manifest.is_simulated()),
-        asked: reference.table.columns.len(),
+        asked,
+        coverage,
+        partial: coverage < MIN_COVERAGE,
+        concurrency: runs().map(concurrency).collect(),
         queries: references.len(),
         assumed: references.iter().filter(|(_, query)| query.assumed).count(),
         questions: shared.question_count,
@@ -227,7 +249,13 @@ pub fn evaluate_routing(
     })
 }
 
-/// The queries that every run answered and scored.
+/// Returns the number of queries of a run's plan, or that of its rows if it is larger.
+fn asked_queries(table: &RunTable) -> usize {
+    let planned = table.manifest.count.saturating_mul(table.manifest.repeats as usize);
+    table.columns.len().max(planned)
+}
+
+/// The queries that every run delivered and scored.
 struct SharedQueries {
     /// The reference's queries with their keys, in the order of questions.
     references: Vec<(u64, RoutedQuery)>,
@@ -365,10 +393,13 @@ fn router_savings(choices: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u6
         let errors = errors.iter().fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
         ratio_error(sums, errors)
     });
+    let (energy, energy_error) =
+        (energy.map(|(estimate, _)| estimate), error.map(|error| router_saving(error, p)));
     Saving {
         accuracy: p,
-        energy: energy.map(|(estimate, _)| estimate),
-        energy_error: error.map(|error| router_saving(error, p)),
+        energy,
+        energy_error,
+        energy_combined: widen_difference(energy.and_then(|estimate| estimate.interval), energy_error),
         compute: of(1).map(|(estimate, _)| estimate),
         cost: of(2).map(|(estimate, _)| estimate),
     }
@@ -500,10 +531,17 @@ mod tests {
             (OPTIONS.scope, OPTIONS.idle, Some(Grade::Measured))
         );
         assert_eq!((routing.asked, routing.queries, routing.assumed), (6, 4, 0));
+        assert!(routing.partial && (routing.coverage - 4.0 / 6.0).abs() < 1e-12);
+        assert_eq!(routing.concurrency[1], ("large".to_owned(), "unknown".to_owned()));
         // 8 J \u{b1} 0.4 J of 16 J \u{b1} 0.4 J: at most 8.4 / 15.6.
         let error = routing.savings[0].energy_error.unwrap();
         assert!((error - (8.4 / 15.6 - 0.5)).abs() < 1e-5, "{error}");
         assert!((routing.savings[1].energy_error.unwrap() - error / 2.0).abs() < 1e-12);
+        let (questions, both) = (
+            routing.savings[0].energy.unwrap().interval.unwrap(),
+            routing.savings[0].energy_combined.unwrap(),
+        );
+        assert!((both.high - questions.high - error).abs() < 1e-12, "{both:?}");
         let mut cloud = run(&[1.0; 4], 4.0, |_| ());
         cloud.columns.host_j.fill(f64::NAN);
         let cloud = RoutedModel { assumed_j: Some(100.0), ..model("cloud", &cloud) };

@@ -1,7 +1,7 @@
 //! The run loop: sends all questions at the requested rate and writes the results to the run's directory.
 //!
 //! Controls the rate (concurrency or queries per second), warm-up, order and progress. Invariant: a failed query is a
-//! row; only a directory that cannot be written ends a run early; an unsettled account does not delay other queries.
+//! row, and the row of a query has the energy of all its tries, those of an interrupted run included; only a directory that cannot be written ends a run early; an unsettled account does not delay other queries.
 //! Runs on one thread.
 
 use std::rc::Rc;
@@ -87,7 +87,7 @@ impl RunProgress {
         self.finished += 1;
         self.failed += usize::from(!row.is_answered());
         self.unmetered += usize::from(row.unmetered.is_some());
-        if let Some(score) = row.score {
+        if let Some(score) = row.counted_score() {
             self.scored += 1;
             self.score_sum += score;
         }
@@ -155,7 +155,9 @@ pub async fn run_queries(
                 }
                 Some(ended) = scheduler.open.join_next() => {
                     // A panic aborts the program (panic = abort); a cancelled query has no row.
-                    if let Ok(Some((row, text))) = ended {
+                    if let Ok(Some((mut row, text))) = ended {
+                        row.session = directory.session();
+                        row.add_tries(directory.earlier_tries(&row.id, row.repeat));
                         directory.append_row(&row, &text)?;
                         progress.record(&row);
                         on_row(&progress, &row);

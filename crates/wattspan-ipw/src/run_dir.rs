@@ -4,7 +4,7 @@
 //! each finished query). Invariant: readers see only complete lines, a row always has its text, and nothing is deleted
 //! or overwritten. A retried query gets a further row, and the last one counts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use wattspan_client::domain::REPLAY_SOURCE;
 use wattspan_system::private_file;
 
 use super::question::{self, Question};
-use super::row::{QueryRow, ReplyText};
+use super::row::{EarlierTry, QueryRow, ReplyText};
 use super::scope::RunDomain;
 
 /// The manifest of a run.
@@ -103,6 +103,10 @@ pub struct RunDir {
     texts: File,
     /// Keys of the queries that were answered.
     answered: HashSet<(String, u32)>,
+    /// The last failed try of each query that was not answered; its energy includes that of the tries before it.
+    failed: HashMap<(String, u32), Vec<EarlierTry>>,
+    /// The number of the rows that are written from now on: one more than that of the last row.
+    session: u32,
 }
 
 impl RunDir {
@@ -153,13 +157,27 @@ impl RunDir {
         for file in [&mut rows, &mut texts] {
             terminate_line(file).map_err(io_error_at(path))?;
         }
-        let mut done = HashSet::new();
+        let (mut answered, mut failed, mut session) = (HashSet::new(), HashMap::new(), 0);
         for_each_row(&rows_path, |row| {
+            session = session.max(row.session + 1);
             if row.is_answered() {
-                done.insert(row.key());
+                failed.remove(&row.key());
+                answered.insert(row.key());
+            } else if let Some(earlier) = row.as_earlier_try() {
+                failed.insert(row.key(), vec![earlier]);
             }
         })?;
-        Ok(Self { path: path.to_owned(), rows, texts, answered: done })
+        Ok(Self { path: path.to_owned(), rows, texts, answered, failed, session })
+    }
+
+    /// Returns the energies of a query's failed tries in earlier sessions.
+    pub fn earlier_tries(&self, id: &str, repeat: u32) -> &[EarlierTry] {
+        self.failed.get(&(id.to_owned(), repeat)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The number of times that the run was resumed.
+    pub fn session(&self) -> u32 {
+        self.session
     }
 
     /// Returns whether a query was already answered.
@@ -318,11 +336,18 @@ mod tests {
         let (mut run, manifest, questions) = RunDir::resume(dir.path()).unwrap();
         assert!(run.is_answered("a", 0) && !run.is_answered("b", 0) && !run.is_answered("a", 1));
         assert_eq!((questions.len(), manifest.version), (50, FORMAT_VERSION));
+        assert_eq!(
+            (run.session(), run.earlier_tries("a", 0).len(), run.earlier_tries("b", 0).len()),
+            (1, 0, 1)
+        );
         append(&mut run, "b", None);
         let mut rows = Vec::new();
         for_each_row(&dir.path().join("rows.jsonl"), |row| rows.push((row.id.clone(), row.is_answered())))
             .unwrap();
         assert_eq!(rows, [("a".into(), true), ("b".into(), false), ("b".into(), true)]);
+        drop(run);
+        let (run, ..) = RunDir::resume(dir.path()).unwrap();
+        assert!(run.earlier_tries("b", 0).is_empty(), "it was answered");
     }
 
     #[test]

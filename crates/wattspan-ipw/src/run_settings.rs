@@ -68,6 +68,19 @@ pub fn describe_workload(settings: &BTreeMap<String, String>) -> Option<String> 
     closed_loop.or_else(|| settings.get(REQUEST_RATE).map(|rate| format!("{rate} queries a second")))
 }
 
+/// Returns how queries followed each other, if the settings have it.
+pub fn workload(settings: &BTreeMap<String, String>) -> Option<Workload> {
+    match (settings.get(CONCURRENCY), settings.get(REQUEST_RATE)) {
+        (Some(concurrency), None) => concurrency.parse().map(Workload::ClosedLoop).ok(),
+        (None, Some(rate)) => rate
+            .parse()
+            .ok()
+            .filter(|rate| *rate > 0.0 && *rate <= MAX_QUERIES_PER_SECOND)
+            .map(Workload::OpenLoop),
+        _ => None,
+    }
+}
+
 /// Parses the settings of a stored run for resuming it; `None` if a setting is invalid.
 pub fn decode_settings(
     settings: &BTreeMap<String, String>,
@@ -85,17 +98,8 @@ pub fn decode_settings(
         let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_TIMEOUT_S).contains(seconds))?;
         request_settings.timeout = Duration::from_secs(seconds);
     }
-    let workload = match (get(CONCURRENCY), get(REQUEST_RATE)) {
-        (Some(concurrency), None) => concurrency.parse().map(Workload::ClosedLoop).ok(),
-        (None, Some(rate)) => rate
-            .parse()
-            .ok()
-            .filter(|rate| *rate > 0.0 && *rate <= MAX_QUERIES_PER_SECOND)
-            .map(Workload::OpenLoop),
-        _ => None,
-    };
     Some(RunSettings {
-        workload: workload?,
+        workload: workload(settings)?,
         warm_up: get(WARM_UP)?.parse().ok()?,
         retries: get(RETRIES)?.parse().ok()?,
     })

@@ -17,7 +17,9 @@ use super::row::{DomainEnergy, QueryEnergy};
 pub enum Scope {
     /// All domains that count towards the machine's total.
     Host,
-    /// CPUs, memory and accelerators, without the rest of the board.
+    /// CPUs, memory and accelerators, without the rest of the board; `soc` in the public harness.
+    #[value(alias = "soc")]
+    #[serde(alias = "soc")]
     Compute,
     /// Accelerators only, as in most published figures.
     Accelerator,

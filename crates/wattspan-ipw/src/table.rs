@@ -30,9 +30,12 @@ pub struct RunTable {
     pub invalid_lines: usize,
     /// Number of rows superseded by a later attempt.
     pub superseded: usize,
-    /// Failure reasons with their counts, limited to the first few; superseded rows are excluded.
+    /// Reasons of the delivered queries that failed and are wrong, with their counts, limited to the first few;
+    /// superseded rows are excluded.
     pub failures: BTreeMap<String, usize>,
-    /// Reasons why answered queries have no energy, with their counts, in the same way.
+    /// Reasons of the queries that were never delivered and are not asked, in the same way.
+    pub not_delivered: BTreeMap<String, usize>,
+    /// Reasons why delivered queries have no energy, with their counts, in the same way.
     pub unmetered: BTreeMap<String, usize>,
     /// Domains of the run without energy for some queries, with the number of those queries.
     pub domain_gaps: BTreeMap<String, usize>,
@@ -58,7 +61,10 @@ struct TableChunk {
 /// Text notes of rows, each with the index of its row.
 #[derive(Default)]
 struct RowNotes<T> {
+    /// Failure reason of a delivered query.
     failed: T,
+    /// Failure reason of a query that was not delivered.
+    not_delivered: T,
     /// Reason for a missing energy.
     unmetered: T,
     /// Domain of the run without energy.
@@ -70,8 +76,15 @@ struct RowNotes<T> {
 }
 
 impl<T> RowNotes<T> {
-    fn fields(&mut self) -> [&mut T; 5] {
-        [&mut self.failed, &mut self.unmetered, &mut self.gaps, &mut self.others, &mut self.bounds]
+    fn fields(&mut self) -> [&mut T; 6] {
+        [
+            &mut self.failed,
+            &mut self.not_delivered,
+            &mut self.unmetered,
+            &mut self.gaps,
+            &mut self.others,
+            &mut self.bounds,
+        ]
     }
 }
 
@@ -162,6 +175,7 @@ impl RunTable {
             invalid_lines: broken,
             superseded: keep.iter().filter(|kept| !**kept).count(),
             failures: remarks.failed.counts(&keep),
+            not_delivered: remarks.not_delivered.counts(&keep),
             unmetered: remarks.unmetered.counts(&keep),
             domain_gaps: remarks.gaps.counts(&keep),
             other_domains: remarks.others.counts(&keep),
@@ -215,8 +229,10 @@ fn parse_chunk(lines: &[u8], domains: &[RunDomain], scopes: &[(Scope, Vec<usize>
             continue;
         };
         let (at, notes) = (chunk.columns.len(), &mut chunk.notes);
-        notes.failed.extend(row.error.iter().map(|reason| (at, reason.clone())));
-        if row.is_answered() {
+        let is_delivered = row.is_delivered();
+        let failed = if is_delivered { &mut notes.failed } else { &mut notes.not_delivered };
+        failed.extend(row.error.iter().map(|reason| (at, reason.clone())));
+        if is_delivered {
             notes.unmetered.extend(row.unmetered.iter().map(|reason| (at, reason.clone())));
         }
         if let Some(energy) = &row.energy {
@@ -352,10 +368,48 @@ mod tests {
         let (_dir, table) = run(&[failed.clone(), row(2, "a"), right]);
         assert_eq!((table.columns.len(), table.superseded), (2, 1));
         assert_eq!(known(table.columns.score[1]), Some(1.0));
-        let (_dir, table) = run(&[failed]);
-        assert!(!table.columns.answered[0]);
-        assert_eq!(table.failures["refused"], 1);
-        assert_eq!(known(table.columns.score[0]), None, "a failed query has no score, whatever its row says");
+        let (_dir, table) = run(std::slice::from_ref(&failed));
+        assert!(!table.columns.answered[0] && table.columns.delivered[0]);
+        assert_eq!((table.failures["refused"], table.not_delivered.len()), (1, 0));
+        assert_eq!(
+            known(table.columns.score[0]),
+            Some(0.0),
+            "a failed answer is wrong, whatever its row says"
+        );
+        let refused = QueryRow { delivered: Some(false), ..failed };
+        let (_dir, table) = run(&[refused]);
+        assert!(!table.columns.delivered[0]);
+        assert_eq!((table.failures.len(), table.not_delivered["refused"]), (0, 1));
+        assert_eq!(known(table.columns.score[0]), None, "a question that was not asked has no score");
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_off_is_wrong_whatever_its_text() {
+        let finish =
+            |id, reason: &str| QueryRow { finish: Some(reason.into()), score: Some(1.0), ..row(id, "a") };
+        let rows = ["stop", "length", "max_tokens", "ABORT", "content_filter", "eos"];
+        let rows: Vec<QueryRow> = rows.iter().enumerate().map(|(id, reason)| finish(id, reason)).collect();
+        let (_dir, table) = run(&rows);
+        assert_eq!(table.columns.score, [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn rows_of_earlier_versions_are_judged_by_their_error_text() {
+        let failed = |text: &str| QueryRow { error: Some(text.into()), ..row(1, "a") };
+        for not_asked in
+            ["no connection: refused", "HTTP 401: who are you?", "HTTP 503: loading", "HTTP 429: "]
+        {
+            assert!(!failed(not_asked).is_delivered(), "{not_asked}");
+        }
+        for wrong in [
+            "HTTP 400: context too long",
+            "HTTP 500: ",
+            "no answer within 1s",
+            "the answer broke off",
+            "HTTP",
+        ] {
+            assert!(failed(wrong).is_delivered(), "{wrong}");
+        }
     }
 
     #[test]
@@ -396,7 +450,7 @@ mod tests {
             let energy = QueryEnergy { other_domains, at_least: id == 4, ..QueryEnergy::default() };
             QueryRow { energy: Some(energy), ..row(id, "a") }
         };
-        let failed = QueryRow { error: Some("refused".into()), ..unmetered(3) };
+        let failed = QueryRow { error: Some("refused".into()), delivered: Some(false), ..unmetered(3) };
         let (_dir, table) = run(&[unmetered(1), unmetered(1), failed, unmetered(2), other(2), other(4)]);
         assert_eq!(table.unmetered, BTreeMap::from([("no account".to_owned(), 1)]));
         assert_eq!(table.other_domains, BTreeMap::from([("psys".to_owned(), 2)]));

@@ -6,7 +6,8 @@ use std::io::stdout;
 use std::path::PathBuf;
 
 use wattspan_ipw::compare::{ComparedRun, compare_runs as side_by_side};
-use wattspan_ipw::report::html_page::format_estimate;
+use wattspan_ipw::report::format::format_estimate;
+use wattspan_ipw::report::uncertainty::with_combined;
 use wattspan_ipw::table::RunTable;
 
 use super::super::connect::MeterOptions;
@@ -43,7 +44,10 @@ pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliErro
             runs[index].0 = args.runs[index].display().to_string();
         }
     }
-    let columns = side_by_side(&runs, &args.figure_options.terms());
+    let mut columns = side_by_side(&runs, &args.figure_options.terms());
+    if !args.figure_options.allow_partial {
+        columns.iter_mut().for_each(ComparedRun::withhold_if_partial);
+    }
     if !args.anyway && columns.iter().any(|column| !column.differs.is_empty()) {
         return Err(CliError::new(FAILURE, describe_differences(&columns)));
     }
@@ -72,6 +76,10 @@ fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
     if let Some(first) = columns.first() {
         out += &format!("\n  {}\n", figure_tables::describe_basis(&first.figures));
     }
+    let partial = |column: &ComparedRun| column.figures.partial || column.paired.is_some_and(|it| it.partial);
+    if columns.iter().any(partial) {
+        out += "  PARTIAL: less than 95 % of the queries are covered; IPW and IPJ of such runs need --allow-partial\n";
+    }
     out += "  *: on the frontier: no other run is more accurate at less power\n";
     if columns.iter().any(|column| !column.differs.is_empty()) {
         out += &format!(
@@ -90,15 +98,24 @@ fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
         number_column("IPJ"),
     ]);
     for (column, it) in columns.iter().filter_map(|column| Some((column, column.paired?))) {
+        let both =
+            |figure, combined, unit| format_estimate(with_combined(figure, combined).as_ref(), 1.0, unit);
         paired.add_row(vec![
-            printable(&column.label),
+            printable(&column.label) + if it.partial { " (partial)" } else { "" },
             it.count.to_string(),
             format_estimate(Some(&it.accuracy), 100.0, " points"),
-            format_estimate(Some(&it.energy_j), 1.0, " J"),
-            format_estimate(it.power_w.as_ref(), 1.0, " W"),
-            format_estimate(it.per_watt_ratio.as_ref(), 1.0, " \u{d7}"),
-            format_estimate(it.per_joule_ratio.as_ref(), 1.0, " \u{d7}"),
+            both(Some(it.energy_j), it.energy_combined_j, " J"),
+            both(it.power_w, it.power_combined_w, " W"),
+            both(it.per_watt_ratio, it.per_watt_ratio_combined, " \u{d7}"),
+            both(it.per_joule_ratio, it.per_joule_ratio_combined, " \u{d7}"),
         ]);
     }
-    out + "\n" + &paired.render(terminal)
+    out += &format!("\n{}", paired.render(terminal));
+    for column in columns {
+        let uncertainties = figure_tables::uncertainty_table(&column.figures, terminal);
+        if !uncertainties.is_empty() {
+            out += &format!("\n{}{uncertainties}", printable(&column.label));
+        }
+    }
+    out
 }

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 
 use wattspan_client::domain::Grade;
 use wattspan_ipw::compare::Difference;
-use wattspan_ipw::metrics::EfficiencyMetrics;
+use wattspan_ipw::metrics::{EfficiencyMetrics, Estimate};
 use wattspan_ipw::report::Report;
-use wattspan_ipw::report::html_page::{format_estimate, format_significant, quantity_label};
+use wattspan_ipw::report::format::{format_estimate, format_inverse, format_significant, quantity_label};
+use wattspan_ipw::report::uncertainty::{figure_uncertainties, with_combined};
+use wattspan_ipw::report::units::InverseUnit;
 use wattspan_ipw::run_settings::describe_workload;
 use wattspan_ipw::scope::{IdlePolicy, Scope};
 use wattspan_ipw::statistics::Distribution;
@@ -36,7 +38,8 @@ pub fn describe_basis(figures: &EfficiencyMetrics) -> String {
         },
     );
     format!(
-        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval (bootstrap over questions)",
+        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval (bootstrap over questions), widened \
+         by the meter's error where that has a bound",
         figures.covered, figures.asked
     )
 }
@@ -56,10 +59,15 @@ pub fn format_headline(report: &Report) -> String {
         return String::new();
     }
     let pace = describe_workload(&report.run.settings).map_or_else(String::new, |pace| format!("; {pace}"));
+    if all.withheld {
+        let notice = report.partial_notice().unwrap_or_default();
+        return format!("  {}{}\n", printable(&notice), printable(&pace));
+    }
     format!(
-        "  IPW {}, IPJ {}; {} of {} queries covered{}{}\n",
-        format_estimate(all.per_watt.as_ref(), 1.0, " 1/W"),
-        format_estimate(all.per_joule.as_ref(), 1.0, " 1/J"),
+        "  {}IPW {}, IPJ {}; {} of {} queries covered{}{}\n",
+        if all.partial { "PARTIAL: " } else { "" },
+        format_inverse(with_combined(all.per_watt, all.per_watt_combined).as_ref(), "W"),
+        format_inverse(with_combined(all.per_joule, all.per_joule_combined).as_ref(), "J"),
         all.covered,
         all.asked,
         printable(&pace),
@@ -107,35 +115,77 @@ pub fn spread_table(all: &BTreeMap<&'static str, Distribution>, terminal: Termin
     table.render(terminal)
 }
 
-/// A table of figures, one row per run or subject.
+/// How many queries were open at a time, or began each second.
+pub fn concurrency_label(concurrency: Option<usize>, queries_per_second: Option<f64>) -> String {
+    let open_loop = || queries_per_second.map(|rate| format!("{}/s", format_significant(rate)));
+    concurrency.map(|at_once| at_once.to_string()).or_else(open_loop).unwrap_or_else(|| "\u{2013}".into())
+}
+
+/// The name of a row, marked if its figures are over too few of its queries.
+fn row_name(name: &str, figures: &EfficiencyMetrics) -> String {
+    let mark = if figures.partial { " (partial)" } else { "" };
+    format!("{}{mark}", printable(name))
+}
+
+/// The uncertainties of the figures, apart and together; empty without figures.
+pub fn uncertainty_table(figures: &EfficiencyMetrics, terminal: Terminal) -> String {
+    let rows = figure_uncertainties(figures);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut columns = vec![text_column("UNCERTAINTY")];
+    columns.extend(["VALUE", "QUESTIONS, 95 %", "METER ERROR", "BOTH"].map(number_column));
+    let mut table = TextTable::new(columns);
+    for row in rows {
+        table.add_row(vec![row.figure, row.value, row.questions, row.meter, row.both]);
+    }
+    format!("\n{}\n", table.render(terminal))
+}
+
+/// A table of figures, one row per run or subject. Each column has one unit.
 pub fn figure_table(
     first: &'static str,
     rows: &[(String, &EfficiencyMetrics)],
     terminal: Terminal,
 ) -> String {
+    let unit = |of: fn(&EfficiencyMetrics) -> Option<Estimate>| {
+        InverseUnit::of(rows.iter().filter_map(|(_, figures)| Some(of(figures)?.value)))
+    };
+    let (per_watt, per_joule) = (unit(|it| it.per_watt), unit(|it| it.per_joule));
+    let tokens = unit(|it| it.tokens_per_joule);
     let columns = [
         text_column(first),
+        number_column("AT ONCE"),
         number_column("COVERED"),
         number_column("ACCURACY"),
         number_column("ENERGY"),
         number_column("POWER"),
         number_column("ATTRIBUTED"),
-        number_column("IPW 1/W"),
-        number_column("IPJ 1/J"),
-        number_column("TOKENS/J"),
+        number_column(per_watt.choose(["IPW 1/W", "IPW 1/kW", "IPW 1/MW", "IPW 1/GW"])),
+        number_column(per_joule.choose(["IPJ 1/J", "IPJ 1/kJ", "IPJ 1/MJ", "IPJ 1/GJ"])),
+        number_column(tokens.choose(["TOKENS/J", "TOKENS/kJ", "TOKENS/MJ", "TOKENS/GJ"])),
     ];
     let mut table = TextTable::new(columns);
-    for (name, figures_of_row) in rows {
+    for (name, it) in rows {
+        let both = |figure, combined, factor, unit: &str| {
+            format_estimate(with_combined(figure, combined).as_ref(), factor, unit)
+        };
         table.add_row(vec![
-            printable(name),
-            format!("{}/{}", figures_of_row.covered, figures_of_row.asked),
-            format_estimate(figures_of_row.accuracy.as_ref(), 100.0, " %"),
-            format_estimate(figures_of_row.energy_j.as_ref(), 1.0, " J"),
-            format_estimate(figures_of_row.power_w.as_ref(), 1.0, " W"),
-            format_estimate(figures_of_row.attributed_power_w.as_ref(), 1.0, " W"),
-            format_estimate(figures_of_row.per_watt.as_ref(), 1.0, ""),
-            format_estimate(figures_of_row.per_joule.as_ref(), 1.0, ""),
-            format_estimate(figures_of_row.tokens_per_joule.as_ref(), 1.0, ""),
+            row_name(name, it),
+            concurrency_label(it.concurrency, it.queries_per_second),
+            format!("{}/{}", it.covered, it.asked),
+            format_estimate(it.accuracy.as_ref(), 100.0, " %"),
+            both(it.energy_j, it.energy_combined_j, 1.0, " J"),
+            both(it.power_w, it.power_combined_w, 1.0, " W"),
+            // The interval of this secondary figure is in the page, CSV and JSON; the table would be too wide.
+            format_estimate(
+                it.attributed_power_w.map(|it| Estimate { interval: None, ..it }).as_ref(),
+                1.0,
+                " W",
+            ),
+            both(it.per_watt, it.per_watt_combined, per_watt.factor, ""),
+            both(it.per_joule, it.per_joule_combined, per_joule.factor, ""),
+            format_estimate(it.tokens_per_joule.as_ref(), tokens.factor, ""),
         ]);
     }
     table.render(terminal)

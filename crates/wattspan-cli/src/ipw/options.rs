@@ -17,6 +17,9 @@ pub struct FigureOptions {
     /// Include or exclude idle power
     #[arg(long, value_enum, default_value_t = IdlePolicy::Included)]
     pub idle: IdlePolicy,
+    /// Print IPW and IPJ also if less than 95 % of the queries are covered, marked as partial
+    #[arg(long)]
+    pub allow_partial: bool,
     /// Seed of the bootstrap that gives the confidence intervals
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub interval_seed: u64,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use wattspan_ipw::metrics::EfficiencyMetrics;
-use wattspan_ipw::report::html_page::{format_estimate, format_significant, render_page};
+use wattspan_ipw::report::format::{format_estimate, format_inverse, format_significant};
+use wattspan_ipw::report::html_page::render_page;
 use wattspan_ipw::report::{EnergyPrices, Report};
 use wattspan_ipw::table::RunTable;
 use wattspan_system::private_file;
@@ -43,7 +44,10 @@ pub struct ReportArgs {
 pub fn report(options: &MeterOptions, args: &ReportArgs) -> Result<u8, CliError> {
     let table = RunTable::read(&args.run).map_err(anyhow::Error::from)?;
     let prices = EnergyPrices { per_kwh: args.price_per_kwh, co2_g_per_kwh: args.co2_per_kwh };
-    let report = Report::new(&table, &args.figure_options.terms(), prices);
+    let mut report = Report::new(&table, &args.figure_options.terms(), prices);
+    if !args.figure_options.allow_partial {
+        report.withhold_if_partial();
+    }
     if let Some(file) = &args.html {
         write_output(file, render_page(&report).as_bytes())?;
     }
@@ -86,9 +90,11 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
     out += &figure_tables::format_headline(report);
     out += "\n";
     let mut rows = vec![("all".to_owned(), &report.all)];
+    rows.extend(report.steady_state.iter().map(|steady| ("steady state".to_owned(), &steady.figures)));
     rows.extend(report.subjects.iter().map(|figures| (figures.of.clone(), figures)));
     out += &figure_tables::figure_table("SUBJECT", &rows, terminal);
     out += &format!("\n  {}\n", figure_tables::describe_basis(&report.all));
+    out += &figure_tables::uncertainty_table(&report.all, terminal);
     out += &render_details(report, terminal);
     if let Some(phases) = &report.phases {
         let per_token = |joules: Option<f64>| {
@@ -103,13 +109,7 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
             per_token(phases.decode_j_per_token)
         );
     }
-    let failed: usize = report.all.asked - report.all.answered;
-    if failed > 0 {
-        out += &format!("  {failed} queries failed and are in no figure:\n");
-        for (reason, count) in &report.failures {
-            out += &format!("    {count} \u{d7} {}\n", printable(reason));
-        }
-    }
+    out += &render_failures(report);
     for remark in report.remarks() {
         out += &format!("  {}\n", printable(&remark));
     }
@@ -118,13 +118,34 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
     }
     let sum = &report.sum;
     out += &format!(
-        "  all together, including failed queries and idle power: {} J over {} queries",
+        "  all together, including idle power and queries that are in no figure: {} J over {} queries",
         format_significant(sum.energy_j),
         sum.metered
     );
     out += &sum.cost.map_or_else(String::new, |cost| format!(", costing {}", format_significant(cost)));
     out += &sum.co2_g.map_or_else(String::new, |grams| format!(", {} g CO2", format_significant(grams)));
     out + "\n"
+}
+
+/// The failed queries with their reasons: those that are wrong answers, and those that were not asked.
+fn render_failures(report: &Report) -> String {
+    let mut out = String::new();
+    for (failures, meaning) in [
+        (
+            &report.failures,
+            "queries failed after they were delivered: they are wrong, and their energy counts:",
+        ),
+        (&report.not_delivered, "queries were never delivered: they are not asked, and in no figure:"),
+    ] {
+        let count: usize = failures.values().sum();
+        if count > 0 {
+            out += &format!("  {count} {meaning}\n");
+        }
+        for (reason, count) in failures {
+            out += &format!("    {count} \u{d7} {}\n", printable(reason));
+        }
+    }
+    out
 }
 
 /// Other scopes, distributions, and figures that only some runs have.
@@ -136,10 +157,10 @@ fn render_details(report: &Report, terminal: Terminal) -> String {
     }
     if all.perplexity.is_some() {
         out += &format!(
-            "  perplexity {}; 1/(perplexity \u{d7} W) {}; 1/(perplexity \u{d7} J) {}\n",
+            "  perplexity {}; 1/perplexity per watt {}, per joule {}\n",
             format_estimate(all.perplexity.as_ref(), 1.0, ""),
-            format_estimate(all.perplexity_per_watt.as_ref(), 1.0, ""),
-            format_estimate(all.perplexity_per_joule.as_ref(), 1.0, "")
+            format_inverse(all.perplexity_per_watt.as_ref(), "W"),
+            format_inverse(all.perplexity_per_joule.as_ref(), "J")
         );
     }
     let others: Vec<(String, &EfficiencyMetrics)> = report
@@ -163,9 +184,12 @@ fn render_csv(report: &Report) -> String {
         "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
          energy_high_j,energy_error_j,power_w,power_low_w,power_high_w,ipw_per_w,ipw_low,ipw_high,ipj_per_j,ipj_low,ipj_high,\
          tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule,power_error_w,\
-         attributed_power_w,attributed_power_low_w,attributed_power_high_w,simulated\n",
+         attributed_power_w,attributed_power_low_w,attributed_power_high_w,simulated,delivered,coverage,partial,concurrency,\
+         queries_per_second,energy_combined_low_j,energy_combined_high_j,power_combined_low_w,power_combined_high_w,\
+         ipw_combined_low,ipw_combined_high,ipj_combined_low,ipj_combined_high\n",
     );
-    for figures in std::iter::once(&report.all).chain(&report.subjects) {
+    let steady_state = report.steady_state.iter().map(|steady| &steady.figures);
+    for figures in std::iter::once(&report.all).chain(steady_state).chain(&report.subjects) {
         let mut cells = vec![
             escape_cell(&figures.of),
             value_name(figures.scope),
@@ -207,7 +231,20 @@ fn render_csv(report: &Report) -> String {
             number(interval.map(|it| it.low)),
             number(interval.map(|it| it.high)),
             figures.simulated.to_string(),
+            figures.delivered.to_string(),
+            format_number(figures.coverage),
+            figures.partial.to_string(),
+            figures.concurrency.map_or_else(String::new, |concurrency| concurrency.to_string()),
+            number(figures.queries_per_second),
         ]);
+        for combined in [
+            figures.energy_combined_j,
+            figures.power_combined_w,
+            figures.per_watt_combined,
+            figures.per_joule_combined,
+        ] {
+            cells.extend([number(combined.map(|it| it.low)), number(combined.map(|it| it.high))]);
+        }
         out += &(cells.join(",") + "\n");
     }
     out

@@ -5,7 +5,8 @@
 use std::io::stdout;
 use std::path::PathBuf;
 
-use wattspan_ipw::report::html_page::{format_estimate, format_significant};
+use wattspan_ipw::report::format::{format_estimate, format_significant};
+use wattspan_ipw::report::uncertainty::with_combined;
 use wattspan_ipw::route::{
     IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
 };
@@ -59,8 +60,17 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
         let table = RunTable::read(path).map_err(anyhow::Error::from)?;
         Ok((run_label(path, &table.manifest), table))
     };
-    let locals = args.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let reference = read(&args.reference)?;
+    let mut locals = args.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut reference = read(&args.reference)?;
+    // Runs of the same label are identified by their directories.
+    let labels: Vec<String> = locals.iter().chain([&reference]).map(|(label, _)| label.clone()).collect();
+    for (run, path) in
+        locals.iter_mut().chain([&mut reference]).zip(args.locals.iter().chain([&args.reference]))
+    {
+        if labels.iter().filter(|label| **label == run.0).count() > 1 {
+            run.0 = path.display().to_string();
+        }
+    }
     let reference_model = build_model(args, &reference, args.reference_joules)?;
     let models = locals.iter().map(|run| build_model(args, run, None)).collect::<Result<Vec<_>, _>>()?;
     let incomparable = incomparable_runs(&models, &reference_model, &terms);
@@ -74,6 +84,14 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     let Some(routing) = routing(&models, &reference_model, &args.accuracies, &terms) else {
         return Err(CliError::new(FAILURE, "no question was answered and scored in all of these runs"));
     };
+    if routing.partial && !args.figure_options.allow_partial {
+        let message = format!(
+            "only {} of {} queries were delivered and scored in all of these runs, less than the 95 % that a figure needs \
+             (--allow-partial routes them all the same)",
+            routing.queries, routing.asked
+        );
+        return Err(CliError::new(FAILURE, message));
+    }
     if options.json {
         output::print_json_pretty(&routing)?;
     } else {
@@ -110,6 +128,7 @@ fn build_model<'a>(
 fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> String {
     let mut covered = TextTable::new([
         text_column("MODEL"),
+        text_column("CONCURRENCY"),
         number_column("BETTER"),
         number_column("AS GOOD"),
         number_column("BOTH WRONG"),
@@ -123,9 +142,14 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
             .find(|(name, _)| name == label)
             .map_or(String::new(), |(_, n)| n.to_string())
     };
+    let pace = |label: &str| {
+        let pace = routing.concurrency.iter().find(|(name, _)| name == label);
+        pace.map_or(String::new(), |(_, pace)| printable(pace))
+    };
     for it in routing.models.iter().chain([&routing.best_of_local]) {
         covered.add_row(vec![
             printable(&it.label),
+            pace(&it.label),
             it.wins.to_string(),
             it.ties.to_string(),
             it.both_wrong.to_string(),
@@ -135,6 +159,7 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
     }
     covered.add_row(vec![
         printable(&routing.reference),
+        pace(&routing.reference),
         String::new(),
         String::new(),
         String::new(),
@@ -158,8 +183,9 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
         queries if queries > routing.questions => format!(", asked {queries} times in all"),
         _ => String::new(),
     };
+    let partial = if routing.partial { "PARTIAL: o" } else { "O" };
     format!(
-        "\nOver {} questions{times}, against {}\n\n{}\n{}\n  {}\n{assumed}  savings against all on the reference, at no loss of \
+        "\n{partial}ver {} questions{times}, against {}\n\n{}\n{}\n  {}\n{assumed}  savings against all on the reference, at no loss of \
          quality: misses go to the reference\n{unlike}",
         routing.questions,
         printable(&routing.reference),
@@ -184,7 +210,8 @@ fn savings_table(routing: &Routing) -> TextTable {
         };
         let percent =
             |figure: &Option<wattspan_ipw::metrics::Estimate>| format_estimate(figure.as_ref(), 100.0, " %");
-        saved.add_row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
+        let energy = with_combined(it.energy, it.energy_combined);
+        saved.add_row(vec![name, percent(&energy), percent(&it.compute), percent(&it.cost)]);
     }
     saved
 }
@@ -207,7 +234,8 @@ fn describe_basis(routing: &Routing) -> String {
         },
     );
     format!(
-        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval (bootstrap over questions)",
+        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval (bootstrap over questions), that of the \
+         energy widened by the meter's error where it has a bound",
         routing.queries, routing.asked
     )
 }

@@ -111,7 +111,10 @@ fn print_result(
     ended: &RunOutcome,
 ) -> Result<u8, CliError> {
     let table = RunTable::read(path).map_err(anyhow::Error::from)?;
-    let figures = Report::new(&table, &args.figure_options.terms(), EnergyPrices::default());
+    let mut figures = Report::new(&table, &args.figure_options.terms(), EnergyPrices::default());
+    if !args.figure_options.allow_partial {
+        figures.withhold_if_partial();
+    }
     if options.json {
         output::print_json_pretty(&figures)?;
     } else {

@@ -87,7 +87,7 @@ impl ImportFindings {
         push_if(self.scores_kept, format!("accuracy: {} scores are those of the file", of(self.scores_kept)));
         push_if(
             self.unanswered,
-            format!("answers: {} are empty, and count as failed, not as wrong", of(self.unanswered)),
+            format!("answers: {} are empty or failed, and count as wrong", of(self.unanswered)),
         );
         push_if(
             self.without_question,

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::super::row::is_refused_before_work;
+
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelReply {
     /// The text of the answer.
@@ -51,12 +53,12 @@ impl ModelReply {
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ReplyError {
-    /// The server is unreachable, or the connection broke.
+    /// The server is unreachable: no connection was made, or the request was not sent on it.
     #[error("no connection: {0}")]
     Unreachable(String),
-    /// The server closed the connection before it replied: usually an idle connection that it closed while the request
-    /// was in transit.
-    #[error("no connection: {0}")]
+    /// The connection broke after the request was sent and before the reply: often an idle connection that the server
+    /// closed while the request was in transit.
+    #[error("the connection broke before the answer: {0}")]
     ConnectionClosed(String),
     /// The server replied with an error status.
     #[error("HTTP {status}: {body}")]
@@ -93,6 +95,15 @@ impl ReplyError {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 409 | 425 | 429 | 500..),
             Self::Malformed(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Returns whether the server received the question. If so, the failure is a wrong answer, and its energy counts.
+    pub fn is_delivered(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => false,
+            Self::Status { status, .. } => !is_refused_before_work(*status),
             _ => true,
         }
     }
@@ -145,6 +156,29 @@ mod tests {
             (Some(Duration::ZERO), None),
             "at once, but only once"
         );
+    }
+
+    #[test]
+    fn only_requests_that_the_server_refused_or_never_got_are_undelivered() {
+        let status = |status| ReplyError::Status { status, body: String::new(), retry_after: None };
+        for refused in [301, 401, 402, 403, 404, 405, 407, 409, 425, 426, 429, 503] {
+            assert!(!status(refused).is_delivered(), "{refused}");
+        }
+        for worked_on in [400, 408, 413, 414, 422, 431, 500, 502, 504] {
+            assert!(status(worked_on).is_delivered(), "{worked_on}");
+        }
+        assert!(!ReplyError::Unreachable("refused".into()).is_delivered());
+        for delivered in [
+            ReplyError::ConnectionClosed("reset".into()),
+            ReplyError::TimedOut(Duration::from_secs(1)),
+            ReplyError::Truncated("reset".into()),
+            ReplyError::IncompleteStream,
+            ReplyError::Empty,
+            ReplyError::ErrorInBody("out of memory".into()),
+            ReplyError::Malformed("oops".into()),
+        ] {
+            assert!(delivered.is_delivered(), "{delivered}");
+        }
     }
 
     #[test]

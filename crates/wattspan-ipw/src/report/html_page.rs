@@ -11,7 +11,10 @@ use super::super::metrics::{EfficiencyMetrics, Estimate};
 use super::super::run_settings::describe_workload;
 use super::super::statistics::Distribution;
 use super::chart::{Axis, Chart};
+use super::format::{format_estimate, format_inverse, format_significant, quantity_label};
 use super::plot_data::PlotData;
+use super::uncertainty::{figure_uncertainties, with_combined};
+use super::units::InverseUnit;
 use super::{PhaseEnergy, Report};
 
 const TEMPLATE: &str = include_str!("report.html");
@@ -22,7 +25,11 @@ pub fn render_page(report: &Report) -> String {
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.add_template("page", TEMPLATE).expect("a test renders the template");
     let template = environment.get_template("page").expect("it was added just now");
-    let rows: Vec<Value> = std::iter::once(&report.all).chain(&report.subjects).map(metrics_row).collect();
+    let steady_state = report.steady_state.iter().map(|steady| &steady.figures);
+    let rows: Vec<_> = std::iter::once(&report.all).chain(steady_state).chain(&report.subjects).collect();
+    let (units, scope_units) =
+        (ColumnUnits::of(&rows), ColumnUnits::of(&report.scopes.iter().collect::<Vec<_>>()));
+    let rows: Vec<Value> = rows.into_iter().map(|metrics| metrics_row(metrics, units)).collect();
     let charts: Vec<Value> = charts(report)
         .into_iter()
         .map(|(title, chart, note)| context! { title, note, svg => Value::from_safe_string(chart.to_svg()) })
@@ -30,6 +37,9 @@ pub fn render_page(report: &Report) -> String {
     let values = context! {
         report => Value::from(Serde(report)),
         headline => headline_tiles(&report.all),
+        units => units.names(),
+        scope_units => scope_units.names(),
+        uncertainties => Value::from(Serde(figure_uncertainties(&report.all))),
         remarks => report.remarks(),
         pace => describe_workload(&report.run.settings),
         sum_j => format_significant(report.sum.energy_j),
@@ -40,7 +50,7 @@ pub fn render_page(report: &Report) -> String {
         idle => report.idle.title(),
         scope => report.scope.title(),
         rows,
-        scopes => report.scopes.iter().map(metrics_row).collect::<Vec<_>>(),
+        scopes => report.scopes.iter().map(|metrics| metrics_row(metrics, scope_units)).collect::<Vec<_>>(),
         spreads => report.spreads.iter().map(|(name, distribution)| distribution_row(name, distribution)).collect::<Vec<_>>(),
         pictures => charts,
     };
@@ -48,35 +58,6 @@ pub fn render_page(report: &Report) -> String {
         template.render(values).expect("a test renders the template with every part absent and present");
     // The rendered text is sanitized here once, so that it covers all names, servers, failures and chart labels.
     printable_lines(&page)
-}
-
-/// Formats a number with at most four digits, without false precision.
-pub fn format_significant(value: f64) -> String {
-    let size = value.abs();
-    let decimals = match () {
-        // Avoids "-0" after rounding.
-        () if size < 1e-12 => return "0".into(),
-        () if size >= 1000.0 => 0,
-        () if size >= 100.0 => 1,
-        () if size >= 10.0 => 2,
-        () if size >= 1.0 => 3,
-        () => (3 - size.log10().floor() as i32).clamp(3, 12) as usize,
-    };
-    format!("{value:.decimals$}")
-}
-
-/// Formats a figure with its interval, or a dash.
-pub fn format_estimate(estimate: Option<&Estimate>, scale: f64, unit: &str) -> String {
-    let Some(estimate) = estimate else { return "\u{2013}".into() };
-    let value = format_significant(estimate.value * scale);
-    match estimate.interval {
-        Some(it) => format!(
-            "{value}{unit} [{} .. {}]",
-            format_significant(it.low * scale),
-            format_significant(it.high * scale)
-        ),
-        None => format!("{value}{unit}"),
-    }
 }
 
 /// Formats a figure with its interval below it.
@@ -88,41 +69,80 @@ fn estimate_cell(estimate: Option<&Estimate>, scale: f64, unit: &str) -> Value {
     context! { value => format!("{}{unit}", format_significant(estimate.value * scale)), interval }
 }
 
-fn metrics_row(metrics: &EfficiencyMetrics) -> Value {
+/// The units of a table's columns per watt, per joule, and of tokens per joule.
+#[derive(Clone, Copy)]
+struct ColumnUnits([InverseUnit; 3]);
+
+impl ColumnUnits {
+    fn of(rows: &[&EfficiencyMetrics]) -> Self {
+        let unit = |of: fn(&EfficiencyMetrics) -> Option<Estimate>| {
+            InverseUnit::of(rows.iter().filter_map(|metrics| Some(of(metrics)?.value)))
+        };
+        Self([unit(|it| it.per_watt), unit(|it| it.per_joule), unit(|it| it.tokens_per_joule)])
+    }
+
+    fn names(self) -> Vec<String> {
+        let Self([per_watt, per_joule, tokens]) = self;
+        vec![per_watt.name("1", "W"), per_joule.name("1", "J"), tokens.name("tokens", "J")]
+    }
+}
+
+fn metrics_row(
+    metrics: &EfficiencyMetrics,
+    ColumnUnits([per_watt, per_joule, tokens]): ColumnUnits,
+) -> Value {
+    let both = |figure, combined, factor, unit| {
+        estimate_cell(with_combined(figure, combined).as_ref(), factor, unit)
+    };
     context! {
-        of => metrics.of.as_str(),
+        of => format!("{}{}", metrics.of, if metrics.partial { " (partial)" } else { "" }),
+        at_once => metrics.concurrency.map(|at_once| at_once.to_string()).or_else(|| {
+            metrics.queries_per_second.map(|rate| format!("{}/s", format_significant(rate)))
+        }),
         scope => metrics.scope.title(),
         idle => metrics.idle.title(),
         grade => metrics.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
         covered => format!("{} of {}", metrics.covered, metrics.asked),
         error => metrics.energy_error_j.map(format_significant),
         perplexity => metrics.perplexity.map(|_| format_estimate(metrics.perplexity.as_ref(), 1.0, "")),
-        perplexity_per_watt => format_estimate(metrics.perplexity_per_watt.as_ref(), 1.0, ""),
-        perplexity_per_joule => format_estimate(metrics.perplexity_per_joule.as_ref(), 1.0, ""),
+        perplexity_per_watt => format_inverse(metrics.perplexity_per_watt.as_ref(), "W"),
+        perplexity_per_joule => format_inverse(metrics.perplexity_per_joule.as_ref(), "J"),
         cells => vec![
             estimate_cell(metrics.accuracy.as_ref(), 100.0, " %"),
-            estimate_cell(metrics.energy_j.as_ref(), 1.0, " J"),
-            estimate_cell(metrics.power_w.as_ref(), 1.0, " W"),
+            both(metrics.energy_j, metrics.energy_combined_j, 1.0, " J"),
+            both(metrics.power_w, metrics.power_combined_w, 1.0, " W"),
             estimate_cell(metrics.attributed_power_w.as_ref(), 1.0, " W"),
-            estimate_cell(metrics.per_watt.as_ref(), 1.0, ""),
-            estimate_cell(metrics.per_joule.as_ref(), 1.0, ""),
-            estimate_cell(metrics.tokens_per_joule.as_ref(), 1.0, ""),
+            both(metrics.per_watt, metrics.per_watt_combined, per_watt.factor, ""),
+            both(metrics.per_joule, metrics.per_joule_combined, per_joule.factor, ""),
+            estimate_cell(metrics.tokens_per_joule.as_ref(), tokens.factor, ""),
             estimate_cell(metrics.queries_per_kwh.as_ref(), 1.0, ""),
         ],
     }
 }
 
 fn headline_tiles(all: &EfficiencyMetrics) -> Vec<Value> {
-    let tile = |name, cell: Value, unit| context! { name, cell, unit };
+    let tile = |name, cell: Value, unit: &str| context! { name, cell, unit };
+    let both = |figure, combined, factor, unit| {
+        estimate_cell(with_combined(figure, combined).as_ref(), factor, unit)
+    };
+    let ColumnUnits([per_watt, per_joule, _]) = ColumnUnits::of(&[all]);
     let of = if all.covered > 0 { "of the covered queries" } else { "of the scored queries" };
     vec![
-        tile("intelligence per watt", estimate_cell(all.per_watt.as_ref(), 1.0, ""), "accuracy / W"),
-        tile("intelligence per joule", estimate_cell(all.per_joule.as_ref(), 1.0, ""), "accuracy / J"),
+        tile(
+            "intelligence per watt",
+            both(all.per_watt, all.per_watt_combined, per_watt.factor, ""),
+            &per_watt.name("accuracy", "W"),
+        ),
+        tile(
+            "intelligence per joule",
+            both(all.per_joule, all.per_joule_combined, per_joule.factor, ""),
+            &per_joule.name("accuracy", "J"),
+        ),
         tile("accuracy", estimate_cell(all.accuracy.as_ref(), 100.0, " %"), of),
-        tile("energy", estimate_cell(all.energy_j.as_ref(), 1.0, " J"), "mean share of a query"),
+        tile("energy", both(all.energy_j, all.energy_combined_j, 1.0, " J"), "mean share of a query"),
         tile(
             "power",
-            estimate_cell(all.power_w.as_ref(), 1.0, " W"),
+            both(all.power_w, all.power_combined_w, 1.0, " W"),
             "mean of the machine while a query was open",
         ),
         tile(
@@ -131,17 +151,6 @@ fn headline_tiles(all: &EfficiencyMetrics) -> Vec<Value> {
             "mean share over time of a query",
         ),
     ]
-}
-
-/// Returns the display name of a quantity: "energy, J".
-pub fn quantity_label(name: &str) -> String {
-    let (words, unit) = match name.rsplit_once('_') {
-        Some((words, "j")) => (words, ", J"),
-        Some((words, "w")) => (words, ", W"),
-        Some((words, "s")) => (words, ", s"),
-        _ => (name, ""),
-    };
-    format!("{}{unit}", words.replace('_', " "))
 }
 
 fn distribution_row(name: &str, distribution: &Distribution) -> Value {
@@ -344,29 +353,6 @@ mod tests {
     use super::super::super::table::RunTable;
     use super::super::EnergyPrices;
     use super::*;
-
-    #[test]
-    fn format_significant_writes_four_digits() {
-        let all = [
-            (0.0, "0"),
-            (0.001234, "0.001234"),
-            (0.5, "0.5000"),
-            (12.345, "12.35"),
-            (123.45, "123.5"),
-            (12345.6, "12346"),
-            (-0.0, "0"),
-            (-1e-13, "0"),
-            (-0.5, "-0.5000"),
-        ];
-        for (value, text) in all {
-            assert_eq!(format_significant(value), text);
-        }
-        assert_eq!(format_estimate(None, 1.0, " J"), "\u{2013}");
-        assert_eq!(
-            (quantity_label("between_tokens_s"), quantity_label("tokens_out")),
-            ("between tokens, s".into(), "tokens out".into())
-        );
-    }
 
     fn rendered(rows: &[QueryRow], label: &str) -> String {
         let dir = tempfile::tempdir().unwrap();

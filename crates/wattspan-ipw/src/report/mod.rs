@@ -4,8 +4,11 @@
 //! grade, scope, idle policy, coverage and error.
 
 pub mod chart;
+pub mod format;
 pub mod html_page;
 pub mod plot_data;
+pub mod uncertainty;
+pub mod units;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -14,10 +17,11 @@ use std::thread;
 
 use serde::Serialize;
 
-use super::metrics::{EfficiencyMetrics, MetricOptions, compute_metrics_over};
+use super::metrics::{EfficiencyMetrics, MIN_COVERAGE, MetricOptions, compute_metrics, compute_metrics_over};
 use super::run_dir::{Manifest, NO_METER};
 use super::scope::{IdlePolicy, Scope};
 use super::statistics::{Distribution, LinearFit, distribution, fit_linear, fit_log_linear};
+use super::steady_state::SteadyQueries;
 use super::table::{RunTable, known};
 
 /// Prices and emission factors, given by the user.
@@ -40,11 +44,14 @@ pub struct Report {
     pub scope: Scope,
     /// Whether idle power is included.
     pub idle: IdlePolicy,
-    /// Why no answered query has an energy in this scope, if so.
+    /// Why no delivered query has an energy in this scope, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_energy: Option<String>,
     /// Figures over all queries.
     pub all: EfficiencyMetrics,
+    /// Figures of the steady state; absent at one query at a time and if the concurrency was never full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steady_state: Option<SteadyState>,
     /// Figures by subject, sorted by name.
     pub subjects: Vec<EfficiencyMetrics>,
     /// Figures over all queries in the other scopes and idle policies that the machine supports.
@@ -60,8 +67,10 @@ pub struct Report {
     pub phases: Option<PhaseEnergy>,
     /// Total energy and its cost.
     pub sum: Totals,
-    /// Failure reasons with their counts.
+    /// Reasons of the delivered queries that failed and are wrong, with their counts.
     pub failures: BTreeMap<String, usize>,
+    /// Reasons of the queries that were never delivered and are not asked, with their counts.
+    pub not_delivered: BTreeMap<String, usize>,
     /// Reasons for missing energies, with their counts.
     pub unmetered: BTreeMap<String, usize>,
     /// Domains of the run without energy for some queries, with the number of those queries.
@@ -80,6 +89,15 @@ pub struct Report {
     /// Points of the charts, sampled if there are many.
     #[serde(skip)]
     pub points: plot_data::PlotData,
+}
+
+/// The part of a run in which its concurrency was full, without ramp and drain.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SteadyState {
+    /// From the instant at which the concurrency was first full to the last one; of a resumed run the sum over its sessions.
+    pub window_s: f64,
+    /// The figures of the queries that were open in it from their beginning to their end.
+    pub figures: EfficiencyMetrics,
 }
 
 /// Energy of prefill and decode, over the queries that have both.
@@ -121,6 +139,7 @@ impl Report {
             scope: options.scope,
             idle: options.idle,
             no_energy: no_energy_reason(table, options),
+            steady_state: steady_state(table, all.concurrency, options),
             all,
             subjects,
             scopes,
@@ -129,6 +148,7 @@ impl Report {
             phases: phase_energy(table, options),
             sum: totals(table, options.scope, prices),
             failures: table.failures.clone(),
+            not_delivered: table.not_delivered.clone(),
             unmetered: table.unmetered.clone(),
             domain_gaps: table.domain_gaps.clone(),
             other_domains: table.other_domains.clone(),
@@ -141,10 +161,43 @@ impl Report {
 }
 
 impl Report {
+    /// Removes IPW and IPJ wherever too few of the queries are covered.
+    pub fn withhold_if_partial(&mut self) {
+        let steady_state = self.steady_state.as_mut().map(|steady| {
+            // The steady state of a partial run is as little a figure of its questions.
+            steady.figures.partial |= self.all.partial;
+            &mut steady.figures
+        });
+        let all = std::iter::once(&mut self.all).chain(steady_state);
+        let all = all.chain(&mut self.subjects).chain(&mut self.scopes);
+        all.for_each(EfficiencyMetrics::withhold_if_partial);
+    }
+
+    /// Returns what a partial coverage means for the figures, if it is partial.
+    pub fn partial_notice(&self) -> Option<String> {
+        let all = &self.all;
+        if !all.partial || all.covered == 0 {
+            return None;
+        }
+        let (least, coverage) = (MIN_COVERAGE * 100.0, (all.coverage * 1000.0).floor() / 10.0);
+        let of =
+            format!("{} of {} queries, {coverage:.1} %, less than the {least:.0} %", all.covered, all.asked);
+        Some(match all.withheld {
+            true => {
+                format!("no IPW and no IPJ: they would be over {of} that a figure needs (--allow-partial)")
+            }
+            false => format!("PARTIAL: IPW and IPJ are over {of} that a figure needs"),
+        })
+    }
+
     /// Returns the caveats on the run's energies, one sentence each.
     pub fn remarks(&self) -> Vec<String> {
         let asked = self.all.asked;
-        let mut all = Vec::new();
+        let mut all: Vec<String> = self.partial_notice().into_iter().collect();
+        let unscored = self.all.delivered - self.all.scored;
+        if unscored > 0 {
+            all.push(format!("{unscored} answers have no score yet (wattspan ipw score RUN --judge)"));
+        }
         for (name, reason) in self.run.not_live.iter().flatten() {
             all.push(format!("{name}: not live when the run began, and no part of it: {reason}"));
         }
@@ -167,7 +220,20 @@ impl Report {
         }
         if self.no_energy.is_none() && !self.unmetered.is_empty() {
             let count: usize = self.unmetered.values().sum();
-            all.push(format!("{count} answered queries have no energy: {}", format_reasons(&self.unmetered)));
+            all.push(format!(
+                "{count} delivered queries have no energy: {}",
+                format_reasons(&self.unmetered)
+            ));
+        }
+        if self.all.concurrency.is_some_and(|concurrency| concurrency > 1) {
+            all.push(match &self.steady_state {
+                Some(steady) if steady.figures.asked > 0 => format!(
+                    "steady state: {} queries lay wholly within the {} s in which the concurrency was full",
+                    steady.figures.asked,
+                    format::format_significant(steady.window_s)
+                ),
+                _ => "steady state: none; no query lay wholly within the time in which the concurrency was full".into(),
+            });
         }
         if self.all.without_power > 0 {
             all.push(format!(
@@ -189,15 +255,15 @@ fn format_reasons(reasons: &BTreeMap<String, usize>) -> String {
     reasons.iter().map(|(reason, count)| format!("{count} \u{d7} {reason}")).collect::<Vec<_>>().join("; ")
 }
 
-/// Returns why no answered query has an energy in the scope; `None` if one has, or if none was answered.
+/// Returns why no delivered query has an energy in the scope; `None` if one has, or if none was delivered.
 fn no_energy_reason(table: &RunTable, options: &MetricOptions) -> Option<String> {
     let columns = &table.columns;
-    let answered = || (0..columns.len()).filter(|at| columns.answered[*at]);
+    let delivered = || (0..columns.len()).filter(|at| columns.delivered[*at]);
     let watts = columns.attributed_power_w(options.scope, options.idle);
-    if answered().next().is_none() || answered().any(|at| known(watts(at)).is_some()) {
+    if delivered().next().is_none() || delivered().any(|at| known(watts(at)).is_some()) {
         return None;
     }
-    let any = |joules: &[f64]| answered().any(|at| known(joules[at]).is_some());
+    let any = |joules: &[f64]| delivered().any(|at| known(joules[at]).is_some());
     let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
     let domains = &table.manifest.domains;
     Some(match () {
@@ -242,7 +308,7 @@ fn all_metrics(
         wanted.extend(subjects.into_iter().map(|subject| (Some(subject), *options)));
     }
     let mut metrics = parallel_map(wanted.len(), |at| match &wanted[at] {
-        (None, options) => compute_metrics_over(table, "all", 0..table.columns.len(), options),
+        (None, options) => compute_metrics(table, None, options),
         (Some(subject), options) => {
             let rows = rows[*subject].iter().map(|at| *at as usize);
             compute_metrics_over(table, &table.subjects[*subject], rows, options)
@@ -253,6 +319,16 @@ fn all_metrics(
     let all = metrics.iter().find(is_selected).expect("every scope and policy is among them").clone();
     metrics.retain(|metrics_of| metrics_of.covered > 0);
     (all, subjects, metrics)
+}
+
+fn steady_state(
+    table: &RunTable,
+    concurrency: Option<usize>,
+    options: &MetricOptions,
+) -> Option<SteadyState> {
+    let SteadyQueries { window_s, queries } = SteadyQueries::find(&table.columns, concurrency?)?;
+    let queries = queries.iter().map(|at| *at as usize);
+    Some(SteadyState { window_s, figures: compute_metrics_over(table, "steady state", queries, options) })
 }
 
 /// Returns the indices of each subject's queries.
@@ -290,10 +366,11 @@ fn distributions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static
     let answered = |at: &usize| columns.answered[*at];
     let of =
         |column: &[f64], scale| distribution((0..columns.len()).filter(answered).map(|at| column[at]), scale);
-    let energy = (0..columns.len()).filter(answered).map(joules);
-    let power = (0..columns.len()).filter(answered).map(columns.power_w(options.scope, options.idle));
-    let attributed = columns.attributed_power_w(options.scope, options.idle);
-    let attributed = (0..columns.len()).filter(answered).map(attributed);
+    // Energy and power as in the figures: of every query that reached the server, times of those that were answered.
+    let delivered = || (0..columns.len()).filter(|at| columns.delivered[*at]);
+    let energy = delivered().map(joules);
+    let power = delivered().map(columns.power_w(options.scope, options.idle));
+    let attributed = delivered().map(columns.attributed_power_w(options.scope, options.idle));
     let all = [
         ("energy_j", distribution(energy, 1e6)),
         ("power_w", distribution(power, 1e3)),
