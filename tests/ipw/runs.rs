@@ -540,7 +540,7 @@ fn routing_mixes_no_grades_by_default_and_names_its_basis() {
     for part in [
         "host (all counted domains), idle power included, energy measured, simulated; 12 of 12 queries covered",
         "the meter guarantees the oracle's energy saving to",
-        "95 % confidence interval (bootstrap over questions)",
+        "95 % confidence interval over the choice of questions",
     ] {
         assert!(printed.contains(part), "{part} is not in:\n{printed}");
     }

@@ -36,7 +36,7 @@ pub fn describe_basis(figures: &EfficiencyMetrics) -> String {
         },
     );
     format!(
-        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval (bootstrap over questions)",
+        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval over the choice of questions",
         figures.covered, figures.asked
     )
 }

@@ -17,7 +17,7 @@ pub struct FigureOptions {
     /// Include or exclude idle power
     #[arg(long, value_enum, default_value_t = IdlePolicy::Included)]
     pub idle: IdlePolicy,
-    /// Seed of the bootstrap that gives the confidence intervals
+    /// Seed of the bootstrap in compare and route
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub interval_seed: u64,
 }

@@ -207,7 +207,7 @@ fn describe_basis(routing: &Routing) -> String {
         },
     );
     format!(
-        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval (bootstrap over questions)",
+        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval over the choice of questions",
         routing.queries, routing.asked
     )
 }
