@@ -89,7 +89,7 @@ class Sample:
         )
         self.block = 1
         if starts[0] < starts[-1]:
-            self.block = min(1 + 2 * math.ceil(overlaps / self.count), max(self.count // 2, 1))
+            self.block = min(1 + 2 * math.ceil(overlaps / self.count), max(self.count // 3, 1))
         self.degrees = self.questions - 1
         if self.block > 1:
             of_blocks = 3 * (self.count - self.block) // (2 * self.block)

@@ -29,6 +29,9 @@ pub const MIN_QUESTIONS: usize = 29;
 /// The fewest questions that may carry a mean cost, as (Σ cost)² / Σ cost². With fewer, single questions decide it.
 const MIN_CARRYING: f64 = 8.0;
 
+/// The fewest blocks of time.
+const MIN_BLOCKS: usize = 3;
+
 /// A query of a sample: its question, when it was open, and its values.
 #[derive(Debug, Clone, Copy)]
 pub struct SampleQuery<const N: usize> {
@@ -47,7 +50,9 @@ pub struct IntervalSample<const N: usize> {
     /// The index of each query's question; empty if every query is a question of its own.
     question_of: Vec<u32>,
     questions: usize,
-    /// The number of consecutive queries in a block of time.
+    /// The number of consecutive queries that share windows.
+    sharing: usize,
+    /// The number of consecutive queries in a block of time: as many as share windows, but at most a third of all.
     block: usize,
 }
 
@@ -72,8 +77,8 @@ impl MeanCost {
 /// Returns the caveat on the intervals of a set with too few questions.
 pub fn describe_shortage(questions_needed: usize) -> String {
     format!(
-        "too few questions for these intervals if rare ones are expensive, since they may be absent or decide the mean \
-         alone: {questions_needed} would do"
+        "too few questions for these intervals: rare expensive ones may be absent or decide the mean alone, or all \
+         queries share their time with most others; {questions_needed} would do"
     )
 }
 
@@ -106,10 +111,17 @@ impl<const N: usize> IntervalSample<N> {
             // Stable: queries that start together keep the order of the file.
             queries.sort_by(|one, other| one.open_s[0].total_cmp(&other.open_s[0]));
         }
-        let block = block_length(&queries);
+        let sharing = sharing_queries(&queries);
+        let block = sharing.min((queries.len() / MIN_BLOCKS).max(1));
         let (question_of, questions) =
             if repeated { number_questions(&queries) } else { (Vec::new(), queries.len()) };
-        Self { rows: queries.iter().map(|query| query.values).collect(), question_of, questions, block }
+        Self {
+            rows: queries.iter().map(|query| query.values).collect(),
+            question_of,
+            questions,
+            sharing,
+            block,
+        }
     }
 
     /// The number of questions.
@@ -278,18 +290,23 @@ impl<const N: usize> IntervalSample<N> {
     }
 
     /// Returns the number of questions from which rare expensive ones are neither likely to be absent nor decide the
-    /// mean alone; `None` if there are as many.
+    /// mean alone, and from which there are enough blocks of time; `None` if there are as many.
     fn questions_needed(&self, relative_error: f64) -> Option<usize> {
         let questions = self.questions as f64;
         let carrying = questions / (1.0 + relative_error * relative_error * questions);
-        let needed = (questions * MIN_CARRYING / carrying).ceil() as usize;
-        Some(needed.max(MIN_QUESTIONS)).filter(|needed| *needed > self.questions)
+        let for_costs = (questions * MIN_CARRYING / carrying).ceil() as usize;
+        let for_blocks = if self.sharing < 2 {
+            0
+        } else {
+            (MIN_BLOCKS * self.sharing * self.questions).div_ceil(self.rows.len())
+        };
+        Some(for_costs.max(for_blocks).max(MIN_QUESTIONS)).filter(|needed| *needed > self.questions)
     }
 }
 
 /// Returns the number of consecutive queries that share windows with one query on either side. Without overlaps, or if
 /// all begin at once (an import without times), it is 1.
-fn block_length<const N: usize>(queries: &[SampleQuery<N>]) -> usize {
+fn sharing_queries<const N: usize>(queries: &[SampleQuery<N>]) -> usize {
     let starts = |query: &SampleQuery<N>| query.open_s[0];
     let (Some(first), Some(last)) = (queries.first(), queries.last()) else { return 1 };
     if starts(first) >= starts(last) {
@@ -300,8 +317,7 @@ fn block_length<const N: usize>(queries: &[SampleQuery<N>]) -> usize {
         end.saturating_sub(1)
     };
     let overlaps: usize = queries.iter().enumerate().map(overlaps).sum();
-    let block = 1 + 2 * overlaps.div_ceil(queries.len());
-    block.min((queries.len() / 2).max(1))
+    1 + 2 * overlaps.div_ceil(queries.len())
 }
 
 /// Numbers the questions in order of their first queries.
@@ -563,6 +579,10 @@ mod tests {
         };
         // Queries of 3.5 s that begin each second overlap the next three.
         assert_eq!((of(0.9), of(1.0), of(3.5)), (1, 1, 7));
+        let few = IntervalSample::new((0..12).map(|at| query(at, at as f64, 99.0, [1.0, 1.0])), false);
+        let needed = few.mean_cost(|row| row[1]).unwrap().questions_needed;
+        // The mean query overlaps 5.5 later ones, so 13 share windows.
+        assert_eq!((few.block_length(), few.degrees_of_freedom(), needed), (4, 3, Some(39)));
         let without_times = (0..100).map(|at| query(at, 0.0, 5.0, [1.0, 1.0]));
         assert_eq!(IntervalSample::new(without_times, false).block_length(), 1);
     }
