@@ -10,7 +10,6 @@ use super::access::{AccessPolicy, Peer};
 use super::caller::{AccountOutcome, Caller, ReplyTo};
 use super::readings::ReadingCollector;
 use super::startup::ServiceSettings;
-use super::tiered_attributor::TieredAttributor;
 use super::{AssumptionSettings, Service, ServiceBuilder};
 use crate::attribution::AttributionSettings;
 use crate::clock::Clock;
@@ -52,9 +51,8 @@ fn caller() -> Caller {
 impl Machine {
     fn new() -> Self {
         let clock = Clock::manual(START_NS);
-        let attribution = AttributionSettings::default();
         let settings = ServiceSettings {
-            attribution: attribution.clone(),
+            attribution: AttributionSettings::default(),
             limits: Limits { span_memory_bytes: 1 << 30, ..Limits::default() },
             policy: AccessPolicy::new(&AccessGroups::default()),
             history_ns: 16_000_000_000,
@@ -77,7 +75,7 @@ impl Machine {
             latency_ns: 0,
             quantum_uj: 1,
         });
-        service.attributor = TieredAttributor::new(domains.into(), attribution);
+        domains.into_iter().for_each(|domain| service.spans.domain_inputs().add_domain(domain));
         Self { service, clock, at_ms: START_NS / MS_NS, directory }
     }
 
@@ -88,7 +86,7 @@ impl Machine {
             for domain in 0..2 {
                 let energy_uj = at_ms * POWER_W * 1000;
                 let reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
-                self.service.attributor.inner_mut().add_reading(domain, at_ns, at_ns + 2000, &reading);
+                self.service.spans.domain_inputs().add_reading(domain, at_ns, at_ns + 2000, &reading);
             }
             self.clock.set(at_ns + 3000);
             self.service.poll(&mut Vec::new());

@@ -255,13 +255,16 @@ mod tests {
             Some(("dram-1".into(), DomainKind::Dram, names(&["grace-1", "module-1"])))
         );
         for label in ["Total Power in uW", "Total Input Power in uW", "Total Power", "Total Input Power"] {
-            assert_eq!(place(&format!("{label} socket 1")), place("Grace Power Socket 1"), "{label}");
+            let full = format!("{label} socket 1");
+            assert_eq!(place(&full), place("Grace Power Socket 1"), "{label}");
         }
         for label in ["CPU Rail Power in uW", "CPU Rail Input Power in uW", "CPU Rail Power"] {
-            assert_eq!(place(&format!("{label} socket 1")), place("CPU Power Socket 1"), "{label}");
+            let full = format!("{label} socket 1");
+            assert_eq!(place(&full), place("CPU Power Socket 1"), "{label}");
         }
         for label in ["SOC Rail Input Power in uW", "SoC Rail Power", "soc rail power in uw"] {
-            assert_eq!(place(&format!("{label} socket 1")), place("SysIO Power Socket 1"), "{label}");
+            let full = format!("{label} socket 1");
+            assert_eq!(place(&full), place("SysIO Power Socket 1"), "{label}");
         }
         for label in [
             "Total Power",

@@ -1,9 +1,13 @@
 //! `wattspan ipw`: runs against a stub of an inference server, figures against a known truth.
 
+#[path = "../support/interval_simulation.rs"]
+mod interval_simulation;
 #[path = "../support/ipw_runs.rs"]
 mod ipw_runs;
 #[path = "../support/llm_stub.rs"]
 mod llm_stub;
+#[path = "../support/numpy.rs"]
+mod numpy;
 #[cfg(target_os = "linux")]
 #[path = "../other_user/mod.rs"]
 mod other_user;
@@ -17,6 +21,7 @@ mod access;
 mod ground_truth_runs;
 mod harness;
 mod interrupted;
+mod intervals;
 mod recompute;
 mod runs;
 mod scoring;

@@ -1,4 +1,5 @@
-//! Confidence intervals: percentile bootstrap over questions.
+//! Percentile bootstrap over questions, for paired comparisons of runs and for routes; `intervals.rs` has the intervals of
+//! a run's own figures.
 //!
 //! The generator is a seeded SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), so a report is reproducible to the last
 //! digit. Percentiles use numpy's default method ("linear"); `tests/fixtures/ipw/statistics.py` recomputes them.
@@ -10,6 +11,9 @@ use std::collections::HashMap;
 
 /// The number of resamples.
 pub const RESAMPLES: usize = 2_000;
+
+/// The number of resamples that may be undefined: with more than half, the rest are no sample of the questions.
+pub const MAX_UNDEFINED: usize = RESAMPLES / 2;
 
 /// Above this number of questions, groups are resampled.
 pub const GROUPING_THRESHOLD: usize = 2_048;
@@ -157,8 +161,9 @@ impl<const N: usize> BootstrapSample<N> {
         &self.total
     }
 
-    /// Computes the 95 % intervals of `M` figures from the same resamples. A figure is `None` if some resample cannot
-    /// give it, or with fewer than two questions.
+    /// Computes the 95 % intervals of `M` figures from the same resamples. A resample that is not a number (none right in
+    /// either run) says nothing and is left out; an infinite one (none right in the first run) is the largest. A figure
+    /// is `None` if more than [`MAX_UNDEFINED`] resamples are left out, or with fewer than two questions.
     pub fn confidence_intervals<const M: usize>(
         &self,
         seed: u64,
@@ -179,7 +184,8 @@ impl<const N: usize> BootstrapSample<N> {
             }
         }
         resampled.map(|mut values| {
-            if values.iter().any(|value| !value.is_finite()) {
+            values.retain(|value| !value.is_nan());
+            if RESAMPLES - values.len() > MAX_UNDEFINED {
                 return None;
             }
             values.sort_unstable_by(f64::total_cmp);
@@ -196,22 +202,11 @@ pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let rank = percent / 100.0 * (sorted.len() - 1) as f64;
     let lower = rank.floor() as usize;
     let upper = (lower + 1).min(sorted.len() - 1);
-    sorted[lower] + (sorted[upper] - sorted[lower]) * (rank - lower as f64)
-}
-
-/// Returns the 95 % interval of a proportion by Wilson's score (JASA 22, 1927), which has a width even if all or none
-/// are correct.
-pub fn wilson_interval(successes: f64, trials: f64) -> Option<ConfidenceInterval> {
-    const Z: f64 = 1.959_963_984_540_054;
-    if trials < 1.0 {
-        return None;
+    if sorted[lower] == sorted[upper] {
+        // Both may be infinite.
+        return sorted[lower];
     }
-    let proportion = successes / trials;
-    let scale = 1.0 + Z * Z / trials;
-    let center = (proportion + Z * Z / (2.0 * trials)) / scale;
-    let half_width =
-        Z * (proportion * (1.0 - proportion) / trials + Z * Z / (4.0 * trials * trials)).sqrt() / scale;
-    Some(ConfidenceInterval { low: (center - half_width).max(0.0), high: (center + half_width).min(1.0) })
+    sorted[lower] + (sorted[upper] - sorted[lower]) * (rank - lower as f64)
 }
 
 #[cfg(test)]
@@ -264,6 +259,23 @@ mod tests {
     }
 
     #[test]
+    fn undefined_resamples_are_left_out_and_infinite_ones_are_the_largest() {
+        // A ratio of the scores of two runs, of which each has one right answer among ten: a third of the resamples have
+        // none of the first run, and some have none of either.
+        let rows = (0..10).map(|at| [f64::from(u8::from(at == 0)), f64::from(u8::from(at == 1))]);
+        let sample = BootstrapSample::new(rows, 1);
+        let ratio = |sums: &ColumnSums<2>| [sums.sums[1] / sums.sums[0], f64::NAN];
+        let [interval, never] = sample.confidence_intervals(1, ratio);
+        assert_eq!((interval, never), (Some(ConfidenceInterval { low: 0.0, high: f64::INFINITY }), None));
+        // Three of ten: in a fiftieth of the resamples the first run has none, so the limits are finite.
+        let rows = (0..10).map(|at| [f64::from(u8::from(at < 3)), f64::from(u8::from(at > 6))]);
+        let sample = BootstrapSample::new(rows, 1);
+        let [interval, _] = sample.confidence_intervals(1, |sums| [sums.sums[1] / sums.sums[0], 0.0]);
+        let interval = interval.unwrap();
+        assert!(interval.low < 1.0 && interval.high > 3.0, "{interval:?}");
+    }
+
+    #[test]
     fn fewer_than_two_questions_have_no_interval() {
         assert_eq!(
             BootstrapSample::<1>::new([].into_iter(), 1).confidence_intervals(1, |sums| [sums.mean(0)]),
@@ -273,14 +285,5 @@ mod tests {
             BootstrapSample::new([[1.0]].into_iter(), 1).confidence_intervals(1, |sums| [sums.mean(0)]),
             [None]
         );
-    }
-
-    #[test]
-    fn wilson_interval_of_zero_successes_is_not_empty() {
-        let none = wilson_interval(0.0, 20.0).unwrap();
-        assert!(none.low == 0.0 && (0.15..0.17).contains(&none.high), "{none:?}");
-        let some = wilson_interval(3.0, 20.0).unwrap();
-        assert!((0.05..0.06).contains(&some.low) && (0.35..0.37).contains(&some.high), "{some:?}");
-        assert_eq!(wilson_interval(0.0, 0.0), None);
     }
 }

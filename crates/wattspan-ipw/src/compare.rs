@@ -446,6 +446,23 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn ratios_keep_their_interval_when_single_resamples_have_no_right_answer() {
+        // Two of twelve right: a tenth of the resamples have none of them.
+        let few: Vec<f64> = (0..12).map(|id| f64::from(u8::from(id < 2))).collect();
+        let more: Vec<f64> = (0..12).map(|id| f64::from(u8::from(id < 6))).collect();
+        let of = |first: &[f64], other: &[f64]| {
+            let (first, other) = (run(first, 2.0, |_| ()), run(other, 1.0, |_| ()));
+            let paired = paired_difference(&first, &other, &OPTIONS).unwrap();
+            paired.per_joule_ratio.unwrap().interval.unwrap()
+        };
+        let interval = of(&more, &few);
+        assert!(interval.low == 0.0 && interval.high > 2.0 / 3.0 && interval.high < 3.0, "{interval:?}");
+        // Where the first run may have none right, the ratio has no upper limit.
+        let interval = of(&few, &more);
+        assert!(interval.low > 1.0 && interval.low < 6.0 && interval.high == f64::INFINITY, "{interval:?}");
+    }
+
+    #[test]
     fn disjoint_runs_have_no_paired_difference() {
         let (none, all) = (run(&[0.0; 5], 1.0, |_| ()), run(&[1.0; 5], 1.0, |_| ()));
         assert_eq!(paired_difference(&none, &all, &OPTIONS).unwrap().per_watt_ratio, None);

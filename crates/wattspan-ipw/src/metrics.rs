@@ -9,7 +9,12 @@
 use serde::{Deserialize, Serialize};
 use wattspan_client::domain::Grade;
 
-use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval, wilson_interval};
+use super::bootstrap::ConfidenceInterval;
+use super::estimates::{
+    ATTRIBUTED_POWER, ENERGY, Figure, LOGPROB, POWER, QuerySample, QueryValues, SCORE, TOKENS, VALUE_COUNT,
+    figures,
+};
+use super::intervals::{IntervalSample, SampleQuery};
 use super::meter_error::{widen_mean, widen_ratio};
 use super::run::Workload;
 use super::run_settings::workload;
@@ -33,7 +38,7 @@ pub struct MetricOptions {
     pub scope: Scope,
     /// Whether idle power is included.
     pub idle: IdlePolicy,
-    /// The seed of the bootstrap.
+    /// The seed of the bootstrap, for comparisons and routes.
     pub seed: u64,
 }
 
@@ -118,6 +123,9 @@ pub struct EfficiencyMetrics {
     /// The interval of `per_joule` widened by the meter's relative error of the energy, in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_joule_combined: Option<ConfidenceInterval>,
+    /// The number of questions from which the intervals hold, if there are fewer: rare expensive questions may be absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions_needed: Option<usize>,
     /// Output tokens per joule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_joule: Option<Estimate>,
@@ -170,20 +178,6 @@ impl EfficiencyMetrics {
     }
 }
 
-/// The columns of a covered query. An optional value has its own count, energy and power columns, so that one
-/// resampling serves all figures.
-const SCORE: usize = 0;
-const ENERGY: usize = 1;
-const POWER: usize = 2;
-const TOKENS: usize = 3;
-const TOKENS_ENERGY: usize = 4;
-const LOGPROB_COUNT: usize = 5;
-const LOGPROB: usize = 6;
-const LOGPROB_ENERGY: usize = 7;
-const LOGPROB_POWER: usize = 8;
-const ATTRIBUTED_POWER: usize = 9;
-const COLUMN_COUNT: usize = 10;
-
 /// Computes the figures over the queries of one subject, or over all.
 pub fn compute_metrics(table: &RunTable, subject: Option<u32>, options: &MetricOptions) -> EfficiencyMetrics {
     let columns = &table.columns;
@@ -220,16 +214,14 @@ pub fn compute_metrics_over(
         if options.scope == Scope::Host { tally.grade } else { options.scope.grade(&table.manifest.domains) };
     metrics.simulated = table.manifest.is_simulated();
     if covered == 0 {
-        metrics.accuracy = scored_accuracy(table, indices, scored, options.seed);
+        metrics.accuracy = scored_accuracy(table, indices);
         return metrics;
     }
     metrics.energy_error_j = known(tally.error_j / covered as f64);
     metrics.power_error_w = known(tally.error_w / covered as f64);
     metrics.without_power = tally.without_power;
-    let rows = bootstrap_rows(columns, indices, options);
-    let sample = BootstrapSample::from_queries(covered, rows, columns.has_repeats(), options.seed);
-    let all_equal = tally.wrong == covered || tally.right == covered;
-    set_estimates(&mut metrics, &sample, options.seed, all_equal);
+    let sample = QuerySample::new(sample_queries(columns, indices, options), columns.has_repeats());
+    set_estimates(&mut metrics, &sample);
     metrics.combine_errors();
     metrics
 }
@@ -242,8 +234,6 @@ struct QueryTally {
     answered: usize,
     scored: usize,
     covered: usize,
-    wrong: usize,
-    right: usize,
     without_power: usize,
     grade: Option<Grade>,
     /// Sums of the guaranteed errors; `NaN` if a query has none, since then the mean has none either.
@@ -266,10 +256,10 @@ fn tally_queries(
         tally.delivered += usize::from(columns.delivered[at]);
         tally.answered += usize::from(columns.answered[at]);
         tally.scored += usize::from(known(columns.score[at]).is_some());
-        let Some([score, ..]) = covered(at) else { continue };
+        if covered(at).is_none() {
+            continue;
+        }
         tally.covered += 1;
-        tally.wrong += usize::from(score == 0.0);
-        tally.right += usize::from(score == 1.0);
         tally.grade = tally.grade.max(columns.grade[at]);
         tally.without_power += usize::from(known(watts(at)).is_none());
         tally.error_j += share_error[at];
@@ -285,50 +275,38 @@ fn covered_figures(columns: &QueryColumns, options: &MetricOptions) -> impl Fn(u
     move |at| Some([known(columns.score[at])?, known(joules(at))?, known(attributed(at))?])
 }
 
-/// Returns the columns of each covered query with its question.
-fn bootstrap_rows(
+/// Returns each covered query with its question, its time and its values.
+fn sample_queries(
     columns: &QueryColumns,
     indices: impl Iterator<Item = usize>,
     options: &MetricOptions,
-) -> impl Iterator<Item = (u64, [f64; COLUMN_COUNT])> {
+) -> impl Iterator<Item = SampleQuery<VALUE_COUNT>> {
     let covered = covered_figures(columns, options);
     let watts = columns.power_w(options.scope, options.idle);
     indices.filter_map(move |at| {
         let [score, joules, attributed] = covered(at)?;
-        let watts = watts(at);
-        let mut row = [0.0; COLUMN_COUNT];
-        (row[SCORE], row[ENERGY], row[POWER], row[ATTRIBUTED_POWER]) = (score, joules, watts, attributed);
-        if let Some(tokens) = known(columns.tokens_out[at]) {
-            (row[TOKENS], row[TOKENS_ENERGY]) = (tokens, joules);
-        }
-        if let Some(logprob) = known(columns.mean_logprob[at]) {
-            (row[LOGPROB_COUNT], row[LOGPROB], row[LOGPROB_ENERGY], row[LOGPROB_POWER]) =
-                (1.0, logprob, joules, watts);
-        }
-        Some((columns.question_hash(at), row))
+        let mut values: QueryValues = Default::default();
+        (values[SCORE], values[ENERGY], values[POWER]) = (score, joules, watts(at));
+        values[ATTRIBUTED_POWER] = attributed;
+        (values[TOKENS], values[LOGPROB]) = (columns.tokens_out[at], columns.mean_logprob[at]);
+        Some(SampleQuery { question: columns.question_hash(at), open_s: open_s(columns, at), values })
     })
 }
 
+/// Returns the start and the end of a query.
+fn open_s(columns: &QueryColumns, at: usize) -> [f64; 2] {
+    [columns.began_s[at], columns.began_s[at] + columns.duration_s[at]]
+}
+
 /// Returns the accuracy of all scored queries, with or without a known energy.
-fn scored_accuracy(
-    table: &RunTable,
-    indices: impl Iterator<Item = usize>,
-    scored: usize,
-    seed: u64,
-) -> Option<Estimate> {
+fn scored_accuracy(table: &RunTable, indices: impl Iterator<Item = usize>) -> Option<Estimate> {
     let columns = &table.columns;
-    let mut all_equal = [true; 2];
-    let scores = indices.filter_map(|at| Some((columns.question_hash(at), [known(columns.score[at])?])));
-    let scores = scores.inspect(|(_, [score])| {
-        all_equal = [all_equal[0] && *score == 0.0, all_equal[1] && *score == 1.0];
+    let scores = indices.filter_map(|at| {
+        let values = [known(columns.score[at])?];
+        Some(SampleQuery { question: columns.question_hash(at), open_s: open_s(columns, at), values })
     });
-    let sample = BootstrapSample::from_queries(scored, scores, columns.has_repeats(), seed);
-    let value = sample.total().mean(0);
-    let interval = match all_equal {
-        [false, false] => sample.confidence_intervals(seed, |sums| [sums.mean(0)])[0],
-        _ => wilson_interval(value * sample.question_count() as f64, sample.question_count() as f64),
-    };
-    estimate(value, interval)
+    let sample = IntervalSample::new(scores, columns.has_repeats());
+    estimate((sample.mean(|[score]| *score), sample.score_interval(|[score]| *score)))
 }
 
 fn empty_metrics(of: String, options: &MetricOptions, tally: &QueryTally) -> EfficiencyMetrics {
@@ -362,6 +340,7 @@ fn empty_metrics(of: String, options: &MetricOptions, tally: &QueryTally) -> Eff
         per_watt_combined: None,
         per_joule: None,
         per_joule_combined: None,
+        questions_needed: None,
         tokens_per_joule: None,
         queries_per_kwh: None,
         perplexity: None,
@@ -370,77 +349,29 @@ fn empty_metrics(of: String, options: &MetricOptions, tally: &QueryTally) -> Eff
     }
 }
 
-/// Returns a ratio if its denominator is positive; energy without its idle part may be zero or negative.
-fn ratio(numerator: f64, denominator: f64) -> f64 {
-    if denominator > 0.0 { numerator / denominator } else { f64::NAN }
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-fn estimate(value: f64, interval: Option<ConfidenceInterval>) -> Option<Estimate> {
+fn estimate((value, interval): Figure) -> Option<Estimate> {
     value.is_finite().then_some(Estimate { value, interval })
 }
 
-/// Computes all figures from the sums; `NaN` for a figure that the queries do not give.
-fn estimate_values(sums: &ColumnSums<COLUMN_COUNT>) -> [f64; 11] {
-    const JOULES_PER_KWH: f64 = 3.6e6;
-    let (score, energy, power) = (sums.mean(SCORE), sums.mean(ENERGY), sums.mean(POWER));
-    let logprob_count = sums.sums[LOGPROB_COUNT];
-    let perplexity = if logprob_count > 0.0 { (-sums.sums[LOGPROB] / logprob_count).exp() } else { f64::NAN };
-    [
-        score,
-        energy,
-        power,
-        ratio(score, power),
-        ratio(score, energy),
-        ratio(JOULES_PER_KWH, energy),
-        ratio(sums.sums[TOKENS], sums.sums[TOKENS_ENERGY]),
-        perplexity,
-        ratio(1.0, perplexity * sums.sums[LOGPROB_POWER] / logprob_count),
-        ratio(1.0, perplexity * sums.sums[LOGPROB_ENERGY] / logprob_count),
-        sums.mean(ATTRIBUTED_POWER),
-    ]
-}
-
-fn set_estimates(
-    metrics: &mut EfficiencyMetrics,
-    sample: &BootstrapSample<COLUMN_COUNT>,
-    seed: u64,
-    all_equal: bool,
-) {
-    let values = estimate_values(sample.total());
-    let mut intervals = sample.confidence_intervals(seed, estimate_values);
-    if all_equal {
-        // A bootstrap over equal scores gives an interval of zero width; Wilson's interval divided by the mean's cost
-        // does not.
-        let questions = sample.question_count() as f64;
-        let accuracy = wilson_interval(values[0] * questions, questions);
-        let over = |cost: f64| {
-            accuracy
-                .filter(|_| cost > 0.0)
-                .map(|it| ConfidenceInterval { low: it.low / cost, high: it.high / cost })
-        };
-        (intervals[0], intervals[3], intervals[4]) = (accuracy, over(values[2]), over(values[1]));
-    }
-    let slots = [
-        &mut metrics.accuracy,
-        &mut metrics.energy_j,
-        &mut metrics.power_w,
-        &mut metrics.per_watt,
-        &mut metrics.per_joule,
-        &mut metrics.queries_per_kwh,
-        &mut metrics.tokens_per_joule,
-        &mut metrics.perplexity,
-        &mut metrics.perplexity_per_watt,
-        &mut metrics.perplexity_per_joule,
-        &mut metrics.attributed_power_w,
-    ];
-    for (slot, (value, interval)) in slots.into_iter().zip(values.into_iter().zip(intervals)) {
-        *slot = estimate(value, interval);
-    }
+fn set_estimates(metrics: &mut EfficiencyMetrics, sample: &QuerySample) {
+    let figures = figures(sample);
+    metrics.questions_needed = figures.questions_needed;
+    metrics.accuracy = estimate(figures.accuracy);
+    metrics.energy_j = estimate(figures.energy_j);
+    metrics.power_w = estimate(figures.power_w);
+    metrics.attributed_power_w = estimate(figures.attributed_power_w);
+    metrics.per_watt = estimate(figures.per_watt);
+    metrics.per_joule = estimate(figures.per_joule);
+    metrics.queries_per_kwh = estimate(figures.queries_per_kwh);
+    metrics.tokens_per_joule = estimate(figures.tokens_per_joule);
+    metrics.perplexity = estimate(figures.perplexity);
+    metrics.perplexity_per_watt = estimate(figures.perplexity_per_watt);
+    metrics.perplexity_per_joule = estimate(figures.perplexity_per_joule);
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn describe_basis(figures: &EfficiencyMetrics) -> String {
         },
     );
     format!(
-        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval (bootstrap over questions), widened \
+        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval over the choice of questions, widened \
          by the meter's error where that has a bound",
         figures.covered, figures.asked
     )

@@ -20,7 +20,7 @@ pub struct FigureOptions {
     /// Print IPW and IPJ also if less than 95 % of the queries are covered, marked as partial
     #[arg(long)]
     pub allow_partial: bool,
-    /// Seed of the bootstrap that gives the confidence intervals
+    /// Seed of the bootstrap in compare and route
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub interval_seed: u64,
 }

@@ -234,7 +234,7 @@ fn describe_basis(routing: &Routing) -> String {
         },
     );
     format!(
-        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval (bootstrap over questions), that of the \
+        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval over the choice of questions, that of the \
          energy widened by the meter's error where it has a bound",
         routing.queries, routing.asked
     )

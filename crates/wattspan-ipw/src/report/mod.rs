@@ -17,6 +17,7 @@ use std::thread;
 
 use serde::Serialize;
 
+use super::intervals::describe_shortage;
 use super::metrics::{EfficiencyMetrics, MIN_COVERAGE, MetricOptions, compute_metrics, compute_metrics_over};
 use super::run_dir::{Manifest, NO_METER};
 use super::scope::{IdlePolicy, Scope};
@@ -242,6 +243,7 @@ impl Report {
                 self.all.without_power, self.all.covered
             ));
         }
+        all.extend(self.all.questions_needed.map(describe_shortage));
         all
     }
 }
