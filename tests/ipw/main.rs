@@ -16,6 +16,7 @@ mod support;
 mod access;
 mod ground_truth_runs;
 mod harness;
+mod harness_judged;
 mod interrupted;
 mod runs;
 mod scoring;
