@@ -53,7 +53,7 @@ pub struct IpwRunArgs {
 }
 
 /// Options that a resumed run takes from its directory.
-const FIXED_ON_RESUME: [&str; 17] = [
+const FIXED_ON_RESUME: [&str; 18] = [
     "questions",
     "limit",
     "label",
@@ -71,6 +71,7 @@ const FIXED_ON_RESUME: [&str; 17] = [
     "system",
     "no_stream",
     "logprobs",
+    "extra_body",
 ];
 
 fn parse_rate(text: &str) -> Result<f64, String> {

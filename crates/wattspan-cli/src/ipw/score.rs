@@ -20,7 +20,7 @@ use super::super::connect::{MeterConnector, MeterOptions};
 use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output::eprint_message;
 use super::super::quantity::format_energy;
-use super::server_options::ServerOptions;
+use super::server_options::{DEFAULT_JUDGE_MAX_TOKENS, ServerOptions};
 
 /// Arguments of `wattspan ipw score`.
 #[derive(Debug, clap::Args)]
@@ -98,7 +98,14 @@ async fn score_with_judge(
     directory: &mut RunDir,
     judge_queue: Vec<(QueryRow, &Question, &ReplyText)>,
 ) -> Result<JudgeSummary, CliError> {
-    let (request_settings, pool) = args.server.connect().await?;
+    let mut server = args.server.clone();
+    server.max_tokens.get_or_insert(DEFAULT_JUDGE_MAX_TOKENS);
+    let (request_settings, pool) = server.connect().await?;
+    // With other extra fields (reasoning effort, for example) it is another judge.
+    let judge_name = match &request_settings.extra_body {
+        Some(extra) => format!("{} {extra}", request_settings.model),
+        None => request_settings.model.clone(),
+    };
     let mut verdicts = VerdictCache::open(directory.path())?;
     // Metering the judge is optional: a verdict is valid without its energy.
     let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
@@ -115,7 +122,7 @@ async fn score_with_judge(
     };
     let mut summary = JudgeSummary { model: request_settings.model.clone(), ..JudgeSummary::default() };
     for (number, (row, question, text)) in judge_queue.into_iter().enumerate() {
-        let judged_text = judge::verdict_key(&request_settings.model, question, &text.reply);
+        let judged_text = judge::verdict_key(&judge_name, question, &text.reply);
         let verdict = match verdicts.get(&judged_text) {
             Some(verdict) => verdict.clone(),
             None => {
