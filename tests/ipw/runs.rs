@@ -8,6 +8,8 @@ use std::process::{Command, Output};
 
 use crate::llm_stub::LlmStub;
 use serde_json::Value;
+use wattspan_ipw::question;
+use wattspan_ipw::question_sets::QuestionSet;
 
 const MACHINE: &str = r#"
 [[domain]]
@@ -272,6 +274,53 @@ fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_ar
         fixture.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
         "{:?}",
         fixture.rows("o")
+    );
+}
+
+#[test]
+fn a_published_set_is_asked_with_its_options_and_its_settings_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ipw/question_sets/mmlu_pro.jsonl");
+    let questions = QuestionSet::MmluPro.read(&set).unwrap();
+    let llm = LlmStub::with_answers(questions.clone());
+    let (url, set) = (llm.url(), set.display().to_string());
+    let run = |extra: &str, out: &str| {
+        let arguments =
+            ["run", "--without-meter", "--url", &url, "--model", "fine", "-q", &set, "--as", "mmlu-pro"];
+        let rest = ["--extra-body", extra, "--warm-up", "0", "-o", out];
+        let output = Command::new(programs::wattspan())
+            .args(["--socket", "/nonexistent/meter", "ipw"])
+            .args(arguments.iter().chain(&rest))
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        (output.status.success(), output_text(&output))
+    };
+    let (ended, text) = run(r#"{"top_p":0.9}"#, "a");
+    assert!(ended, "{text}");
+    // The stub knows a prompt by its whole text, and answers it rightly.
+    let rows = lines(&dir.path().join("a/rows.jsonl"));
+    assert!(rows.len() == 2 && rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
+    let manifest = |run: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(dir.path().join(run).join("run.json")).unwrap()).unwrap()
+    };
+    let settings = manifest("a")["settings"].clone();
+    assert_eq!(settings["question set"], "mmlu-pro");
+    assert_eq!(settings["hash of the prompts"], question::prompt_hash(None, &questions));
+    assert_eq!(settings["extra body"], r#"{"top_p":0.9}"#);
+    let (ended, text) = run(r#"{"stream":true}"#, "b");
+    assert!(!ended && text.contains("--no-stream"), "{text}");
+    let (ended, text) = run(r#"{"top_p":0.5}"#, "c");
+    assert!(ended, "{text}");
+    let output = Command::new(programs::wattspan())
+        .args(["ipw", "compare", "a", "c"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success() && output_text(&output).contains("extra body"),
+        "{}",
+        output_text(&output)
     );
 }
 

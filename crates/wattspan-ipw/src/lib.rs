@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod power_series;
 pub mod query;
 pub mod question;
+pub mod question_sets;
 pub mod report;
 pub mod route;
 pub mod row;
