@@ -669,6 +669,53 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
 }
 
 #[test]
+fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let llm = LlmStub::start();
+    let wattspan = |arguments: &[&str]| {
+        let output = Command::new(programs::wattspan())
+            .args(["--socket", "/nonexistent/meter", "ipw"])
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        (output.status.success(), output_text(&output))
+    };
+    let url = llm.url();
+    let run =
+        ["run", "--without-meter", "--url", &url, "--model", "fine", "-n", "3", "--warm-up", "0", "-o", "a"];
+    let (ended, text) = wattspan(&run);
+    assert!(ended, "{text}");
+    let scores = || {
+        let mut scores = std::collections::BTreeMap::new();
+        for row in lines(&dir.path().join("a/rows.jsonl")) {
+            scores.insert(row["id"].as_str().unwrap().to_owned(), row["score"].as_f64());
+        }
+        scores.into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(scores(), [Some(1.0); 3]);
+    // Each line has a question's id first; the second is left as it is.
+    let half = r#"sed -E 's/^.("id":"[^"]*-0([0-9])").*/\2 {\1,"score":0.5}/' | sed -E 's/^2 (.*)0.5/\1null/; s/^[0-9] //'"#;
+    let (ended, text) = wattspan(&["score", "a", "--with", half]);
+    assert!(
+        ended && text.contains("2 of 3 answers scored, 1 left without a score; 2 scores changed"),
+        "{text}"
+    );
+    assert_eq!(scores(), [Some(0.5), Some(1.0), Some(0.5)]);
+    let dies =
+        r#"read line; echo "$line" | sed -E 's/^.("id":"[^"]*").*/{\1,"score":0}/'; echo nonsense; exit 4"#;
+    let (ended, text) = wattspan(&["score", "a", "--with", dies]);
+    for part in
+        ["ended with status 4", "2 answers got no reply", "line 2 of the scorer is no object", "1 of 3"]
+    {
+        assert!(!ended && text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(scores(), [Some(0.0), Some(1.0), Some(0.5)]);
+    let (ended, text) = wattspan(&["score", "a", "--with", "cat", "--judge"]);
+    assert!(!ended && text.contains("cannot be used with"), "{text}");
+}
+
+#[test]
 fn a_truncated_or_unreachable_judge_gives_no_score_and_is_asked_again() {
     let fixture = IpwFixture::new();
     let questions =

@@ -12,6 +12,7 @@ pub mod answer_format;
 pub mod bootstrap;
 pub mod columns;
 pub mod compare;
+pub mod external_scorer;
 pub mod extract;
 pub mod harness;
 pub mod judge;
