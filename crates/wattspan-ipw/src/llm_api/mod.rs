@@ -3,7 +3,6 @@
 //! Builds the requests of three interfaces, with settings that make a run reproducible (temperature 0 and a seed by
 //! default). [`reply_parser`] parses the reply. This module never retries; retries are part of the run loop.
 
-mod lenient_json;
 pub mod reply;
 pub mod reply_parser;
 
