@@ -20,6 +20,7 @@ mod support;
 mod access;
 mod ground_truth_runs;
 mod harness;
+mod harness_judged;
 mod interrupted;
 mod intervals;
 mod recompute;

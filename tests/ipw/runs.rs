@@ -8,6 +8,8 @@ use std::process::{Command, Output};
 
 use crate::llm_stub::LlmStub;
 use serde_json::Value;
+use wattspan_ipw::question;
+use wattspan_ipw::question_sets::QuestionSet;
 
 const MACHINE: &str = r#"
 [[domain]]
@@ -281,6 +283,53 @@ fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_ar
         fixture.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
         "{:?}",
         fixture.rows("o")
+    );
+}
+
+#[test]
+fn a_published_set_is_asked_with_its_options_and_its_settings_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ipw/question_sets/mmlu_pro.jsonl");
+    let questions = QuestionSet::MmluPro.read(&set).unwrap();
+    let llm = LlmStub::with_answers(questions.clone());
+    let (url, set) = (llm.url(), set.display().to_string());
+    let run = |extra: &str, out: &str| {
+        let arguments =
+            ["run", "--without-meter", "--url", &url, "--model", "fine", "-q", &set, "--as", "mmlu-pro"];
+        let rest = ["--extra-body", extra, "--warm-up", "0", "-o", out];
+        let output = Command::new(programs::wattspan())
+            .args(["--socket", "/nonexistent/meter", "ipw"])
+            .args(arguments.iter().chain(&rest))
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        (output.status.success(), output_text(&output))
+    };
+    let (ended, text) = run(r#"{"top_p":0.9}"#, "a");
+    assert!(ended, "{text}");
+    // The stub knows a prompt by its whole text, and answers it rightly.
+    let rows = lines(&dir.path().join("a/rows.jsonl"));
+    assert!(rows.len() == 2 && rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
+    let manifest = |run: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(dir.path().join(run).join("run.json")).unwrap()).unwrap()
+    };
+    let settings = manifest("a")["settings"].clone();
+    assert_eq!(settings["question set"], "mmlu-pro");
+    assert_eq!(settings["hash of the prompts"], question::prompt_hash(None, &questions));
+    assert_eq!(settings["extra body"], r#"{"top_p":0.9}"#);
+    let (ended, text) = run(r#"{"stream":true}"#, "b");
+    assert!(!ended && text.contains("--no-stream"), "{text}");
+    let (ended, text) = run(r#"{"top_p":0.5}"#, "c");
+    assert!(ended, "{text}");
+    let output = Command::new(programs::wattspan())
+        .args(["ipw", "compare", "a", "c"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success() && output_text(&output).contains("extra body"),
+        "{}",
+        output_text(&output)
     );
 }
 
@@ -627,6 +676,53 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
     assert!(judge(&["--judge", "--no-stream"]).contains("0 of them now"));
     assert_eq!(fixture.llm.requests(), before, "the verdict was kept");
     assert!(lines(&fixture.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let llm = LlmStub::start();
+    let wattspan = |arguments: &[&str]| {
+        let output = Command::new(programs::wattspan())
+            .args(["--socket", "/nonexistent/meter", "ipw"])
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        (output.status.success(), output_text(&output))
+    };
+    let url = llm.url();
+    let run =
+        ["run", "--without-meter", "--url", &url, "--model", "fine", "-n", "3", "--warm-up", "0", "-o", "a"];
+    let (ended, text) = wattspan(&run);
+    assert!(ended, "{text}");
+    let scores = || {
+        let mut scores = std::collections::BTreeMap::new();
+        for row in lines(&dir.path().join("a/rows.jsonl")) {
+            scores.insert(row["id"].as_str().unwrap().to_owned(), row["score"].as_f64());
+        }
+        scores.into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(scores(), [Some(1.0); 3]);
+    // Each line has a question's id first; the second is left as it is.
+    let half = r#"sed -E 's/^.("id":"[^"]*-0([0-9])").*/\2 {\1,"score":0.5}/' | sed -E 's/^2 (.*)0.5/\1null/; s/^[0-9] //'"#;
+    let (ended, text) = wattspan(&["score", "a", "--with", half]);
+    assert!(
+        ended && text.contains("2 of 3 answers scored, 1 left without a score; 2 scores changed"),
+        "{text}"
+    );
+    assert_eq!(scores(), [Some(0.5), Some(1.0), Some(0.5)]);
+    let dies =
+        r#"read line; echo "$line" | sed -E 's/^.("id":"[^"]*").*/{\1,"score":0}/'; echo nonsense; exit 4"#;
+    let (ended, text) = wattspan(&["score", "a", "--with", dies]);
+    for part in
+        ["ended with status 4", "2 answers got no reply", "line 2 of the scorer is no object", "1 of 3"]
+    {
+        assert!(!ended && text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(scores(), [Some(0.0), Some(1.0), Some(0.5)]);
+    let (ended, text) = wattspan(&["score", "a", "--with", "cat", "--judge"]);
+    assert!(!ended && text.contains("cannot be used with"), "{text}");
 }
 
 #[test]

@@ -161,6 +161,48 @@ fn a_stream_has_its_energy_after_it_and_decode_is_marked_at_the_first_token() {
 }
 
 #[test]
+fn the_last_message_of_a_stream_is_read_whatever_its_length() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub = StubServer::new(|mut connection| {
+        while let Some(request) = connection.read_request() {
+            let lines = request.line.starts_with("POST /api/generate");
+            let kind = if lines { "application/x-ndjson" } else { "text/event-stream" };
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let (first, last) = if lines {
+                let context =
+                    (0..6000).map(|number| (number + 10_000).to_string()).collect::<Vec<_>>().join(",");
+                let last = format!(
+                    "{{\"model\":\"l\",\"response\":\"\",\"done\":true,\"context\":[{context}],\"eval_count\":2}}\n"
+                );
+                ("{\"model\":\"l\",\"response\":\"Hi\",\"done\":false}\n".to_owned(), last)
+            } else {
+                let text = "word ".repeat(200_000);
+                let last = format!(
+                    "data: {{\"type\":\"response.completed\",\"response\":{{\"model\":\"g\",\"output\":[{{\"text\":\"{text}\"}}],\
+                     \"usage\":{{\"input_tokens\":1,\"output_tokens\":2}}}}}}\n\n"
+                );
+                ("data: {\"type\":\"response.output_text.delta\",\"delta\":\"w\"}\n\n".to_owned(), last)
+            };
+            connection.send([head, chunked(&first), chunked(&last), "0\r\n\r\n".into()].concat().as_bytes());
+        }
+    });
+    let proxy = start_proxy(&stub, &daemon, &["--annotate", "usage"]);
+    for (path, length) in [("/api/generate", 36_000), ("/v1/responses", 1_000_000)] {
+        let reply = ask(
+            &proxy,
+            format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\n{{}}").as_bytes(),
+        );
+        assert!(reply.text().len() > length, "{path}: {}", reply.text().len());
+        let account = account(&daemon, &reply);
+        assert_eq!(account["attributes"]["gen_ai.usage.output_tokens"], "2", "{path}: {account}");
+        let energy = format!("\"share_uj\":{}", account["share_uj"]);
+        assert!(reply.text().contains(&energy), "{path}: no {energy}");
+    }
+    proxy.stop().assert_balanced();
+}
+
+#[test]
 fn a_reply_that_comes_slowly_in_chunks_has_its_energy_in_a_trailer_that_is_announced() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let (go_on, held) = std::sync::mpsc::channel();

@@ -54,6 +54,7 @@ pub fn run_questions(
         token_limit: TokenLimitField::default(),
         stream: true,
         logprobs: false,
+        extra_body: None,
         api_key: None,
         timeout: Duration::from_secs(120),
     };

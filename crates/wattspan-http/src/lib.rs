@@ -1,4 +1,5 @@
-//! HTTP for clients of inference servers: base URLs, connection pools, line and server-sent event decoders.
+//! HTTP for clients of inference servers: base URLs, connection pools, and the reader of their replies (lines, server-sent
+//! events, JSON as they write it, counts of tokens), which the proxy and `wattspan ipw` share.
 //!
 //! Invariant: the result of a decoder does not depend on chunk boundaries. Nothing here depends on a particular server.
 
@@ -8,8 +9,11 @@ mod base_url;
 mod body;
 pub mod connection_pool;
 pub mod hop_by_hop;
+pub mod json_shortener;
+pub mod lenient_json;
 pub mod line_decoder;
 pub mod sse;
+pub mod token_usage;
 
 pub use base_url::{BaseUrl, ParseBaseUrlError};
 pub use body::{BodyError, BoxBody, BufferedBody, full_body};

@@ -1,15 +1,17 @@
 //! Decodes lines from a byte stream that comes in chunks of any size.
 //!
-//! A line ends with LF or CRLF; chunks can end at any byte. A line over the limit is reported as
-//! [`DecodedLine::Truncated`], so that a sender cannot exhaust memory. A lone CR, a line end in the standard of
+//! A line ends with LF or CRLF; chunks can end at any byte. A line over the limit is shortened, if the decoder is one for
+//! JSON, or reported as [`DecodedLine::Truncated`], so that a sender cannot exhaust memory. A lone CR, a line end in the standard of
 //! server-sent events, stays in its line: no inference server sends it.
 
 use memchr::memchr;
 
+use super::json_shortener::JsonShortener;
+
 /// One line, without its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodedLine<'a> {
-    /// The whole line.
+    /// The whole line; shortened JSON where it exceeds the limit and the decoder shortens.
     Complete(&'a [u8]),
     /// The beginning of a line over the limit.
     Truncated(&'a [u8]),
@@ -22,12 +24,22 @@ pub struct LineDecoder {
     max_bytes: usize,
     /// The line exceeds the limit; its rest is skipped.
     overflowed: bool,
+    /// Lines over the limit are shortened.
+    shortens: bool,
+    /// The current line exceeds the limit, and is shortened as it arrives.
+    shortener: Option<Box<JsonShortener>>,
 }
 
 impl LineDecoder {
     /// A decoder for lines of at most `max_bytes` bytes.
     pub fn new(max_bytes: usize) -> Self {
-        LineDecoder { partial: Vec::new(), max_bytes, overflowed: false }
+        LineDecoder { max_bytes, ..LineDecoder::default() }
+    }
+
+    /// A decoder for JSON, which shortens lines over `max_bytes` bytes (see [`JsonShortener`]) and truncates those that
+    /// are too long even then.
+    pub fn shortening(max_bytes: usize) -> Self {
+        LineDecoder { max_bytes, shortens: true, ..LineDecoder::default() }
     }
 
     /// Calls `on_line` for every line that `chunk` completes. A line within one chunk is not copied.
@@ -35,10 +47,11 @@ impl LineDecoder {
         while let Some(end) = memchr(b'\n', chunk) {
             let (line, next) =
                 (chunk.get(..end).unwrap_or_default(), chunk.get(end + 1..).unwrap_or_default());
-            if self.partial.is_empty() && !self.overflowed && line.len() <= self.max_bytes {
+            if self.is_at_line_start() && line.len() <= self.max_bytes {
                 on_line(DecodedLine::Complete(trim_cr(line)));
             } else {
                 self.append_partial(line);
+                self.end_shortening();
                 let whole = trim_cr(&self.partial);
                 on_line(if self.overflowed {
                     DecodedLine::Truncated(whole)
@@ -57,16 +70,36 @@ impl LineDecoder {
 
     /// Whether the bytes so far end with a line end, or there were none.
     pub fn is_at_line_start(&self) -> bool {
-        self.partial.is_empty() && !self.overflowed
+        self.partial.is_empty() && !self.overflowed && self.shortener.is_none()
     }
 
     /// The bytes after the last line end.
     pub fn finish(&mut self) -> Option<Vec<u8>> {
+        self.end_shortening();
         let partial = std::mem::take(&mut self.partial);
         (!partial.is_empty() && !std::mem::take(&mut self.overflowed)).then_some(partial)
     }
 
+    /// Replaces the line by its shortened text, if it was shortened.
+    fn end_shortening(&mut self) {
+        if let Some(mut shortener) = self.shortener.take() {
+            let (text, is_complete) = shortener.finish();
+            (self.partial, self.overflowed) = (text, !is_complete);
+        }
+    }
+
     fn append_partial(&mut self, chunk: &[u8]) {
+        if let Some(shortener) = &mut self.shortener {
+            return shortener.feed(chunk);
+        }
+        if self.shortens && self.partial.len() + chunk.len() > self.max_bytes {
+            let mut shortener = Box::new(JsonShortener::new(self.max_bytes));
+            shortener.feed(&self.partial);
+            shortener.feed(chunk);
+            self.partial = Vec::new();
+            self.shortener = Some(shortener);
+            return;
+        }
         let remaining = self.max_bytes.saturating_sub(self.partial.len());
         self.overflowed |= chunk.len() > remaining;
         self.partial.extend_from_slice(chunk.get(..remaining.min(chunk.len())).unwrap_or_default());
@@ -106,6 +139,30 @@ mod tests {
         assert_eq!(whole.1.as_deref(), Some("rest 熱".as_bytes()));
         for size in 1..text.len() {
             assert_eq!(decode_in_chunks(text, 64, |_| size), whole, "chunks of {size}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_of_json_is_shortened() {
+        let numbers = "1,".repeat(4000);
+        let text =
+            format!("{{\"context\":[{numbers}1],\"done\":true}}\r\n{{\"a\":1}}\n{{\"b\":\"{numbers}\"}}");
+        let decode = |size: usize| {
+            let (mut decoder, mut lines) = (LineDecoder::shortening(2048), Vec::new());
+            for chunk in text.as_bytes().chunks(size) {
+                decoder.feed(chunk, |line| match line {
+                    DecodedLine::Complete(line) => lines.push(String::from_utf8(line.to_vec()).unwrap()),
+                    DecodedLine::Truncated(_) => panic!("truncated"),
+                });
+            }
+            (lines, decoder.finish().map(|line| String::from_utf8(line).unwrap()))
+        };
+        let (lines, last) = decode(text.len());
+        assert!(lines[0].len() < 2048 && lines[0].starts_with("{\"context\":[1,1,"), "{lines:?}");
+        assert!(lines[0].ends_with("1],\"done\":true}") && lines[1] == "{\"a\":1}", "{lines:?}");
+        assert!(last.as_ref().is_some_and(|last| last.len() < 2048 && last.ends_with("\"}")), "{last:?}");
+        for size in [1, 3, 500, 2048] {
+            assert_eq!(decode(size), (lines.clone(), last.clone()), "chunks of {size}");
         }
     }
 

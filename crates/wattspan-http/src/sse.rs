@@ -1,7 +1,8 @@
 //! Decodes server-sent events (HTML standard, section 9.2.6).
 //!
 //! `data` lines of one event are joined by LF; comments and unknown fields are ignored. An event without data, or
-//! without a blank line at its end, is discarded. An event over the limit is reported as truncated.
+//! without a blank line at its end (unless [`SseDecoder::finish`] is called), is discarded. An event over the limit is
+//! shortened or reported as truncated.
 
 use super::line_decoder::{DecodedLine, LineDecoder};
 
@@ -40,7 +41,8 @@ struct PendingEvent {
 
 impl Default for SseDecoder {
     fn default() -> Self {
-        Self::with_limit(MAX_EVENT_BYTES)
+        let line_decoder = LineDecoder::shortening(MAX_EVENT_BYTES);
+        SseDecoder { line_decoder, ..Self::with_limit(MAX_EVENT_BYTES) }
     }
 }
 
@@ -57,6 +59,17 @@ impl SseDecoder {
     pub fn feed(&mut self, chunk: &[u8], mut on_event: impl FnMut(SseEvent<'_>)) {
         let SseDecoder { line_decoder, pending } = self;
         line_decoder.feed(chunk, |line| pending.push_line(line, &mut on_event));
+    }
+
+    /// Calls `on_event` for a last event that lacks its blank line; servers close streams without one.
+    pub fn finish(&mut self, mut on_event: impl FnMut(SseEvent<'_>)) {
+        let is_between_events = self.is_between_events();
+        let SseDecoder { line_decoder, pending } = self;
+        for _ in 0..2 {
+            line_decoder.feed(b"\n", |line| pending.push_line(line, &mut on_event));
+        }
+        // What was received has not changed: nothing may be inserted after an incomplete event.
+        pending.after_blank_line = is_between_events;
     }
 
     /// Whether the stream is between two events: another event or comment could be inserted here.
@@ -155,6 +168,38 @@ mod tests {
             (": c", false),
         ] {
             assert_eq!(decode(text.as_bytes(), 1).1, is_between, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_last_event_without_its_blank_line_is_read_at_the_end() {
+        for (text, data, is_between) in [
+            ("data: a\n\ndata: [DONE]\n", &["a", "[DONE]"][..], false),
+            ("data: a\n\ndata: [DONE]", &["a", "[DONE]"], false),
+            ("data: a\n\n", &["a"], true),
+            ("", &[], true),
+        ] {
+            let (mut decoder, mut found) = (SseDecoder::default(), Vec::new());
+            let mut push = |event: SseEvent<'_>| found.push(String::from_utf8(event.data.to_vec()).unwrap());
+            decoder.feed(text.as_bytes(), &mut push);
+            decoder.finish(&mut push);
+            assert_eq!(
+                (found.iter().map(String::as_str).collect::<Vec<_>>(), decoder.is_between_events()),
+                (data.to_vec(), is_between)
+            );
+        }
+    }
+
+    #[test]
+    fn a_long_event_is_shortened_where_the_limit_is_that_of_metadata() {
+        let long = "x".repeat(1 << 20);
+        let text =
+            format!("event: response.completed\ndata: {{\"text\":\"{long}\",\"usage\":{{\"a\":1}}}}\n\n");
+        for size in [1000, 100_000] {
+            let (decoded, _) = decode(text.as_bytes(), size);
+            let [(event_type, data, false)] = &decoded[..] else { panic!("{decoded:?}") };
+            assert!(event_type == "response.completed" && data.len() < 1000, "{}", data.len());
+            assert!(data.ends_with("x\",\"usage\":{\"a\":1}}"), "{data}");
         }
     }
 

@@ -142,6 +142,7 @@ pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEne
         error_uj: account.error_uj,
         idle_uj: account.idle_uj,
         window_uj: account.window_uj,
+        remainder_pj: 0,
         grade: account.grade,
         at_least: account.at_least == Some(true),
         span_ns: account.closed_ns.map_or(0, |closed| closed.saturating_sub(account.opened_ns)),

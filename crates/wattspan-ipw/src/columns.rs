@@ -300,10 +300,13 @@ impl QueryColumns {
                     &mut self.accelerator_window_j,
                 ],
             };
-            share.push(joules(part.share_uj));
+            let remainder_pj =
+                energy.filter(|_| *scope == Scope::Host).map_or(0, |energy| energy.remainder_pj);
+            let remainder_j = f64::from(remainder_pj) / 1e12;
+            share.push(joules(part.share_uj) + remainder_j);
             error.push(joules(part.error_uj));
             idle.push(joules(part.idle_uj));
-            window.push(joules(part.window_uj));
+            window.push(joules(part.window_uj) + remainder_j);
         }
     }
 }

@@ -13,7 +13,7 @@ use wattspan_client::domain::Grade;
 use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval};
 use super::meter_error::{widen_difference, widen_relative};
 use super::metrics::{EfficiencyMetrics, Estimate, MIN_COVERAGE, MetricOptions, compute_metrics};
-use super::run_settings::{API, MAX_TOKENS, SYSTEM_PROMPT, TEMPERATURE, describe_workload};
+use super::run_settings::{API, EXTRA_BODY, MAX_TOKENS, SYSTEM_PROMPT, TEMPERATURE, describe_workload};
 use super::scope::IdlePolicy;
 use super::table::{RunTable, known};
 
@@ -180,7 +180,7 @@ pub fn differences(first: &RunTable, other: &RunTable, options: &MetricOptions) 
 type ReadSetting = fn(&BTreeMap<String, String>) -> Option<String>;
 
 /// The settings that change the meaning of a figure, each with its name in messages.
-const SETTINGS: [(&str, ReadSetting); 5] = [
+const SETTINGS: [(&str, ReadSetting); 6] = [
     (WORKLOAD, describe_workload),
     ("interface", |settings| settings.get(API).cloned()),
     ("answer limit", |settings| settings.get(MAX_TOKENS).map(|tokens| format!("{tokens} tokens"))),
@@ -189,6 +189,10 @@ const SETTINGS: [(&str, ReadSetting); 5] = [
         // A run without a system prompt stores none.
         settings.get(API)?;
         Some(settings.get(SYSTEM_PROMPT).map_or("none".to_owned(), |prompt| format!("{prompt:?}")))
+    }),
+    ("extra body", |settings| {
+        settings.get(API)?;
+        Some(settings.get(EXTRA_BODY).map_or("none".to_owned(), Clone::clone))
     }),
 ];
 

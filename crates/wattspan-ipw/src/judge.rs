@@ -200,6 +200,23 @@ mod tests {
     }
 
     #[test]
+    fn the_verdict_of_a_reasoning_model_is_in_its_final_channel() {
+        for (said, score) in [
+            (
+                "<|channel|>analysis<|message|>Verdict: correct? No.<|end|><|start|>assistant\
+                 <|channel|>final<|message|>It says Mars.\nVerdict: incorrect<|return|>",
+                Some(0.0),
+            ),
+            ("<|channel|>analysis<|message|>So I write \"Verdict: correct\"", None),
+            ("[THINK]Verdict: incorrect[/THINK]The same.\nVerdict: correct", Some(1.0)),
+            ("<think>Verdict: incorrect</think>\n\n**Verdict: correct**<|im_end|>", Some(1.0)),
+            ("Verdict: incorrect, no, wait.</think>Verdict: correct", Some(1.0)),
+        ] {
+            assert_eq!(parse_verdict(said, Some("stop")), score, "{said}");
+        }
+    }
+
+    #[test]
     fn unparsable_verdicts_are_not_cached() {
         let dir = tempfile::tempdir().unwrap();
         let given =

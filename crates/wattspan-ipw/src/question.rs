@@ -42,6 +42,54 @@ impl Question {
     }
 }
 
+/// How the answer to a question with options is asked for.
+pub const ASK_FOR_LETTER: &str = "End with one line: Answer: <letter of the right option>";
+
+/// Appends options with their letters to a text.
+pub fn render_options(text: &str, choices: &[String]) -> String {
+    let mut prompt = format!("{}\n", text.trim_end());
+    for (letter, choice) in ('A'..='Z').zip(choices) {
+        prompt.push_str(&format!("\n({letter}) {choice}"));
+    }
+    prompt
+}
+
+/// Whether a prompt states every option with its letter: `(A) text`, `A. text` or `A: text`.
+fn states_options(prompt: &str, choices: &[String]) -> bool {
+    ('A'..='Z').zip(choices).all(|(letter, choice)| {
+        prompt.match_indices(choice.trim()).any(|(at, _)| {
+            let before = prompt[..at].trim_end();
+            [')', '.', ':'].iter().any(|mark| before.ends_with(&format!("{letter}{mark}")))
+        })
+    })
+}
+
+/// Appends the options of questions whose prompts do not state them, so that the model sees what it chooses from.
+pub fn complete_prompts(questions: &mut [Question]) {
+    for question in questions.iter_mut().filter(|question| !question.choices.is_empty()) {
+        let is_letter = question.format == AnswerFormat::Letter;
+        if is_letter && !states_options(&question.prompt, &question.choices) {
+            let prompt = render_options(&question.prompt, &question.choices);
+            question.prompt = format!("{prompt}\n\n{ASK_FOR_LETTER}");
+        } else if !is_letter && !question.choices.iter().all(|choice| question.prompt.contains(choice.trim()))
+        {
+            let options: Vec<String> = question.choices.iter().map(|choice| format!("- {choice}")).collect();
+            question.prompt = format!("{}\n\nOptions:\n{}", question.prompt.trim_end(), options.join("\n"));
+        }
+    }
+}
+
+/// Returns the hash of the prompts as they are sent, in order: 64-bit FNV-1a, in hexadecimal.
+pub fn prompt_hash(system_prompt: Option<&str>, questions: &[Question]) -> String {
+    let mut hasher = FnvHasher::default();
+    let prompts = questions.iter().map(|question| question.prompt.as_str());
+    for text in std::iter::once(system_prompt.unwrap_or_default()).chain(prompts) {
+        hasher.write(text.as_bytes());
+        hasher.write(&[0xFF]);
+    }
+    format!("{:016x}", hasher.finish())
+}
+
 /// A question file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum QuestionsError {
@@ -59,6 +107,16 @@ pub enum QuestionsError {
         file: String,
         /// The line number, from 1.
         line: usize,
+        /// What is wrong, and how to correct it.
+        reason: String,
+    },
+    /// A record of a published set is not a question.
+    #[error("{file}, record {record}: {reason}")]
+    InvalidRecord {
+        /// The name of the file.
+        file: String,
+        /// The number of the record, from 1.
+        record: usize,
         /// What is wrong, and how to correct it.
         reason: String,
     },
@@ -83,7 +141,7 @@ struct QuestionLine {
     subject: Option<String>,
     format: Option<AnswerFormat>,
     #[serde(default)]
-    choices: Vec<String>,
+    choices: Option<Vec<String>>,
 }
 
 /// The longest accepted line.
@@ -138,9 +196,10 @@ pub fn parse(file: &str, mut text: impl BufRead) -> Result<Vec<Question>, Questi
 fn question_from_line(line: QuestionLine, index: usize) -> Result<Question, String> {
     let prompt = line.prompt.filter(|prompt| !prompt.trim().is_empty());
     let prompt = prompt.ok_or("has no \"prompt\" (or \"problem\")")?;
+    let choices = line.choices.unwrap_or_default();
     // An integer may be the index of an option or the text of one.
     let may_be_index = |number: &serde_json::Number| {
-        number.as_u64().is_some_and(|index| !line.choices.is_empty() && index <= line.choices.len() as u64)
+        number.as_u64().is_some_and(|index| !choices.is_empty() && index <= choices.len() as u64)
     };
     let is_index = matches!(&line.answer, Some(serde_json::Value::Number(number)) if may_be_index(number));
     let answer = match line.answer {
@@ -152,14 +211,14 @@ fn question_from_line(line: QuestionLine, index: usize) -> Result<Question, Stri
     if answer.trim().is_empty() {
         return Err("\"answer\" is empty".into());
     }
-    let format = line.format.unwrap_or_else(|| infer_format(&answer, &line.choices));
+    let format = line.format.unwrap_or_else(|| infer_format(&answer, &choices));
     if is_index && format == AnswerFormat::Letter {
         return Err(NOT_AN_OPTION.into());
     }
-    let answer = normalize_answer(format, answer, &line.choices)?;
+    let answer = normalize_answer(format, answer, &choices)?;
     let id = line.id.unwrap_or_else(|| format!("q{index:05}"));
     let subject = line.subject.unwrap_or_else(|| "general".into());
-    Ok(Question { id, subject, format, prompt, answer, choices: line.choices })
+    Ok(Question { id, subject, format, prompt, answer, choices })
 }
 
 const NOT_AN_OPTION: &str = "\"answer\" is neither a letter nor one of \"choices\"; of an index it is not known whether it \
@@ -387,6 +446,38 @@ mod tests {
             assert_eq!(parse_one(&serde_json::to_string(&question).unwrap()).unwrap(), question);
         }
         assert_eq!(with_answer("\"K\"", "\"subject\":\"x\"").unwrap().format, AnswerFormat::Judge);
+    }
+
+    #[test]
+    fn a_prompt_that_lacks_its_options_gets_them() {
+        let line = |prompt: &str, more: &str| {
+            let mut questions = vec![parse_one(&format!("{{\"prompt\":{prompt:?},{more}}}")).unwrap()];
+            complete_prompts(&mut questions);
+            questions.remove(0).prompt
+        };
+        let letter = format!("\"answer\":\"C\",{CITIES}");
+        let rendered = line("Which?", &letter);
+        let expected = "Which?\n\n(A) Paris\n(B) London\n(C) Berlin\n(D) New York\n\n";
+        assert_eq!(rendered, format!("{expected}{ASK_FOR_LETTER}"));
+        assert_eq!(line(&rendered, &letter), rendered, "once");
+        for stated in [
+            "Which?\nA. Paris\nB. London\nC. Berlin\nD. New York",
+            "Which? A) Paris B) London C) Berlin D) New York",
+        ] {
+            assert_eq!(line(stated, &letter), stated);
+        }
+        for unlettered in
+            ["Paris, London, Berlin or New York?", "(A) Paris (B) London (D) Berlin (C) New York"]
+        {
+            assert!(line(unlettered, &letter).contains("(C) Berlin\n(D) New York"), "{unlettered}");
+        }
+        let text = format!("\"answer\":\"Berlin\",\"format\":\"exact\",{CITIES}");
+        assert!(line("Which?", &text).ends_with("Options:\n- Paris\n- London\n- Berlin\n- New York"));
+        assert_eq!(line("Why?", "\"answer\":\"4\",\"choices\":null"), "Why?", "null is no list");
+        let built_in_prompts = built_in();
+        let mut completed = built_in();
+        complete_prompts(&mut completed);
+        assert_eq!(completed, built_in_prompts);
     }
 
     #[test]

@@ -86,6 +86,10 @@ pub struct QueryEnergy {
     /// Window energy of the counted domains: all that they used while the span was open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_uj: Option<u64>,
+    /// What imported figures have beyond whole microjoules, in picojoules, to be added to share and window: their
+    /// energies are floating-point numbers. 0 where the daemon measured.
+    #[serde(default, skip_serializing_if = "is_zero_pj")]
+    pub remainder_pj: i32,
     /// The worst grade among the counted domains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
@@ -283,6 +287,11 @@ fn is_zero(count: &u32) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero_ns(time_ns: &u64) -> bool {
     *time_ns == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero_pj(remainder_pj: &i32) -> bool {
+    *remainder_pj == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

@@ -21,6 +21,7 @@ const STREAM: &str = "streamed";
 const LOGPROBS: &str = "log-probabilities";
 const SEED: &str = "seed";
 pub(crate) const SYSTEM_PROMPT: &str = "system prompt";
+pub(crate) const EXTRA_BODY: &str = "extra body";
 
 /// Settings of the run loop, apart from those of the requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +56,7 @@ pub fn encode_settings(
         workload,
     ]);
     settings.extend(request_settings.seed.map(|seed| (SEED, seed.to_string())));
+    settings.extend(request_settings.extra_body.as_ref().map(|extra| (EXTRA_BODY, extra.to_string())));
     settings.extend(request_settings.system_prompt.clone().map(|system| (SYSTEM_PROMPT, system)));
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -94,6 +96,7 @@ pub fn decode_settings(
     request_settings.logprobs = get(LOGPROBS) == Some("yes");
     request_settings.seed = get(SEED).map(str::parse).transpose().ok()?;
     request_settings.system_prompt = get(SYSTEM_PROMPT).map(str::to_owned);
+    request_settings.extra_body = get(EXTRA_BODY).map(str::parse).transpose().ok()?;
     if let Some(seconds) = get(TIMEOUT_S) {
         let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_TIMEOUT_S).contains(seconds))?;
         request_settings.timeout = Duration::from_secs(seconds);
@@ -116,6 +119,7 @@ mod tests {
         (original.seed, original.system_prompt, original.temperature) = (None, Some("Be short.".into()), 0.7);
         (original.stream, original.logprobs, original.max_tokens) = (false, true, 7);
         original.timeout = Duration::from_secs(77);
+        original.extra_body = Some(r#"{"top_p":0.9}"#.parse().unwrap());
         for workload in [Workload::ClosedLoop(17), Workload::OpenLoop(0.25)] {
             let run_settings = RunSettings { workload, warm_up: 4, retries: 5 };
             let encoded = encode_settings(&original, run_settings);
@@ -149,6 +153,7 @@ mod tests {
             (REQUEST_RATE, "NaN"),
             (REQUEST_RATE, "0"),
             (RETRIES, "-1"),
+            (EXTRA_BODY, "[]"),
         ] {
             let mut edited = encoded.clone();
             edited.insert(name.into(), value.into());

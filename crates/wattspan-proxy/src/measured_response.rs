@@ -89,10 +89,12 @@ impl ResponseKind {
                 .iter()
                 .any(|media_type_name| media_type.eq_ignore_ascii_case(media_type_name));
         let is_streamed = is_sse || is_json_lines;
+        let is_unknown = media_type.is_empty();
         let reader = match (is_uncompressed, is_sse, is_json_lines) {
             (false, ..) => ResponseReader::Opaque { stream: is_streamed },
             (true, true, _) => ResponseReader::sse(),
             (true, _, true) => ResponseReader::json_lines(),
+            (true, false, false) if is_unknown => ResponseReader::Unknown,
             (true, false, false) => ResponseReader::json(),
         };
         ResponseKind { reader, is_streamed, is_uncompressed }
@@ -149,12 +151,14 @@ async fn buffered_response(
     placement: AnnotationPlacement,
 ) -> Result<Response<BoxBody>, hyper::Error> {
     let mut chunks = VecDeque::new();
-    let trailers = match buffer_body(&mut body, &mut chunks, &mut reader).await {
+    let mut metadata = ResponseMetadata::default();
+    let trailers = match buffer_body(&mut body, &mut chunks, (&mut reader, &mut metadata)).await {
         BufferOutcome::Complete(trailers) => trailers,
         BufferOutcome::Partial => {
             let placement = AnnotationPlacement { comment: false, usage: false, ..placement };
             placement.announce_trailer(&mut head.headers);
-            let streamed = StreamedBody::new(body, chunks, stream, reader, placement);
+            let mut streamed = StreamedBody::new(body, chunks, stream, reader, placement);
+            streamed.metadata = metadata;
             return Ok(Response::from_parts(head, streamed.boxed_unsync()));
         }
         BufferOutcome::UpstreamFailed(error) => {
@@ -164,7 +168,6 @@ async fn buffered_response(
             return Err(error);
         }
     };
-    let mut metadata = ResponseMetadata::default();
     reader.finish(&mut metadata);
     let pending = {
         let mut span = stream.span();
@@ -187,7 +190,7 @@ async fn buffered_response(
 async fn buffer_body(
     body: &mut Incoming,
     chunks: &mut VecDeque<Bytes>,
-    reader: &mut ResponseReader,
+    (reader, metadata): (&mut ResponseReader, &mut ResponseMetadata),
 ) -> BufferOutcome {
     let deadline = Instant::now() + BUFFER_TIMEOUT;
     let mut length = 0;
@@ -198,7 +201,7 @@ async fn buffer_body(
             Ok(Some(Err(error))) => return BufferOutcome::UpstreamFailed(error),
             Ok(Some(Ok(frame))) => match frame.into_data() {
                 Ok(chunk) => {
-                    reader.read_unstreamed_chunk(&chunk);
+                    reader.read_chunk(&chunk, metadata);
                     length += chunk.len() as u64;
                     chunks.push_back(chunk);
                     if length > MAX_BUFFERED_BYTES {

@@ -2,14 +2,17 @@
 //!
 //! Knows the dialects: OpenAI's chunks, usage and responses, Anthropic's messages, Ollama's lines, llama.cpp's
 //! completions. A chunk that cannot be parsed is ignored. Token counts are those that the server states; chunks are
-//! never counted as tokens. Invariant: the reader stores one line or one value at most.
+//! never counted as tokens. Invariant: the reader stores one line or one value at most, and of a line over 32 KiB its
+//! structure and its short values.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use wattspan_http::lenient_json;
 use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
 use wattspan_http::sse::{MAX_EVENT_BYTES, SseDecoder};
+use wattspan_http::token_usage::{TokenUsage, is_done_marker, is_finish_reason, token_count};
 
 use super::content_template::ContentTemplate;
 use super::json_scanner::JsonScanner;
@@ -22,6 +25,8 @@ pub enum ResponseReader {
     /// A JSON object on each line.
     JsonLines(LineDecoder),
     Json(Box<JsonScanner>),
+    /// The type is missing: server-sent events or JSON, by the first byte that is not blank.
+    Unknown,
     /// A body that is not read: compressed, or in another format.
     Opaque {
         /// The body is streamed, so that each chunk counts as content.
@@ -39,7 +44,7 @@ impl ResponseReader {
     }
 
     pub fn json_lines() -> Self {
-        ResponseReader::JsonLines(LineDecoder::new(MAX_EVENT_BYTES))
+        ResponseReader::JsonLines(LineDecoder::shortening(MAX_EVENT_BYTES))
     }
 
     pub fn json() -> Self {
@@ -48,6 +53,9 @@ impl ResponseReader {
 
     /// Reads a chunk of the body and returns how many of its events or lines carried content.
     pub fn read_chunk(&mut self, chunk: &[u8], metadata: &mut ResponseMetadata) -> u64 {
+        if let (ResponseReader::Unknown, Some(first)) = (&self, chunk.trim_ascii_start().first()) {
+            *self = if matches!(first, b'{' | b'[') { Self::json() } else { Self::sse() };
+        }
         let mut content = 0;
         let mut count = |info: ChunkInfo| content += u64::from(info.has_content);
         match self {
@@ -60,6 +68,7 @@ impl ResponseReader {
                 DecodedLine::Truncated(_) => count(ChunkInfo { has_content: true, is_last_usage: false }),
             }),
             ResponseReader::Json(scanner) => scanner.feed(chunk),
+            ResponseReader::Unknown => {}
             ResponseReader::Opaque { stream } => content = u64::from(*stream && !chunk.is_empty()),
         }
         content
@@ -80,13 +89,10 @@ impl ResponseReader {
                     metadata.read_chunk(&line);
                 }
             }
-            ResponseReader::Sse(_) | ResponseReader::Opaque { .. } => {}
+            // The last event may lack its blank line.
+            ResponseReader::Sse(decoder) => decoder.finish(|event| _ = metadata.read_chunk(event.data)),
+            ResponseReader::Unknown | ResponseReader::Opaque { .. } => {}
         }
-    }
-
-    /// Reads a chunk of a response that is not streamed.
-    pub fn read_unstreamed_chunk(&mut self, chunk: &[u8]) {
-        self.read_chunk(chunk, &mut ResponseMetadata::default());
     }
 }
 
@@ -132,8 +138,8 @@ pub struct ChunkInfo {
 struct ResponseChunk<'a> {
     #[serde(borrow, default)]
     model: Option<Cow<'a, str>>,
-    #[serde(default)]
-    usage: Option<TokenUsage>,
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
     #[serde(borrow, default)]
     choices: Option<Vec<ChunkChoice<'a>>>,
     #[serde(borrow, rename = "type", default)]
@@ -152,14 +158,14 @@ struct ResponseChunk<'a> {
     done: Option<bool>,
     #[serde(default)]
     stop: Option<bool>,
-    #[serde(default)]
-    prompt_eval_count: Option<u64>,
-    #[serde(default)]
-    eval_count: Option<u64>,
-    #[serde(default)]
-    tokens_evaluated: Option<u64>,
-    #[serde(default)]
-    tokens_predicted: Option<u64>,
+    #[serde(borrow, default)]
+    prompt_eval_count: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    eval_count: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tokens_evaluated: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tokens_predicted: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -192,21 +198,13 @@ struct ChunkDelta<'a> {
     partial_json: Option<&'a RawValue>,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-struct TokenUsage {
-    #[serde(alias = "input_tokens", default)]
-    prompt_tokens: Option<u64>,
-    #[serde(alias = "output_tokens", default)]
-    completion_tokens: Option<u64>,
-}
-
 /// An OpenAI response or an Anthropic message inside an event.
 #[derive(Default, Deserialize)]
 struct NestedResponse<'a> {
     #[serde(borrow, default)]
     model: Option<Cow<'a, str>>,
-    #[serde(default)]
-    usage: Option<TokenUsage>,
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
 }
 
 impl ChoiceProgress {
@@ -215,7 +213,7 @@ impl ChoiceProgress {
         match index.and_then(|index| 1_u128.checked_shl(index)) {
             Some(bit) => {
                 self.seen |= bit;
-                self.finished |= if is_non_empty(choice.finish_reason) { bit } else { 0 };
+                self.finished |= if is_finished(choice.finish_reason) { bit } else { 0 };
             }
             None => self.has_untracked = true,
         }
@@ -229,7 +227,7 @@ impl ChoiceProgress {
 impl ResponseMetadata {
     /// Reads the data of one event, or one line of JSON.
     pub fn read_chunk(&mut self, data: &[u8]) -> ChunkInfo {
-        if data == b"[DONE]" {
+        if is_done_marker(data) {
             self.done = true;
             return ChunkInfo::default();
         }
@@ -237,9 +235,18 @@ impl ResponseMetadata {
             self.content_chunks += 1;
             return ChunkInfo { has_content: true, is_last_usage: false };
         }
-        let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) else {
-            return ChunkInfo::default();
-        };
+        if let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) {
+            return self.read_parsed(&chunk, data);
+        }
+        // NaN, for example, is no JSON, but Python writes it.
+        let Some(repaired) = lenient_json::repair(data) else { return ChunkInfo::default() };
+        match serde_json::from_slice::<ResponseChunk<'_>>(&repaired) {
+            Ok(chunk) => self.read_parsed(&chunk, &repaired),
+            Err(_) => ChunkInfo::default(),
+        }
+    }
+
+    fn read_parsed(&mut self, chunk: &ResponseChunk<'_>, data: &[u8]) -> ChunkInfo {
         self.template = chunk
             .repeatable_content()
             .and_then(|content| ContentTemplate::new(data, content))
@@ -248,22 +255,23 @@ impl ResponseMetadata {
         self.content_chunks += u64::from(has_content);
         self.error |= is_non_empty(chunk.error);
         self.set_model(chunk.model.as_deref());
-        self.set_usage(chunk.usage);
+        let usage = chunk.usage.and_then(|usage| TokenUsage::parse(usage.get()));
+        self.set_usage(usage);
         for nested in [chunk.response, chunk.message].into_iter().flatten() {
             if let Ok(nested) = serde_json::from_str::<NestedResponse<'_>>(nested.get()) {
                 self.set_model(nested.model.as_deref());
-                self.set_usage(nested.usage);
+                self.set_usage(nested.usage.and_then(|usage| TokenUsage::parse(usage.get())));
             }
         }
-        let usage = |prompt_tokens, completion_tokens| Some(TokenUsage { prompt_tokens, completion_tokens });
-        self.set_usage(usage(chunk.prompt_eval_count, chunk.eval_count));
-        self.set_usage(usage(chunk.tokens_evaluated, chunk.tokens_predicted));
-        self.done |= chunk.is_end();
-        let finished = self.record_choices(&chunk);
-        ChunkInfo {
-            has_content,
-            is_last_usage: (chunk.usage.is_some() && finished) || chunk.done == Some(true),
+        let count = |raw: Option<&RawValue>| raw.and_then(|raw| token_count(raw.get()));
+        for (input, output) in
+            [(chunk.prompt_eval_count, chunk.eval_count), (chunk.tokens_evaluated, chunk.tokens_predicted)]
+        {
+            self.set_usage(Some(TokenUsage { input: count(input), output: count(output), cached: None }));
         }
+        self.done |= chunk.is_end();
+        let finished = self.record_choices(chunk);
+        ChunkInfo { has_content, is_last_usage: (usage.is_some() && finished) || chunk.done == Some(true) }
     }
 
     /// Records the choices of a chunk and returns whether no choice continues after it.
@@ -281,14 +289,15 @@ impl ResponseMetadata {
     pub fn read_body(&mut self, model: Option<&[u8]>, usage: Option<&[u8]>) {
         let model = model.and_then(|text| serde_json::from_slice::<String>(text).ok());
         self.set_model(model.as_deref());
-        self.set_usage(usage.and_then(|text| serde_json::from_slice::<TokenUsage>(text).ok()));
+        let usage = usage.and_then(|text| std::str::from_utf8(text).ok());
+        self.set_usage(usage.and_then(TokenUsage::parse));
     }
 
     /// Reads the token counts of Ollama and llama.cpp in a response that is one JSON object.
     pub fn read_token_counts(&mut self, input: Option<&[u8]>, output: Option<&[u8]>) {
-        let number = |text: &[u8]| serde_json::from_slice::<u64>(text).ok();
-        let (prompt_tokens, completion_tokens) = (input.and_then(number), output.and_then(number));
-        self.set_usage(Some(TokenUsage { prompt_tokens, completion_tokens }));
+        let number = |text: &[u8]| token_count(std::str::from_utf8(text).ok()?);
+        let (input, output) = (input.and_then(number), output.and_then(number));
+        self.set_usage(Some(TokenUsage { input, output, cached: None }));
     }
 
     fn set_model(&mut self, model: Option<&str>) {
@@ -300,8 +309,8 @@ impl ResponseMetadata {
     /// A later usage replaces an earlier one, field by field.
     fn set_usage(&mut self, usage: Option<TokenUsage>) {
         let Some(usage) = usage else { return };
-        self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
-        self.output_tokens = usage.completion_tokens.or(self.output_tokens);
+        self.input_tokens = usage.input.or(self.input_tokens);
+        self.output_tokens = usage.output.or(self.output_tokens);
     }
 }
 
@@ -357,6 +366,14 @@ fn has_delta_content(delta: &ChunkDelta<'_>) -> bool {
     [content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json]
         .into_iter()
         .any(|f| is_non_empty(*f))
+}
+
+fn is_finished(reason: Option<&RawValue>) -> bool {
+    reason.is_some_and(|raw| match serde_json::from_str::<Option<Cow<'_, str>>>(raw.get()) {
+        Ok(reason) => reason.is_some_and(|reason| is_finish_reason(&reason)),
+        // A reason of another type is one.
+        Err(_) => is_non_empty(Some(raw)),
+    })
 }
 
 /// Whether a value is present, not null and not empty.
@@ -530,6 +547,79 @@ mod tests {
         );
         assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(9), Some(8)));
         assert!(parts[5].1 && !parts[2].1);
+    }
+
+    fn read_whole(mut reader: ResponseReader, text: &str, size: usize) -> ResponseMetadata {
+        let mut metadata = ResponseMetadata::default();
+        text.as_bytes().chunks(size).for_each(|chunk| _ = reader.read_chunk(chunk, &mut metadata));
+        reader.finish(&mut metadata);
+        ResponseMetadata { template: None, ..metadata }
+    }
+
+    #[test]
+    fn messages_of_any_length_are_read() {
+        let numbers = (0..6000).map(|number| (number + 10_000).to_string()).collect::<Vec<_>>().join(",");
+        let ollama = format!(
+            "{{\"model\":\"l\",\"response\":\"Hi\",\"done\":false}}\n\
+             {{\"model\":\"l\",\"response\":\"\",\"done\":true,\"context\":[{numbers}],\
+             \"prompt_eval_count\":5,\"eval_count\":7.0}}\n"
+        );
+        for length in [10_000, 40_000, 1_000_000] {
+            let text = "w\u{e4}r \\\"q\\\" ".repeat(length / 10);
+            let responses = format!(
+                "event: response.output_text.delta\n\
+                 data: {{\"type\":\"response.output_text.delta\",\"delta\":\"w\"}}\n\n\
+                 event: response.completed\n\
+                 data: {{\"type\":\"response.completed\",\"response\":{{\"instructions\":\"{text}\",\
+                 \"model\":\"g\",\"output\":[{{\"content\":[{{\"text\":\"{text}\"}}]}}],\
+                 \"usage\":{{\"input_tokens\":5,\"output_tokens\":7}}}}}}\n\n"
+            );
+            for size in [1000, 1 << 20] {
+                let metadata = read_whole(ResponseReader::sse(), &responses, size);
+                assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(5), Some(7)), "{length}");
+                assert!(metadata.done && metadata.model.as_deref() == Some("g"));
+            }
+        }
+        for size in [100, 1 << 20] {
+            let metadata = read_whole(ResponseReader::json_lines(), &ollama, size);
+            let tokens = (metadata.input_tokens, metadata.output_tokens);
+            assert_eq!((tokens, metadata.done), ((Some(5), Some(7)), true));
+        }
+    }
+
+    #[test]
+    fn messages_are_read_as_servers_write_them() {
+        let usage = r#"{"prompt_tokens":9.0,"completion_tokens":3,"input_tokens":0,"output_tokens":0}"#;
+        let every_chunk = format!(",\"usage\":{usage},\"error\":\"\"");
+        let chunk = |reason: &str| {
+            let choice = format!(r#"{{"delta":{{"content":"x"}},"finish_reason":{reason}}}"#);
+            format!(r#"{{"model":"m","choices":[{choice}]{every_chunk}}}"#)
+        };
+        for reason in ["\"\"", "\"null\"", "null"] {
+            let lines = [chunk(reason), chunk(reason), chunk("\"stop\"")];
+            let (parts, metadata) = read_chunks(&lines.each_ref().map(String::as_str));
+            assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(9), Some(3)), "{reason}");
+            assert_eq!(parts, [(true, false), (true, false), (true, true)], "{reason}");
+            assert!(!metadata.error && metadata.content_chunks == 3);
+        }
+        let (parts, metadata) = read_chunks(&[
+            r#"{"model":"m","choices":[{"delta":{"content":"\ud83d"},"logprobs":{"x":[{"logprob":NaN}]}}]}"#,
+            r#"{"choices":[{"delta":{"content":[{"type":"text","text":"x"}]}}],"usage":7}"#,
+            "[DONE] ",
+        ]);
+        assert_eq!(parts, [(true, false), (true, false), (false, false)]);
+        assert!(metadata.done && metadata.model.as_deref() == Some("m"));
+        let body = format!("{{\"model\":\"m\",\"usage\":{usage}}}");
+        let event = format!("data: {{\"model\":\"m\",\"choices\":[],\"usage\":{usage}}}");
+        for (reader, text) in [
+            (ResponseReader::json(), &body),
+            (ResponseReader::Unknown, &body),
+            (ResponseReader::sse(), &event),
+            (ResponseReader::Unknown, &format!("\n{event}\n\n")),
+        ] {
+            let metadata = read_whole(reader, text, 7);
+            assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(9), Some(3)), "{text}");
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use memchr::{memchr, memmem};
 use super::json_scanner::JsonScanner;
 use super::response_reader::ResponseMetadata;
 
-/// A longer line is forwarded without a search.
-const MAX_LINE_BYTES: usize = 32 << 10;
+/// A longer line is forwarded without a search. Ollama's last line has some 8 bytes for each token of its context.
+const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// A line that is held until the energy is known.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct InsertionPoint {
 #[derive(Debug, Default)]
 pub struct UsageInserter {
     line: Vec<u8>,
+    /// The length of the beginning of `line` that has no line end.
+    searched: usize,
     /// The current line is forwarded without a search: it is too long, or the energy was inserted already.
     is_passing_through: bool,
     is_done: bool,
@@ -82,7 +84,9 @@ impl UsageInserter {
     pub fn feed(&mut self, chunk: &[u8], out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
         self.line.extend_from_slice(chunk);
         let mut consumed = 0;
-        while let Some(length) = memchr(b'\n', self.line.get(consumed..).unwrap_or_default()) {
+        let mut from = self.searched.min(self.line.len());
+        while let Some(found) = memchr(b'\n', self.line.get(from..).unwrap_or_default()) {
+            let length = from + found - consumed;
             let line = self.line.get(consumed..=consumed + length).unwrap_or_default();
             let point = if self.is_passing_through || self.is_done {
                 None
@@ -91,6 +95,7 @@ impl UsageInserter {
             };
             self.is_passing_through = false;
             if let Some(point) = point {
+                self.searched = 0;
                 let line = line.to_vec();
                 push_chunk(out, self.line.drain(..consumed));
                 self.line.drain(..line.len());
@@ -98,8 +103,10 @@ impl UsageInserter {
                 return Some(HeldLine { line, point });
             }
             consumed += length + 1;
+            from = consumed;
         }
         push_chunk(out, self.line.drain(..consumed));
+        self.searched = self.line.len();
         if self.is_done || self.is_passing_through || self.line.len() > MAX_LINE_BYTES {
             self.is_passing_through = true;
             self.flush(out);
@@ -109,6 +116,7 @@ impl UsageInserter {
 
     /// Moves the rest to `out`.
     pub fn flush(&mut self, out: &mut VecDeque<Bytes>) {
+        self.searched = 0;
         push_chunk(out, self.line.drain(..));
     }
 }

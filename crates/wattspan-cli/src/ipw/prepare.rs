@@ -23,6 +23,10 @@ use super::super::exit_status::{CliError, FAILURE};
 use super::super::output::eprint_message;
 use super::run_options::IpwRunArgs;
 
+/// Settings that describe the questions of a run.
+const QUESTION_SET: &str = "question set";
+const PROMPT_HASH: &str = "hash of the prompts";
+
 /// A run that is ready to start.
 pub struct PreparedRun {
     pub request_settings: RequestSettings,
@@ -47,12 +51,16 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     for (name, reason) in &not_live {
         eprint_message(&format!("{name} is not live and is excluded from the run: {reason}"));
     }
+    let settings = encode_settings(&request_settings, run_settings);
+    let prompts = question::prompt_hash(request_settings.system_prompt.as_deref(), &questions);
+    let set = args.question_set.map(|set| (QUESTION_SET.to_owned(), set.name().to_owned()));
+    let prompt_settings = set.into_iter().chain([(PROMPT_HASH.to_owned(), prompts)]);
     let manifest = Manifest {
         version: FORMAT_VERSION,
         label: args.label.clone().unwrap_or_else(|| request_settings.model.clone()),
         model: request_settings.model.clone(),
         server: request_settings.base_url.to_string(),
-        settings: encode_settings(&request_settings, run_settings),
+        settings: settings.into_iter().chain(prompt_settings).collect(),
         questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
@@ -121,12 +129,17 @@ fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
     let mut questions = match &args.questions {
         None => question::built_in(),
         Some(path) => {
-            let file = std::fs::File::open(path)
-                .map_err(|cause| CliError::new(FAILURE, format!("{}: {cause}", path.display())))?;
-            let name = path.display().to_string();
-            question::parse(&name, std::io::BufReader::new(file)).map_err(anyhow::Error::from)?
+            if let Some(set) = args.question_set {
+                set.read(path).map_err(anyhow::Error::from)?
+            } else {
+                let file = std::fs::File::open(path)
+                    .map_err(|cause| CliError::new(FAILURE, format!("{}: {cause}", path.display())))?;
+                let name = path.display().to_string();
+                question::parse(&name, std::io::BufReader::new(file)).map_err(anyhow::Error::from)?
+            }
         }
     };
+    question::complete_prompts(&mut questions);
     questions.truncate(args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
     Ok(questions)
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use wattspan_ipw::question_sets::QuestionSet;
 use wattspan_ipw::run::MAX_QUERIES_PER_SECOND;
 
 use super::options::FigureOptions;
@@ -15,6 +16,9 @@ pub struct IpwRunArgs {
     /// Questions as JSON lines [default: 50 built-in questions]
     #[arg(long, short = 'q', value_name = "FILE")]
     pub questions: Option<PathBuf>,
+    /// Read FILE as this published set, as it is distributed (JSON lines, JSON or CSV; a directory for MATH)
+    #[arg(long = "as", value_name = "SET", requires = "questions", value_enum)]
+    pub question_set: Option<QuestionSet>,
     /// Use only the first N questions
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
@@ -53,8 +57,9 @@ pub struct IpwRunArgs {
 }
 
 /// Options that a resumed run takes from its directory.
-const FIXED_ON_RESUME: [&str; 17] = [
+const FIXED_ON_RESUME: [&str; 19] = [
     "questions",
+    "question_set",
     "limit",
     "label",
     "concurrency",
@@ -71,6 +76,7 @@ const FIXED_ON_RESUME: [&str; 17] = [
     "system",
     "no_stream",
     "logprobs",
+    "extra_body",
 ];
 
 fn parse_rate(text: &str) -> Result<f64, String> {

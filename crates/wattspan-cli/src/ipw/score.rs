@@ -1,4 +1,4 @@
-//! `wattspan ipw score`: rescores a run's answers by the current rules or by a judge model.
+//! `wattspan ipw score`: rescores a run's answers by the current rules, by a judge model or by a command.
 //!
 //! Rules come first; the judge scores answers that no rule covers. The model is not queried again. A row whose score
 //! changes is appended again, and nothing is deleted. The judge's energy is reported separately from the run's figures.
@@ -6,10 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use wattspan_client::clock::unix_ns;
 use wattspan_ipw::answer_format::AnswerFormat;
+use wattspan_ipw::external_scorer::{ScorerOutcome, ScorerRequest, score_answers};
 use wattspan_ipw::judge::{self, JudgeVerdict, VerdictCache};
+use wattspan_ipw::llm_api::MAX_TIMEOUT_S;
 use wattspan_ipw::metering_thread::MeteringHandle;
 use wattspan_ipw::query::QueryRunner;
 use wattspan_ipw::question::Question;
@@ -20,7 +23,7 @@ use super::super::connect::{MeterConnector, MeterOptions};
 use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output::eprint_message;
 use super::super::quantity::format_energy;
-use super::server_options::ServerOptions;
+use super::server_options::{DEFAULT_JUDGE_MAX_TOKENS, ServerOptions};
 
 /// Arguments of `wattspan ipw score`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,13 @@ pub struct ScoreArgs {
     /// Use a judge model, selected by the options below, for answers that no rule can score
     #[arg(long)]
     judge: bool,
+    /// Score every answer with a command instead: JSON lines with id, repeat, format, prompt, answer, choices and reply in,
+    /// lines with id, repeat and score (0 to 1, true, false, null) out
+    #[arg(long, value_name = "COMMAND", conflicts_with = "judge")]
+    with: Option<String>,
+    /// Longest time between two lines of that command, in seconds
+    #[arg(long, value_name = "S", default_value_t = 120, requires = "with", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
+    with_timeout: u64,
     #[command(flatten)]
     server: ServerOptions,
 }
@@ -41,6 +51,10 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     let (rows, texts) = latest_rows(&args.run)?;
     let questions: HashMap<&str, &Question> =
         questions.iter().map(|question| (question.id.as_str(), question)).collect();
+    if let Some(command) = &args.with {
+        let timeout = Duration::from_secs(args.with_timeout);
+        return score_with_command(command, timeout, &mut directory, rows, &questions, &texts);
+    }
     let (mut changed, mut judge_queue) = (0, Vec::new());
     for row in rows.into_values().filter(QueryRow::is_answered) {
         let (Some(question), Some(text)) = (questions.get(row.id.as_str()), texts.get(&row.key())) else {
@@ -68,6 +82,56 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     }
     eprint_message(&format!("{changed} scores changed"));
     Ok(status)
+}
+
+/// Scores every answer of a run with an external command. A score is stored as soon as it is read.
+fn score_with_command(
+    command: &str,
+    timeout: Duration,
+    directory: &mut RunDir,
+    rows: Rows,
+    questions: &HashMap<&str, &Question>,
+    texts: &Texts,
+) -> Result<u8, CliError> {
+    let answered = rows.into_values().filter(QueryRow::is_answered);
+    let answered: Vec<(QueryRow, &Question, &ReplyText)> = answered
+        .filter_map(|row| {
+            let (question, text) = (*questions.get(row.id.as_str())?, texts.get(&row.key())?);
+            Some((row, question, text))
+        })
+        .collect();
+    let requests: Vec<ScorerRequest<'_>> = answered
+        .iter()
+        .map(|(row, question, text)| ScorerRequest {
+            id: &question.id,
+            repeat: row.repeat,
+            subject: &question.subject,
+            format: question.format,
+            prompt: &question.prompt,
+            answer: &question.answer,
+            choices: &question.choices,
+            reply: &text.reply,
+        })
+        .collect();
+    let mut changed = 0;
+    let outcome = score_answers(command, &requests, timeout, |index, score| {
+        let row = &answered[index].0;
+        if row.score != Some(score) {
+            changed += 1;
+            directory.rescore(&QueryRow { score: Some(score), ..row.clone() })?;
+        }
+        Ok(())
+    })
+    .map_err(anyhow::Error::from)?;
+    for problem in &outcome.problems {
+        eprint_message(problem);
+    }
+    let ScorerOutcome { scored, unscored, .. } = outcome;
+    eprint_message(&format!(
+        "{scored} of {} answers scored, {unscored} left without a score; {changed} scores changed",
+        requests.len()
+    ));
+    Ok(if outcome.problems.is_empty() { OK } else { FAILURE })
 }
 
 type Rows = BTreeMap<(String, u32), QueryRow>;
@@ -98,7 +162,14 @@ async fn score_with_judge(
     directory: &mut RunDir,
     judge_queue: Vec<(QueryRow, &Question, &ReplyText)>,
 ) -> Result<JudgeSummary, CliError> {
-    let (request_settings, pool) = args.server.connect().await?;
+    let mut server = args.server.clone();
+    server.max_tokens.get_or_insert(DEFAULT_JUDGE_MAX_TOKENS);
+    let (request_settings, pool) = server.connect().await?;
+    // With other extra fields (reasoning effort, for example) it is another judge.
+    let judge_name = match &request_settings.extra_body {
+        Some(extra) => format!("{} {extra}", request_settings.model),
+        None => request_settings.model.clone(),
+    };
     let mut verdicts = VerdictCache::open(directory.path())?;
     // Metering the judge is optional: a verdict is valid without its energy.
     let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
@@ -115,7 +186,7 @@ async fn score_with_judge(
     };
     let mut summary = JudgeSummary { model: request_settings.model.clone(), ..JudgeSummary::default() };
     for (number, (row, question, text)) in judge_queue.into_iter().enumerate() {
-        let judged_text = judge::verdict_key(&request_settings.model, question, &text.reply);
+        let judged_text = judge::verdict_key(&judge_name, question, &text.reply);
         let verdict = match verdicts.get(&judged_text) {
             Some(verdict) => verdict.clone(),
             None => {

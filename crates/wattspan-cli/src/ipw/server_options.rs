@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use wattspan_http::connection_pool::{ConnectionPool, PoolSettings, build_pool};
 use wattspan_http::{BaseUrl, BoxBody};
-use wattspan_ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, TokenLimitField, first_model};
+use wattspan_ipw::llm_api::{Api, ExtraBody, MAX_TIMEOUT_S, RequestSettings, TokenLimitField, first_model};
 
 use super::super::exit_status::{CliError, FAILURE};
 
@@ -14,6 +14,12 @@ const DEFAULT_URL: &str = "http://127.0.0.1:8000/v1";
 
 /// Default environment variable of the server's API key.
 pub const DEFAULT_KEY_VARIABLE: &str = "OPENAI_API_KEY";
+
+/// Default limit of an answer, in tokens.
+const DEFAULT_MAX_TOKENS: u32 = 512;
+
+/// Default limit of a judge's answer, in tokens: a reasoning model thinks before its verdict.
+pub const DEFAULT_JUDGE_MAX_TOKENS: u32 = 8192;
 
 /// Options of the inference server and its requests.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,9 +37,9 @@ pub struct ServerOptions {
     /// Environment variable that contains the API key
     #[arg(long, value_name = "VARIABLE", default_value = DEFAULT_KEY_VARIABLE)]
     pub key_from: String,
-    /// Maximum number of tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_tokens: u32,
+    /// Maximum number of tokens of an answer [default: 512; of a judge's: 8192]
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
     /// Sampling temperature
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f64,
@@ -49,6 +55,9 @@ pub struct ServerOptions {
     /// Request log-probabilities, for perplexity figures
     #[arg(long)]
     pub logprobs: bool,
+    /// JSON object merged into each request, e.g. {"reasoning_effort": "low", "top_p": 0.9}; null removes a field
+    #[arg(long, value_name = "JSON")]
+    pub extra_body: Option<ExtraBody>,
     /// Timeout of an answer, in seconds
     #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
     pub timeout: u64,
@@ -74,10 +83,11 @@ impl ServerOptions {
             system_prompt: self.system.clone(),
             temperature: self.temperature,
             seed,
-            max_tokens: self.max_tokens,
+            max_tokens: self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
             token_limit: TokenLimitField::default(),
             stream: !self.no_stream,
             logprobs: self.logprobs,
+            extra_body: self.extra_body.clone(),
             api_key: std::env::var(&self.key_from).ok().filter(|key| !key.is_empty()),
             timeout: Duration::from_secs(self.timeout),
         };

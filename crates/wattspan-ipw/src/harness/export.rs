@@ -123,10 +123,12 @@ impl RunExport {
             energy_metrics: EnergyMetrics {
                 per_query_joules: scope_energy.share_uj.map(joules),
                 total_joules: None,
+                ..EnergyMetrics::default()
             },
             latency_metrics: latency_metrics(row),
             power_metrics: PowerMetrics {
                 gpu: PowerComponentMetrics { per_query_watts, total_watts: MetricStats::default() },
+                ..PowerMetrics::default()
             },
             token_metrics: TokenMetrics {
                 input: row.tokens_in,
@@ -188,8 +190,8 @@ impl RunExport {
             total_queries: Some(records.len() as u64),
             system_info: Some(self.system()),
             gpu_info: self.gpu(),
-            output_dir: None,
             energy_scope: Some(scope.title().to_owned()),
+            ..HarnessSummary::default()
         };
         let text = serde_json::to_string_pretty(&summary).expect("a summary is plain data");
         // The summary is written last, as the harness does: a directory with a summary is complete.

@@ -4,6 +4,40 @@
 
 use serde::Serialize;
 
+/// The harness's own figures, computed by its arithmetic from the energies that can be used: accuracy over the judged
+/// records, means over those of them with an energy, power as energy / time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HarnessFigures {
+    /// Evaluated records.
+    pub scored: usize,
+    /// Fraction of them that are correct.
+    pub accuracy: f64,
+    /// Mean energy, joules.
+    pub energy_j: Option<f64>,
+    /// Mean power, watts.
+    pub power_w: Option<f64>,
+    /// IPJ.
+    pub per_joule: Option<f64>,
+    /// IPW.
+    pub per_watt: Option<f64>,
+}
+
+/// Why a record has no value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RecordReason {
+    /// The id of the question.
+    pub id: String,
+    /// The reason.
+    pub reason: String,
+}
+
+impl RecordReason {
+    /// The reason for one record.
+    pub fn new(id: &str, reason: &str) -> Self {
+        Self { id: id.to_owned(), reason: reason.to_owned() }
+    }
+}
+
 /// Counts of findings, in queries.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ImportFindings {
@@ -14,6 +48,10 @@ pub struct ImportFindings {
     pub broken: usize,
     /// Scores taken from the file.
     pub scores_kept: usize,
+    /// Scores taken from the file that are 1.
+    pub scores_right: usize,
+    /// Records without a score in results that were judged, each with the reason.
+    pub without_score: Vec<RecordReason>,
     /// Scores computed by rule.
     pub scored: usize,
     /// Answers scored by rule as correct.
@@ -32,8 +70,14 @@ pub struct ImportFindings {
     pub energy_zero: usize,
     /// Energies below 0 or above what a machine can use.
     pub energy_absurd: usize,
-    /// Energies of queries longer than the harness's sample buffer that are, or may be, those of the buffer alone.
-    pub energy_truncated: usize,
+    /// Energies that end with the sample buffer, which is shorter than the query.
+    pub energy_cut: usize,
+    /// Records without a usable energy, each with the reason.
+    pub without_energy: Vec<RecordReason>,
+    /// What the harness's figures count: "gpu", "soc", or "cpu", where it has none itself.
+    pub basis: String,
+    /// The harness's own figures; absent if no record was judged.
+    pub harness: Option<HarnessFigures>,
     /// Records whose `total_joules` repeats the query's energy.
     pub total_copied: usize,
     /// Queries whose mean power times duration differs from their energy by more than a fifth.
@@ -72,19 +116,7 @@ impl ImportFindings {
             self.broken,
             format!("{} lines are no records of {}, and were passed over", self.broken, self.model),
         );
-        push_if(
-            self.scored + self.for_judge,
-            format!(
-                "accuracy: the file has none (lm_correctness is false throughout); scored here by rule: {} right of {}{}",
-                self.right,
-                self.scored,
-                match self.for_judge {
-                    0 => String::new(),
-                    count => format!("; {count} answers need a judge (wattspan ipw score RUN --judge)"),
-                }
-            ),
-        );
-        push_if(self.scores_kept, format!("accuracy: {} scores are those of the file", of(self.scores_kept)));
+        self.accuracy_sentences(&mut push_if);
         push_if(
             self.unanswered,
             format!("answers: {} are empty or failed, and count as wrong", of(self.unanswered)),
@@ -122,33 +154,75 @@ impl ImportFindings {
         all
     }
 
-    fn energy_sentences(&self, push_if: &mut impl FnMut(usize, String)) {
+    fn accuracy_sentences(&self, push_if: &mut impl FnMut(usize, String)) {
         let of = |count: usize| format!("{count} of {}", self.records);
-        let without = self.energy_absent + self.energy_zero + self.energy_absurd;
         push_if(
-            without,
+            self.scored + self.for_judge,
             format!(
-                "energy: {} queries have none that can be used ({} absent, {} at 0 J, {} impossible); they are in no figure, and are not cheap",
-                of(without),
-                self.energy_absent,
-                self.energy_zero,
-                self.energy_absurd
+                "accuracy: the file has none (lm_correctness is false throughout); scored here by rule: {} right of {}{}",
+                self.right,
+                self.scored,
+                match self.for_judge {
+                    0 => String::new(),
+                    count => format!("; {count} answers need a judge (wattspan ipw score RUN --judge)"),
+                }
             ),
         );
         push_if(
-            self.energy_truncated,
+            self.scores_kept,
             format!(
-                "energy: {} queries are longer than the 30 s of samples that the harness keeps, and nothing shows that their joules \
-                 cover more; they have no energy here",
-                of(self.energy_truncated)
+                "accuracy: {} scores are those of the file, {} of them right",
+                of(self.scores_kept),
+                self.scores_right
+            ),
+        );
+        push_if(
+            self.without_score.len(),
+            format!(
+                "accuracy: {} have no score, since the harness did not evaluate them or its evaluation failed; they are in no \
+                 figure",
+                of(self.without_score.len())
+            ),
+        );
+        push_if(usize::from(self.harness.is_some()), self.harness_sentence());
+    }
+
+    fn harness_sentence(&self) -> String {
+        let Some(figures) = &self.harness else { return String::new() };
+        let number =
+            |value: Option<f64>| value.map_or_else(|| "unknown".into(), |value| format!("{value:.9}"));
+        format!(
+            "the harness's own figures (basis {}): accuracy {:.9} over {}, {} J, {} W, IPJ {}, IPW {}",
+            self.basis,
+            figures.accuracy,
+            figures.scored,
+            number(figures.energy_j),
+            number(figures.power_w),
+            number(figures.per_joule),
+            number(figures.per_watt)
+        )
+    }
+
+    fn energy_sentences(&self, push_if: &mut impl FnMut(usize, String)) {
+        let of = |count: usize| format!("{count} of {}", self.records);
+        let without = self.without_energy.len();
+        push_if(
+            without,
+            format!(
+                "energy: {} queries have none that can be used ({} absent, {} at 0 J, {} impossible, {} cut off by the sample buffer); they are in no figure, and are not cheap",
+                of(without),
+                self.energy_absent,
+                self.energy_zero,
+                self.energy_absurd,
+                self.energy_cut
             ),
         );
         let unguaranteed = self.metered - self.with_error.min(self.metered);
         push_if(
             unguaranteed,
             format!(
-                "energy: {unguaranteed} figures have no guaranteed error and no idle part; each is a difference of samples since the query \
-                 before, so that pauses between queries are billed to the next one"
+                "energy: {unguaranteed} figures have no guaranteed error and no idle part; each is a difference of samples, in the \
+                 harness's first version since the query before, so that pauses between queries are billed to the next one"
             ),
         );
         push_if(
@@ -159,6 +233,11 @@ impl ImportFindings {
                     "grade: unknown unless a row has its own; the file does not say what was metered".into()
                 }
             },
+        );
+        push_if(
+            usize::from(self.basis == "cpu") * self.metered,
+            "basis: no record has an accelerator's energy, so the processors' is counted; the harness itself reports none"
+                .into(),
         );
         push_if(
             self.total_copied,
@@ -180,7 +259,7 @@ impl ImportFindings {
         push_if(
             self.longer_than_samples,
             format!(
-                "power: {} queries lasted longer than the 30 s of samples that the harness keeps",
+                "power: {} queries lasted longer than the samples that the harness keeps (30 s unless its summary says otherwise)",
                 of(self.longer_than_samples)
             ),
         );

@@ -1,34 +1,32 @@
 //! Import of the harness's results as a run.
 //!
-//! Interprets the harness's columns. Scores are computed by this project's rules, since the harness has none. An
-//! impossible energy is dropped, and a 0 that means "unknown" is absent. The source is never modified.
+//! Interprets the harness's columns. Scores of a judge are kept, rights and wrongs; results that were never judged are
+//! scored by this project's rules. An energy that is impossible or does not cover the whole query is dropped with its
+//! reason, and a 0 that means "unknown" is absent. The source is never modified.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
-use wattspan_client::domain::Grade;
 
 use super::super::answer_format::AnswerFormat;
 use super::super::question::{Question, fingerprint, infer_format, normalize_answer};
 use super::super::row::{DomainEnergy, QueryEnergy, QueryRow, ReplyText};
 use super::super::run_dir::RunDir;
-use super::findings::ImportFindings;
-use super::provenance::{import_manifest, metered_domain, wattspan_metadata};
+use super::energy_basis::{EnergyBasis, EnergyLayout, to_microjoules};
+use super::findings::{HarnessFigures, ImportFindings, RecordReason};
+use super::provenance::{import_manifest, wattspan_metadata};
 use super::results_reader::HarnessResults;
-use super::{GpuInfo, HarnessError, ModelMetrics, ProfilingRecord, WattspanMetadata};
+use super::{HarnessError, ModelMetrics, ProfilingRecord, WattspanMetadata};
 
 /// An energy above this mean power comes from a counter reset and is dropped.
 const MAX_POWER_W: f64 = 1e6;
 
-/// The length of the harness's sample buffer, in seconds.
+/// The length of the harness's sample buffer in seconds, unless the summary states another one.
 const SAMPLE_BUFFER_S: f64 = 30.0;
 
-/// The largest relative difference between the energy of a full sample buffer and mean power times its length.
-const BUFFER_TOLERANCE: f64 = 0.05;
-
-/// A long query's mean power times its duration exceeds its energy by at most this factor.
-const MAX_POWER_RATIO: f64 = 1.2;
+/// A query longer than the sample buffer has its whole energy if that is at least this part of sampled power × time.
+const MIN_COVERED: f64 = 0.99;
 
 /// Imports `source` as a run into the directory `out`.
 ///
@@ -42,17 +40,23 @@ pub fn import(
     out: &Path,
 ) -> Result<ImportFindings, HarnessError> {
     let model = choose_model(&results, model).map_err(|reason| HarnessError::invalid(source, reason))?;
-    let domain = results.records.iter().filter_map(|record| gpu_info(record, &model)).next();
-    let domain = domain.or(results.summary.gpu_info.as_ref()).and_then(metered_domain);
+    let metrics = results.records.iter().filter_map(|record| model_metrics(record, &model));
+    let gpu = metrics.clone().find_map(|metrics| metrics.gpu_info.as_ref());
+    let layout = EnergyLayout::of(metrics.clone(), gpu.or(results.summary.gpu_info.as_ref()));
     let mut importer = RecordImporter {
         findings: ImportFindings {
             model: model.clone(),
             broken: results.invalid_records,
+            mechanism: layout.mechanism.clone(),
+            basis: layout.basis.name().to_owned(),
             ..ImportFindings::default()
         },
-        grade: domain.as_ref().map(|(domain, _)| domain.grade),
+        judgement: Judgement::of(metrics),
+        sample_buffer_s: results.summary.telemetry_buffer_seconds,
+        layout,
         clock_ns: 0,
         ratios: Vec::new(),
+        figures: FigureSums::default(),
     };
     let mut queries = Vec::new();
     for (index, record) in results.records.into_iter().enumerate() {
@@ -61,8 +65,8 @@ pub fn import(
             None => importer.findings.broken += 1,
         }
     }
-    let mut findings = importer.finish();
-    findings.mechanism = domain.as_ref().map(|(_, words)| (*words).to_owned());
+    let domains = importer.layout.domains.clone();
+    let findings = importer.finish();
     let mut seen = HashSet::new();
     let questions: Vec<Question> = queries
         .iter()
@@ -77,25 +81,12 @@ pub fn import(
     manifest.fingerprint = fingerprint(&questions);
     manifest.count = questions.len();
     manifest.repeats = repeats;
-    manifest.domains = domain.into_iter().map(|(domain, _)| domain).collect();
+    manifest.domains = domains;
     let mut run = RunDir::create(out, &manifest, &questions)?;
     for (_, row, text) in &queries {
         run.append_row(row, text)?;
     }
     Ok(findings)
-}
-
-/// Whether the energy of a long query may be that of the harness's sample buffer alone: older versions subtract the oldest
-/// buffered sample, so a query of 120 s has the energy of its last 30 s. The mean power shows which; without it, a long
-/// query's energy cannot be trusted.
-fn is_truncated(joules: f64, watts: Option<f64>, seconds: f64) -> bool {
-    if seconds <= SAMPLE_BUFFER_S {
-        return false;
-    }
-    let Some(watts) = watts.filter(|watts| *watts > 0.0) else { return true };
-    let equals_buffer = (joules / (watts * SAMPLE_BUFFER_S) - 1.0).abs() <= BUFFER_TOLERANCE;
-    let is_whole = joules >= watts * seconds * (1.0 - BUFFER_TOLERANCE);
-    joules * MAX_POWER_RATIO < watts * seconds || (equals_buffer && !is_whole)
 }
 
 /// Selects the model whose answers are read.
@@ -124,16 +115,82 @@ fn choose_model(results: &HarnessResults, requested: Option<&str>) -> Result<Str
     }
 }
 
-fn gpu_info<'a>(record: &'a ProfilingRecord, model: &str) -> Option<&'a GpuInfo> {
-    record.model_metrics.get(model)?.as_ref()?.gpu_info.as_ref()
+fn model_metrics<'a>(record: &'a ProfilingRecord, model: &str) -> Option<&'a ModelMetrics> {
+    record.model_metrics.get(model)?.as_ref()
+}
+
+/// Where the scores of a model's results are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judgement {
+    /// In `evaluation.is_correct`; a record without it was not judged.
+    Evaluation,
+    /// In `lm_correctness`: one is true, so they were judged.
+    LmCorrectness,
+    /// Nowhere: the harness's first version writes false throughout.
+    Absent,
+}
+
+impl Judgement {
+    fn of<'a>(mut metrics: impl Iterator<Item = &'a ModelMetrics> + Clone) -> Self {
+        if metrics.clone().any(|metrics| metrics.evaluation.is_some()) {
+            Self::Evaluation
+        } else if metrics.any(|metrics| metrics.lm_correctness == Some(true)) {
+            Self::LmCorrectness
+        } else {
+            Self::Absent
+        }
+    }
+
+    fn is_correct(self, metrics: &ModelMetrics) -> Option<bool> {
+        match self {
+            Self::Evaluation => metrics.evaluation.as_ref()?.is_correct,
+            Self::LmCorrectness => metrics.lm_correctness,
+            Self::Absent => None,
+        }
+    }
+}
+
+/// The sums of the harness's own figures: accuracy over the judged records, means over those of them with an energy.
+#[derive(Debug, Default)]
+struct FigureSums {
+    right: usize,
+    scored: usize,
+    metered: usize,
+    energy_j: f64,
+    power_w: f64,
+}
+
+impl FigureSums {
+    fn add(&mut self, is_correct: bool, joules_and_seconds: Option<(f64, f64)>) {
+        self.scored += 1;
+        self.right += usize::from(is_correct);
+        if let Some((joules, seconds)) = joules_and_seconds {
+            self.metered += 1;
+            self.energy_j += joules;
+            self.power_w += joules / seconds;
+        }
+    }
+
+    fn figures(&self) -> Option<HarnessFigures> {
+        let accuracy = (self.scored > 0).then(|| self.right as f64 / self.scored as f64)?;
+        let mean = |sum: f64| (self.metered > 0).then(|| sum / self.metered as f64);
+        let (energy_j, power_w) = (mean(self.energy_j), mean(self.power_w));
+        let per = |cost: Option<f64>| cost.filter(|cost| *cost > 0.0).map(|cost| accuracy / cost);
+        let (per_joule, per_watt) = (per(energy_j), per(power_w));
+        Some(HarnessFigures { scored: self.scored, accuracy, energy_j, power_w, per_joule, per_watt })
+    }
 }
 
 /// Converts the records one by one.
 struct RecordImporter {
     findings: ImportFindings,
-    grade: Option<Grade>,
+    judgement: Judgement,
+    /// The length of the sample buffer, if the summary states it.
+    sample_buffer_s: Option<f64>,
+    layout: EnergyLayout,
     clock_ns: u64,
     ratios: Vec<f64>,
+    figures: FigureSums,
 }
 
 impl RecordImporter {
@@ -153,16 +210,24 @@ impl RecordImporter {
         let reply = reply.unwrap_or_else(|| metrics.lm_response.clone());
         let metadata = wattspan_metadata(&record.dataset_metadata);
         self.findings.records += 1;
-        let question = self.question(index, &record, &metadata);
+        let question = self.question(index, &record, &metrics, &metadata);
         let (score, error) = self.score(&question, &reply, &metrics, &metadata);
         let seconds = self.duration_s(&metrics);
         let duration_ns = (seconds.unwrap_or(0.0) * 1e9).round() as u64;
         self.findings.with_beginning += usize::from(metadata.began_ns.is_some());
         let began_ns = metadata.began_ns.unwrap_or(self.clock_ns);
         self.clock_ns += duration_ns;
-        let energy = self
-            .energy(&metrics, seconds, &metadata)
-            .map(|share_uj| self.query_energy(share_uj, duration_ns, &metadata));
+        let joules = self.joules(&metrics, seconds, &metadata);
+        if let Some(is_correct) = self.judgement.is_correct(&metrics) {
+            // The harness itself has no figure of the processors' energy.
+            let of_harness = joules.as_ref().ok().filter(|_| self.layout.basis != EnergyBasis::Cpu);
+            self.figures.add(is_correct, of_harness.copied().zip(seconds));
+        }
+        let reason = joules.as_ref().err().cloned();
+        if let Some(reason) = &reason {
+            self.findings.without_energy.push(RecordReason::new(&question.id, reason));
+        }
+        let energy = joules.ok().map(|joules| self.query_energy(joules, duration_ns, &metrics, &metadata));
         let row = QueryRow {
             id: question.id.clone(),
             repeat: metadata.repeat,
@@ -175,6 +240,8 @@ impl RecordImporter {
             tokens_in: self.token_count(metrics.token_metrics.input),
             tokens_out: self.token_count(metrics.token_metrics.output),
             energy,
+            // Our own exports do not keep the reason.
+            unmetered: reason.filter(|_| metadata.id.is_empty()),
             ..QueryRow::default()
         };
         let settled = question.extract_answer(&reply);
@@ -186,8 +253,8 @@ impl RecordImporter {
     fn duration_s(&mut self, metrics: &ModelMetrics) -> Option<f64> {
         let seconds = metrics.latency_metrics.total_query_seconds.filter(|it| it.is_finite() && *it > 0.0);
         self.findings.without_duration += usize::from(seconds.is_none());
-        self.findings.longer_than_samples +=
-            usize::from(seconds.is_some_and(|seconds| seconds > SAMPLE_BUFFER_S));
+        let buffer_s = self.sample_buffer_s.unwrap_or(SAMPLE_BUFFER_S);
+        self.findings.longer_than_samples += usize::from(seconds.is_some_and(|seconds| seconds > buffer_s));
         seconds
     }
 
@@ -204,26 +271,46 @@ impl RecordImporter {
         count.filter(|count| *count > 0)
     }
 
-    /// Returns the energy of a row whose share in the metered domain is `share_uj`.
-    fn query_energy(&self, share_uj: u64, duration_ns: u64, metadata: &WattspanMetadata) -> QueryEnergy {
+    /// Returns the energy of a row whose share in the basis is `joules`.
+    fn query_energy(
+        &self,
+        joules: f64,
+        duration_ns: u64,
+        metrics: &ModelMetrics,
+        metadata: &WattspanMetadata,
+    ) -> QueryEnergy {
+        let share_uj = to_microjoules(joules);
+        // An export of ours has whole microjoules.
+        let remainder_pj =
+            if metadata.id.is_empty() { (joules * 1e12 - share_uj as f64 * 1e6).round() as i32 } else { 0 };
         // The harness's energy is a difference of the machine's counter: a window. Our own exports have the window in
         // the metadata.
         let window_uj = if metadata.id.is_empty() { Some(share_uj) } else { metadata.window_uj };
         let (share_uj, error_uj, idle_uj) = (Some(share_uj), metadata.error_uj, metadata.idle_uj);
         let domain_energy = DomainEnergy { share_uj, error_uj, idle_uj, window_uj };
+        let phase = |joules: Option<f64>| joules.filter(|it| it.is_finite() && *it > 0.0).map(to_microjoules);
         QueryEnergy {
             share_uj,
             error_uj,
             idle_uj,
             window_uj,
-            grade: metadata.grade.or(self.grade),
+            remainder_pj,
+            grade: metadata.grade.or(self.layout.grade()),
             span_ns: duration_ns,
-            domains: self.grade.map(|_| domain_energy).into_iter().collect(),
+            prefill_uj: phase(metrics.phase_metrics.prefill_energy_j),
+            decode_uj: phase(metrics.phase_metrics.decode_energy_j),
+            domains: self.layout.domain_energies(metrics, domain_energy),
             ..QueryEnergy::default()
         }
     }
 
-    fn question(&mut self, index: usize, record: &ProfilingRecord, metadata: &WattspanMetadata) -> Question {
+    fn question(
+        &mut self,
+        index: usize,
+        record: &ProfilingRecord,
+        metrics: &ModelMetrics,
+        metadata: &WattspanMetadata,
+    ) -> Question {
         let prompt = record.problem.clone().unwrap_or_default();
         let answer = match &record.answer {
             Value::String(text) => text.clone(),
@@ -232,10 +319,13 @@ impl RecordImporter {
         };
         let is_incomplete = prompt.trim().is_empty() || answer.trim().is_empty();
         self.findings.without_question += usize::from(is_incomplete);
-        // An answer that no rule can compare, or that is missing, is left to a judge.
+        // An answer that no rule can compare, or that is missing, is left to a judge. So is one that the harness has
+        // judged, so that scoring by rule does not replace the verdict.
+        let is_judged = self.judgement.is_correct(metrics).is_some() || metrics.evaluation.is_some();
+        let is_judged = is_judged && metadata.format.is_none();
         let format = metadata.format.unwrap_or_else(|| infer_format(&answer, &[]));
         let (format, answer) = match normalize_answer(format, answer.clone(), &[]) {
-            Ok(answer) if !is_incomplete => (format, answer),
+            Ok(answer) if !is_incomplete && !is_judged => (format, answer),
             _ => (AnswerFormat::Judge, answer),
         };
         // The run's question file must stay valid, so a placeholder replaces a missing text.
@@ -257,16 +347,27 @@ impl RecordImporter {
         metrics: &ModelMetrics,
         metadata: &WattspanMetadata,
     ) -> (Option<f64>, Option<String>) {
-        let empty = || reply.trim().is_empty().then(|| "the answer is empty".to_owned());
+        let is_ours = !metadata.id.is_empty();
+        let judged = self.judgement.is_correct(metrics).filter(|_| !is_ours);
+        let empty =
+            || (reply.trim().is_empty() && judged.is_none()).then(|| "the answer is empty".to_owned());
         if let Some(error) = metadata.error.clone().or_else(empty) {
             self.findings.unanswered += 1;
             return (None, Some(error));
         }
-        // The harness always writes false; a true comes from a later scoring.
-        let score = metadata.score.or((metrics.lm_correctness == Some(true)).then_some(1.0));
+        let score = metadata.score.or(judged.map(|right| f64::from(u8::from(right))));
         if score.is_some() {
             self.findings.scores_kept += 1;
+            self.findings.scores_right += usize::from(score == Some(1.0));
             return (score, None);
+        }
+        if self.judgement != Judgement::Absent && !is_ours {
+            let reason = match metrics.evaluation {
+                Some(_) => "the harness's evaluation failed (is_correct is null)",
+                None => "the harness has not evaluated it",
+            };
+            self.findings.without_score.push(RecordReason::new(&question.id, reason));
+            return (None, None);
         }
         let right = question.score_reply(reply);
         match right {
@@ -279,37 +380,38 @@ impl RecordImporter {
         (right.map(|right| f64::from(u8::from(right))), None)
     }
 
-    /// Returns the query's microjoules if the energy is valid.
-    fn energy(
+    /// Returns the query's joules, or why it has none.
+    fn joules(
         &mut self,
         metrics: &ModelMetrics,
         seconds: Option<f64>,
         metadata: &WattspanMetadata,
-    ) -> Option<u64> {
+    ) -> Result<f64, String> {
         let energy = &metrics.energy_metrics;
-        let Some(joules) = energy.per_query_joules else {
+        let basis = self.layout.basis;
+        let Some(joules) = basis.joules(energy) else {
             self.findings.energy_absent += 1;
-            return None;
+            return Err(format!("the record has no energy in the basis {}", basis.name()));
         };
         self.findings.total_copied += usize::from(energy.total_joules == Some(joules));
         if joules == 0.0 {
             self.findings.energy_zero += 1;
-            return None;
+            return Err("0 J: the harness saw a single sample".into());
         }
         let is_possible = joules.is_finite()
             && joules > 0.0
             && joules <= MAX_POWER_W * seconds.unwrap_or(SAMPLE_BUFFER_S).max(1.0);
         if !is_possible {
             self.findings.energy_absurd += 1;
-            return None;
+            return Err(format!("{joules:.3} J is impossible: the counter was reset"));
         }
         // In our own exports power is the machine's and energy a share of it, so they are not compared.
-        let is_ours = !metadata.id.is_empty();
-        let watts = metrics.power_metrics.gpu.per_query_watts.avg;
-        let watts = watts.filter(|watts| watts.is_finite() && !is_ours);
-        if seconds.is_some_and(|seconds| !is_ours && is_truncated(joules, watts, seconds)) {
-            self.findings.energy_truncated += 1;
-            return None;
+        let watts = basis.sampled_watts(metrics).filter(|_| metadata.id.is_empty());
+        if metadata.id.is_empty() && self.is_cut(joules, watts, seconds) {
+            self.findings.energy_cut += 1;
+            let (buffer_s, seconds) =
+                (self.sample_buffer_s.unwrap_or(SAMPLE_BUFFER_S), seconds.unwrap_or_default());
+            return Err(format!("the energy is that of the last {buffer_s} s of {seconds:.1} s"));
         }
         self.findings.metered += 1;
         self.findings.with_error += usize::from(metadata.error_uj.is_some());
@@ -318,39 +420,25 @@ impl RecordImporter {
             self.findings.power_disagrees += usize::from(!(0.8..=1.2).contains(&ratio));
             self.ratios.push(ratio);
         }
-        Some((joules * 1e6).round() as u64)
+        Ok(joules)
+    }
+
+    /// Whether the energy ends with the sample buffer: the query is longer, and power × time does not show that its
+    /// energy is whole.
+    fn is_cut(&self, joules: f64, watts: Option<f64>, seconds: Option<f64>) -> bool {
+        let Some(seconds) = seconds else { return false };
+        match self.sample_buffer_s {
+            Some(buffer_s) => seconds > buffer_s,
+            None if seconds <= SAMPLE_BUFFER_S => false,
+            None => watts.is_none_or(|watts| joules < MIN_COVERED * watts * seconds),
+        }
     }
 
     fn finish(mut self) -> ImportFindings {
         self.ratios.sort_unstable_by(f64::total_cmp);
         self.findings.power_known = self.ratios.len();
+        self.findings.harness = self.figures.figures();
         self.findings.power_ratio = self.ratios.get(self.ratios.len() / 2).copied();
         self.findings
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_energy_of_a_long_query_is_truncated_unless_its_power_shows_that_it_is_whole() {
-        // A public report: 120 s at 100 W with the 3,000 J of 30 s.
-        assert!(is_truncated(3_000.0, Some(100.0), 120.0));
-        assert!(!is_truncated(12_000.0, Some(100.0), 120.0));
-        assert!(
-            !is_truncated(11_000.0, Some(100.0), 120.0),
-            "power and energy are sampled at different instants"
-        );
-        // A buffer and a bit.
-        assert!(is_truncated(3_000.0, Some(100.0), 33.0));
-        assert!(!is_truncated(3_000.0, Some(100.0), 30.5), "the loss is within the sampling's own error");
-        assert!(!is_truncated(3_000.0, Some(100.0), 30.0));
-        // Shorter than the buffer: whatever the power says, nothing was cut off.
-        assert!(!is_truncated(10.0, Some(100.0), 20.0));
-        assert!(!is_truncated(10.0, None, 20.0));
-        // Nothing shows whether a long one is whole.
-        assert!(is_truncated(12_000.0, None, 120.0));
-        assert!(is_truncated(12_000.0, Some(0.0), 120.0));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Defines the harness's schema (HazyResearch/intelligence-per-watt at 11ba0dc, `execution/types.py`): a
 //! `ProfilingRecord` per query, in a directory of Arrow files as Hugging Face's `Dataset.save_to_disk` writes it, with
-//! `summary.json`. JSON and JSON lines with the same columns are read, too; Arrow and Parquet need the cargo feature
+//! `summary.json`, and with the columns that it added since (0431d11, 4facd51: judged answers, energies of CPU, neural
+//! engine and SoC, phases). JSON and JSON lines with the same columns are read, too; Arrow and Parquet need the cargo feature
 //! `parquet`. Invariant: a value that the harness did not know, or recorded as 0 for that reason, is absent after
 //! import, and the findings list it.
 
@@ -11,6 +12,7 @@ pub mod columnar;
 #[cfg(not(feature = "parquet"))]
 #[path = "columnar_unsupported.rs"]
 pub mod columnar;
+pub mod energy_basis;
 pub mod export;
 pub mod findings;
 pub mod flat_row;
@@ -114,11 +116,40 @@ pub struct ModelMetrics {
     pub token_metrics: TokenMetrics,
     pub gpu_info: Option<GpuInfo>,
     pub system_info: Option<SystemInfo>,
-    /// False in all results that the harness writes, since it never scores.
+    /// False in all results of the harness's first version, which never scores; the judged score in later ones.
     pub lm_correctness: Option<bool>,
+    /// The judged score; absent before the results were evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Evaluation>,
+    /// Energies of the phases.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "PhaseMetrics::is_empty")]
+    pub phase_metrics: PhaseMetrics,
     /// The reply, repeated.
     #[serde(deserialize_with = "or_default")]
     pub lm_response: String,
+}
+
+/// The evaluation of a reply by the harness's scorer or judge.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Evaluation {
+    /// Whether the reply is correct; null if the evaluation failed.
+    pub is_correct: Option<bool>,
+}
+
+/// Energies of a query's phases, joules.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the names are the harness's and say it")]
+pub struct PhaseMetrics {
+    pub prefill_energy_j: Option<f64>,
+    pub decode_energy_j: Option<f64>,
+}
+
+impl PhaseMetrics {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Operation counts of a query.
@@ -134,10 +165,23 @@ pub struct ComputeMetrics {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EnergyMetrics {
-    /// The counter's last sample in the query minus that of the previous query, including the energy used in between.
+    /// Energy of the accelerators. In the harness's first version the counter's last sample in the query minus that of
+    /// the previous query, including the energy used in between; within the query's window in later ones.
     pub per_query_joules: Option<f64>,
     /// A repetition of `per_query_joules`.
     pub total_joules: Option<f64>,
+    /// Energy of the processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_per_query_joules: Option<f64>,
+    /// Energy of the neural engine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ane_per_query_joules: Option<f64>,
+    /// Energy of the whole chip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soc_per_query_joules: Option<f64>,
+    /// "soc" where the harness's figures are over `soc_per_query_joules`; otherwise they are over `per_query_joules`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub basis: Option<String>,
 }
 
 /// Times of a query.
@@ -170,6 +214,12 @@ pub struct PowerMetrics {
     /// All accelerators together.
     #[serde(deserialize_with = "or_default")]
     pub gpu: PowerComponentMetrics,
+    /// All processors together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<PowerComponentMetrics>,
+    /// The whole chip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soc: Option<PowerComponentMetrics>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -256,7 +306,13 @@ pub struct HarnessSummary {
     pub system_info: Option<SystemInfo>,
     pub gpu_info: Option<GpuInfo>,
     pub output_dir: Option<String>,
-    /// The scope of the energies; an extension, since the harness only measures accelerators.
+    /// The length of the sample buffer; absent in results of versions that keep the last 30 s of a query alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telemetry_buffer_seconds: Option<f64>,
+    /// Versions of the harness and its parts.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub versions: BTreeMap<String, Value>,
+    /// The scope of the energies; an extension of our own exports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy_scope: Option<String>,
 }

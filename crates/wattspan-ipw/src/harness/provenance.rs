@@ -57,6 +57,11 @@ pub fn import_manifest(source: &Path, summary: &HarnessSummary, findings: &Impor
     if let Some(scope) = &summary.energy_scope {
         settings.insert("scope of its energies".into(), scope.clone());
     }
+    if !summary.versions.is_empty() {
+        let version = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let all = summary.versions.iter().map(|(name, value)| format!("{name} {}", version(value)));
+        settings.insert("versions".into(), all.collect::<Vec<_>>().join(", "));
+    }
     let system = summary.system_info.clone().unwrap_or_default();
     let card = summary.gpu_info.clone().unwrap_or_default().name;
     let parts = [

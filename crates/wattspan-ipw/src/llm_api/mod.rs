@@ -3,7 +3,6 @@
 //! Builds the requests of three interfaces, with settings that make a run reproducible (temperature 0 and a seed by
 //! default). [`reply_parser`] parses the reply. This module never retries; retries are part of the run loop.
 
-mod lenient_json;
 pub mod reply;
 pub mod reply_parser;
 
@@ -76,10 +75,75 @@ pub struct RequestSettings {
     pub stream: bool,
     /// Whether log-probabilities are requested.
     pub logprobs: bool,
+    /// Fields that are merged into the body of every request; see [`merge_fields`].
+    pub extra_body: Option<ExtraBody>,
     /// The API key, sent as a bearer token.
     pub api_key: Option<String>,
     /// Timeout from the request to the end of the answer.
     pub timeout: Duration,
+}
+
+/// Fields for the body of every request: reasoning effort, thinking, top-p and others that only some servers know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExtraBody(Map<String, Value>);
+
+/// A JSON text that is not accepted as [`ExtraBody`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseExtraBodyError {
+    /// The text is no JSON object.
+    #[error("expected a JSON object like {{\"top_p\": 0.9}}: {0}")]
+    Invalid(String),
+    /// A field has an option of its own, or the run writes it.
+    #[error("{0:?} cannot be set here: {1}")]
+    Reserved(String, &'static str),
+}
+
+/// Fields that the run itself writes, with the option that sets each.
+const RESERVED_FIELDS: [(&str, &str); 5] = [
+    ("model", "use --model"),
+    ("messages", "the question is sent in it"),
+    ("prompt", "the question is sent in it"),
+    ("stream", "use --no-stream"),
+    ("stream_options", "use --no-stream"),
+];
+
+impl std::str::FromStr for ExtraBody {
+    type Err = ParseExtraBodyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseExtraBodyError> {
+        let fields: Map<String, Value> =
+            serde_json::from_str(text).map_err(|cause| ParseExtraBodyError::Invalid(cause.to_string()))?;
+        match RESERVED_FIELDS.into_iter().find(|(name, _)| fields.contains_key(*name)) {
+            Some((name, remedy)) => Err(ParseExtraBodyError::Reserved(name.to_owned(), remedy)),
+            None => Ok(Self(fields)),
+        }
+    }
+}
+
+/// The fields as JSON text, in the order of their names.
+impl std::fmt::Display for ExtraBody {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Sorted, so that the same fields in another order are the same setting.
+        let sorted: std::collections::BTreeMap<&String, &Value> = self.0.iter().collect();
+        formatter.write_str(&serde_json::to_string(&sorted).map_err(|_| std::fmt::Error)?)
+    }
+}
+
+/// Merges fields into a body: an object into an object field by field, null removes a field, and another value replaces
+/// it (JSON merge patch, RFC 7386).
+fn merge_fields(body: &mut Map<String, Value>, fields: &Map<String, Value>) {
+    for (name, value) in fields {
+        match (body.get_mut(name), value) {
+            (_, Value::Null) => _ = body.remove(name),
+            (Some(Value::Object(inner)), Value::Object(more)) => merge_fields(inner, more),
+            (_, Value::Object(more)) => {
+                let mut inner = Map::new();
+                merge_fields(&mut inner, more);
+                body.insert(name.clone(), inner.into());
+            }
+            _ => _ = body.insert(name.clone(), value.clone()),
+        }
+    }
 }
 
 /// The field that limits the output tokens of a chat completion: `max_tokens`, or `max_completion_tokens` for models that
@@ -164,6 +228,18 @@ impl RequestSettings {
     }
 
     fn body(&self, prompt: &str) -> Value {
+        let mut body = self.standard_body(prompt);
+        if let (Some(ExtraBody(extra)), Some(fields)) = (&self.extra_body, body.as_object_mut()) {
+            // A limit under either name replaces the run's.
+            if ["max_tokens", "max_completion_tokens"].iter().any(|name| extra.contains_key(*name)) {
+                fields.remove(self.token_limit.name());
+            }
+            merge_fields(fields, extra);
+        }
+        body
+    }
+
+    fn standard_body(&self, prompt: &str) -> Value {
         let system = self.system_prompt.iter().map(|system| json!({"role": "system", "content": system}));
         let user = std::iter::once(json!({"role": "user", "content": prompt}));
         let messages: Vec<Value> = system.chain(user).collect();
@@ -226,6 +302,7 @@ pub(crate) mod tests {
             token_limit: TokenLimitField::default(),
             stream: true,
             logprobs: false,
+            extra_body: None,
             api_key: None,
             timeout: Duration::from_secs(5),
         }
@@ -243,6 +320,43 @@ pub(crate) mod tests {
         let ollama = request_settings(Api::Ollama).body("why?");
         assert_eq!((&ollama["options"]["num_predict"], &ollama["stream"]), (&json!(64), &json!(true)));
         assert_eq!(request_settings(Api::Ollama).prompt_request("x").unwrap().uri().path(), "/v1/api/chat");
+    }
+
+    #[test]
+    fn extra_fields_are_merged_into_the_body() {
+        let with = |api, extra: &str| RequestSettings {
+            extra_body: Some(extra.parse().unwrap()),
+            ..request_settings(api)
+        };
+        let chat = with(
+            Api::Chat,
+            r#"{"reasoning_effort":"low","temperature":null,"chat_template_kwargs":{"enable_thinking":false}}"#,
+        );
+        let body = chat.body("why?");
+        assert_eq!((&body["reasoning_effort"], body.get("temperature")), (&json!("low"), None));
+        assert_eq!(body["chat_template_kwargs"], json!({"enable_thinking": false}));
+        assert_eq!((&body["messages"][0]["content"], &body["max_tokens"]), (&json!("why?"), &json!(64)));
+        let ollama = with(Api::Ollama, r#"{"think":true,"options":{"top_p":0.9,"seed":null}}"#).body("x");
+        assert_eq!(ollama["options"], json!({"temperature": 0.0, "num_predict": 64, "top_p": 0.9}));
+        let limited = with(Api::Chat, r#"{"max_completion_tokens":9}"#).body("x");
+        assert_eq!((limited.get("max_tokens"), &limited["max_completion_tokens"]), (None, &json!(9)));
+    }
+
+    #[test]
+    fn extra_fields_that_the_run_writes_are_refused() {
+        for (text, part) in [
+            ("[1]", "JSON object"),
+            ("{\"top_p\":", "JSON object"),
+            (r#"{"stream":false}"#, "--no-stream"),
+            (r#"{"messages":[]}"#, "the question is sent in it"),
+            (r#"{"model":"x"}"#, "--model"),
+        ] {
+            let reason = text.parse::<ExtraBody>().unwrap_err().to_string();
+            assert!(reason.contains(part), "{text}: {reason}");
+        }
+        let (one, other) = (r#"{"b":1,"a":2}"#, r#"{"a":2, "b":1}"#);
+        assert_eq!(one.parse::<ExtraBody>().unwrap().to_string(), r#"{"a":2,"b":1}"#);
+        assert_eq!(one.parse::<ExtraBody>().unwrap(), other.parse().unwrap());
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! streams are errors.
 
 use serde_json::Value;
+use wattspan_http::lenient_json;
 use wattspan_http::line_decoder::{DecodedLine, LineDecoder};
 use wattspan_http::sse::SseDecoder;
+use wattspan_http::token_usage::{self, TokenUsage, is_done_marker, is_finish_reason};
 
+use super::Api;
 use super::reply::{ModelReply, ReplyError, one_line};
-use super::{Api, lenient_json};
 
 /// The maximum size of an unstreamed reply, and of one event or line of a stream, in bytes.
 const MAX_REPLY_BYTES: usize = 32 << 20;
@@ -135,14 +137,12 @@ impl ReplyParser {
             BodyFormat::ServerSentEvents(events) => {
                 // A server may close the stream without the blank line after the last event.
                 let (api, partial) = (self.api, &mut self.partial);
-                for _ in 0..2 {
-                    events.feed(b"\n", |event| {
-                        // An event that was cut in the middle is not read: the stream is incomplete.
-                        if event.data.trim_ascii() == b"[DONE]" || lenient_json::parse(event.data).is_ok() {
-                            partial.push_event(api, event.event_type, event.data, now_ns);
-                        }
-                    });
-                }
+                events.finish(|event| {
+                    // An event that was cut in the middle is not read: the stream is incomplete.
+                    if is_done_marker(event.data) || lenient_json::parse(event.data).is_ok() {
+                        partial.push_event(api, event.event_type, event.data, now_ns);
+                    }
+                });
             }
         }
         let PartialReply { mut reply, received_data, done, error, logprobs } = self.partial;
@@ -167,10 +167,8 @@ impl ReplyParser {
     }
 }
 
-/// A count of tokens, also as a float without a fraction: `9.0`.
 fn token_count(value: &Value) -> Option<u64> {
-    let whole = |count: f64| (count >= 0.0 && count.fract() == 0.0 && count < 1e15).then_some(count as u64);
-    value.as_u64().or_else(|| value.as_f64().and_then(whole))
+    token_usage::token_count(&value.to_string())
 }
 
 /// Detects servers that send an error as the answer: the whole text is "[Error: ...]".
@@ -190,7 +188,7 @@ impl PartialReply {
             return;
         }
         self.received_data = true;
-        if data.trim_ascii() == b"[DONE]" {
+        if is_done_marker(data) {
             self.done = true;
             return;
         }
@@ -251,20 +249,15 @@ impl PartialReply {
     /// Parses an OpenAI chunk or complete response; `true` if it has text.
     fn push_openai(&mut self, value: &Value, part: &str) -> bool {
         if let Some(usage) = value.get("usage").filter(|usage| usage.is_object()) {
-            // Chat completions and the Responses API name the counts differently; some servers write both, one as 0.
-            let count = |pointers: [&str; 2]| {
-                pointers.iter().filter_map(|pointer| token_count(usage.pointer(pointer)?)).max()
-            };
-            self.reply.tokens_in = count(["/prompt_tokens", "/input_tokens"]).or(self.reply.tokens_in);
-            self.reply.tokens_out = count(["/completion_tokens", "/output_tokens"]).or(self.reply.tokens_out);
-            self.reply.tokens_cached =
-                count(["/prompt_tokens_details/cached_tokens", "/input_tokens_details/cached_tokens"])
-                    .or(self.reply.tokens_cached);
+            let usage = TokenUsage::parse(&usage.to_string()).unwrap_or_default();
+            self.reply.tokens_in = usage.input.or(self.reply.tokens_in);
+            self.reply.tokens_out = usage.output.or(self.reply.tokens_out);
+            self.reply.tokens_cached = usage.cached.or(self.reply.tokens_cached);
         }
         let Some(choice) = value.pointer("/choices/0") else { return false };
         // Some servers write an empty reason, or the word null, in every chunk.
         let finish = choice.get("finish_reason").and_then(Value::as_str);
-        if let Some(finish) = finish.filter(|reason| !reason.is_empty() && *reason != "null") {
+        if let Some(finish) = finish.filter(|reason| is_finish_reason(reason)) {
             self.reply.finish = Some(finish.to_owned());
             self.done = true;
         }

@@ -13,7 +13,7 @@ const FIRST_HALF: u32 = 0x10_f000;
 ///
 /// # Errors
 /// The text is no JSON, also with these forms accepted.
-pub(super) fn parse(data: &[u8]) -> serde_json::Result<Value> {
+pub fn parse(data: &[u8]) -> serde_json::Result<Value> {
     serde_json::from_slice(data).or_else(|error| {
         let repaired = repair(data).ok_or(error)?;
         serde_json::from_slice(&repaired)
@@ -21,7 +21,7 @@ pub(super) fn parse(data: &[u8]) -> serde_json::Result<Value> {
 }
 
 /// The text with `null` for NaN and infinities, and a private character for each lone surrogate; `None` if it has none.
-fn repair(data: &[u8]) -> Option<Vec<u8>> {
+pub fn repair(data: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(data.len());
     let (mut at, mut in_string, mut changed) = (0, false, false);
     while let Some(byte) = data.get(at) {
@@ -78,7 +78,7 @@ fn lone_surrogate(rest: &[u8]) -> Option<char> {
 }
 
 /// Joins the halves of characters that [`parse`] kept; a half alone becomes U+FFFD.
-pub(super) fn join_halves(text: &str) -> String {
+pub fn join_halves(text: &str) -> String {
     let half = |c: char| u32::from(c).checked_sub(FIRST_HALF).filter(|unit| *unit < 0x800);
     let mut out = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
