@@ -234,8 +234,9 @@ mod tests {
 
     #[test]
     fn grace_is_a_module_around_a_socket_around_its_rails() {
-        let place =
-            |label| parse_grace_label(label).map(|place| (place.name, place.kind, place.candidate_parents));
+        let place = |label: &str| {
+            parse_grace_label(label).map(|place| (place.name, place.kind, place.candidate_parents))
+        };
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(place("Module Power Socket 1"), Some(("module-1".into(), DomainKind::Module, vec![])));
         assert_eq!(
@@ -255,16 +256,13 @@ mod tests {
             Some(("dram-1".into(), DomainKind::Dram, names(&["grace-1", "module-1"])))
         );
         for label in ["Total Power in uW", "Total Input Power in uW", "Total Power", "Total Input Power"] {
-            let full = format!("{label} socket 1");
-            assert_eq!(place(&full), place("Grace Power Socket 1"), "{label}");
+            assert_eq!(place(&format!("{label} socket 1")), place("Grace Power Socket 1"), "{label}");
         }
         for label in ["CPU Rail Power in uW", "CPU Rail Input Power in uW", "CPU Rail Power"] {
-            let full = format!("{label} socket 1");
-            assert_eq!(place(&full), place("CPU Power Socket 1"), "{label}");
+            assert_eq!(place(&format!("{label} socket 1")), place("CPU Power Socket 1"), "{label}");
         }
         for label in ["SOC Rail Input Power in uW", "SoC Rail Power", "soc rail power in uw"] {
-            let full = format!("{label} socket 1");
-            assert_eq!(place(&full), place("SysIO Power Socket 1"), "{label}");
+            assert_eq!(place(&format!("{label} socket 1")), place("SysIO Power Socket 1"), "{label}");
         }
         for label in [
             "Total Power",

@@ -201,7 +201,7 @@ pub fn compute_metrics_over(
 ) -> EfficiencyMetrics {
     let columns = &table.columns;
     let tally = tally_queries(columns, indices.clone(), options);
-    let QueryTally { asked, scored, covered, .. } = tally;
+    let QueryTally { asked, covered, .. } = tally;
     let mut metrics = empty_metrics(name.to_owned(), options, &tally);
     metrics.set_coverage(asked);
     match workload(&table.manifest.settings) {
