@@ -5,7 +5,8 @@
 //! per read; the sockets are powercap trees in memory, whose counters a thread of the bench moves each 976.6 µs. The
 //! daemon is the program itself.
 //!
-//! Run with `cargo bench --bench gpus` on a quiet machine, as root for real-time ticks.
+//! Run with `cargo bench --bench gpus` on a quiet machine, as root for real-time ticks; on a busy one under `chrt -f 20`,
+//! since late counters have no phase and are read at the fixed rate.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
