@@ -42,6 +42,7 @@ pub struct Attributor {
     last_settle_ns: u64,
     busy_since_ns: u64,
     oldest_close_ns: Option<u64>,
+    newest_close_ns: u64,
     settled_slots: Vec<u32>,
 }
 
@@ -74,6 +75,7 @@ impl Attributor {
             last_settle_ns: 0,
             busy_since_ns: 0,
             oldest_close_ns: None,
+            newest_close_ns: 0,
             settled_slots: Vec::new(),
         }
     }
@@ -311,6 +313,7 @@ impl Attributor {
         let edge = new_edge(edge_ns, key, span.scope, EdgeKind::Close, 0);
         self.queue.insert(edge);
         self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
+        self.newest_close_ns = self.newest_close_ns.max(edge_ns);
         Ok(())
     }
 
@@ -555,10 +558,17 @@ impl Attributor {
         !self.settled_slots.is_empty()
     }
 
-    /// The earliest instant at which [`Attributor::settle`] can return a span; `None` while no span is closing.
+    /// The earliest instant at which [`Attributor::settle`] can usefully be called for a span that is closing; `None` while
+    /// none is. A span that waits for a slow counter is looked for the less often the longer it has waited.
     pub fn next_settle_ns(&self) -> Option<u64> {
+        const MIN_PAUSE_NS: u64 = 1_000_000;
+        const MAX_PAUSE_NS: u64 = 10_000_000;
         let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
-        Some(if due_ns > self.last_settle_ns { due_ns } else { self.last_settle_ns + 1_000_000 })
+        if due_ns > self.last_settle_ns {
+            return Some(due_ns);
+        }
+        let waited_ns = self.last_settle_ns.saturating_sub(self.newest_close_ns + self.settings.horizon_ns);
+        Some(self.last_settle_ns + (waited_ns / 4).clamp(MIN_PAUSE_NS, MAX_PAUSE_NS))
     }
 
     /// The time before which a message has no effect.
@@ -637,6 +647,34 @@ mod tests {
         assert_eq!((attributor.open_span_count(), attributor.requested_ns(key)), (0, None));
         let account = attributor.account(NOW_NS + 1, key).unwrap();
         assert_eq!((account.opened_ns, account.closed_ns, account.moved_ns), (AHEAD_NS, Some(AHEAD_NS), 0));
+    }
+
+    #[test]
+    fn a_span_that_waits_for_a_slow_counter_is_looked_for_seldom_and_a_new_one_soon() {
+        let domain = crate::domain::Domain {
+            name: "gpu-0".into(),
+            kind: DomainKind::Gpu,
+            source: "simulated".into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        let mut attributor = Attributor::new(vec![domain], AttributionSettings::default());
+        let keys = ["a", "b"].map(|id| attributor.open(NOW_NS, NewSpan::new(id, NOW_NS)).unwrap());
+        attributor.close(NOW_NS, keys[0], NOW_NS, BTreeMap::new(), false).unwrap();
+        let (mut looks, mut now_ns, mut settled) = (0, NOW_NS, Vec::new());
+        while now_ns < NOW_NS + 500_000_000 {
+            now_ns = attributor.next_settle_ns().expect("a span that closes");
+            attributor.settle(now_ns, &mut settled);
+            looks += 1;
+        }
+        assert!((40..90).contains(&looks) && settled.is_empty(), "{looks} looks in half a second");
+        attributor.close(now_ns, keys[1], now_ns, BTreeMap::new(), false).unwrap();
+        let wait_ns = attributor.next_settle_ns().expect("both close") - now_ns;
+        assert!(wait_ns <= 1_000_000, "{wait_ns}");
     }
 
     #[test]

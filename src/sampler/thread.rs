@@ -224,6 +224,9 @@ impl SamplerThread {
 
     /// Decides between the schedule of the source and the fixed rate.
     fn next_step(&mut self, now_ns: u64) -> NextStep {
+        if self.is_planned_read_due(now_ns) {
+            return NextStep::Read;
+        }
         let edges = &self.shared.edges;
         let speed = self.rate_controller.speed().unwrap_or(Speed::Slow);
         let is_fixed = speed == Speed::Characterise
@@ -260,12 +263,12 @@ impl SamplerThread {
             self.rate_controller.characterise_for(now_ns, SURVEY_NS);
         }
         match due_ns.map(|due_ns| due_ns.max(self.rest_until_ns)) {
-            None => NextStep::FixedRate,
+            None => {
+                self.planned_ns = 0;
+                NextStep::FixedRate
+            }
             Some(due_ns) if due_ns <= now_ns => {
-                if due_ns == std::mem::take(&mut self.planned_ns) {
-                    const TOLERANCE_NS: u64 = 100_000;
-                    self.shared.stats.record_lateness(now_ns - due_ns, TOLERANCE_NS);
-                }
+                self.planned_ns = 0;
                 NextStep::Read
             }
             Some(due_ns) => {
@@ -273,6 +276,20 @@ impl SamplerThread {
                 NextStep::Sleep(due_ns)
             }
         }
+    }
+
+    /// Whether the planned read is due and no edge has come since the plan was made, which would be the same again.
+    fn is_planned_read_due(&mut self, now_ns: u64) -> bool {
+        const TOLERANCE_NS: u64 = 100_000;
+        if self.planned_ns == 0
+            || now_ns < self.planned_ns
+            || self.shared.edges.count.load(Ordering::Relaxed) != self.edges_seen
+        {
+            return false;
+        }
+        let lateness_ns = now_ns - std::mem::take(&mut self.planned_ns);
+        self.shared.stats.record_lateness(lateness_ns, TOLERANCE_NS);
+        true
     }
 
     /// Sleeps until the instant, a notification, or an edge that came since the plan was made.
