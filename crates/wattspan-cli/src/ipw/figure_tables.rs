@@ -59,13 +59,12 @@ pub fn format_headline(report: &Report) -> String {
         return String::new();
     }
     let pace = describe_workload(&report.run.settings).map_or_else(String::new, |pace| format!("; {pace}"));
+    let notice = report.partial_notice().map_or_else(String::new, |notice| format!("  {notice}\n"));
     if all.withheld {
-        let notice = report.partial_notice().unwrap_or_default();
-        return format!("  {}{}\n", printable(&notice), printable(&pace));
+        return notice;
     }
     format!(
-        "  {}IPW {}, IPJ {}; {} of {} queries covered{}{}\n",
-        if all.partial { "PARTIAL: " } else { "" },
+        "{notice}  IPW {}, IPJ {}; {} of {} queries covered{}{}\n",
         format_inverse(with_combined(all.per_watt, all.per_watt_combined).as_ref(), "W"),
         format_inverse(with_combined(all.per_joule, all.per_joule_combined).as_ref(), "J"),
         all.covered,

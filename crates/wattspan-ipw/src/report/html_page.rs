@@ -41,6 +41,7 @@ pub fn render_page(report: &Report) -> String {
         scope_units => scope_units.names(),
         uncertainties => Value::from(Serde(figure_uncertainties(&report.all))),
         remarks => report.remarks(),
+        partial_notice => report.partial_notice(),
         pace => describe_workload(&report.run.settings),
         sum_j => format_significant(report.sum.energy_j),
         cost => report.sum.cost.map(format_significant),

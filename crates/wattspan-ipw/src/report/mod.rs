@@ -194,7 +194,7 @@ impl Report {
     /// Returns the caveats on the run's energies, one sentence each.
     pub fn remarks(&self) -> Vec<String> {
         let asked = self.all.asked;
-        let mut all: Vec<String> = self.partial_notice().into_iter().collect();
+        let mut all = Vec::new();
         let unscored = self.all.delivered - self.all.scored;
         if unscored > 0 {
             all.push(format!("{unscored} answers have no score yet (wattspan ipw score RUN --judge)"));
