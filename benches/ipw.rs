@@ -1,8 +1,9 @@
 //! Time and memory of a report over many queries.
 //!
 //! Targets for 1,000,000 rows, read and with every figure and interval computed: 3 s and 500 MB at most; the time must
-//! grow no faster than the number of rows. `WATTSPAN_BENCH_ROWS=10000000` adds a report over that many (the file takes
-//! 450 bytes per row). The rows are generated: 8 subjects, 3 domains, one failed query in a thousand.
+//! grow no faster than the number of rows. A plain read of the file (its lines are counted) is timed in the same run.
+//! `WATTSPAN_BENCH_ROWS=10000000` adds a report over that many (the file takes 450 bytes per row). The rows are
+//! generated: 8 subjects, 3 domains, one failed query in a thousand.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -31,6 +32,13 @@ fn main() {
     shown.at_most("1,000,000 rows: read", Some(million.read_s), 3.0, "s");
     shown.at_most("1,000,000 rows: read and report", Some(million.all_s), 3.0, "s");
     shown.note("1,000,000 rows: CPU time of both, over all cores", Some(million.cpu_s), "s");
+    shown.note("1,000,000 rows: a plain read of the file", Some(million.plain_s), "s");
+    shown.note("  read and report against it", Some(million.all_s / million.plain_s), "times");
+    shown.note(
+        "  CPU time of the report alone against that of the read",
+        Some(million.report_cpu_share),
+        "times",
+    );
     shown.at_most("1,000,000 rows: peak memory", million.peak_mb, 500.0, "MB");
     // A tenth of the rows draws as many resamples, whose cost does not grow.
     shown.note("  100,000 rows: read and report", Some(small.all_s), "s");
@@ -48,15 +56,26 @@ struct Measured {
     read_s: f64,
     all_s: f64,
     cpu_s: f64,
+    /// CPU time of the figures and intervals against that of reading the rows.
+    report_cpu_share: f64,
+    /// Reading the bytes of the file, and nothing else.
+    plain_s: f64,
     peak_mb: Option<f64>,
 }
 
 fn measured(rows: usize) -> Measured {
     let run = written(rows);
+    let began = Instant::now();
+    let bytes = std::io::copy(
+        &mut File::open(run.join("rows.jsonl")).expect("it was just written"),
+        &mut LineCount(0),
+    );
+    let plain_s = began.elapsed().as_secs_f64();
+    assert!(bytes.is_ok_and(|bytes| bytes > 0));
     forget_peak();
     let (began, used_s) = (Instant::now(), cpu_s());
     let table = RunTable::read(&run).expect("the run was just written");
-    let read_s = began.elapsed().as_secs_f64();
+    let (read_s, read_cpu_s) = (began.elapsed().as_secs_f64(), cpu_s() - used_s);
     assert_eq!(table.columns.len(), rows);
     let terms = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 0 };
     let report = Report::new(&table, &terms, EnergyPrices::default());
@@ -65,7 +84,21 @@ fn measured(rows: usize) -> Measured {
     assert!(report.steady_state.is_some_and(|steady| steady.figures.covered > rows / 2));
     let (cpu_s, peak_mb) = (cpu_s() - used_s, peak_mb());
     std::fs::remove_dir_all(&run).expect("it was just written");
-    Measured { read_s, all_s, cpu_s, peak_mb }
+    Measured { read_s, all_s, cpu_s, report_cpu_share: cpu_s / read_cpu_s - 1.0, plain_s, peak_mb }
+}
+
+/// Counts the lines that are written to it, so that every byte is looked at.
+struct LineCount(usize);
+
+impl Write for LineCount {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.iter().filter(|byte| **byte == b'\n').count();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes a run of `rows` rows, line by line.

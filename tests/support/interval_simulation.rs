@@ -157,10 +157,11 @@ pub fn product(rows: &[Row]) -> Intervals {
         values: *row,
     });
     let sample = IntervalSample::new(queries, false);
+    let [power, energy] = [POWER, ENERGY].map(|cost| sample.mean_cost(cost));
     [
-        sample.score_per_cost(|row| row[SCORE], |row| row[POWER]),
-        sample.score_per_cost(|row| row[SCORE], |row| row[ENERGY]),
-        sample.mean_cost(|row| row[ENERGY]).map(|cost| cost.interval()),
+        power.map(|power| sample.score_per_cost(SCORE, POWER, power)),
+        energy.map(|energy| sample.score_per_cost(SCORE, ENERGY, energy)),
+        energy.map(|energy| energy.interval()),
     ]
 }
 

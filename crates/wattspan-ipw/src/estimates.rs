@@ -62,11 +62,11 @@ pub struct Figures {
 /// Computes the figures of a set of queries.
 pub fn figures(sample: &QuerySample) -> Figures {
     const JOULES_PER_KWH: f64 = 3.6e6;
-    let score = sample.mean(|row| row[SCORE]);
-    let mean_cost = |of: usize| (sample.mean(|row| row[of]), sample.mean_cost(|row| row[of]));
+    let score = sample.column_mean(SCORE);
+    let mean_cost = |of: usize| (sample.column_mean(of), sample.mean_cost(of));
     let [energy, power, attributed] = [ENERGY, POWER, ATTRIBUTED_POWER].map(mean_cost);
-    let efficiency = |cost: usize, mean: f64| {
-        (ratio(score, mean), sample.score_per_cost(|row| row[SCORE], |row| row[cost]))
+    let efficiency = |column: usize, (mean, cost): (f64, Option<MeanCost>)| {
+        (ratio(score, mean), cost.map(|cost| sample.score_per_cost(SCORE, column, cost)))
     };
     let interval_of = |(mean, cost): (f64, Option<MeanCost>)| (mean, cost.map(|cost| cost.interval()));
     let per_kwh = |of: ConfidenceInterval| ConfidenceInterval {
@@ -75,12 +75,12 @@ pub fn figures(sample: &QuerySample) -> Figures {
     };
     let needed = [energy.1, power.1].into_iter().flatten().filter_map(|cost| cost.questions_needed);
     Figures {
-        accuracy: (score, sample.score_interval(|row| row[SCORE])),
+        accuracy: (score, sample.score_interval(SCORE)),
         energy_j: interval_of(energy),
         power_w: interval_of(power),
         attributed_power_w: interval_of(attributed),
-        per_watt: efficiency(POWER, power.0),
-        per_joule: efficiency(ENERGY, energy.0),
+        per_watt: efficiency(POWER, power),
+        per_joule: efficiency(ENERGY, energy),
         queries_per_kwh: (ratio(JOULES_PER_KWH, energy.0), interval_of(energy).1.map(per_kwh)),
         tokens_per_joule: tokens_per_joule(sample),
         perplexity: perplexity(sample, None),
@@ -95,36 +95,38 @@ fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator > 0.0 { numerator / denominator } else { f64::NAN }
 }
 
-/// Returns a value of the queries that have another one, 0 for the rest.
-fn value_where(row: &QueryValues, known: usize, value: usize) -> f64 {
-    if row[known].is_nan() { 0.0 } else { row[value] }
+/// Returns the values of a column for the queries that have another one, 0 for the rest.
+fn where_known<'a>(known: &'a [f64], values: &'a [f64]) -> impl Fn(usize) -> f64 + Copy + 'a {
+    move |at| if known[at].is_nan() { 0.0 } else { values[at] }
 }
 
 fn tokens_per_joule(sample: &QuerySample) -> Figure {
-    let tokens = sample.mean(|row| value_where(row, TOKENS, TOKENS));
-    let energy = sample.mean(|row| value_where(row, TOKENS, ENERGY));
-    let value = ratio(tokens, energy);
-    let influence = |row: &QueryValues| {
-        value_where(row, TOKENS, TOKENS) / tokens - value_where(row, TOKENS, ENERGY) / energy
-    };
-    (value, sample.log_figure(value, influence))
+    let known = sample.column(TOKENS);
+    let (tokens, energy) = (where_known(known, known), where_known(known, sample.column(ENERGY)));
+    let (tokens_mean, energy_mean) = (sample.mean(tokens), sample.mean(energy));
+    let value = ratio(tokens_mean, energy_mean);
+    (value, sample.log_figure(value, |at| tokens(at) / tokens_mean - energy(at) / energy_mean))
 }
 
 /// Returns the perplexity, or 1 / (perplexity × mean cost), over the queries with a log-probability.
 fn perplexity(sample: &QuerySample, cost: Option<usize>) -> Figure {
-    let known = sample.mean(|row| f64::from(u8::from(!row[LOGPROB].is_nan())));
+    let logprobs = sample.column(LOGPROB);
+    let known = sample.mean(|at| f64::from(u8::from(!logprobs[at].is_nan())));
     if known <= 0.0 {
         return (f64::NAN, None);
     }
-    let logprob = sample.mean(|row| value_where(row, LOGPROB, LOGPROB)) / known;
-    let mean_cost = cost.map(|cost| sample.mean(|row| value_where(row, LOGPROB, cost)) / known);
-    let value = mean_cost.map_or((-logprob).exp(), |cost| ratio(1.0, (-logprob).exp() * cost));
-    let influence = |row: &QueryValues| {
-        if row[LOGPROB].is_nan() {
+    let logprob = sample.mean(where_known(logprobs, logprobs)) / known;
+    let costs = cost.map(|cost| {
+        let costs = sample.column(cost);
+        (costs, sample.mean(where_known(logprobs, costs)) / known)
+    });
+    let value = costs.map_or((-logprob).exp(), |(_, mean)| ratio(1.0, (-logprob).exp() * mean));
+    let influence = |at: usize| {
+        if logprobs[at].is_nan() {
             return 0.0;
         }
-        let of_cost = cost.zip(mean_cost).map_or(0.0, |(cost, mean)| row[cost] / mean - 1.0);
-        (row[LOGPROB] - logprob - of_cost) / known
+        let of_cost = costs.map_or(0.0, |(costs, mean)| costs[at] / mean - 1.0);
+        (logprobs[at] - logprob - of_cost) / known
     };
     (value, sample.log_figure(value, influence))
 }

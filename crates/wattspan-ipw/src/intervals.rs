@@ -46,7 +46,9 @@ pub struct SampleQuery<const N: usize> {
 /// Queries in order of their starts, grouped by question and in blocks of time.
 #[derive(Debug, Clone)]
 pub struct IntervalSample<const N: usize> {
-    rows: Vec<[f64; N]>,
+    /// The values of all queries, by column: a pass over millions of queries then reads only what it uses.
+    columns: [Vec<f64>; N],
+    queries: usize,
     /// The index of each query's question; empty if every query is a question of its own.
     question_of: Vec<u32>,
     questions: usize,
@@ -106,22 +108,29 @@ pub fn proportion_interval(proportion: f64, trials: f64) -> Option<ConfidenceInt
 impl<const N: usize> IntervalSample<N> {
     /// Creates a sample. Questions are identified by their hashes if some are `repeated`.
     pub fn new(queries: impl Iterator<Item = SampleQuery<N>>, repeated: bool) -> Self {
-        let mut queries: Vec<SampleQuery<N>> = queries.collect();
-        if !queries.is_sorted_by(|one, other| one.open_s[0] <= other.open_s[0]) {
+        let mut columns: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+        let (mut open_s, mut hashes) = (Vec::new(), Vec::new());
+        for query in queries {
+            open_s.push(query.open_s);
+            if repeated {
+                hashes.push(query.question);
+            }
+            columns.iter_mut().zip(query.values).for_each(|(column, value)| column.push(value));
+        }
+        if !open_s.is_sorted_by(|one, other| one[0] <= other[0]) {
+            let mut order: Vec<u32> = (0..open_s.len() as u32).collect();
             // Stable: queries that start together keep the order of the file.
-            queries.sort_by(|one, other| one.open_s[0].total_cmp(&other.open_s[0]));
+            order.sort_by(|one, other| open_s[*one as usize][0].total_cmp(&open_s[*other as usize][0]));
+            columns.iter_mut().for_each(|column| *column = reordered(column, &order));
+            (open_s, hashes) =
+                (reordered(&open_s, &order), if repeated { reordered(&hashes, &order) } else { hashes });
         }
-        let sharing = sharing_queries(&queries);
-        let block = sharing.min((queries.len() / MIN_BLOCKS).max(1));
+        let queries = open_s.len();
+        let sharing = sharing_queries(&open_s);
+        let block = sharing.min((queries / MIN_BLOCKS).max(1));
         let (question_of, questions) =
-            if repeated { number_questions(&queries) } else { (Vec::new(), queries.len()) };
-        Self {
-            rows: queries.iter().map(|query| query.values).collect(),
-            question_of,
-            questions,
-            sharing,
-            block,
-        }
+            if repeated { number_questions(&hashes) } else { (Vec::new(), queries) };
+        Self { columns, queries, question_of, questions, sharing, block }
     }
 
     /// The number of questions.
@@ -134,29 +143,39 @@ impl<const N: usize> IntervalSample<N> {
         self.block
     }
 
-    /// Returns the mean of a value over the queries.
-    pub fn mean(&self, value: impl Fn(&[f64; N]) -> f64) -> f64 {
-        self.rows.iter().map(value).sum::<f64>() / self.rows.len() as f64
+    /// The values of all queries in a column.
+    pub fn column(&self, column: usize) -> &[f64] {
+        &self.columns[column]
+    }
+
+    /// Returns the mean over the queries of a value, given by the query's index.
+    pub fn mean(&self, value: impl Fn(usize) -> f64) -> f64 {
+        (0..self.queries).map(value).sum::<f64>() / self.queries as f64
+    }
+
+    /// Returns the mean of a column.
+    pub fn column_mean(&self, column: usize) -> f64 {
+        self.columns[column].iter().sum::<f64>() / self.queries as f64
     }
 
     /// Returns the interval of the mean of scores between 0 and 1, where a question's repeats are one trial.
-    pub fn score_interval(&self, score: impl Fn(&[f64; N]) -> f64) -> Option<ConfidenceInterval> {
-        proportion_interval(self.mean(score), self.questions as f64)
+    pub fn score_interval(&self, score: usize) -> Option<ConfidenceInterval> {
+        proportion_interval(self.column_mean(score), self.questions as f64)
     }
 
-    /// Returns the mean of a cost with its interval; `None` if the mean is not positive or with fewer than two
+    /// Returns the mean of a column of costs with its interval; `None` if the mean is not positive or with fewer than two
     /// questions.
-    pub fn mean_cost(&self, cost: impl Fn(&[f64; N]) -> f64 + Copy) -> Option<MeanCost> {
-        let mean = self.mean(cost);
+    pub fn mean_cost(&self, cost: usize) -> Option<MeanCost> {
+        let mean = self.column_mean(cost);
         if self.questions < 2 || !(mean > 0.0 && mean.is_finite()) {
             return None;
         }
-        let questions = self.questions as f64;
-        let sums = self.question_sums(|row| cost(row) - mean);
-        let relative_error = self.error_between_questions(&sums) / mean;
-        let excess = 1.0 + LOG_NORMAL_EXCESS / questions.sqrt();
-        let log_normal = self.log_normal_error(cost).min(excess * relative_error);
-        let in_time = self.error_between_blocks(|row| cost(row) - mean) / mean;
+        let costs = self.column(cost);
+        let deviation = |at: usize| costs[at] - mean;
+        let relative_error = self.error_between_questions(deviation) / mean;
+        let excess = 1.0 + LOG_NORMAL_EXCESS / (self.questions as f64).sqrt();
+        let log_normal = self.log_normal_error(costs).min(excess * relative_error);
+        let in_time = self.error_between_blocks(deviation) / mean;
         let error = relative_error.max(log_normal).max(in_time);
         Some(MeanCost {
             mean,
@@ -165,28 +184,22 @@ impl<const N: usize> IntervalSample<N> {
         })
     }
 
-    /// Returns the interval of mean score / mean cost.
-    pub fn score_per_cost(
-        &self,
-        score: impl Fn(&[f64; N]) -> f64 + Copy,
-        cost: impl Fn(&[f64; N]) -> f64 + Copy,
-    ) -> Option<ConfidenceInterval> {
-        let cost_interval = self.mean_cost(cost)?;
-        let deviations = self.question_sums(|row| cost(row) - cost_interval.mean);
-        let queries = self.rows.len() as f64;
-        let square_sum = deviations.iter().map(|sum| sum * sum).sum::<f64>();
-        let ratio = ScoreRatio {
-            queries,
-            questions: self.questions as f64,
-            cost: cost_interval,
-            scale: queries * (square_sum / self.questions as f64).sqrt(),
-            deviation_sum: (0..self.rows.len()).map(|at| deviations[self.question(at)]).sum(),
+    /// Returns the interval of mean score / mean cost, from the column of the costs with their mean.
+    pub fn score_per_cost(&self, score: usize, cost: usize, mean_cost: MeanCost) -> ConfidenceInterval {
+        let (scores, costs) = (self.column(score), self.column(cost));
+        let sums = self.question_sums(|at| costs[at] - mean_cost.mean);
+        let deviation = |at: usize| match &sums {
+            Some(sums) => sums[self.question_of[at] as usize],
+            None => costs[at] - mean_cost.mean,
         };
         let (mut wrong, mut right) = (Vec::new(), Vec::new());
         let mut total = ScoreSums::default();
-        for (at, row) in self.rows.iter().enumerate() {
-            let (score, deviation) = (score(row), deviations[self.question(at)]);
+        let (mut square_sum, mut deviation_sum) = (0.0, 0.0);
+        for (at, score) in scores.iter().copied().enumerate() {
+            let deviation = deviation(at);
             total.add(score, deviation);
+            deviation_sum += deviation;
+            square_sum += deviation * deviation;
             if score > 0.0 {
                 right.push((deviation, score));
             }
@@ -194,69 +207,67 @@ impl<const N: usize> IntervalSample<N> {
                 wrong.push((-deviation, 1.0 - score));
             }
         }
+        if let Some(sums) = &sums {
+            square_sum = sums.iter().map(|sum| sum * sum).sum();
+        }
+        let (queries, questions) = (self.queries as f64, self.questions as f64);
+        let scale = queries * (square_sum / questions).sqrt();
+        let ratio = ScoreRatio { queries, questions, cost: mean_cost, scale, deviation_sum };
         let high = ratio.monotone_high(total, right);
         let low = ratio.monotone_low(total, wrong);
-        Some(ConfidenceInterval { low, high })
+        ConfidenceInterval { low, high }
     }
 
-    /// Returns the interval of a positive figure from its relative influences: by how much each query changes the
-    /// figure's logarithm, × the number of queries. Their mean must be 0.
+    /// Returns the interval of a positive figure from the relative influences of the queries: by how much each changes
+    /// the figure's logarithm, × the number of queries. Their mean must be 0.
     pub fn log_figure(
         &self,
         figure: f64,
-        influence: impl Fn(&[f64; N]) -> f64 + Copy,
+        influence: impl Fn(usize) -> f64 + Copy,
     ) -> Option<ConfidenceInterval> {
-        let half_width = self.half_width(influence)?;
-        (figure > 0.0).then(|| log_interval(figure, half_width))
-    }
-
-    /// Returns half of the width of the 95 % interval of a mean, from the deviations of its queries; `None` with fewer
-    /// than two questions or without finite deviations.
-    pub fn half_width(&self, deviation: impl Fn(&[f64; N]) -> f64 + Copy) -> Option<f64> {
-        if self.questions < 2 {
+        if self.questions < 2 || figure.is_nan() || figure <= 0.0 {
             return None;
         }
-        let error = self.error_between_questions(&self.question_sums(deviation));
-        let error = error.max(self.error_between_blocks(deviation));
-        error.is_finite().then(|| student_quantile(LEVEL_95, self.degrees_of_freedom()) * error)
+        let error = self.error_between_questions(influence).max(self.error_between_blocks(influence));
+        let half_width = student_quantile(LEVEL_95, self.degrees_of_freedom()) * error;
+        half_width.is_finite().then(|| log_interval(figure, half_width))
     }
 
-    fn question(&self, at: usize) -> usize {
-        self.question_of.get(at).map_or(at, |question| *question as usize)
-    }
-
-    /// Sums a value over the queries of each question.
-    fn question_sums(&self, value: impl Fn(&[f64; N]) -> f64) -> Vec<f64> {
+    /// Sums a value over the queries of each question; `None` if every query is a question of its own.
+    fn question_sums(&self, value: impl Fn(usize) -> f64) -> Option<Vec<f64>> {
         if self.question_of.is_empty() {
-            return self.rows.iter().map(value).collect();
+            return None;
         }
         let mut sums = vec![0.0; self.questions];
-        for (at, row) in self.rows.iter().enumerate() {
-            sums[self.question(at)] += value(row);
+        for (at, question) in self.question_of.iter().enumerate() {
+            sums[*question as usize] += value(at);
         }
-        sums
+        Some(sums)
     }
 
     /// Returns the standard error of a mean over the queries, from the sums of its deviations by question.
-    fn error_between_questions(&self, sums: &[f64]) -> f64 {
-        let (queries, questions) = (self.rows.len() as f64, self.questions as f64);
-        let square_sum = sums.iter().map(|sum| sum * sum).sum::<f64>();
+    fn error_between_questions(&self, deviation: impl Fn(usize) -> f64 + Copy) -> f64 {
+        let (queries, questions) = (self.queries as f64, self.questions as f64);
+        let square_sum = match self.question_sums(deviation) {
+            Some(sums) => sums.iter().map(|sum| sum * sum).sum::<f64>(),
+            None => (0..self.queries).map(|at| deviation(at).powi(2)).sum(),
+        };
         (square_sum * questions / (questions - 1.0)).sqrt() / queries
     }
 
     /// Returns the standard error that the circular moving block bootstrap has in the limit of infinitely many
     /// resamples (Künsch 1989; Politis & Romano 1992), 0 if no queries overlap.
-    fn error_between_blocks(&self, deviation: impl Fn(&[f64; N]) -> f64) -> f64 {
-        let (count, block) = (self.rows.len(), self.block);
+    fn error_between_blocks(&self, deviation: impl Fn(usize) -> f64) -> f64 {
+        let (count, block) = (self.queries, self.block);
         if block < 2 || count <= block {
             return 0.0;
         }
-        let deviations: Vec<f64> = self.rows.iter().map(deviation).collect();
-        let mut sum: f64 = deviations[..block].iter().sum();
+        let mut sum: f64 = (0..block).map(&deviation).sum();
         let mut square_sum = 0.0;
-        for at in 0..count {
+        let next = (block..count).chain(0..block);
+        for (at, next) in (0..count).zip(next) {
             square_sum += sum * sum;
-            sum += deviations[(at + block) % count] - deviations[at];
+            sum += deviation(next) - deviation(at);
         }
         let (count, block) = (count as f64, block as f64);
         (square_sum / block / (count - block)).sqrt() / count.sqrt()
@@ -267,25 +278,19 @@ impl<const N: usize> IntervalSample<N> {
         if self.block < 2 {
             return self.questions - 1;
         }
-        let of_blocks = (3 * (self.rows.len() - self.block)) / (2 * self.block);
+        let of_blocks = (3 * (self.queries - self.block)) / (2 * self.block);
         of_blocks.min(self.questions - 1).max(1)
     }
 
     /// Returns the relative standard error of the mean of log-normal costs (Cox; Land 1971), from the variance of the
     /// logarithms of the questions' means; 0 if some are not positive.
-    fn log_normal_error(&self, cost: impl Fn(&[f64; N]) -> f64) -> f64 {
-        let mut logs = self.question_sums(cost);
-        if !self.question_of.is_empty() {
-            let counts = self.question_sums(|_| 1.0);
-            logs.iter_mut().zip(counts).for_each(|(sum, count)| *sum /= count);
-        }
-        if logs.iter().any(|mean| *mean <= 0.0) {
-            return 0.0;
-        }
-        logs.iter_mut().for_each(|mean| *mean = mean.ln());
+    fn log_normal_error(&self, costs: &[f64]) -> f64 {
+        let variance = match self.question_sums(|at| costs[at]).zip(self.question_sums(|_| 1.0)) {
+            Some((sums, counts)) => log_variance(sums.iter().zip(&counts).map(|(sum, count)| sum / count)),
+            None => log_variance(costs.iter().copied()),
+        };
         let questions = self.questions as f64;
-        let mean = logs.iter().sum::<f64>() / questions;
-        let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (questions - 1.0);
+        let variance = variance.unwrap_or(0.0);
         (variance / questions + variance * variance / (2.0 * (questions - 1.0))).sqrt()
     }
 
@@ -298,36 +303,60 @@ impl<const N: usize> IntervalSample<N> {
         let for_blocks = if self.sharing < 2 {
             0
         } else {
-            (MIN_BLOCKS * self.sharing * self.questions).div_ceil(self.rows.len())
+            (MIN_BLOCKS * self.sharing * self.questions).div_ceil(self.queries)
         };
         Some(for_costs.max(for_blocks).max(MIN_QUESTIONS)).filter(|needed| *needed > self.questions)
     }
 }
 
-/// Returns the number of consecutive queries that share windows with one query on either side. Without overlaps, or if
-/// all begin at once (an import without times), it is 1.
-fn sharing_queries<const N: usize>(queries: &[SampleQuery<N>]) -> usize {
-    let starts = |query: &SampleQuery<N>| query.open_s[0];
-    let (Some(first), Some(last)) = (queries.first(), queries.last()) else { return 1 };
-    if starts(first) >= starts(last) {
+fn reordered<T: Copy>(column: &[T], order: &[u32]) -> Vec<T> {
+    order.iter().map(|at| column[*at as usize]).collect()
+}
+
+/// Returns the variance of the logarithms (Welford 1962); `None` if a value is not positive.
+fn log_variance(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (mut count, mut mean, mut square_sum) = (0.0, 0.0, 0.0);
+    for value in values {
+        if value <= 0.0 {
+            return None;
+        }
+        let log = value.ln();
+        count += 1.0;
+        let difference = log - mean;
+        mean += difference / count;
+        square_sum += difference * (log - mean);
+    }
+    Some(square_sum / (count - 1.0))
+}
+
+/// Returns the number of consecutive queries that share windows with one query on either side, from their starts and
+/// ends in order. Without overlaps, or if all begin at once (an import without times), it is 1.
+fn sharing_queries(open_s: &[[f64; 2]]) -> usize {
+    let (Some(first), Some(last)) = (open_s.first(), open_s.last()) else { return 1 };
+    if first[0] >= last[0] {
         return 1;
     }
-    let overlaps = |(at, query): (usize, &SampleQuery<N>)| {
-        let end = queries[at..].partition_point(|other| starts(other) < query.open_s[1]);
-        end.saturating_sub(1)
-    };
-    let overlaps: usize = queries.iter().enumerate().map(overlaps).sum();
-    1 + 2 * overlaps.div_ceil(queries.len())
+    let mut overlaps = 0;
+    for (at, [_, end]) in open_s.iter().enumerate() {
+        let later = &open_s[at + 1..];
+        // Doubles the range until it holds the end: most queries overlap few others of a long run.
+        let mut range = 8;
+        while range < later.len() && later[range - 1][0] < *end {
+            range *= 2;
+        }
+        overlaps += later[..range.min(later.len())].partition_point(|other| other[0] < *end);
+    }
+    1 + 2 * overlaps.div_ceil(open_s.len())
 }
 
 /// Numbers the questions in order of their first queries.
-fn number_questions<const N: usize>(queries: &[SampleQuery<N>]) -> (Vec<u32>, usize) {
+fn number_questions(hashes: &[u64]) -> (Vec<u32>, usize) {
     let mut numbers = HashMap::new();
-    let question_of = queries
+    let question_of = hashes
         .iter()
-        .map(|query| {
+        .map(|hash| {
             let next = numbers.len() as u32;
-            *numbers.entry(query.question).or_insert(next)
+            *numbers.entry(*hash).or_insert(next)
         })
         .collect();
     (question_of, numbers.len())
@@ -474,7 +503,8 @@ mod tests {
     }
 
     fn ratio(rows: &[[f64; 2]]) -> ConfidenceInterval {
-        sample(rows).score_per_cost(|row| row[0], |row| row[1]).unwrap()
+        let sample = sample(rows);
+        sample.score_per_cost(0, 1, sample.mean_cost(1).unwrap())
     }
 
     fn uniform(random: &mut SplitMix64) -> f64 {
@@ -521,7 +551,7 @@ mod tests {
     /// The upper limit without the search.
     fn naive_high(rows: &[[f64; 2]]) -> f64 {
         let sample = sample(rows);
-        let cost = sample.mean_cost(|row| row[1]).unwrap();
+        let cost = sample.mean_cost(1).unwrap();
         let square_sum = rows.iter().map(|row| (row[1] - cost.mean).powi(2)).sum::<f64>();
         let count = rows.len() as f64;
         let mut sums = ScoreSums::default();
@@ -558,12 +588,8 @@ mod tests {
             let queries =
                 all.enumerate().map(|(at, (question, row))| query(question as u64, at as f64, 1.0, *row));
             let sample = IntervalSample::new(queries, times > 1);
-            let cost = sample.mean_cost(|row| row[1]).unwrap();
-            [
-                sample.score_interval(|row| row[0]).unwrap(),
-                cost.interval(),
-                sample.score_per_cost(|row| row[0], |row| row[1]).unwrap(),
-            ]
+            let cost = sample.mean_cost(1).unwrap();
+            [sample.score_interval(0).unwrap(), cost.interval(), sample.score_per_cost(0, 1, cost)]
         };
         for (one, other) in times(1).iter().zip(times(10)) {
             let near = |one: f64, other: f64| (one / other - 1.0).abs() < 1e-9;
@@ -580,7 +606,7 @@ mod tests {
         // Queries of 3.5 s that begin each second overlap the next three.
         assert_eq!((of(0.9), of(1.0), of(3.5)), (1, 1, 7));
         let few = IntervalSample::new((0..12).map(|at| query(at, at as f64, 99.0, [1.0, 1.0])), false);
-        let needed = few.mean_cost(|row| row[1]).unwrap().questions_needed;
+        let needed = few.mean_cost(1).unwrap().questions_needed;
         // The mean query overlaps 5.5 later ones, so 13 share windows.
         assert_eq!((few.block_length(), few.degrees_of_freedom(), needed), (4, 3, Some(39)));
         let without_times = (0..100).map(|at| query(at, 0.0, 5.0, [1.0, 1.0]));
@@ -629,11 +655,11 @@ mod tests {
             let queries = side_by_side(100, &mut random);
             let holds = |interval: ConfidenceInterval| interval.low <= truth && truth <= interval.high;
             let sample = IntervalSample::new(queries.iter().copied(), false);
-            blocks += usize::from(holds(sample.mean_cost(|row| row[1]).unwrap().interval()));
+            blocks += usize::from(holds(sample.mean_cost(1).unwrap().interval()));
             let apart =
                 queries.iter().enumerate().map(|(at, of)| query(at as u64, at as f64, 0.5, of.values));
             let apart = IntervalSample::new(apart, false);
-            single += usize::from(holds(apart.mean_cost(|row| row[1]).unwrap().interval()));
+            single += usize::from(holds(apart.mean_cost(1).unwrap().interval()));
         }
         let percent = |count: usize| count * 100 / RUNS;
         assert!(percent(blocks) >= 92 && percent(single) < 88, "{} {}", percent(blocks), percent(single));
@@ -641,7 +667,7 @@ mod tests {
 
     #[test]
     fn few_questions_and_costs_that_few_carry_need_more() {
-        let needed = |rows: &[[f64; 2]]| sample(rows).mean_cost(|row| row[1]).unwrap().questions_needed;
+        let needed = |rows: &[[f64; 2]]| sample(rows).mean_cost(1).unwrap().questions_needed;
         let even = |count: usize| vec![[1.0, 1.0]; count];
         assert_eq!((needed(&even(10)), needed(&even(28)), needed(&even(29))), (Some(29), Some(29), None));
         let mut one_carries = even(50);
@@ -651,10 +677,10 @@ mod tests {
 
     #[test]
     fn a_figure_without_two_questions_or_a_positive_cost_has_no_interval() {
-        assert_eq!(sample(&[[1.0, 2.0]]).mean_cost(|row| row[1]), None);
-        assert_eq!(sample(&[[1.0, 2.0], [1.0, -3.0]]).mean_cost(|row| row[1]), None);
-        assert_eq!(sample(&[[1.0, 2.0], [1.0, f64::NAN]]).mean_cost(|row| row[1]), None);
-        assert_eq!(sample(&[]).score_per_cost(|row| row[0], |row| row[1]), None);
+        assert_eq!(sample(&[[1.0, 2.0]]).mean_cost(1), None);
+        assert_eq!(sample(&[[1.0, 2.0], [1.0, -3.0]]).mean_cost(1), None);
+        assert_eq!(sample(&[[1.0, 2.0], [1.0, f64::NAN]]).mean_cost(1), None);
+        assert_eq!(sample(&[]).mean_cost(1), None);
         assert_eq!(proportion_interval(0.0, 0.0), None);
         let none = proportion_interval(0.0, 20.0).unwrap();
         assert!(none.low == 0.0 && (0.18..0.20).contains(&none.high), "{none:?}");

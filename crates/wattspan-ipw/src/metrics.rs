@@ -306,7 +306,7 @@ fn scored_accuracy(table: &RunTable, indices: impl Iterator<Item = usize>) -> Op
         Some(SampleQuery { question: columns.question_hash(at), open_s: open_s(columns, at), values })
     });
     let sample = IntervalSample::new(scores, columns.has_repeats());
-    estimate((sample.mean(|[score]| *score), sample.score_interval(|[score]| *score)))
+    estimate((sample.column_mean(0), sample.score_interval(0)))
 }
 
 fn empty_metrics(of: String, options: &MetricOptions, tally: &QueryTally) -> EfficiencyMetrics {
