@@ -1,9 +1,9 @@
 //! Board sensors under `class/hwmon`: energy counters, power meters, voltage times current.
 //!
-//! Owns the choice and the names of the channels. Labels of known boards (Grace, Jetson) and drivers give a rail its
-//! position in the domain tree. An unknown rail (`DomainKind::Rail`) is shown and never counted: another rail may contain it.
-//! Other mechanisms read the chips of GPUs and batteries. Invariant: one file is read for each channel: its counter, else
-//! its average, else its instantaneous value.
+//! Owns the choice of the channels. What a chip shows gives a rail its position in the domain tree (`hwmon_label`), whatever
+//! the driver's name: one register has several drivers. An unknown rail (`DomainKind::Rail`) is shown and never counted:
+//! another rail may contain it. Other mechanisms read the chips of GPUs and batteries. Invariant: one file is read for each
+//! rail: its counter, else its average, else its instantaneous value.
 
 pub use crate::sources::source_settings::HWMON as NAME;
 
@@ -11,8 +11,12 @@ use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
+use super::cpu_info::CpuInfo;
 use super::energy_integral::ROUNDING_UJ;
 use super::hwmon_chip::{HwmonChip, list_chips};
+use super::hwmon_label::{
+    ChipRole, RailPosition, chip_role, core_counter, is_no_power, rail_position, slugify,
+};
 use super::power_sensor::{PowerInput, PowerSensor};
 use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::sysfs_file::SysfsFile;
@@ -21,8 +25,14 @@ use super::{Inventory, SourceSettings, intelgpu, rapl};
 /// Highest rate for sensors: chips on slow buses answer in about a millisecond and refresh at their own rate.
 const MAX_RATE_HZ: f64 = 100.0;
 
-/// The step of `amd_energy`, whose files are RAPL's registers: 2^-16 J, rounded up.
+/// The step of AMD's registers, which `amd_energy` and `zenergy` show: 2^-16 J, rounded up.
 const AMD_ENERGY_QUANTUM_UJ: u64 = 16;
+
+/// Highest rate for the counters of single cores: each read interrupts a core, and the socket's counter contains them.
+const MAX_CORE_RATE_HZ: f64 = 1.0;
+
+/// The most cores whose counters are read.
+const MAX_CORE_RAILS: usize = 32;
 
 /// Highest rate for counters in registers, which are cheap to read.
 const MAX_COUNTER_RATE_HZ: f64 = 1_000.0;
@@ -64,9 +74,14 @@ fn group_rails(
     found: &mut Inventory,
 ) -> Vec<(Vec<HwmonRail>, f64)> {
     let mut groups: Vec<(Vec<HwmonRail>, f64)> = Vec::new();
-    for (nth, chip) in all.iter().enumerate().filter(|(_, chip)| !is_read_elsewhere(chip, settings)) {
-        let of_name = all[..nth].iter().filter(|other| other.name == chip.name).count();
-        let rails = chip_rails(chip, of_name, found);
+    let read: Vec<HwmonChip> =
+        all.iter().filter(|chip| !is_read_elsewhere(chip, settings)).cloned().collect();
+    let package_grade = CpuInfo::read(&settings.proc_root).rapl_grade();
+    for (nth, chip) in read.iter().enumerate() {
+        let of_name = read[..nth].iter().filter(|other| other.name == chip.name).count();
+        let context = ChipContext { chip, nth: of_name, role: chip_role(chip, &read), package_grade };
+        let (cores, rails): (Vec<_>, Vec<_>) =
+            chip_rails(&context, found).into_iter().partition(|rail| rail.is_core);
         match groups.last_mut() {
             // A machine has one ACPI meter for each rail; the firmware reads them all, so they are one source.
             Some((group, _))
@@ -76,8 +91,53 @@ fn group_rails(
             }
             _ => groups.push((rails, max_rate_hz(chip))),
         }
+        add_cores(&mut groups, chip, cores, found);
     }
     groups
+}
+
+/// Adds the counters of a chip's cores as a source of their own, so that they do not delay that of the socket.
+fn add_cores(
+    groups: &mut Vec<(Vec<HwmonRail>, f64)>,
+    chip: &HwmonChip,
+    cores: Vec<HwmonRail>,
+    found: &mut Inventory,
+) {
+    if cores.len() > MAX_CORE_RAILS {
+        let (name, count) = (&chip.name, cores.len());
+        let reason = format!(
+            "{name}: the counters of its {count} cores are not read; that of their socket contains them"
+        );
+        return found.add_absent(NAME, reason);
+    }
+    groups.push((cores, MAX_CORE_RATE_HZ));
+}
+
+/// A chip with what its channels' positions depend on.
+struct ChipContext<'a> {
+    chip: &'a HwmonChip,
+    /// Its number among the chips of its name.
+    nth: usize,
+    role: ChipRole,
+    /// The grade of a CPU package's counter on this processor.
+    package_grade: Grade,
+}
+
+impl ChipContext<'_> {
+    /// The position of a channel.
+    fn position(&self, label: Option<&str>, channel: &str) -> RailPosition {
+        rail_position(&self.role, label)
+            .or_else(|| is_other_gpu(self.chip).then(|| gpu_position(self.chip, self.nth)))
+            .unwrap_or_else(|| unknown_rail(self.chip, label, self.nth, channel))
+    }
+}
+
+fn is_other_gpu(chip: &HwmonChip) -> bool {
+    matches!(chip.name.as_str(), "nouveau" | "radeon")
+}
+
+fn gpu_position(chip: &HwmonChip, nth: usize) -> RailPosition {
+    RailPosition::new(format!("{}-{nth}", chip.name), DomainKind::Gpu, &[])
 }
 
 /// The chip name of `acpi_power_meter`.
@@ -90,6 +150,8 @@ struct HwmonRail {
     /// The candidate parents, nearest first.
     candidate_parents: Vec<String>,
     is_acpi_meter: bool,
+    /// Whether it is the counter of a single core.
+    is_core: bool,
 }
 
 /// Whether another mechanism reads the chip: GPUs, and power supplies, which are also in `class/power_supply`.
@@ -110,35 +172,57 @@ fn max_rate_hz(chip: &HwmonChip) -> f64 {
     }
 }
 
-fn chip_rails(chip: &HwmonChip, nth: usize, found: &mut Inventory) -> Vec<HwmonRail> {
-    if chip.name.starts_with("ina3221") {
-        return ina3221_rails(chip, nth, found);
+fn chip_rails(context: &ChipContext<'_>, found: &mut Inventory) -> Vec<HwmonRail> {
+    let chip = context.chip;
+    let (counters, powers) = (chip.channel_numbers("energy", "input"), power_channels(chip));
+    if counters.is_empty() && powers.is_empty() {
+        return voltage_times_current_rails(context, found);
     }
     let mut rails = Vec::new();
-    let counters = chip.channel_numbers("energy", "input");
+    // A power with the label of a counter is the same rail; a chip without labels pairs its channels by number.
+    let mut metered = Vec::new();
     for &channel in &counters {
         let label = chip.read_text(&format!("energy{channel}_label"));
-        if chip.name == "amd_energy" && label.as_deref().is_some_and(|label| label.starts_with("Ecore")) {
-            continue;
-        }
-        let position = rail_position(chip, label.as_deref(), nth, &format!("energy{channel}"));
+        metered.push(label.clone().unwrap_or_else(|| channel.to_string()));
+        let position = context.position(label.as_deref(), &format!("energy{channel}"));
         let sensor = open_file(chip, &format!("energy{channel}_input"))
             .map(|attribute| SensorFile::energy(attribute, position.kind, None));
-        add_rail(&mut rails, found, chip, position, sensor, Grade::Measured);
+        let is_package = position.kind == DomainKind::Package;
+        let grade = if is_package { context.package_grade } else { Grade::Measured };
+        let is_core = label.as_deref().is_some_and(core_counter);
+        add_rail(&mut rails, found, chip, position, sensor, grade);
+        rails.iter_mut().rev().take(1).for_each(|rail| rail.is_core = is_core);
     }
-    let mut power_channels = chip.channel_numbers("power", "average");
-    power_channels.extend(chip.channel_numbers("power", "input"));
-    power_channels.sort_unstable();
-    power_channels.dedup();
-    for channel in power_channels.into_iter().filter(|channel| !counters.contains(channel)) {
-        let label = chip
-            .read_text(&format!("power{channel}_label"))
-            .or_else(|| chip.read_text(&format!("power{channel}_oem_info")));
-        let position = rail_position(chip, label.as_deref(), nth, &format!("power{channel}"));
+    for channel in powers {
+        let label = power_label(chip, channel);
+        if metered.contains(&label.clone().unwrap_or_else(|| channel.to_string())) {
+            continue;
+        }
+        if let Some(label) = label.as_deref().filter(|label| is_no_power(label)) {
+            found.add_absent(NAME, format!("{}: {label:?} is no power", chip.name));
+            continue;
+        }
+        let position = context.position(label.as_deref(), &format!("power{channel}"));
         let sensor = open_power_sensor(chip, channel, position.kind).map(SensorFile::power);
         add_rail(&mut rails, found, chip, position, sensor, Grade::Integrated);
     }
     rails
+}
+
+/// The numbers of the channels with a power, ascending.
+fn power_channels(chip: &HwmonChip) -> Vec<u32> {
+    let mut channels = chip.channel_numbers("power", "average");
+    channels.extend(chip.channel_numbers("power", "input"));
+    channels.sort_unstable();
+    channels.dedup();
+    channels
+}
+
+fn power_label(chip: &HwmonChip, channel: u32) -> Option<String> {
+    chip.read_text(&format!("power{channel}_label"))
+        .or_else(|| chip.read_text(&format!("power{channel}_oem_info")))
+        // The device tree's label of the whole chip (linux Documentation/ABI/testing/sysfs-class-hwmon).
+        .or_else(|| chip.read_text("label"))
 }
 
 /// The sensor of `powerN`. Prefers an average with a known interval: it covers all the time, an instantaneous value does not.
@@ -183,21 +267,31 @@ fn ceiling_mw(chip: &HwmonChip, channel: u32, kind: DomainKind) -> u64 {
     limit_uw.map_or(plausible_mw, |limit_uw| (limit_uw / 1_000).saturating_mul(3)).min(plausible_mw)
 }
 
-/// Voltage times current of the connected channels 1 to 3. Channel 7, the sum of the shunt voltages, is not a power, and
-/// neither is `curr4`, the sum of the currents (linux Documentation/hwmon/ina3221.rst).
-fn ina3221_rails(chip: &HwmonChip, nth: usize, found: &mut Inventory) -> Vec<HwmonRail> {
+/// Voltage times current of the connected channels of a chip that shows no power, as INA3221. Its channel 7, the sum of the
+/// shunt voltages, is not a power, and neither is `curr4`, the sum of the currents (linux Documentation/hwmon/ina3221.rst).
+fn voltage_times_current_rails(context: &ChipContext<'_>, found: &mut Inventory) -> Vec<HwmonRail> {
+    let chip = context.chip;
     let mut rails = Vec::new();
-    for channel in 1..=3 {
+    let is_ina3221 = chip.name.starts_with("ina3221");
+    for channel in chip.channel_numbers("curr", "input") {
         let off = chip.read_number(&format!("in{channel}_enable")) == Some(0);
         let label = chip.read_text(&format!("in{channel}_label"));
         let unwired = label.as_deref().is_some_and(|label| label.eq_ignore_ascii_case("nc"));
-        if off || unwired || chip.find_file(&format!("curr{channel}_input")).is_none() {
+        if off
+            || unwired
+            || (is_ina3221 && channel > 3)
+            || chip.find_file(&format!("in{channel}_input")).is_none()
+        {
             continue;
         }
-        let position = label
-            .as_deref()
-            .and_then(parse_jetson_label)
-            .unwrap_or_else(|| unknown_rail(chip, label.as_deref(), nth, &format!("channel{channel}")));
+        let known = rail_position(&context.role, label.as_deref());
+        // Voltage and current of one number belong together on these chips only; elsewhere by a known label.
+        if known.is_none() && !is_ina3221 {
+            continue;
+        }
+        let position = known.unwrap_or_else(|| {
+            unknown_rail(chip, label.as_deref(), context.nth, &format!("channel{channel}"))
+        });
         let sensor = open_file(chip, &format!("in{channel}_input")).and_then(|volts| {
             let amperes = open_file(chip, &format!("curr{channel}_input"))?;
             let input = PowerInput::VoltageTimesCurrent(volts, amperes, 1);
@@ -206,19 +300,6 @@ fn ina3221_rails(chip: &HwmonChip, nth: usize, found: &mut Inventory) -> Vec<Hwm
         add_rail(&mut rails, found, chip, position, sensor, Grade::Integrated);
     }
     rails
-}
-
-fn rail_position(chip: &HwmonChip, label: Option<&str>, nth: usize, channel: &str) -> RailPosition {
-    let known = match (chip.name.as_str(), label) {
-        (POWER_METER, Some(label)) => parse_grace_label(label),
-        ("amd_energy", Some(label)) => parse_amd_energy_label(label),
-        ("nouveau" | "radeon", _) => {
-            let name = format!("{}-{nth}", chip.name);
-            Some(RailPosition { name, kind: DomainKind::Gpu, candidate_parents: Vec::new() })
-        }
-        _ => None,
-    };
-    known.unwrap_or_else(|| unknown_rail(chip, label, nth, channel))
 }
 
 /// An unknown channel, named after its chip and its label.
@@ -256,7 +337,7 @@ fn add_rail(
         Err(reason) => return found.add_absent(NAME, reason),
     };
     let (latency_ns, quantum_uj) = match grade {
-        Grade::Measured => counter_properties(chip),
+        Grade::Measured | Grade::Modelled => counter_properties(position.kind),
         _ => (sensor.latency_ns(), ROUNDING_UJ),
     };
     let domain = Domain {
@@ -278,14 +359,15 @@ fn add_rail(
         sensor,
         candidate_parents: position.candidate_parents,
         is_acpi_meter: chip.name == POWER_METER,
+        is_core: false,
     });
 }
 
-/// Latency and quantum of a chip's counters. An unknown chip gets the values of other boards' counters: updates each
-/// millisecond, in steps of 2^-14 J.
-fn counter_properties(chip: &HwmonChip) -> (u64, u64) {
-    match chip.name.as_str() {
-        "amd_energy" => (rapl::LATENCY_NS, AMD_ENERGY_QUANTUM_UJ),
+/// Latency and quantum of a counter. A package's is RAPL's register; an unknown one gets the values of other boards'
+/// counters: updates each millisecond, in steps of 2^-14 J.
+fn counter_properties(kind: DomainKind) -> (u64, u64) {
+    match kind {
+        DomainKind::Package => (rapl::LATENCY_NS, AMD_ENERGY_QUANTUM_UJ),
         _ => (intelgpu::LATENCY_NS, intelgpu::QUANTUM_UJ),
     }
 }
@@ -302,141 +384,5 @@ fn resolve_names_and_parents(groups: &mut [(Vec<HwmonRail>, f64)]) {
     }
     for rail in groups.iter_mut().flat_map(|(rails, _)| rails) {
         rail.domain.parent = rail.candidate_parents.iter().find(|parent| names.contains(parent)).cloned();
-    }
-}
-
-/// Position of a rail in the domain tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct RailPosition {
-    /// The domain's name.
-    name: String,
-    /// The kind of the powered part.
-    kind: DomainKind,
-    /// The candidate parents, nearest first. The first existing one is the parent.
-    candidate_parents: Vec<String>,
-}
-
-impl RailPosition {
-    fn new(name: String, kind: DomainKind, within: &[String]) -> Self {
-        Self { name, kind, candidate_parents: within.to_vec() }
-    }
-}
-
-/// The labels in `power1_oem_info` of an ACPI power meter on NVIDIA Grace: "Module Power Socket 0" (processor, memory, GPU
-/// with its own memory, and the regulators' loss), "Grace Power Socket 0" (the processor's socket), "CPU Power Socket 0"
-/// (its cores' rail), "SysIO Power Socket 0" (its fabric's). NVIDIA Grace performance tuning guide, power telemetry. Other
-/// firmware has "Total Power in uW socket 0", "CPU Rail Input Power in uW socket 0", "SoC Rail Power in uW socket 0".
-fn parse_grace_label(label: &str) -> Option<RailPosition> {
-    let label = label.to_ascii_lowercase();
-    let (what, socket) = label.split_once(" socket ")?;
-    let socket = socket.trim().parse::<u32>().ok()?;
-    let named = |stem: &str| format!("{stem}-{socket}");
-    let (module, whole) = (named("module"), named("grace"));
-    match what.trim() {
-        "module power" => Some(RailPosition::new(module, DomainKind::Module, &[])),
-        "grace power" | "total power in uw" | "total input power in uw" => {
-            Some(RailPosition::new(whole, DomainKind::Soc, &[module]))
-        }
-        "cpu power" | "cpu rail power in uw" | "cpu rail input power in uw" => {
-            Some(RailPosition::new(named("cpu"), DomainKind::Package, &[whole, module]))
-        }
-        "sysio power" | "soc rail power in uw" | "soc rail input power in uw" => {
-            Some(RailPosition::new(named("sysio"), DomainKind::Uncore, &[whole, module]))
-        }
-        _ => None,
-    }
-}
-
-/// The labels of the INA3221 channels on NVIDIA Jetson boards. `VDD_IN`, the module's input, feeds the rails of a Nano, NX
-/// or TX2. An AGX has no such channel: its rails are independent, except the memory's, which the system's 5 V rail
-/// feeds (Jetson Linux developer guide, power and performance, the tables of power rails).
-fn parse_jetson_label(label: &str) -> Option<RailPosition> {
-    let inputs = ["vdd-in", "vin", "pom-5v-in"].map(String::from);
-    let upper = label.trim().to_ascii_uppercase();
-    let name = slugify(&upper);
-    let outermost = || Some(RailPosition::new(name.clone(), DomainKind::Module, &[]));
-    let within = |kind| Some(RailPosition::new(name.clone(), kind, &inputs));
-    match upper.as_str() {
-        "VDD_IN" | "VIN" | "POM_5V_IN" => outermost(),
-        "CPU" | "VDD_CPU" | "VDD_CPU_CV" | "VDD_SYS_CPU" | "POM_5V_CPU" => within(DomainKind::Package),
-        "GPU" | "VDD_GPU" | "VDD_SYS_GPU" | "POM_5V_GPU" => within(DomainKind::Gpu),
-        "SOC" | "VDD_SOC" | "VDD_SYS_SOC" | "VDD_CPU_GPU_CV" | "VDD_GPU_SOC" | "VDD_CPU_SOC_MSS" => {
-            within(DomainKind::Soc)
-        }
-        "CV" => within(DomainKind::Npu),
-        "VDDRQ" | "VDD_SYS_DDR" => within(DomainKind::Dram),
-        "SYS5V" | "VIN_SYS_5V0" => within(DomainKind::Uncore),
-        "VDDQ_VDD2_1V8AO" => {
-            let nearest = std::iter::once("vin-sys-5v0".to_owned()).chain(inputs.clone());
-            Some(RailPosition::new(name.clone(), DomainKind::Dram, &nearest.collect::<Vec<_>>()))
-        }
-        _ => None,
-    }
-}
-
-/// The labels of the driver `amd_energy`. RAPL shows the package's counter too, so it gets RAPL's name and is read once.
-/// The counters of the cores ("Ecore000") are part of it and are not read.
-fn parse_amd_energy_label(label: &str) -> Option<RailPosition> {
-    let socket = label.strip_prefix("Esocket")?.parse::<u32>().ok()?;
-    Some(RailPosition::new(format!("package-{socket}"), DomainKind::Package, &[]))
-}
-
-/// Converts a label to a name of lower-case letters, digits and hyphens.
-fn slugify(label: &str) -> String {
-    let mut name = String::new();
-    for letter in label.chars() {
-        match letter.to_ascii_lowercase() {
-            letter if letter.is_ascii_alphanumeric() => name.push(letter),
-            _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
-            _ => {}
-        }
-    }
-    name.trim_end_matches('-').to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn grace_is_a_module_around_a_socket_around_its_rails() {
-        let place =
-            |label| parse_grace_label(label).map(|place| (place.name, place.kind, place.candidate_parents));
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert_eq!(place("Module Power Socket 1"), Some(("module-1".into(), DomainKind::Module, vec![])));
-        assert_eq!(
-            place("Grace Power Socket 0"),
-            Some(("grace-0".into(), DomainKind::Soc, names(&["module-0"])))
-        );
-        assert_eq!(
-            place("CPU Power Socket 0"),
-            Some(("cpu-0".into(), DomainKind::Package, names(&["grace-0", "module-0"])))
-        );
-        assert_eq!(
-            place("SysIO Power Socket 3"),
-            Some(("sysio-3".into(), DomainKind::Uncore, names(&["grace-3", "module-3"])))
-        );
-        assert_eq!(place("Total Input Power in uW socket 1"), place("Grace Power Socket 1"));
-        assert_eq!(place("CPU Rail Power in uW socket 1"), place("CPU Power Socket 1"));
-        assert_eq!(place("SOC Rail Input Power in uW socket 1"), place("SysIO Power Socket 1"));
-        assert_eq!(place("Total Power"), None);
-        assert_eq!(place("CPU Power Socket x"), None);
-    }
-
-    #[test]
-    fn a_jetsons_rails_lie_in_its_input_and_the_memory_in_the_system_rail() {
-        assert_eq!(parse_jetson_label("VDD_IN").unwrap().candidate_parents, Vec::<String>::new());
-        assert_eq!(parse_jetson_label("VDD_CPU_GPU_CV").unwrap().candidate_parents[0], "vdd-in");
-        assert_eq!(parse_jetson_label("VDDQ_VDD2_1V8AO").unwrap().candidate_parents[0], "vin-sys-5v0");
-        assert_eq!(parse_jetson_label("sum of shunt voltages"), None);
-        assert_eq!(parse_jetson_label("NC"), None);
-    }
-
-    #[test]
-    fn a_core_of_amd_energy_is_no_domain_and_names_are_slugs() {
-        assert_eq!(parse_amd_energy_label("Ecore012"), None);
-        assert_eq!(parse_amd_energy_label("Esocket1").unwrap().name, "package-1");
-        assert_eq!(slugify("Power +12V (total)"), "power-12v-total");
-        assert_eq!(slugify("--"), "");
     }
 }

@@ -75,6 +75,9 @@ pub mod hwmon;
 /// The file layout of chips under `class/hwmon`.
 mod hwmon_chip;
 
+/// The positions of rails in the domain tree, from what a chip shows.
+mod hwmon_label;
+
 /// Intel GPUs through the kernel's drivers.
 pub mod intelgpu;
 

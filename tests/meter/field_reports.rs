@@ -165,3 +165,202 @@ fn a_charging_battery_and_one_without_any_figure_are_not_metered() {
         &["absent battery: BAT0: has no readable power, current, energy or charge"],
     );
 }
+
+#[test]
+fn amds_registers_are_recognised_by_their_labels_whichever_driver_shows_them() {
+    for driver in ["zenergy", "amd_energy", "some_fork_of_zenergy"] {
+        let rail = driver.replace('_', "-");
+        let chip = format!(
+            "machine A Ryzen with {driver}
+             proc/cpuinfo = vendor_id : AuthenticAMD
+             sys/class/hwmon/hwmon3/name = {driver}
+             sys/class/hwmon/hwmon3/energy1_label = Ecore000
+             sys/class/hwmon/hwmon3/energy1_input = @energy 4 W
+             sys/class/hwmon/hwmon3/energy2_label = Ecore001
+             sys/class/hwmon/hwmon3/energy2_input = @energy 3 W
+             sys/class/hwmon/hwmon3/energy3_label = Esocket0
+             sys/class/hwmon/hwmon3/energy3_input = @energy 95 W
+             domain package-0 package - counted
+             domain {rail}-0-ecore000 rail - -
+             domain {rail}-0-ecore001 rail - -
+             total 95 W"
+        );
+        // RAPL shows the socket's register too: it is counted once, whichever of the two stands still.
+        let zone = |energy: &str| {
+            format!(
+                "sys/class/powercap/intel-rapl:0/name = package-0
+                 sys/class/powercap/intel-rapl:0/max_energy_range_uj = 65532610987
+                 sys/class/powercap/intel-rapl:0/energy_uj = {energy}"
+            )
+        };
+        check(&chip, &["", &zone("@rapl 95 W 15258 16"), &zone("0")]);
+    }
+}
+
+#[test]
+fn a_jetsons_input_is_counted_whichever_chip_measures_it() {
+    let rails = "
+        machine A Jetson of the Thor family
+        sys/class/hwmon/hwmon1/name = ina3221
+        sys/class/hwmon/hwmon1/in1_label = VDD_GPU
+        sys/class/hwmon/hwmon1/in1_input = 12000
+        sys/class/hwmon/hwmon1/curr1_input = 500
+        sys/class/hwmon/hwmon1/in2_label = VDD_CPU_SOC_MSS
+        sys/class/hwmon/hwmon1/in2_input = 12000
+        sys/class/hwmon/hwmon1/curr2_input = 600
+        sys/class/hwmon/hwmon1/in3_label = VIN_SYS_5V0
+        sys/class/hwmon/hwmon1/in3_input = 5000
+        sys/class/hwmon/hwmon1/curr3_input = 1300";
+    let parents = |parent: &str, counted: &str| {
+        format!(
+            "domain vdd-gpu gpu {parent} {counted}
+             domain vdd-cpu-soc-mss soc {parent} {counted}
+             domain vin-sys-5v0 uncore {parent} {counted}"
+        )
+    };
+    let input = "sys/class/hwmon/hwmon2/name = ina238
+                 sys/class/hwmon/hwmon2/in1_input = 20000
+                 sys/class/hwmon/hwmon2/curr1_input = 1350
+                 sys/class/hwmon/hwmon2/power1_input = 27000000
+                 domain vin module - counted
+                 total 27 W";
+    let labelled = "sys/class/hwmon/hwmon2/name = ina226
+                    sys/class/hwmon/hwmon2/label = VIN
+                    sys/class/hwmon/hwmon2/power1_input = 27000000
+                    domain vin module - counted
+                    total 27 W";
+    let two_inputs = "sys/class/hwmon/hwmon2/name = ina238
+                      sys/class/hwmon/hwmon2/power1_input = 27000000
+                      sys/class/hwmon/hwmon3/name = ina238
+                      sys/class/hwmon/hwmon3/power1_input = 9000000
+                      domain ina238-0-power1 rail - -
+                      domain ina238-1-power1 rail - -
+                      total 19.7 W";
+    check(
+        rails,
+        &[
+            &format!("{}\n{input}", parents("vin", "-")),
+            &format!("{}\n{labelled}", parents("vin", "-")),
+            // Which of two unlabelled chips is the input is unknown, so the rails are summed.
+            &format!("{}\n{two_inputs}", parents("-", "counted")),
+        ],
+    );
+    check(
+        "machine An INA238 alone",
+        &["sys/class/hwmon/hwmon2/name = ina238
+         sys/class/hwmon/hwmon2/power1_input = 27000000
+         domain ina238-0-power1 rail - -
+         total 0 W"],
+    );
+}
+
+#[test]
+fn power_supplies_are_the_whole_machine_and_a_regulator_with_the_same_labels_is_not() {
+    let supply = |hwmon: u32, name: &str, milliwatts: u64| {
+        format!(
+            "sys/class/hwmon/hwmon{hwmon}/name = {name}
+             sys/class/hwmon/hwmon{hwmon}/device -> sys/devices/i2c-{hwmon}/{hwmon}-0058
+             sys/class/hwmon/hwmon{hwmon}/in1_label = vin
+             sys/class/hwmon/hwmon{hwmon}/in1_input = 230000
+             sys/class/hwmon/hwmon{hwmon}/power1_label = pin
+             sys/class/hwmon/hwmon{hwmon}/power1_input = {}
+             sys/class/hwmon/hwmon{hwmon}/power2_label = pout1
+             sys/class/hwmon/hwmon{hwmon}/power2_input = {}",
+            milliwatts * 1_000,
+            milliwatts * 930
+        )
+    };
+    let two = format!(
+        "machine A server with two power supplies
+         {}\n{}
+         domain psu-0 psys - COUNTED
+         domain psu-1 psys - COUNTED
+         domain cffps1-0-pout1 rail - -
+         domain crps185-0-pout1 rail - -",
+        supply(4, "cffps1", 210_000),
+        supply(5, "crps185", 190_000)
+    );
+    let package = "sys/class/powercap/intel-rapl:0/name = package-0
+         sys/class/powercap/intel-rapl:0/max_energy_range_uj = 262143328850
+         sys/class/powercap/intel-rapl:0/energy_uj = @rapl 150 W 61035 14
+         domain package-0 package - counted
+         total 150 W";
+    let card = "sys/class/hwmon/hwmon8/name = xe
+         sys/class/hwmon/hwmon8/energy1_input = @energy 60 W
+         domain intelgpu-0 gpu - -";
+    let counted = two.replace("COUNTED", "counted");
+    check(&counted, &["total 400 W", &format!("{card}\ntotal 400 W")]);
+    // A counter of the CPU is preferred to integrated power.
+    check(&two.replace("COUNTED", "-"), &[package]);
+    check(
+        "machine A voltage regulator of the driver pmbus
+         sys/class/hwmon/hwmon4/name = tps53679
+         sys/class/hwmon/hwmon4/in1_label = vin
+         sys/class/hwmon/hwmon4/in1_input = 12000
+         sys/class/hwmon/hwmon4/power1_label = pin
+         sys/class/hwmon/hwmon4/power1_input = 80000000
+         domain tps53679-0-pin rail - -
+         total 0 W",
+        &[""],
+    );
+}
+
+#[test]
+fn channels_pair_by_label_and_a_power_is_not_dropped_because_of_its_number() {
+    check(
+        "machine A DGX Spark
+         sys/class/hwmon/hwmon6/name = spbm
+         sys/class/hwmon/hwmon6/power1_label = sys_total
+         sys/class/hwmon/hwmon6/power1_input = 36000000
+         sys/class/hwmon/hwmon6/power2_label = soc_pkg
+         sys/class/hwmon/hwmon6/power2_input = 22000000
+         sys/class/hwmon/hwmon6/power4_label = cpu_p
+         sys/class/hwmon/hwmon6/power4_input = 4500000
+         sys/class/hwmon/hwmon6/power16_label = pl1
+         sys/class/hwmon/hwmon6/power16_input = 140000000
+         sys/class/hwmon/hwmon6/energy1_label = pkg
+         sys/class/hwmon/hwmon6/energy1_input = @energy 22 W
+         sys/class/hwmon/hwmon6/energy2_label = cpu_p
+         sys/class/hwmon/hwmon6/energy2_input = @energy 4.5 W
+         domain sys-total psys - -
+         domain soc-pkg module pkg -
+         domain pkg module - counted
+         domain cpu-p core pkg -
+         domain spbm-0-pl1 rail - -
+         total 22 W",
+        &[""],
+    );
+}
+
+#[test]
+fn what_graces_firmware_shows_through_power_meters_is_a_power_only_where_its_label_says_so() {
+    let meter = |nth: u32, label: &str, watts: u64| {
+        format!(
+            "sys/class/hwmon/hwmon{nth}/name = power_meter
+             sys/class/hwmon/hwmon{nth}/device -> sys/devices/LNXSYSTM:00/ACPI000D:0{nth}
+             sys/class/hwmon/hwmon{nth}/power1_oem_info = {label}
+             sys/class/hwmon/hwmon{nth}/power1_average_interval = 50
+             sys/class/hwmon/hwmon{nth}/power1_average = {}\n",
+            watts * 1_000_000
+        )
+    };
+    let files = [
+        meter(0, "Total Input Power in uW socket 0", 150),
+        meter(1, "CPU Rail Input Power in uW socket 0", 70),
+        meter(2, "SoC Rail Input Power in uW socket 0", 6),
+        meter(3, "DRAM Input Power in uW socket 0", 8),
+        meter(4, "CPU Rail Output Power in uW socket 0", 55),
+        meter(5, "Total CPU Energy In uJ socket 0", 123_456),
+    ]
+    .concat();
+    check(
+        &format!("machine A Grace of another firmware\n{files}"),
+        &["domain grace-0 soc - counted
+           domain cpu-0 package grace-0 -
+           domain sysio-0 uncore grace-0 -
+           domain dram-0 dram grace-0 -
+           domain power-meter-4-cpu-rail-output-power-in-uw-socket-0 rail - -
+           absent \"Total CPU Energy In uJ socket 0\" is no power
+           total 150 W"],
+    );
+}

@@ -529,8 +529,15 @@ fn an_unknown_rail_is_shown_and_never_counted_and_a_graphics_card_is_not_read_tw
     zone(&mut machine, "intel-rapl:0", "package-0", &[CPU0], 15_258, 16, 900_000_000);
     let Some(mounted) = machine.mount() else { return };
     let inventory = discover_sources(&mounted, &["powercap", "hwmon"]);
-    assert_eq!(names(&inventory), ["package-0", "ina226-0-power1"], "{}", reasons(&inventory));
-    assert_eq!(domain(&inventory, "ina226-0-power1").kind, DomainKind::Rail);
+    assert_eq!(
+        names(&inventory),
+        ["package-0", "amd-energy-0-ecore000", "ina226-0-power1"],
+        "{}",
+        reasons(&inventory)
+    );
+    for rail in ["ina226-0-power1", "amd-energy-0-ecore000"] {
+        assert_eq!(domain(&inventory, rail).kind, DomainKind::Rail);
+    }
     assert_eq!(counted_names(&inventory), ["package-0"]);
     assert!(reasons(&inventory).contains("hwmon: package-0 is read by powercap"), "{}", reasons(&inventory));
     assert!(!reasons(&inventory).contains("does not agree"), "{}", reasons(&inventory));

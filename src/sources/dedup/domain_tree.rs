@@ -2,10 +2,12 @@
 //!
 //! Owns the tree: psys contains packages and memory, a package contains its cores and its graphics, a module contains all
 //! its parts. Invariant: the counted domains are the outermost live ones, and none contains another. An estimate is never
-//! added to a measurement of the same part. Integrated psys power does not replace counters of its parts. Batteries, and
-//! rails of unknown position, are never counted.
+//! added to a measurement of the same part. Integrated psys power does not replace counters of its parts. The power
+//! supplies of a machine and its board's sum feed everything in it, graphics cards too. Batteries, and rails of unknown
+//! position, are never counted.
 
 use crate::domain::{Domain, DomainKind, Grade};
+use crate::sources::source_settings::HWMON;
 
 /// For each of `domains`: whether it is part of the host's total. `live`: which domains are reliable now. A domain that is
 /// not live is never counted; its parts replace it.
@@ -63,6 +65,11 @@ fn is_within_psys(kind: DomainKind) -> bool {
     )
 }
 
+/// Whether the domain is the power of the whole machine, or its part from one of several power supplies, as hwmon shows it.
+fn feeds_machine(domain: &Domain) -> bool {
+    domain.kind == DomainKind::Psys && domain.source == HWMON
+}
+
 fn is_not_estimated(domain: &Domain) -> bool {
     domain.grade != Grade::Estimated
 }
@@ -82,6 +89,9 @@ fn ancestors(domains: &[Domain], at: usize) -> Vec<usize> {
         }
     }
     let within_psys = [at].iter().chain(&above).any(|&domain| is_within_psys(domains[domain].kind));
+    if !feeds_machine(&domains[at]) {
+        above.extend((0..domains.len()).filter(|&feed| feeds_machine(&domains[feed]) && feed != at));
+    }
     if within_psys {
         above.extend((0..domains.len()).filter(|&psys| psys != at && domains[psys].kind == DomainKind::Psys));
     }
@@ -193,6 +203,26 @@ mod tests {
             Domain { grade: Grade::Integrated, ..domain("package-0", DomainKind::Package, Some("psys")) },
         ];
         assert_eq!(names(&intel, &[true, true]), ["psys"]);
+    }
+
+    #[test]
+    fn power_supplies_are_summed_and_contain_the_cards_unless_the_cpu_has_a_counter() {
+        let supply = |name: &str| Domain {
+            grade: Grade::Integrated,
+            source: "hwmon".into(),
+            ..domain(name, DomainKind::Psys, None)
+        };
+        let machine = [
+            supply("psu-0"),
+            supply("psu-1"),
+            domain("gpu-0", DomainKind::Gpu, None),
+            estimated("cpu"),
+            domain("package-0", DomainKind::Package, None),
+        ];
+        assert_eq!(names(&machine, &[true, true, true, true, false]), ["psu-0", "psu-1"]);
+        // One supply is not plugged in.
+        assert_eq!(names(&machine, &[true, false, true, true, false]), ["psu-0"]);
+        assert_eq!(names(&machine, &[true; 5]), ["gpu-0", "package-0"]);
     }
 
     #[test]
