@@ -132,6 +132,9 @@ mod rapl;
 /// The power limits of RAPL domains.
 mod rapl_limits;
 
+/// The RAPL registers and units of each processor model.
+mod rapl_model;
+
 /// Recorded traces and scripted machines as a source.
 pub mod replay;
 

@@ -9,6 +9,7 @@ pub use crate::sources::source_settings::PERF as NAME;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimits};
@@ -18,9 +19,12 @@ use super::cpu_info::CpuInfo;
 use super::perf_error_reason::{event_error_reason, pmu_error_reason};
 use super::perf_ffi::open_counter;
 use super::pmu::{self, Pmu, PmuEvent};
+use super::powercap;
 use super::rapl;
 use super::rapl_limits::{self, RaplLimits};
+use super::rapl_model::RaplModel;
 use super::suspend_detector::SuspendDetector;
+use super::sysfs_file::read_trimmed;
 use super::topology::package_names;
 use super::tsc::Tsc;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
@@ -50,6 +54,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         found.add_absent(NAME, reason.clone());
     }
     let cpu_info = CpuInfo::read(&settings.proc_root);
+    let mut pmu = pmu;
+    refuse_wrong_units(settings, &cpu_info, &mut pmu, &mut found);
     let packages = package_names(&settings.sysfs_root, &pmu.cpus);
     for (&cpu, package) in &packages {
         match EventGroup::open(settings, &pmu, cpu, clock) {
@@ -61,6 +67,37 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     }
     name_psys(&mut found.opened);
     found
+}
+
+/// Removes events that the kernel may count in a wrong unit: it has the model's quirk only since some commit. A later release
+/// has it; an older one may have it too (fixes are backported), which the range of the powercap zone shows.
+fn refuse_wrong_units(settings: &SourceSettings, cpu_info: &CpuInfo, pmu: &mut Pmu, found: &mut Inventory) {
+    let Some(model) = RaplModel::of(cpu_info) else { return };
+    let release = kernel_release(&settings.proc_root);
+    pmu.events.retain(|event| {
+        let Some((kind, fix)) = domain_kind(&event.name).and_then(|kind| Some((kind, model.perf_fix(kind)?)))
+        else {
+            return true;
+        };
+        let has_fix = release.is_some_and(|release| release >= fix.release)
+            || powercap::ranges_show_fix(settings, &model, kind) == Some(true);
+        if !has_fix {
+            let (name, (major, minor), commit) = (&event.name, fix.release, fix.commit);
+            let reason = format!(
+                "{name}: kernels without commit {commit} count it in a wrong unit on this processor, and nothing shows that this \
+                 kernel has it; use Linux {major}.{minor} or later, or the source powercap or msr"
+            );
+            found.add_absent(NAME, reason);
+        }
+        has_fix
+    });
+}
+
+/// Major and minor version of the running kernel.
+fn kernel_release(proc_root: &Path) -> Option<(u32, u32)> {
+    let text = read_trimmed(&proc_root.join("sys/kernel/osrelease"))?;
+    let mut numbers = text.split(['.', '-']).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// Names the psys domains. A platform has one psys, but every package may show it. The first one has the plain name

@@ -19,6 +19,7 @@ use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
 use super::energy_unit::EnergyUnit;
 use super::rapl_limits::{self, RaplLimits};
+use super::rapl_model::{RaplModel, RegisterUnit};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
@@ -44,15 +45,50 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 /// Opens each layer as a source, and records the zones that cannot be read.
 fn open_layers(settings: &SourceSettings, listed: ZoneList, clock: &Clock, found: &mut Inventory) {
     listed.unusable.into_iter().for_each(|reason| found.add_absent(NAME, reason));
-    let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
+    let cpu_info = CpuInfo::read(&settings.proc_root);
+    let grade = cpu_info.rapl_grade();
     let mut unreadable = Vec::new();
-    for zones in &listed.layers {
-        let opened = open_zones(settings, zones, grade, clock, found, &mut unreadable);
+    for mut zones in listed.layers {
+        if let Some(model) = RaplModel::of(&cpu_info) {
+            correct_units(&mut zones, &model);
+        }
+        let opened = open_zones(settings, &zones, grade, clock, found, &mut unreadable);
         found.opened.extend(opened);
     }
     if !unreadable.is_empty() {
         found.add_absent(NAME, permission_reason(&unreadable));
     }
+}
+
+/// Replaces the unit that a kernel before a fix uses by the true one. The zone's range shows the unit that the kernel uses,
+/// so its figures can be converted back to counts of the register.
+fn correct_units(zones: &mut [PowercapZone], model: &RaplModel) {
+    let scale_of = |kind: DomainKind| zones.iter().find(|zone| zone.kind == kind).map(|zone| zone.scale);
+    let package = scale_of(DomainKind::Package).filter(|scale| scale.driver_unit_nj > 0);
+    for zone in zones.iter_mut().filter(|zone| zone.scale.driver_unit_nj > 0) {
+        let true_unit = match model.unit(zone.kind) {
+            _ if !model.has_powercap_fix(zone.kind) => None,
+            RegisterUnit::Fixed(shift) => EnergyUnit::joules_over_power_of_two(shift),
+            _ => package.map(|scale| scale.unit),
+        };
+        zone.scale.unit = true_unit.unwrap_or(zone.scale.unit);
+    }
+}
+
+/// Whether the range of every zone of `kind` shows the true unit, so that the kernel has the fix; `None` without such a zone.
+/// The ranges need no privilege.
+pub(super) fn ranges_show_fix(
+    settings: &SourceSettings,
+    model: &RaplModel,
+    kind: DomainKind,
+) -> Option<bool> {
+    let listed = list_zones(&settings.sysfs_root.join("class/powercap")).ok()?;
+    let mut zones: Vec<PowercapZone> = listed.layers.into_iter().flatten().collect();
+    let shown: Vec<RegisterScale> = zones.iter().map(|zone| zone.scale).collect();
+    correct_units(&mut zones, model);
+    let is_right = |(zone, shown): (&PowercapZone, &RegisterScale)| zone.scale == *shown;
+    let mut of_kind = zones.iter().zip(&shown).filter(|(zone, _)| zone.kind == kind).peekable();
+    of_kind.peek().is_some().then(|| of_kind.all(is_right))
 }
 
 /// Opens the zones that can be read as one source, and records the others; `None` if there are none.

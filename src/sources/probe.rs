@@ -28,6 +28,9 @@ const READ_INTERVAL_NS: u64 = 200_000;
 /// (Intel SDM, volume 3B, 16.10), and the idle power of a package or of memory is hundreds of its units in this time.
 const RAPL_TIMEOUT_NS: u64 = 5_000_000;
 
+/// A counter with a larger step may need longer.
+const MAX_RAPL_QUANTUM_UJ: u64 = 1_000;
+
 /// Time after which a live integral has advanced.
 const MIN_READS: u32 = 4;
 
@@ -188,7 +191,9 @@ fn probed_domains(opened: &[OpenedSource]) -> Vec<ProbedDomain> {
         let one = move |(at, domain): (usize, &Domain)| ProbedDomain {
             index: (nth, at),
             is_counter: domain.grade != Grade::Integrated,
-            is_rapl: [PERF, POWERCAP, MSR].contains(&domain.source.as_str()),
+            // A server's psys counts whole joules and may stand still for longer.
+            is_rapl: [PERF, POWERCAP, MSR].contains(&domain.source.as_str())
+                && domain.quantum_uj < MAX_RAPL_QUANTUM_UJ,
             last: None,
             has_moved: false,
         };

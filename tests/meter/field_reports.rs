@@ -364,3 +364,67 @@ fn what_graces_firmware_shows_through_power_meters_is_a_power_only_where_its_lab
            total 150 W"],
     );
 }
+
+/// The processor of a machine with these model and vendor.
+fn cpuinfo(vendor: &str, family: u32, model: u32) -> String {
+    format!(
+        "machine Processor {vendor} {family} {model:#x}
+         proc/cpuinfo = @lines vendor_id : {vendor} | cpu family : {family} | model : {model}"
+    )
+}
+
+const SAPPHIRE_RAPIDS: u32 = 0x8F;
+const EMERALD_RAPIDS: u32 = 0xCF;
+const ICE_LAKE_X: u32 = 0x6A;
+
+#[test]
+fn the_registers_of_memory_have_the_unit_of_their_model() {
+    for (model, memory_shift) in [(SAPPHIRE_RAPIDS, 14), (EMERALD_RAPIDS, 14), (ICE_LAKE_X, 16)] {
+        check(
+            &cpuinfo("GenuineIntel", 6, model),
+            &[&format!(
+                "sys/devices/system/cpu/cpu0/topology/physical_package_id = 0
+                 cpu/0/msr = @msr 606=0xa0e03 611=200W/14 619=40W/{memory_shift}
+                 domain package-0 package - counted
+                 domain dram-0 dram - counted
+                 total 240 W"
+            )],
+        );
+    }
+}
+
+#[test]
+fn a_zone_of_a_kernel_before_a_fix_is_converted_by_the_unit_that_its_range_shows() {
+    let zones = |memory: &str, platform: &str| {
+        format!(
+            "sys/class/powercap/intel-rapl:0/name = package-0
+             sys/class/powercap/intel-rapl:0/max_energy_range_uj = 262143328850
+             sys/class/powercap/intel-rapl:0/energy_uj = @rapl 200 W 61035 14
+             sys/class/powercap/intel-rapl:0:0/name = dram
+             sys/class/powercap/intel-rapl:0:0/{memory}
+             {platform}"
+        )
+    };
+    let before_fix = "max_energy_range_uj = 65712999613
+        sys/class/powercap/intel-rapl:0:0/energy_uj = @rapl 40 W 15300";
+    let after_fix = "max_energy_range_uj = 262143328850
+        sys/class/powercap/intel-rapl:0:0/energy_uj = @rapl 40 W 61035";
+    let found = "domain package-0 package - counted
+        domain dram-0 dram - counted
+        total 240 W";
+    for model in [SAPPHIRE_RAPIDS, EMERALD_RAPIDS] {
+        let (old, new) = (format!("{before_fix} 14"), format!("{after_fix} 14"));
+        check(&cpuinfo("GenuineIntel", 6, model), &[&zones(&old, found), &zones(&new, found)]);
+    }
+    // The memory of Ice Lake does count in 2^-16 J.
+    check(&cpuinfo("GenuineIntel", 6, ICE_LAKE_X), &[&zones(&format!("{before_fix} 16"), found)]);
+    // A platform of whole joules that an old kernel shows with the unit of the package.
+    let platform = "sys/class/powercap/intel-rapl:1/name = psys
+        sys/class/powercap/intel-rapl:1/max_energy_range_uj = 262143328850
+        sys/class/powercap/intel-rapl:1/energy_uj = @rapl 400 W 61035 0
+        domain psys psys - counted
+        domain package-0 package psys -
+        domain dram-0 dram psys -
+        total 400 W";
+    check(&cpuinfo("GenuineIntel", 6, SAPPHIRE_RAPIDS), &[&zones(&format!("{before_fix} 14"), platform)]);
+}

@@ -260,12 +260,14 @@ fn observe_power_w(inventory: &mut Inventory) -> Vec<Vec<f64>> {
 /// - `@rapl 12 W 61035 14`: microjoules of a 32-bit register of 2^-14 J that the driver multiplies by 61,035 nJ;
 /// - `@remaining 12 W 50000000 3600`: from 50,000,000 down, by one for each 3,600 µJ;
 /// - `@msr 606=0xa0e03 611=12W/14`: registers with a value or an energy in 2^-14 J;
+/// - `@lines a : 1 | b : 2`: a text of several lines;
 /// - `@gpu_metrics 1.3 32 100 W`: AMD's table with an accumulator of 32 bits that wraps now.
 fn add_file(machine: &mut FuseMachine, path: &str, value: &str) {
     let words: Vec<&str> = value.split_whitespace().collect();
     let wave = |watts: &str| SquareWave::steady((watts.parse::<f64>().unwrap() * 1_000.0).round() as u64);
     match words[..] {
         ["?"] => machine.text(path, UNSHOWN),
+        ["@lines", ..] => machine.text(path, &value["@lines ".len()..].replace(" | ", "\n")),
         ["@energy", watts, "W"] => {
             let wave = wave(watts);
             machine.number(path, move |at| wave.energy_uj(at / MS * MS));

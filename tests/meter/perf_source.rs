@@ -198,3 +198,41 @@ fn discovery_sees_the_counters_move_and_needs_no_estimate() {
         ]
     );
 }
+
+/// The names of the domains of an Emerald Rapids with memory under this kernel, and the reasons of what is missing.
+fn emerald_rapids(release: &str, memory_range_uj: Option<&str>) -> Option<(Vec<String>, String)> {
+    let tree = power(&["energy-pkg", "energy-ram"], "0\n", "event=0x00\n")?;
+    tree.proc_file("cpuinfo", "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 207\n");
+    tree.proc_file("sys/kernel/osrelease", &format!("{release}\n"));
+    if let Some(range_uj) = memory_range_uj {
+        tree.zone("intel-rapl:0", "package-0", "262143328850", 5);
+        tree.zone("intel-rapl:0:0", "dram", range_uj, 5);
+    }
+    let found = perf::open(&tree.settings(&["perf"]), &Clock::Machine);
+    let domains = found.opened.iter().flat_map(|group| &group.domains);
+    let reasons: String = found.absent.iter().map(|absent| absent.reason.as_str()).collect();
+    if reasons.contains("perf_event_open") {
+        support::skip::skip("access to perf_event_open", &reasons);
+        return None;
+    }
+    Some((domains.map(|domain| domain.name.clone()).collect(), reasons))
+}
+
+#[test]
+fn memory_in_a_unit_that_the_kernel_may_not_know_is_refused_unless_the_range_shows_that_it_does() {
+    let (all, package) = (vec!["package-0", "dram-0"], vec!["package-0"]);
+    for (release, range_uj, expected) in [
+        ("6.1.0-13-amd64", None, &all),
+        ("6.18.4", Some("262143328850"), &all),
+        ("5.15.0-91-generic", None, &package),
+        // The fix was backported, or it was not: the number of the version is the same.
+        ("5.14.0-427.el9.x86_64", Some("262143328850"), &all),
+        ("5.14.0-427.el9.x86_64", Some("65712999613"), &package),
+        ("unknown", None, &package),
+    ] {
+        let Some((names, reasons)) = emerald_rapids(release, range_uj) else { return };
+        assert_eq!(&names, expected, "{release} {range_uj:?}");
+        let is_refused = expected.len() == 1;
+        assert_eq!(reasons.contains("commit 80275ca9e525"), is_refused, "{release}: {reasons}");
+    }
+}
