@@ -62,6 +62,12 @@ impl EnergyUnit {
         }
     }
 
+    /// The smallest number of counts that have at least `uj`: the counts of a value that was rounded down.
+    pub fn counts_for(self, uj: u64) -> u64 {
+        let counts = (u128::from(uj) * u128::from(self.denominator)).div_ceil(u128::from(self.numerator));
+        u64::try_from(counts).unwrap_or(u64::MAX)
+    }
+
     /// The unit itself in µJ, rounded up; at least 1.
     pub fn ceil_uj(self) -> u64 {
         self.numerator.div_ceil(self.denominator)

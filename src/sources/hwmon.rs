@@ -28,8 +28,9 @@ const MAX_RATE_HZ: f64 = 100.0;
 /// The step of AMD's registers, which `amd_energy` and `zenergy` show: 2^-16 J, rounded up.
 const AMD_ENERGY_QUANTUM_UJ: u64 = 16;
 
-/// Highest rate for the counters of single cores: each read interrupts a core, and the socket's counter contains them.
-const MAX_CORE_RATE_HZ: f64 = 1.0;
+/// Highest rate for the counters of single cores: each read interrupts a core, and the socket's counter contains them. The
+/// end of a span does not wait long for it.
+const MAX_CORE_RATE_HZ: f64 = 10.0;
 
 /// The most cores whose counters are read.
 const MAX_CORE_RAILS: usize = 32;

@@ -31,6 +31,8 @@ pub(super) enum ChipRole {
     PowerSupply(usize),
     /// The input of a Jetson board, whose chip has no label.
     JetsonInput,
+    /// The two parts of a processor: "CPU power" and "IO power".
+    CpuAndIo,
     /// Its labels tell.
     Other,
 }
@@ -42,7 +44,19 @@ pub(super) fn chip_role(chip: &HwmonChip, all: &[HwmonChip]) -> ChipRole {
         let supplies = all.iter().filter(|other| is_power_supply(other));
         return ChipRole::PowerSupply(supplies.take_while(|other| !is_it(other)).count());
     }
-    if is_jetson_input(chip, all) { ChipRole::JetsonInput } else { ChipRole::Other }
+    match chip {
+        chip if is_jetson_input(chip, all) => ChipRole::JetsonInput,
+        chip if shows_cpu_and_io(chip) => ChipRole::CpuAndIo,
+        _ => ChipRole::Other,
+    }
+}
+
+/// Whether a chip shows the power of all cores and that of the rest of the processor, as X-Gene and Ampere do: "CPU total
+/// power" and "IO total power" (linux drivers/hwmon/xgene-hwmon.c).
+fn shows_cpu_and_io(chip: &HwmonChip) -> bool {
+    let label = |channel: u32| chip.read_text(&format!("power{channel}_label"));
+    let labels: Vec<String> = chip.channel_numbers("power", "label").into_iter().filter_map(label).collect();
+    ["CPU power", "IO power"].iter().all(|part| labels.iter().any(|label| label == part))
 }
 
 /// The lowest voltage of a mains or high-voltage DC input, in millivolts. A voltage regulator's input has the same label in
@@ -90,6 +104,13 @@ pub(super) fn rail_position(role: &ChipRole, label: Option<&str>) -> Option<Rail
         }
         (ChipRole::PowerSupply(_), _) | (ChipRole::Other, None) => None,
         (ChipRole::JetsonInput, _) => parse_jetson_label("VIN"),
+        (ChipRole::CpuAndIo, Some("CPU power")) => {
+            Some(RailPosition::new("cpu-0".into(), DomainKind::Package, &[]))
+        }
+        (ChipRole::CpuAndIo, Some("IO power")) => {
+            Some(RailPosition::new("io-0".into(), DomainKind::Uncore, &[]))
+        }
+        (ChipRole::CpuAndIo, _) => None,
         (ChipRole::Other, Some(label)) => parse_grace_label(label)
             .or_else(|| parse_amd_energy_label(label))
             .or_else(|| parse_jetson_label(label))

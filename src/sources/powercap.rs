@@ -64,8 +64,8 @@ fn open_layers(settings: &SourceSettings, listed: ZoneList, clock: &Clock, found
 /// so its figures can be converted back to counts of the register.
 fn correct_units(zones: &mut [PowercapZone], model: &RaplModel) {
     let scale_of = |kind: DomainKind| zones.iter().find(|zone| zone.kind == kind).map(|zone| zone.scale);
-    let package = scale_of(DomainKind::Package).filter(|scale| scale.driver_unit_nj > 0);
-    for zone in zones.iter_mut().filter(|zone| zone.scale.driver_unit_nj > 0) {
+    let package = scale_of(DomainKind::Package).filter(|scale| scale.driver_unit.is_some());
+    for zone in zones.iter_mut().filter(|zone| zone.scale.driver_unit.is_some()) {
         let true_unit = match model.unit(zone.kind) {
             _ if !model.has_powercap_fix(zone.kind) => None,
             RegisterUnit::Fixed(shift) => EnergyUnit::joules_over_power_of_two(shift),
@@ -367,32 +367,37 @@ struct RegisterScale {
     unit: EnergyUnit,
     /// The number of counts after which the register wraps to 0.
     modulus: u128,
-    /// The driver's unit in whole nJ; 0 if the zone does not follow the driver's arithmetic.
-    driver_unit_nj: u128,
+    /// The unit that the driver multiplies with; `None` if the zone does not follow its arithmetic.
+    driver_unit: Option<EnergyUnit>,
 }
 
 impl RegisterScale {
     /// The driver shows `max_energy_range_uj` = (2^32 − 1) · unit / 1000, truncated (linux intel_rapl_common.c): one
-    /// unit less than the modulus. The unit follows from it. A range of any other form is taken as a count of µJ.
+    /// unit less than the modulus. The unit follows from it. Old kernels have the exact unit instead of one in whole nJ
+    /// (a report of a Core i7-4770S, github.com/intel/thermal_daemon/issues/45). A range of any other form is taken as a
+    /// count of µJ.
     fn from_range(range_uj: u64) -> RegisterScale {
         let shown_nj = (u128::from(range_uj) * 1_000).div_ceil(REGISTER_MAX);
         let fits = shown_nj >= 1_000 && REGISTER_MAX * shown_nj / 1_000 == u128::from(range_uj);
-        match true_unit(shown_nj) {
-            Some(unit) if fits => RegisterScale { unit, modulus: REGISTER_MAX + 1, driver_unit_nj: shown_nj },
+        let driver_unit = u64::try_from(shown_nj).ok().and_then(|nj| EnergyUnit::from_fraction(nj, 1_000));
+        let of_register = |unit, driver_unit| RegisterScale { unit, modulus: REGISTER_MAX + 1, driver_unit };
+        let exact = (0..=31)
+            .filter_map(EnergyUnit::joules_over_power_of_two)
+            .find(|unit| unit.to_uj(REGISTER_MAX) == u128::from(range_uj));
+        match (true_unit(shown_nj), exact) {
+            (Some(unit), _) if fits => of_register(unit, driver_unit),
+            (_, Some(unit)) => of_register(unit, Some(unit)),
             _ => RegisterScale {
                 unit: EnergyUnit::MICROJOULE,
                 modulus: u128::from(range_uj) + 1,
-                driver_unit_nj: 0,
+                driver_unit: None,
             },
         }
     }
 
     /// The register's count for `microjoules`.
     fn register_count(&self, microjoules: u64) -> u64 {
-        if self.driver_unit_nj == 0 {
-            return microjoules;
-        }
-        u64::try_from((u128::from(microjoules) * 1_000).div_ceil(self.driver_unit_nj)).unwrap_or(u64::MAX)
+        self.driver_unit.map_or(microjoules, |unit| unit.counts_for(microjoules))
     }
 }
 

@@ -6,8 +6,10 @@ use wattspan::domain::Grade;
 /// Checks machines that differ in the lines that follow `common`.
 fn check(common: &str, cases: &[&str]) {
     for case in cases {
-        if MachineTree::parse(&format!("{common}\n{case}"), case).check().is_none() {
-            return;
+        let tree = MachineTree::parse(&format!("{common}\n{case}"), case);
+        match tree.check() {
+            None => return,
+            Some(result) => result.unwrap_or_else(|difference| panic!("{}: {difference}", tree.name)),
         }
     }
 }

@@ -143,6 +143,9 @@ fn a_wrap_is_the_range_and_one_unit() {
     // 32 counts over the wrap are 1 953.125 µJ; with the range alone as modulus it would be 1 892.
     let reading = step(ESU_14, 262_143_327_934, 976);
     assert_eq!((reading.energy_uj, reading.epoch), (1_953, 0));
+    // An old kernel with the exact unit: 2^32 − 16 and 16 counts.
+    let reading = step("262143999938", 262_143_999_023, 976);
+    assert_eq!((reading.energy_uj, reading.epoch), (1_953, 0));
     // The same with 2^-16 J: 488.28 µJ, not 473.
     let reading = step(ESU_16, 65_532_610_758, 244);
     assert_eq!((reading.energy_uj, reading.epoch), (488, 0));
