@@ -18,6 +18,8 @@ fn check(common: &str, cases: &[&str]) {
 const TWO_PACKAGES: &str = "
     machine Two packages of Sapphire Rapids
     proc/cpuinfo = vendor_id : GenuineIntel
+    sys/devices/system/cpu/cpu0/topology/physical_package_id = 0
+    sys/devices/system/cpu/cpu1/topology/physical_package_id = 1
     sys/class/powercap/intel-rapl:0/name = package-0
     sys/class/powercap/intel-rapl:0/max_energy_range_uj = 262143328850
     sys/class/powercap/intel-rapl:0/energy_uj = @rapl 160 W 61035 14
@@ -148,8 +150,8 @@ fn a_discharging_battery_is_metered_whatever_the_sign_and_whichever_family_it_sh
         let text = format!("{BATTERY}\n{volts}\nsys/class/power_supply/BAT0/{files}");
         let tree = MachineTree::parse(&text, files);
         let Some(mounted) = tree.mount() else { return };
-        let power_w = tree.power_w(&mounted, "battery-0");
-        assert!((11.4..12.6).contains(&power_w), "{files}: {power_w} W");
+        let power = tree.power(&mounted, "battery-0");
+        assert!(power.contains(12.0), "{files}: {power:?}");
         let found = tree.discover(&mounted);
         assert_eq!(found.inventory.opened[0].domains[0].grade == Grade::Integrated, !is_gauge, "{files}");
     }
