@@ -28,9 +28,6 @@ const READ_INTERVAL_NS: u64 = 200_000;
 /// (Intel SDM, volume 3B, 16.10), and the idle power of a package or of memory is hundreds of its units in this time.
 const RAPL_TIMEOUT_NS: u64 = 5_000_000;
 
-/// A counter with a larger step may need longer.
-const MAX_RAPL_QUANTUM_UJ: u64 = 1_000;
-
 /// Time after which a live integral has advanced.
 const MIN_READS: u32 = 4;
 
@@ -191,9 +188,7 @@ fn probed_domains(opened: &[OpenedSource]) -> Vec<ProbedDomain> {
         let one = move |(at, domain): (usize, &Domain)| ProbedDomain {
             index: (nth, at),
             is_counter: domain.grade != Grade::Integrated,
-            // A server's psys counts whole joules and may stand still for longer.
-            is_rapl: [PERF, POWERCAP, MSR].contains(&domain.source.as_str())
-                && domain.quantum_uj < MAX_RAPL_QUANTUM_UJ,
+            is_rapl: [PERF, POWERCAP, MSR].contains(&domain.source.as_str()),
             last: None,
             has_moved: false,
         };

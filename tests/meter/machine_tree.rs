@@ -142,9 +142,9 @@ impl MachineTree {
         let mut enabled = SourceSettings::default().enabled;
         // These sources would find this machine's own counters, or are no part of the tree.
         enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
-        if self.files.iter().any(|(path, _)| path.starts_with("cpu/")) {
-            enabled.push("msr".into());
-        }
+        let has = |start: &str| self.files.iter().any(|(path, _)| path.starts_with(start));
+        enabled.extend(has("proc/stat").then(|| "estimate".to_owned()));
+        enabled.extend(has("cpu/").then(|| "msr".to_owned()));
         let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
         let mut inventory = discover(&mounted.settings(&enabled), &Clock::Machine);
         let total = observe_total(&mut inventory);
