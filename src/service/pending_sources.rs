@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::clock::Clock;
 use crate::domain::{Absent, Domain, DomainKind, Grade};
 use crate::sampler::{self, Sampler};
-use crate::sources::dedup::preference;
+use crate::sources::dedup::preference::{self, PresentDomain};
 use crate::sources::{self, OpenedSource};
 use crate::sources::{OpenProgress, StartingSources};
 
@@ -31,7 +31,7 @@ pub struct AttachedDomains {
 
 impl PendingSources {
     /// The next answer of a source, without what one of the `present` domains already measures.
-    pub(super) fn next_progress(&mut self, present: &[&Domain]) -> Option<OpenProgress> {
+    pub(super) fn next_progress(&mut self, present: &[PresentDomain<'_>]) -> Option<OpenProgress> {
         let mut progress = self.starting.next_progress(None)?;
         preference::keep_new(&mut progress.found, present, &self.packages);
         Some(progress)

@@ -22,7 +22,7 @@ use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
 use crate::sources::dedup::duplicate_pair::DuplicatePair;
-use crate::sources::dedup::preference;
+use crate::sources::dedup::preference::{self, PresentDomain};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 
 /// How often the domains' states are checked and passed on to the attributor.
@@ -193,7 +193,11 @@ impl ReadingCollector {
         let mut pending = self.pending_sources.take()?;
         let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
         loop {
-            let present: Vec<&Domain> = self.metered().map(|metered| &metered.domain).collect();
+            let is_stuck = |metered: &MeteredDomain| metered.liveness.0 == Liveness::Stuck;
+            let present: Vec<PresentDomain<'_>> = self
+                .metered()
+                .map(|metered| PresentDomain { domain: &metered.domain, is_stuck: is_stuck(metered) })
+                .collect();
             let Some(progress) = pending.next_progress(&present) else { break };
             any = true;
             let found = progress.found;

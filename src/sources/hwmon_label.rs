@@ -33,6 +33,10 @@ pub(super) enum ChipRole {
     JetsonInput,
     /// The two parts of a processor: "CPU power" and "IO power".
     CpuAndIo,
+    /// The power telemetry of NVIDIA GB10.
+    Spark,
+    /// Rails of a Jetson board, whose labels may be bare words: "GPU".
+    JetsonRails,
     /// Its labels tell.
     Other,
 }
@@ -46,17 +50,18 @@ pub(super) fn chip_role(chip: &HwmonChip, all: &[HwmonChip]) -> ChipRole {
     }
     match chip {
         chip if is_jetson_input(chip, all) => ChipRole::JetsonInput,
-        chip if shows_cpu_and_io(chip) => ChipRole::CpuAndIo,
+        chip if shows_all(chip, &["CPU power", "IO power"]) => ChipRole::CpuAndIo,
+        chip if shows_all(chip, &["sys_total", "soc_pkg"]) => ChipRole::Spark,
+        chip if chip.name.starts_with("ina3221") => ChipRole::JetsonRails,
         _ => ChipRole::Other,
     }
 }
 
-/// Whether a chip shows the power of all cores and that of the rest of the processor, as X-Gene and Ampere do: "CPU total
-/// power" and "IO total power" (linux drivers/hwmon/xgene-hwmon.c).
-fn shows_cpu_and_io(chip: &HwmonChip) -> bool {
+/// Whether a chip has powers with all these labels.
+fn shows_all(chip: &HwmonChip, expected: &[&str]) -> bool {
     let label = |channel: u32| chip.read_text(&format!("power{channel}_label"));
     let labels: Vec<String> = chip.channel_numbers("power", "label").into_iter().filter_map(label).collect();
-    ["CPU power", "IO power"].iter().all(|part| labels.iter().any(|label| label == part))
+    expected.iter().all(|part| labels.iter().any(|label| label == part))
 }
 
 /// The lowest voltage of a mains or high-voltage DC input, in millivolts. A voltage regulator's input has the same label in
@@ -102,20 +107,30 @@ pub(super) fn rail_position(role: &ChipRole, label: Option<&str>) -> Option<Rail
         (ChipRole::PowerSupply(nth), Some("pin" | "power total")) => {
             Some(RailPosition::new(format!("psu-{nth}"), DomainKind::Psys, &[]))
         }
-        (ChipRole::PowerSupply(_), _) | (ChipRole::Other, None) => None,
         (ChipRole::JetsonInput, _) => parse_jetson_label("VIN"),
-        (ChipRole::CpuAndIo, Some("CPU power")) => {
-            Some(RailPosition::new("cpu-0".into(), DomainKind::Package, &[]))
-        }
-        (ChipRole::CpuAndIo, Some("IO power")) => {
-            Some(RailPosition::new("io-0".into(), DomainKind::Uncore, &[]))
-        }
-        (ChipRole::CpuAndIo, _) => None,
+        (ChipRole::CpuAndIo, Some(label)) => parse_cpu_and_io_label(label),
+        (ChipRole::Spark, Some(label)) => parse_spark_label(label),
+        (ChipRole::JetsonRails, Some(label)) => parse_jetson_label(label),
         (ChipRole::Other, Some(label)) => parse_grace_label(label)
             .or_else(|| parse_amd_energy_label(label))
-            .or_else(|| parse_jetson_label(label))
-            .or_else(|| parse_spark_label(label))
+            .or_else(|| parse_jetson_label(label).filter(|_| !is_bare_word(label)))
             .or_else(|| parse_platform_label(label)),
+        _ => None,
+    }
+}
+
+/// Whether a label may be that of any board.
+fn is_bare_word(label: &str) -> bool {
+    ["CPU", "GPU", "SOC", "CV"].iter().any(|word| label.trim().eq_ignore_ascii_case(word))
+}
+
+/// The labels of X-Gene and Ampere: the power of all cores and that of the rest of the processor, "CPU total power" and "IO
+/// total power" (linux drivers/hwmon/xgene-hwmon.c).
+fn parse_cpu_and_io_label(label: &str) -> Option<RailPosition> {
+    match label {
+        "CPU power" => Some(RailPosition::new("cpu-0".into(), DomainKind::Package, &[])),
+        "IO power" => Some(RailPosition::new("io-0".into(), DomainKind::Uncore, &[])),
+        _ => None,
     }
 }
 
@@ -197,6 +212,7 @@ fn parse_spark_label(label: &str) -> Option<RailPosition> {
         "pkg" => Some(RailPosition::new("pkg".into(), DomainKind::Module, &[])),
         "soc_pkg" => Some(RailPosition::new("soc-pkg".into(), DomainKind::Module, &packages[..1])),
         "cpu_p" | "cpu_e" => within(DomainKind::Core),
+        "gpu" => within(DomainKind::Gpu),
         _ => None,
     }
 }

@@ -21,7 +21,7 @@ use super::rapl_limits::{self, RaplLimits};
 use super::rapl_model::RaplModel;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
-use super::topology::package_names;
+use super::topology::{package_names, sibling_cpu};
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 
 /// The counts are 32 bits wide.
@@ -50,8 +50,9 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         packages.entry(package).or_insert(cpu);
     }
     for (package, cpu) in packages {
-        let path = settings.msr_root.join(cpu.to_string()).join("msr");
-        match MsrSource::open(&path, &layout, clock) {
+        let path = |cpu: usize| settings.msr_root.join(cpu.to_string()).join("msr");
+        let standby = sibling_cpu(&settings.sysfs_root, cpu).map(path);
+        match MsrSource::open(&path(cpu), standby.as_deref(), &layout, clock) {
             Ok(registers) => {
                 found.opened.push(registers.into_opened(settings, &package, cpu, cpu_info.rapl_grade()));
             }
@@ -96,6 +97,9 @@ fn list_cpus(root: &Path) -> io::Result<Vec<usize>> {
 
 struct MsrSource {
     file: SysfsFile,
+    /// The file of another CPU of the package, for when this one goes offline. Open from the start, because the privilege to
+    /// open it is dropped.
+    standby: Option<SysfsFile>,
     counters: Vec<(DomainKind, u64, EnergyUnit, Counter)>,
     /// Of each domain, in the order of the counters.
     limits: Vec<RaplLimits>,
@@ -108,7 +112,7 @@ impl MsrSource {
     ///
     /// # Errors
     /// The file cannot be opened, or its unit or all of its counters cannot be read.
-    fn open(path: &Path, layout: &RaplModel, clock: &Clock) -> io::Result<MsrSource> {
+    fn open(path: &Path, standby: Option<&Path>, layout: &RaplModel, clock: &Clock) -> io::Result<MsrSource> {
         let mut file = SysfsFile::open(path.to_path_buf())?;
         // A direct read gives the error; `SysfsFile` drops it.
         let unit = {
@@ -138,6 +142,7 @@ impl MsrSource {
         let file = SysfsFile::open(path.to_path_buf())?;
         Ok(MsrSource {
             file,
+            standby: standby.and_then(|path| SysfsFile::open(path.to_path_buf()).ok()),
             counters,
             limits: Vec::new(),
             suspend: SuspendDetector::new(clock),
@@ -179,15 +184,23 @@ fn read_count(file: &mut SysfsFile, now_ns: u64, register: u64) -> Option<u64> {
 
 impl Source for MsrSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        let mut is_offline = true;
         for ((_, register, _, counter), reading) in self.counters.iter_mut().zip(&mut *into) {
             let before_ns = self.clock.now_ns();
             *reading = match read_count(&mut self.file, before_ns, *register) {
-                Some(count) => counter.advance(count, before_ns, self.clock.now_ns()),
+                Some(count) => {
+                    is_offline = false;
+                    counter.advance(count, before_ns, self.clock.now_ns())
+                }
                 None => {
                     counter.interrupt();
                     EnergyReading::default()
                 }
             };
+        }
+        if let Some(standby) = self.standby.as_mut().filter(|_| is_offline) {
+            // The next read uses the other CPU; the time until then is a gap.
+            std::mem::swap(&mut self.file, standby);
         }
         if self.suspend.has_suspended() {
             self.counters.iter_mut().for_each(|(.., counter)| counter.interrupt());

@@ -2,8 +2,9 @@
 //!
 //! Owns one event group for each CPU in the PMU's `cpumask` (linux arch/x86/events/rapl.c), open for the whole run.
 //! The kernel updates the counts at each read: 2^-32 J in 64 bits. If the `msr` PMU has `tsc`, it joins the group,
-//! and its count narrows the time window of the read. Opening needs CAP_PERFMON, reading needs no privilege. AMD's
-//! `power_core` PMU (one counter per core) is not read: the package's count contains it.
+//! and its count narrows the time window of the read. Opening needs CAP_PERFMON, reading needs no privilege. A second
+//! group on another CPU of the package takes over when the first one's CPU goes offline. AMD's `power_core` PMU (one
+//! counter per core) is not read: the package's count contains it.
 
 pub use crate::sources::source_settings::PERF as NAME;
 
@@ -25,7 +26,7 @@ use super::rapl_limits::{self, RaplLimits};
 use super::rapl_model::RaplModel;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::read_trimmed;
-use super::topology::package_names;
+use super::topology::{package_names, sibling_cpu};
 use super::tsc::Tsc;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
 
@@ -66,7 +67,18 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         }
     }
     name_psys(&mut found.opened);
+    report_core_pmu(settings, &mut found);
     found
+}
+
+/// Records that AMD's PMU of single cores (`power_core`, rapl.c) is not read.
+fn report_core_pmu(settings: &SourceSettings, found: &mut Inventory) {
+    let Ok(pmu) = Pmu::read(&pmu::pmu_dir(&settings.sysfs_root, "power_core")) else { return };
+    let reason = format!(
+        "power_core: the counters of its {} cores are not read; that of their package contains them",
+        pmu.cpus.len()
+    );
+    found.add_absent(NAME, reason);
 }
 
 /// Removes events that the kernel may count in a wrong unit: it has the model's quirk only since some commit. A later release
@@ -119,6 +131,9 @@ struct EventGroup {
     /// The leader is first. Only the leader is read; the members stay here because dropping a descriptor closes its
     /// event.
     events: Vec<OwnedFd>,
+    /// The same events on another CPU of the package, for when this one goes offline. Open from the start, because the
+    /// privilege to open them is dropped.
+    standby: Option<Vec<OwnedFd>>,
     /// The domain and event of each count, in the order of the counts.
     members: Vec<(DomainKind, PmuEvent)>,
     counters: Vec<Counter>,
@@ -130,32 +145,50 @@ struct EventGroup {
     clock: Clock,
 }
 
+/// The events of a group, their domains, and whether the last one is the time stamp.
+type OpenEvents = (Vec<OwnedFd>, Vec<(DomainKind, PmuEvent)>, bool);
+
+/// Opens the events of `pmu` on `cpu` as one group. Skips events that the CPU does not have.
+///
+/// # Errors
+/// The error of the last event, if no event could be opened.
+fn open_events(settings: &SourceSettings, pmu: &Pmu, cpu: usize) -> io::Result<OpenEvents> {
+    let mut last_error = io::Error::from(io::ErrorKind::NotFound);
+    let (mut events, mut members) = (Vec::<OwnedFd>::new(), Vec::new());
+    for event in &pmu.events {
+        let Some(kind) = domain_kind(&event.name) else { continue };
+        match open_counter(pmu.type_id, event.config, cpu, events.first().map(AsFd::as_fd)) {
+            Ok(fd) => {
+                events.push(fd);
+                members.push((kind, event.clone()));
+            }
+            Err(error) => last_error = error,
+        }
+    }
+    let Some(leader) = events.first() else { return Err(last_error) };
+    let stamp = open_tsc(settings, cpu, leader);
+    let has_tsc = stamp.is_some();
+    events.extend(stamp);
+    Ok((events, members, has_tsc))
+}
+
 impl EventGroup {
     /// Opens the events of `pmu` on `cpu`. Skips events that the CPU does not have.
     ///
     /// # Errors
     /// The error of the last event, if no event could be opened.
     fn open(settings: &SourceSettings, pmu: &Pmu, cpu: usize, clock: &Clock) -> io::Result<EventGroup> {
-        let mut last_error = io::Error::from(io::ErrorKind::NotFound);
-        let (mut events, mut members) = (Vec::<OwnedFd>::new(), Vec::new());
-        for event in &pmu.events {
-            let Some(kind) = domain_kind(&event.name) else { continue };
-            match open_counter(pmu.type_id, event.config, cpu, events.first().map(AsFd::as_fd)) {
-                Ok(fd) => {
-                    events.push(fd);
-                    members.push((kind, event.clone()));
-                }
-                Err(error) => last_error = error,
-            }
-        }
-        let Some(leader) = events.first() else { return Err(last_error) };
-        let stamp = open_tsc(settings, cpu, leader);
-        let tsc = stamp.is_some().then(Tsc::default);
-        events.extend(stamp);
+        let (events, members, has_tsc) = open_events(settings, pmu, cpu)?;
+        let standby = sibling_cpu(&settings.sysfs_root, cpu)
+            .and_then(|other| open_events(settings, pmu, other).ok())
+            .filter(|(_, other_members, other_tsc)| *other_members == members && *other_tsc == has_tsc)
+            .map(|(events, ..)| events);
+        let tsc = has_tsc.then(Tsc::default);
         let counters = members.iter().map(|(kind, event)| Counter::new(counter_spec(*kind, event))).collect();
         Ok(EventGroup {
             cpu,
             events,
+            standby,
             members,
             counters,
             limits: Vec::new(),
@@ -210,6 +243,10 @@ impl Source for EventGroup {
         let after_ns = self.clock.now_ns();
         if counts.is_none() || self.suspend.has_suspended() {
             self.counters.iter_mut().for_each(Counter::interrupt);
+        }
+        if let Some(standby) = self.standby.as_mut().filter(|_| counts.is_none()) {
+            // The next read uses the other CPU; the time until then is a gap.
+            std::mem::swap(&mut self.events, standby);
         }
         let Some(counts) = counts else {
             into.fill(EnergyReading::default());
@@ -268,4 +305,74 @@ fn counter_spec(kind: DomainKind, event: &PmuEvent) -> CounterSpec {
 /// (rapl.c, the quirk of Sapphire Rapids).
 fn quantum_uj(kind: DomainKind, is_client: bool) -> u64 {
     if kind == DomainKind::Psys && !is_client { 1_000_000 } else { 62 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::sources::energy_unit::EnergyUnit;
+
+    /// A descriptor that reads as a group of one event: the number of events and the count at each read, then an error.
+    fn group(counts: &[u64]) -> OwnedFd {
+        let (reads, writes) = UnixDatagram::pair().unwrap();
+        reads.set_nonblocking(true).unwrap();
+        for count in counts {
+            writes.send(&[1_u64.to_ne_bytes(), count.to_ne_bytes()].concat()).unwrap();
+        }
+        reads.into()
+    }
+
+    /// An event on an offline CPU.
+    fn offline() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    fn package(active: OwnedFd, standby: Option<OwnedFd>) -> EventGroup {
+        let unit = EnergyUnit::joules_over_power_of_two(32).unwrap();
+        let event = PmuEvent { name: "energy-pkg".into(), config: 2, unit };
+        EventGroup {
+            cpu: 0,
+            events: vec![active],
+            standby: standby.map(|events| vec![events]),
+            counters: vec![Counter::new(counter_spec(DomainKind::Package, &event))],
+            members: vec![(DomainKind::Package, event)],
+            limits: Vec::new(),
+            tsc: None,
+            suspend: SuspendDetector::new(&Clock::Machine),
+            clock: Clock::Machine,
+        }
+    }
+
+    /// Validity, energy in µJ and epoch of each read.
+    fn read(group: &mut EventGroup, reads: usize) -> Vec<(bool, u64, u32)> {
+        let mut reading = [EnergyReading::default()];
+        let mut one = || {
+            group.read(&mut reading);
+            (reading[0].valid, reading[0].energy_uj, reading[0].epoch)
+        };
+        (0..reads).map(|_| one()).collect()
+    }
+
+    #[test]
+    fn the_reader_moves_to_another_cpu_of_the_package_when_its_own_goes_offline_and_the_gap_is_a_gap() {
+        const JOULE: u64 = 1 << 32;
+        // Two reads on the first CPU, then it is offline.
+        let (active, standby) = (group(&[0, JOULE / 64]), group(&[500 * JOULE, 500 * JOULE + JOULE / 32]));
+        let mut package = package(active, Some(standby));
+        assert_eq!(
+            read(&mut package, 5),
+            [(true, 0, 0), (true, 15_625, 0), (false, 0, 0), (true, 15_625, 1), (true, 46_875, 1)]
+        );
+    }
+
+    #[test]
+    fn without_another_cpu_the_package_is_unknown_until_its_own_is_back() {
+        let mut package = package(offline(), None);
+        assert_eq!(read(&mut package, 2), [(false, 0, 0); 2]);
+        package.events = vec![group(&[7])];
+        assert_eq!(read(&mut package, 1), [(true, 0, 0)]);
+    }
 }

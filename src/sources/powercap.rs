@@ -310,7 +310,7 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
     let name = read_name(&path)?;
     let (kind, domain) = match name.as_str() {
         // Each package may have one (intel_rapl_common.c, rapl_init_domains): "psys", "psys-1".
-        platform if is_platform(platform) => (DomainKind::Psys, name),
+        platform if rapl::is_platform_zone(platform) => (DomainKind::Psys, name),
         package if package.starts_with("package-") => (DomainKind::Package, name),
         part => {
             let kind = match part {
@@ -329,11 +329,6 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
     };
     let count = RegisterScale::from_range(read_range_uj(&path)?);
     Ok(PowercapZone { id: id.into(), kind, domain, scale: count, path })
-}
-
-/// Whether a zone's name is that of a platform: "psys" of the first package, "psys-1" of another one.
-pub(super) fn is_platform(name: &str) -> bool {
-    name == "psys" || name.strip_prefix("psys-").is_some_and(|package| package.parse::<u32>().is_ok())
 }
 
 fn read_name(zone: &Path) -> Result<String, String> {

@@ -1,6 +1,6 @@
 //! RAPL domains, independent of the mechanism that reads them: names, parents, and properties of their counters.
 //!
-//! Holds no state. A platform has one psys; discovery drops the copies of the other packages.
+//! Holds no state. A platform has one psys; discovery drops the copies of the other packages that stand still.
 
 use crate::domain::{Domain, DomainKind, Grade};
 
@@ -31,4 +31,9 @@ pub(super) fn domain(source: &str, kind: DomainKind, package: &str, grade: Grade
         latency_ns: LATENCY_NS,
         quantum_uj,
     }
+}
+
+/// Whether a zone's name is that of a platform: "psys" of the first package, "psys-1" of another one.
+pub(super) fn is_platform_zone(name: &str) -> bool {
+    name == "psys" || name.strip_prefix("psys-").is_some_and(|package| package.parse::<u32>().is_ok())
 }

@@ -13,7 +13,7 @@ use crate::domain::{Domain, DomainKind, PowerLimit, PowerLimits};
 
 use super::SourceSettings;
 use super::counter::plausible_ceiling_mw;
-use super::powercap::is_platform;
+use super::rapl::is_platform_zone;
 use super::sysfs_file::{SysfsFile, read_trimmed};
 
 /// A longer time window than any processor has; one that is set to it or above limits nothing here.
@@ -145,7 +145,7 @@ fn zone_domain(class: &Path, zone: &Path) -> Option<String> {
         return None;
     }
     let name = read_trimmed(&zone.join("name"))?;
-    if is_platform(&name) {
+    if is_platform_zone(&name) {
         return Some("psys".into());
     }
     if name.starts_with("package-") {

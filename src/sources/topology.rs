@@ -30,6 +30,15 @@ pub fn physical_packages(sysfs_root: &Path) -> BTreeSet<u32> {
     cpus.filter_map(|cpu| Some(cpu_location(sysfs_root, cpu)?.package)).collect()
 }
 
+/// Another CPU of the package and die of `cpu`, which can read the same counters: the last one that the kernel lists.
+pub fn sibling_cpu(sysfs_root: &Path, cpu: usize) -> Option<usize> {
+    let location = cpu_location(sysfs_root, cpu)?;
+    let folder = fs::read_dir(sysfs_root.join("devices/system/cpu")).ok()?;
+    let number = |name: &str| name.strip_prefix("cpu")?.parse::<usize>().ok();
+    let cpus = folder.flatten().filter_map(|entry| number(entry.file_name().to_str()?));
+    cpus.filter(|&other| other != cpu && cpu_location(sysfs_root, other) == Some(location)).max()
+}
+
 /// The package part of domain names for each CPU of the mask: "0" for package 0, "0-die-1" if a package has several dies.
 pub fn package_names(sysfs_root: &Path, cpus: &[usize]) -> BTreeMap<usize, String> {
     let locations: Vec<_> = cpus.iter().map(|&cpu| (cpu, cpu_location(sysfs_root, cpu))).collect();

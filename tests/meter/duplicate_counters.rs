@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::fuse_sysfs::{FuseMachine, MountedMachine};
+use wattspan::clock::monotonic_ns;
 use wattspan::config::Config;
 use wattspan::domain::{Duplicate, Liveness};
 use wattspan::embedded::EmbeddedMeter;
@@ -300,4 +301,29 @@ fn one_counter_in_two_numbered_packages_is_counted_once_when_its_levels_show_it(
     let across = across.close().unwrap();
     assert_total_is_of(&across, &["package-0"]);
     assert_eq!(counted(&meter.info()), ["package-0"]);
+}
+
+#[test]
+fn of_two_platform_zones_that_stand_still_at_the_start_the_one_that_begins_to_move_is_counted() {
+    let mut machine = FuseMachine::new();
+    topology(&mut machine, 1);
+    zone(&mut machine, "intel-rapl:0", "package-0", register(7, LOADED.0, LOADED.1));
+    zone(&mut machine, "intel-rapl:1", "psys", |_| 0);
+    // It stands still until the platform's load begins.
+    let begins = Arc::new(AtomicBool::new(false));
+    let (shown, from_ns) = (Arc::clone(&begins), monotonic_ns());
+    let platform = register(9, 3 * LOADED.0, LOADED.1);
+    zone(&mut machine, "intel-rapl:2", "psys-1", move |at_ns| {
+        let moves = shown.load(Ordering::Relaxed);
+        platform(if moves { at_ns } else { from_ns })
+    });
+    let Some(mounted) = machine.mount() else { return };
+    let meter = start(&mounted);
+    let info = meter
+        .wait_until(Duration::from_secs(30), "the package is counted", |info| counted(info) == ["package-0"]);
+    let names: Vec<_> = info.domains.iter().map(|domain| &*domain.name).collect();
+    assert_eq!(names, ["package-0", "psys", "psys-1"], "both stay until one moves");
+    begins.store(true, Ordering::Relaxed);
+    meter.wait_until(Duration::from_secs(30), "the platform is counted", |info| counted(info) == ["psys-1"]);
+    assert_total_is_of(&meter.span_of(Duration::from_millis(100)), &["psys-1"]);
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use crate::fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
 use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::domain::{Domain, EnergyReading};
+use wattspan::domain::{Domain, Duplicate, EnergyReading};
 use wattspan::sources::dedup::domain_tree::counted_in_total;
+use wattspan::sources::dedup::duplicate_pair::DuplicatePair;
 use wattspan::sources::{Inventory, SourceSettings, discover};
 
 const MS: u64 = 1_000_000;
@@ -22,8 +23,8 @@ const UNSHOWN: &str = "5000";
 /// How long the energy of the total is observed.
 const OBSERVED: Duration = Duration::from_millis(150);
 
-/// The largest relative error of the observed total: the reads are not at the instants of the updates.
-const TOLERANCE: f64 = 0.05;
+/// The largest relative error of an observed power beyond the time of the reads: a counter moves in steps.
+const TOLERANCE: f64 = 0.04;
 
 /// The origin of a tree's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,20 @@ pub struct MachineTree {
 /// What was found on a mounted tree.
 pub struct FoundMachine {
     pub inventory: Inventory,
-    pub total_w: f64,
+    pub total: PowerRange,
+}
+
+/// Bounds of a mean power, whenever between the clock readings around it a value was read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PowerRange {
+    low_w: f64,
+    high_w: f64,
+}
+
+impl PowerRange {
+    pub fn contains(self, power_w: f64) -> bool {
+        (self.low_w * (1.0 - TOLERANCE)..=self.high_w * (1.0 + TOLERANCE)).contains(&power_w)
+    }
 }
 
 impl MachineTree {
@@ -128,17 +142,17 @@ impl MachineTree {
         let mut enabled = SourceSettings::default().enabled;
         // These sources would find this machine's own counters, or are no part of the tree.
         enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
-        if self.files.iter().any(|(path, _)| path.starts_with("cpu/")) {
-            enabled.push("msr".into());
-        }
+        let has = |start: &str| self.files.iter().any(|(path, _)| path.starts_with(start));
+        enabled.extend(has("proc/stat").then(|| "estimate".to_owned()));
+        enabled.extend(has("cpu/").then(|| "msr".to_owned()));
         let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
         let mut inventory = discover(&mounted.settings(&enabled), &Clock::Machine);
-        let total_w = observe_total_w(&mut inventory);
-        FoundMachine { inventory, total_w }
+        let total = observe_total(&mut inventory);
+        FoundMachine { inventory, total }
     }
 
     /// The power that a domain shows, whether it is counted or not.
-    pub fn power_w(&self, mounted: &MountedMachine, name: &str) -> f64 {
+    pub fn power(&self, mounted: &MountedMachine, name: &str) -> PowerRange {
         let mut found = self.discover(mounted);
         let is_it = |domain: &Domain| domain.name == name;
         let (source, at) = found
@@ -148,8 +162,7 @@ impl MachineTree {
             .enumerate()
             .find_map(|(nth, opened)| Some((nth, opened.domains.iter().position(is_it)?)))
             .unwrap_or_else(|| panic!("no {name}: {}", found.reasons()));
-        let powers = observe_power_w(&mut found.inventory);
-        powers[source][at]
+        observe_powers(&mut found.inventory)[source][at]
     }
 
     /// Compares what was found with what the source says; `None` where no tree can be mounted. Repeats, because a busy machine
@@ -183,15 +196,14 @@ impl MachineTree {
         if let Some(missing) = self.absent.iter().find(|part| !reasons.contains(part.as_str())) {
             return Some(format!("no reason contains {missing:?}"));
         }
-        let is_wrong = |total_w: f64| (found.total_w - total_w).abs() > total_w * TOLERANCE;
-        let total_w = self.total_w.filter(|total_w| is_wrong(*total_w))?;
-        Some(format!("the total is {} W, expected {total_w} W", found.total_w))
+        let total_w = self.total_w.filter(|total_w| !found.total.contains(*total_w))?;
+        Some(format!("the total is {:?}, expected {total_w} W", found.total))
     }
 }
 
 impl FoundMachine {
     fn domains(&self) -> Vec<Domain> {
-        self.inventory.opened.iter().flat_map(|opened| opened.domains.clone()).collect()
+        domains(&self.inventory)
     }
 
     /// One line for each domain, as in a tree's file.
@@ -227,36 +239,72 @@ impl FoundMachine {
     }
 }
 
+/// All domains. One that may be the counter of an earlier live one lies within it, as in the running meter.
+fn domains(inventory: &Inventory) -> Vec<Domain> {
+    let mut domains: Vec<Domain> =
+        inventory.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
+    let live = live(inventory);
+    let place = |name: &str| domains.iter().position(|domain| domain.name == name).unwrap();
+    let is_one = |pair: &&DuplicatePair| pair.state() != Duplicate::Independent;
+    let pairs: Vec<(usize, usize)> = inventory
+        .duplicates
+        .iter()
+        .filter(is_one)
+        .map(|pair| (place(&pair.original), place(&pair.copy)))
+        .filter(|(original, _)| live[*original])
+        .collect();
+    for (original, copy) in pairs.into_iter().rev() {
+        domains[copy].parent = Some(domains[original].name.clone());
+    }
+    domains
+}
+
 fn live(inventory: &Inventory) -> Vec<bool> {
     inventory.opened.iter().flat_map(|opened| opened.advanced.clone()).collect()
 }
 
-/// The mean power of the counted domains.
-fn observe_total_w(inventory: &mut Inventory) -> f64 {
-    let domains: Vec<Domain> = inventory.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
-    let counted = counted_in_total(&domains, &live(inventory));
-    let powers = observe_power_w(inventory).concat();
-    powers.iter().zip(counted).filter(|(_, counted)| *counted).map(|(power_w, _)| power_w).sum()
+/// The power of the counted domains.
+fn observe_total(inventory: &mut Inventory) -> PowerRange {
+    let counted = counted_in_total(&domains(inventory), &live(inventory));
+    let powers = observe_powers(inventory).concat();
+    let counted = powers.iter().zip(counted).filter(|(_, counted)| *counted);
+    counted.fold(PowerRange::default(), |sum, (power, _)| PowerRange {
+        low_w: sum.low_w + power.low_w,
+        high_w: sum.high_w + power.high_w,
+    })
 }
 
-/// The mean power of each source's domains.
-fn observe_power_w(inventory: &mut Inventory) -> Vec<Vec<f64>> {
-    let mut read = || -> (u64, Vec<Vec<EnergyReading>>) {
-        let at_ns = monotonic_ns();
-        let readings = inventory.opened.iter_mut().map(|opened| {
+/// One read of a source, between two clock readings.
+struct TimedRead {
+    before_ns: u64,
+    after_ns: u64,
+    readings: Vec<EnergyReading>,
+}
+
+/// The power of each source's domains.
+fn observe_powers(inventory: &mut Inventory) -> Vec<Vec<PowerRange>> {
+    let mut read = || -> Vec<TimedRead> {
+        let read = inventory.opened.iter_mut().map(|opened| {
             let mut readings = vec![EnergyReading::default(); opened.domains.len()];
+            let before_ns = monotonic_ns();
             opened.source.read(&mut readings);
-            readings
+            TimedRead { before_ns, after_ns: monotonic_ns(), readings }
         });
-        (at_ns, readings.collect())
+        read.collect()
     };
-    let (from_ns, first) = read();
+    let first = read();
     sleep(OBSERVED);
-    let (to_ns, last) = read();
-    let power_w = |(first, last): (&EnergyReading, &EnergyReading)| {
-        (last.energy_uj - first.energy_uj) as f64 * 1_000.0 / (to_ns - from_ns) as f64
+    let last = read();
+    first.iter().zip(&last).map(|(first, last)| powers_between(first, last)).collect()
+}
+
+fn powers_between(first: &TimedRead, last: &TimedRead) -> Vec<PowerRange> {
+    let (shortest_ns, longest_ns) = (last.before_ns - first.after_ns, last.after_ns - first.before_ns);
+    let power = |(first, last): (&EnergyReading, &EnergyReading)| {
+        let energy_nj = (last.energy_uj - first.energy_uj) as f64 * 1_000.0;
+        PowerRange { low_w: energy_nj / longest_ns as f64, high_w: energy_nj / shortest_ns as f64 }
     };
-    first.iter().zip(&last).map(|(first, last)| first.iter().zip(last).map(power_w).collect()).collect()
+    first.readings.iter().zip(&last.readings).map(power).collect()
 }
 
 /// Adds one file. `value`: a text, "?", or a value that changes:
@@ -271,7 +319,6 @@ fn observe_power_w(inventory: &mut Inventory) -> Vec<Vec<f64>> {
 /// - `@apu_metrics 2.2`: AMD's table of a processor with graphics.
 fn add_file(machine: &mut FuseMachine, path: &str, value: &str) {
     let words: Vec<&str> = value.split_whitespace().collect();
-    let wave = |watts: &str| SquareWave::steady((watts.parse::<f64>().unwrap() * 1_000.0).round() as u64);
     match words[..] {
         ["?"] => machine.text(path, UNSHOWN),
         ["@lines", ..] => machine.text(path, &value["@lines ".len()..].replace(" | ", "\n")),
@@ -281,7 +328,8 @@ fn add_file(machine: &mut FuseMachine, path: &str, value: &str) {
         }
         ["@rapl", watts, "W", "exact", shift] => {
             let (wave, shift) = (wave(watts), number(shift) as u32);
-            machine.number(path, move |at| (wave.counts(at, MS, shift) & 0xFFFF_FFFF) * 1_000_000 >> shift);
+            let count = move |at: u64| wave.counts(at, MS, shift) & 0xFFFF_FFFF;
+            machine.number(path, move |at| (count(at) * 1_000_000) >> shift);
         }
         ["@rapl", watts, "W", unit_nj, shift] => {
             let (wave, unit_nj, shift) = (wave(watts), number(unit_nj), number(shift) as u32);
@@ -300,49 +348,61 @@ fn add_file(machine: &mut FuseMachine, path: &str, value: &str) {
                 table
             });
         }
-        ["@gpu_metrics", version, count @ ("none" | "stuck"), watts, "W"] => {
-            let (content, watts) = (content_revision(version), number(watts) as u16);
-            let count = if count == "none" { u64::MAX } else { 0 };
-            machine.bytes(path, move |_, _| gpu_metrics(content, count, watts));
-        }
-        ["@gpu_metrics", version, bits, watts, "W"] => {
-            let (wave, bits) = (wave(watts), number(bits) as u32);
-            let content = content_revision(version);
-            // The accumulator passes 2^32 10 ms from now.
-            let begin = wave.counts(monotonic_ns() + 10 * MS, MS, 16);
-            machine.bytes(path, move |at, _| {
-                let count = (1_u64 << 32).wrapping_add(wave.counts(at, MS, 16)).wrapping_sub(begin);
-                let count = if bits == 32 { count & 0xFFFF_FFFF } else { count };
-                gpu_metrics(content, count, (wave.low_mw / 1_000) as u16)
-            });
-        }
-        ["@msr", ref registers @ ..] => {
-            let registers: Vec<(u64, Result<u64, (SquareWave, u32)>)> = registers
-                .iter()
-                .map(|register| {
-                    let (address, value) = register.split_once('=').unwrap();
-                    let address = u64::from_str_radix(address, 16).unwrap();
-                    match value.split_once("W/") {
-                        Some((watts, shift)) => (address, Err((wave(watts), number(shift) as u32))),
-                        None => {
-                            let digits = value.strip_prefix("0x").unwrap();
-                            (address, Ok(u64::from_str_radix(digits, 16).unwrap()))
-                        }
-                    }
-                })
-                .collect();
-            machine.bytes(path, move |at, address| {
-                let value = registers.iter().find(|register| register.0 == address).map_or(0, |register| {
-                    match register.1 {
-                        Ok(value) => value,
-                        Err((wave, shift)) => wave.counts(at, MS, shift) & 0xFFFF_FFFF,
-                    }
-                });
-                value.to_le_bytes().to_vec()
-            });
-        }
+        ["@gpu_metrics", version, bits, watts, "W"] => add_gpu_metrics(machine, path, version, bits, watts),
+        ["@msr", ref registers @ ..] => add_registers(machine, path, registers),
         _ => machine.text(path, value),
     }
+}
+
+fn wave(watts: &str) -> SquareWave {
+    SquareWave::steady((watts.parse::<f64>().unwrap() * 1_000.0).round() as u64)
+}
+
+fn add_gpu_metrics(machine: &mut FuseMachine, path: &str, version: &str, bits: &str, watts: &str) {
+    let (content, wave) = (content_revision(version), wave(watts));
+    let shown_w = (wave.low_mw / 1_000) as u16;
+    // The accumulator passes 2^32 10 ms from now.
+    let begin = wave.counts(monotonic_ns() + 10 * MS, MS, 16);
+    let count = move |at: u64| (1_u64 << 32).wrapping_add(wave.counts(at, MS, 16)).wrapping_sub(begin);
+    match bits {
+        "none" => machine.bytes(path, move |_, _| gpu_metrics(content, u64::MAX, shown_w)),
+        "stuck" => machine.bytes(path, move |_, _| gpu_metrics(content, 0, shown_w)),
+        "32" => machine.bytes(path, move |at, _| gpu_metrics(content, count(at) & 0xFFFF_FFFF, shown_w)),
+        "64" => machine.bytes(path, move |at, _| gpu_metrics(content, count(at), shown_w)),
+        _ => panic!("{bits:?}"),
+    }
+}
+
+/// The content of one register.
+#[derive(Clone, Copy)]
+enum RegisterContent {
+    Value(u64),
+    /// An energy in 2^-n J.
+    Energy(SquareWave, u32),
+}
+
+fn add_registers(machine: &mut FuseMachine, path: &str, registers: &[&str]) {
+    let parse = |register: &&str| {
+        let (address, value) = register.split_once('=').unwrap();
+        let content = match value.split_once("W/") {
+            Some((watts, shift)) => RegisterContent::Energy(wave(watts), number(shift) as u32),
+            None => RegisterContent::Value(hexadecimal(value.strip_prefix("0x").unwrap())),
+        };
+        (hexadecimal(address), content)
+    };
+    let registers: Vec<(u64, RegisterContent)> = registers.iter().map(parse).collect();
+    machine.bytes(path, move |at, address| {
+        let value = match registers.iter().find(|register| register.0 == address) {
+            None => 0,
+            Some((_, RegisterContent::Value(value))) => *value,
+            Some((_, RegisterContent::Energy(wave, shift))) => wave.counts(at, MS, *shift) & 0xFFFF_FFFF,
+        };
+        value.to_le_bytes().to_vec()
+    });
+}
+
+fn hexadecimal(digits: &str) -> u64 {
+    u64::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{digits:?}"))
 }
 
 /// The content revision of a table of format 1.

@@ -236,3 +236,23 @@ fn memory_in_a_unit_that_the_kernel_may_not_know_is_refused_unless_the_range_sho
         assert_eq!(reasons.contains("commit 80275ca9e525"), is_refused, "{release}: {reasons}");
     }
 }
+
+#[test]
+fn amds_core_pmu_is_found_and_its_energy_is_counted_once_in_the_package() {
+    let Some(tree) = power(&["energy-pkg"], "0\n", "event=0x00\n") else { return };
+    tree.proc_file("cpuinfo", "vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 68\n");
+    if open(&tree).is_none() {
+        return;
+    }
+    let core = "bus/event_source/devices/power_core";
+    tree.sys_file(&format!("{core}/type"), "13\n");
+    tree.sys_file(&format!("{core}/cpumask"), "0-15\n");
+    tree.sys_file(&format!("{core}/events/energy-core"), "event=0x01\n");
+    tree.sys_file(&format!("{core}/events/energy-core.scale"), SCALE);
+    tree.sys_file(&format!("{core}/events/energy-core.unit"), "Joules\n");
+    let found = perf::open(&tree.settings(&["perf"]), &Clock::Machine);
+    assert_eq!(names(&found.opened), [("package-0", None)]);
+    assert_eq!(found.opened[0].domains[0].grade, Grade::Modelled);
+    let reason = &found.absent[0].reason;
+    assert!(reason.contains("its 16 cores") && reason.contains("package contains them"), "{reason}");
+}

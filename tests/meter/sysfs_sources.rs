@@ -644,6 +644,27 @@ fn registers_are_read_where_the_configuration_names_them_with_their_models_units
 }
 
 #[test]
+fn registers_are_read_on_another_cpu_of_the_package_when_their_own_goes_offline() {
+    let mut machine = FuseMachine::new();
+    registers(&mut machine, 16);
+    let Some(mounted) = machine.mount() else { return };
+    let mut inventory = discover_sources(&mounted, &["msr"]);
+    let opened = &mut inventory.opened[0];
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
+    opened.source.read(&mut readings);
+    let before = readings[0];
+    mounted.hide("cpu/0");
+    opened.source.read(&mut readings);
+    assert!(!readings[0].valid, "the gap is a gap");
+    opened.source.read(&mut readings);
+    assert_eq!((readings[0].valid, readings[0].epoch), (true, before.epoch + 1));
+    assert_eq!(readings[0].energy_uj, before.energy_uj, "what passed meanwhile is not known");
+    sleep(Duration::from_millis(20));
+    opened.source.read(&mut readings);
+    assert!(readings[0].energy_uj > before.energy_uj);
+}
+
+#[test]
 fn registers_that_may_not_be_read_name_the_capability() {
     let mut machine = FuseMachine::new();
     registers(&mut machine, 16);

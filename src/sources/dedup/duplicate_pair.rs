@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade};
 use crate::sources::source_settings::{HWMON, MSR, PERF, POWERCAP};
 
 use super::same_register::{MIN_COMMON_LEVELS, PairSide, RegisterComparison};
@@ -36,7 +36,9 @@ impl DuplicatePair {
     pub fn candidate(original: &Domain, copy: &Domain, packages: &BTreeSet<u32>) -> Option<Self> {
         let counts = |domain: &Domain| domain.grade != Grade::Integrated;
         let one_mechanism = original.source == copy.source;
-        let alike = original.kind == copy.kind && original.device == copy.device;
+        // A rail is never counted, so its duplicates do not matter.
+        let alike =
+            original.kind == copy.kind && original.kind != DomainKind::Rail && original.device == copy.device;
         if !alike
             || !counts(original)
             || !counts(copy)
@@ -99,7 +101,6 @@ fn package_id(domain: &Domain) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::DomainKind;
 
     fn domain(name: &str, source: &str) -> Domain {
         Domain {

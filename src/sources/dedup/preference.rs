@@ -29,24 +29,66 @@ pub fn keep_preferred(found: &mut Inventory, probe_result: ProbeResult) {
     resolve_parents(found.opened.iter_mut().flat_map(|source| &mut source.domains).collect());
 }
 
+/// A domain that is metered already.
+#[derive(Debug, Clone, Copy)]
+pub struct PresentDomain<'a> {
+    /// The domain.
+    pub domain: &'a Domain,
+    /// Whether its counter stands still.
+    pub is_stuck: bool,
+}
+
 /// Keeps the domains of a late source that are not in `present`, and adds the pairs of the new domains with each other and
-/// with the present ones. `packages`: the physical packages that the kernel lists.
-pub fn keep_new(found: &mut Inventory, present: &[&Domain], packages: &BTreeSet<u32>) {
-    let mut domains: Vec<Domain> = present.iter().map(|domain| (*domain).clone()).collect();
-    for source in std::mem::take(&mut found.opened) {
-        let mut kept = Vec::new();
+/// with the present ones. A domain whose present counterpart stands still is kept under another name. `packages`: the
+/// physical packages that the kernel lists.
+pub fn keep_new(found: &mut Inventory, present: &[PresentDomain<'_>], packages: &BTreeSet<u32>) {
+    let mut domains: Vec<PresentDomain<'_>> = present.to_vec();
+    let mut opened = std::mem::take(&mut found.opened);
+    for source in &mut opened {
+        rename_beside_stuck(&mut source.domains, present);
+    }
+    let mut kept = Vec::new();
+    for source in &opened {
+        let mut of_source = Vec::new();
         for domain in &source.domains {
-            let taken = domains.iter().find(|other| other.name == domain.name);
-            kept.push(taken.is_none());
+            let taken = domains.iter().find(|other| other.domain.name == domain.name);
+            of_source.push(taken.is_none());
             if let Some(other) = taken {
-                found.add_absent(source.name, format!("{} is read by {}", domain.name, other.source));
+                let reason = format!("{} is read by {}", domain.name, other.domain.source);
+                found.add_absent(source.name, reason);
                 continue;
             }
-            let pair = |one: &Domain| DuplicatePair::candidate(one, domain, packages);
+            let pair = |one: &PresentDomain<'_>| DuplicatePair::candidate(one.domain, domain, packages);
             found.duplicates.extend(domains.iter().filter_map(pair));
-            domains.push(domain.clone());
+            domains.push(PresentDomain { domain, is_stuck: false });
         }
-        found.opened.extend(select_domains(source, &kept));
+        kept.push(of_source);
+    }
+    found.opened =
+        opened.into_iter().zip(kept).filter_map(|(source, kept)| select_domains(source, &kept)).collect();
+}
+
+/// Renames the domains of a source whose name a stuck domain has, and the parents of their parts.
+fn rename_beside_stuck(domains: &mut [Domain], present: &[PresentDomain<'_>]) {
+    let is_taken = |name: &str| present.iter().any(|other| other.domain.name == name);
+    let is_stuck = |name: &str| present.iter().any(|other| other.is_stuck && other.domain.name == name);
+    let new_name = |name: &str| {
+        let numbered = (2_u32..).map(|number| format!("{name}-{number}"));
+        numbered.into_iter().find(|name| !is_taken(name)).unwrap_or_default()
+    };
+    let renamed: BTreeMap<String, String> = domains
+        .iter()
+        .filter(|domain| is_stuck(&domain.name))
+        .map(|domain| (domain.name.clone(), new_name(&domain.name)))
+        .collect();
+    let replace = |name: &mut String| {
+        if let Some(new) = renamed.get(name) {
+            name.clone_from(new);
+        }
+    };
+    for domain in domains {
+        replace(&mut domain.name);
+        domain.parent.iter_mut().for_each(replace);
     }
 }
 
@@ -356,13 +398,31 @@ mod tests {
     }
 
     #[test]
+    fn of_a_source_that_answers_late_a_domain_whose_counterpart_stands_still_is_kept_with_its_parts() {
+        let present = opened("perf", &[("package-0", DomainKind::Package, false)]);
+        let late = [("package-0", DomainKind::Package, false), ("core-0", DomainKind::Core, false)];
+        let mut found = inventory(vec![opened("powercap", &late)]);
+        found.opened[0].domains[1].parent = Some("package-0".into());
+        let stuck = PresentDomain { domain: &present.domains[0], is_stuck: true };
+        keep_new(&mut found, &[stuck], &BTreeSet::from([0]));
+        assert_eq!(names(&found), [("powercap", "package-0-2"), ("powercap", "core-0")]);
+        assert_eq!(found.opened[0].domains[1].parent.as_deref(), Some("package-0-2"));
+        // If the present one moves later and is the same counter, only one counts.
+        assert_eq!(
+            (&*found.duplicates[0].original, &*found.duplicates[0].copy),
+            ("package-0", "package-0-2")
+        );
+    }
+
+    #[test]
     fn of_a_source_that_answers_late_only_new_domains_are_kept_and_compared() {
         let package = |name| [(name, DomainKind::Package, true)];
         let present = opened("perf", &package("package-0"));
         let late =
             [("package-0", DomainKind::Package, false), ("package-0-die-1", DomainKind::Package, false)];
         let mut found = inventory(vec![opened("powercap", &late)]);
-        keep_new(&mut found, &[&present.domains[0]], &BTreeSet::from([0]));
+        let live = PresentDomain { domain: &present.domains[0], is_stuck: false };
+        keep_new(&mut found, &[live], &BTreeSet::from([0]));
         assert_eq!(names(&found), [("powercap", "package-0-die-1")]);
         assert_eq!(found.absent[0].reason, "package-0 is read by perf");
         assert_eq!(
