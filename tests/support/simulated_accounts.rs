@@ -41,7 +41,7 @@ const FIRST_EDGE_NS: u64 = 250 * MS;
 
 /// The comparison of accounts with the truth.
 #[derive(Debug, Default, Clone)]
-pub struct Tally {
+pub struct Comparison {
     pub machines: u64,
     /// Accounts with a guaranteed total, and without one because a counter stopped for too long.
     pub accounts: u64,
@@ -57,8 +57,8 @@ pub struct Tally {
     pub ratios: [u64; 20],
 }
 
-impl Tally {
-    pub fn add(&mut self, other: Tally) {
+impl Comparison {
+    pub fn add(&mut self, other: Comparison) {
         self.machines += other.machines;
         self.accounts += other.accounts;
         self.without_guarantee += other.without_guarantee;
@@ -464,28 +464,28 @@ impl Simulation {
 }
 
 /// Simulates the machine of a seed, and compares its accounts with the truth.
-pub fn simulate(seed: u64) -> Tally {
+pub fn simulate(seed: u64) -> Comparison {
     let mut simulation = Simulation::new(seed);
     let accounts = simulation.run();
     let truth = simulation.truth();
-    let mut tally = Tally { machines: 1, worst_seed: seed, ..Tally::default() };
+    let mut comparison = Comparison { machines: 1, worst_seed: seed, ..Comparison::default() };
     for (span, edges) in simulation.spans.iter().enumerate() {
         let Some(account) = accounts.get(&span) else {
-            tally.outside.push(format!("seed {seed}: span {span} did not settle"));
+            comparison.outside.push(format!("seed {seed}: span {span} did not settle"));
             continue;
         };
         let (opened, closed) = (edges[0].effect_ns, edges[edges.len() - 1].effect_ns);
         if (account.opened_ns, account.closed_ns) != (opened, Some(closed)) {
-            tally.outside.push(format!("seed {seed}: span {span} has its edges at other instants"));
+            comparison.outside.push(format!("seed {seed}: span {span} has its edges at other instants"));
         }
-        compare(&mut tally, &simulation, seed, account, &truth[span], &simulation.scopes[span]);
+        compare(&mut comparison, &simulation, seed, account, &truth[span], &simulation.scopes[span]);
     }
-    tally
+    comparison
 }
 
 /// Compares each domain's share, the total, and each phase of an account.
 fn compare(
-    tally: &mut Tally,
+    comparison: &mut Comparison,
     simulation: &Simulation,
     seed: u64,
     account: &Account,
@@ -496,14 +496,14 @@ fn compare(
     let mut check = |what: &str, share: Option<u64>, error: Option<u64>, truth: f64| {
         let (share, error) = (share? as f64, error? as f64);
         let ratio = (share - truth).abs() / error;
-        tally.values += 1;
-        if ratio > tally.worst_ratio {
-            tally.worst_ratio = ratio;
+        comparison.values += 1;
+        if ratio > comparison.worst_ratio {
+            comparison.worst_ratio = ratio;
         }
         if ratio > 1.0 && !outside {
             outside = true;
             let span = &account.span;
-            tally.outside.push(format!(
+            comparison.outside.push(format!(
                 "seed {seed}: span {span}, {what}: share {share} truth {truth:.3} error {error}"
             ));
         }
@@ -527,9 +527,9 @@ fn compare(
         check("total", account.share_uj, account.error_uj, scope.iter().map(|domain| end[*domain]).sum());
     match total {
         Some(ratio) => {
-            tally.accounts += 1;
-            tally.ratios[((ratio * 20.0) as usize).min(19)] += 1;
+            comparison.accounts += 1;
+            comparison.ratios[((ratio * 20.0) as usize).min(19)] += 1;
         }
-        None => tally.without_guarantee += 1,
+        None => comparison.without_guarantee += 1,
     }
 }
