@@ -130,9 +130,9 @@ fn unsettled_share(
     match state.stage() {
         SpanDomainStage::Pending => {}
         SpanDomainStage::Open => {
-            let known_until_ns = timeline.interpolator.position_ns().max(opened_ns);
+            let known_until_ns = timeline.virtual_energy.position_ns.max(opened_ns);
             let pending_ns = end_ns.saturating_sub(known_until_ns);
-            let clock = timeline.interpolator.snapshot();
+            let clock = timeline.virtual_energy.snapshot();
             let energy = history.share + state.share(&clock);
             share.window_uj = Some(state.window_uj(&clock).max(whole_uj(energy)));
             share.share_uj = Some(whole_uj(energy));

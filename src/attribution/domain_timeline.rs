@@ -9,21 +9,21 @@ use std::collections::{BTreeMap, VecDeque};
 
 use wattspan_client::account::Balance;
 
-use super::edge_commit::{CommitContext, EdgeCommit};
+use super::edge_commit::{CommitContext, EdgeCommit, EdgeSnapshot};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
 use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, GroupError, bound_energy};
 use super::idle_power::IdlePower;
-use super::interpolator::{EdgeSnapshot, Interpolator};
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
-use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, SHARE_FRACTION_BITS, whole_uj};
+use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, whole_uj};
 use super::update_detector::{CounterUpdate, ExpectedUpdates, UpdateDetector};
+use super::virtual_energy::{TotalWeight, VirtualEnergy};
 use crate::domain::{Domain, EnergyReading, PowerLimit};
 
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
     pub domain: Domain,
-    pub interpolator: Interpolator,
+    pub virtual_energy: VirtualEnergy,
     pub settled_uj: u64,
     pub rounding_remainder: u128,
     pub cancelled: u128,
@@ -48,7 +48,7 @@ impl DomainTimeline {
         let no_update =
             CounterUpdate { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, uncertainty_uj: 0, gap: true };
         Self {
-            interpolator: Interpolator::default(),
+            virtual_energy: VirtualEnergy::default(),
             settled_uj: 0,
             rounding_remainder: 0,
             cancelled: 0,
@@ -114,16 +114,16 @@ impl DomainTimeline {
     }
 
     pub(crate) fn balance(&self) -> Balance {
-        let mask = (1_u128 << SHARE_FRACTION_BITS) - 1;
-        let clock = &self.interpolator.virtual_energy;
+        let mask = (1_u128 << ENERGY_FRACTION_BITS) - 1;
+        let clock = &self.virtual_energy;
         let running = clock.attributed
-            - (u128::from(self.settled_uj) << SHARE_FRACTION_BITS)
+            - (u128::from(self.settled_uj) << ENERGY_FRACTION_BITS)
             - self.rounding_remainder
             - self.cancelled;
         let rest = clock.unattributed + self.cancelled + self.rounding_remainder + (running & mask);
         Balance {
             domain: self.domain.name.clone(),
-            measured_uj: (clock.measured >> ENERGY_FRACTION_BITS) as u64,
+            measured_uj: whole_uj(clock.measured),
             attributed_uj: self.settled_uj + whole_uj(running),
             unattributed_uj: whole_uj(rest),
         }
@@ -177,10 +177,10 @@ impl DomainTimeline {
             if update.gap { 0 } else { update.energy_uj.saturating_sub(self.last_update.energy_uj) };
         let drift = self.add_step(update, rise_uj);
         let (was_idle, begin_ns) =
-            (self.interpolator.virtual_energy.total_weight.units == 0, self.interpolator.position_ns());
-        let (first_edge, inverse) = (self.next_edge, self.interpolator.virtual_energy.total_weight.inverse);
+            (self.virtual_energy.total_weight.units == 0, self.virtual_energy.position_ns);
+        let (first_edge, inverse) = (self.next_edge, self.virtual_energy.total_weight.inverse);
         self.advance_over_edges(limit_ns, queue);
-        self.interpolator.advance(limit_ns);
+        self.virtual_energy.advance(limit_ns);
         if !self.snapshots.is_empty() || drift != 0.0 {
             let group = self.bound_snapshots(inverse, update.gap);
             if drift != 0.0 {
@@ -207,7 +207,7 @@ impl DomainTimeline {
         } else {
             self.idle_power.reset_interval();
         }
-        self.error_bounds.drop_before(self.interpolator.position_ns());
+        self.error_bounds.drop_before(self.virtual_energy.position_ns);
         self.power_shape.drop_before(self.last_update.at_ns);
     }
 
@@ -222,16 +222,17 @@ impl DomainTimeline {
         let rise = (u128::from(rise_uj) << ENERGY_FRACTION_BITS).min(left);
         self.last_energy += rise;
         let mut begin = (self.last_update.at_ns, 0);
-        for point in self.power_shape.interpolation_points(self.last_update.at_ns, update.at_ns, rise) {
-            self.interpolator.add_step(begin.0, point.0, point.1 - begin.1, update.gap);
+        for point in self.power_shape.interpolation_points(self.last_update.at_ns, update.at_ns, rise >> 32) {
+            let point = (point.0, point.1 << 32);
+            self.virtual_energy.add_line(begin.0, point.0, point.1 - begin.1, update.gap);
             begin = point;
         }
-        self.interpolator.add_step(begin.0, update.at_ns, rise - begin.1, update.gap);
+        self.virtual_energy.add_line(begin.0, update.at_ns, rise - begin.1, update.gap);
         if !update.gap {
             self.error_bounds
                 .add_point(BoundPoint::new(update.early_ns, update.late_ns, self.last_energy), false);
         }
-        self.interpolator.set_idle_power(self.idle_power.power_mw());
+        self.virtual_energy.set_idle_power(self.idle_power.power_mw());
         self.last_update = update;
         drift_uj as f64
     }
@@ -242,7 +243,7 @@ impl DomainTimeline {
             if instant.at_ns >= limit_ns {
                 break;
             }
-            self.interpolator.advance(instant.at_ns);
+            self.virtual_energy.advance_by(&instant.virtual_time);
             if (instant.any_scope >> self.index) & 1 == 1 {
                 self.apply_instant(instant, queue);
             }
@@ -258,14 +259,14 @@ impl DomainTimeline {
         } else {
             self.weight_change(instant, queue)
         };
-        let clock = &mut self.interpolator.virtual_energy;
-        let (before, after) =
-            (clock.total_weight, clock.total_weight.changed_by(weight_change, instant.total_weight));
+        let clock = &mut self.virtual_energy;
+        let before = clock.total_weight;
+        let after = TotalWeight::new(before.units.wrapping_add(weight_change));
         clock.total_weight = after;
         self.snapshots.push(EdgeSnapshot {
             at_ns: instant.at_ns,
-            estimate: bound_energy(self.interpolator.virtual_energy.measured),
-            clock: self.interpolator.snapshot(),
+            estimate: bound_energy(clock.measured),
+            clock: clock.snapshot(),
             inverse_before: before.inverse,
             inverse_after: after.inverse,
             uncertainty: 0.0,
@@ -326,7 +327,7 @@ impl DomainTimeline {
             self.cancelled += share;
         } else {
             self.settled_uj += whole_uj(share);
-            self.rounding_remainder += share & ((1 << SHARE_FRACTION_BITS) - 1);
+            self.rounding_remainder += share & ((1 << ENERGY_FRACTION_BITS) - 1);
         }
     }
 }

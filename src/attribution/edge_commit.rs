@@ -6,10 +6,37 @@
 
 use super::edge_queue::{Edge, EdgeKind};
 use super::error_bounds::{GroupError, difference, share_fraction, smaller};
-use super::interpolator::EdgeSnapshot;
 use super::span::{
     PhaseEnd, SpanDomainState, SpanTable, StepError, add_accumulated_error, stored_accumulated_error,
 };
+use super::virtual_energy::ClockSnapshot;
+
+/// One instant of a group of edges, as the domain passed it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EdgeSnapshot {
+    pub at_ns: u64,
+    /// The interpolated energy, in the unit of `bound_energy`.
+    pub estimate: u64,
+    pub clock: ClockSnapshot,
+    /// 1/W before and after the instant.
+    pub inverse_before: f64,
+    pub inverse_after: f64,
+    /// The largest difference between the true energy and the estimate, µJ.
+    pub uncertainty: f64,
+    /// The parts of the source's own uncertainty of the step that can lie before and after this instant, µJ.
+    pub drift: (f64, f64),
+    /// The indices of its edges: from `first_edge` up to `end_edge`.
+    pub first_edge: u64,
+    pub end_edge: u64,
+}
+
+impl EdgeSnapshot {
+    /// The slice of the group's edges that belong to this instant.
+    #[inline]
+    pub(crate) fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
+        &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
+    }
+}
 
 /// The commit of one complete group of one domain. Errors are in µJ.
 #[derive(Debug)]

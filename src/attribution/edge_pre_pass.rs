@@ -6,15 +6,16 @@
 
 use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue, first_instant};
 use super::span::SpanTable;
-use super::virtual_energy::TotalWeight;
+use super::virtual_energy::{TotalWeight, VirtualTime};
 
 #[derive(Debug, Default)]
 pub(crate) struct EdgePrePass {
     concurrency: PeakConcurrency,
     /// The index of the first edge that is not visited yet.
     pub next_edge: u64,
-    /// The total weight of the open spans.
+    /// The total weight of the open spans since the last instant.
     total_weight: TotalWeight,
+    last_instant_ns: u64,
     /// Slots of spans whose weight history is to be folded.
     pub spans_to_fold: Vec<u32>,
 }
@@ -35,6 +36,7 @@ impl EdgePrePass {
             let (edges, rest) = pending.split_at_mut(length);
             let mut instant = EdgeInstant {
                 at_ns,
+                virtual_time: VirtualTime::new(self.last_instant_ns, at_ns, self.total_weight),
                 first_edge: self.next_edge,
                 end_edge: self.next_edge,
                 any_scope: 0,
@@ -107,6 +109,7 @@ impl EdgePrePass {
                 TotalWeight::new(self.total_weight.units.wrapping_add(instant.weight_change));
         }
         (self.next_edge, self.total_weight) = (instant.end_edge, instant.total_weight);
+        self.last_instant_ns = instant.at_ns;
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns every edge that some domain has not passed yet. Invariant: the queue is sorted by (time, kind), whatever the
 //! order of the messages. An edge is only inserted after the settled time, so never before a domain's position.
 
-use super::virtual_energy::TotalWeight;
+use super::virtual_energy::{TotalWeight, VirtualTime};
 
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +38,8 @@ pub(crate) struct Edge {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeInstant {
     pub at_ns: u64,
+    /// ΔH since the instant before it, for a domain that all open spans use.
+    pub virtual_time: VirtualTime,
     /// The indices of its edges: from `first_edge` up to `end_edge`.
     pub first_edge: u64,
     pub end_edge: u64,
@@ -46,7 +48,7 @@ pub(crate) struct EdgeInstant {
     pub all_scope: u64,
     /// The change of the total weight, wrapping.
     pub weight_change: u64,
-    /// The total weight of all spans after the instant: that of a domain that all spans use.
+    /// The total weight of all spans after the instant.
     pub total_weight: TotalWeight,
 }
 

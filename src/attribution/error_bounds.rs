@@ -209,7 +209,8 @@ impl ErrorBounds {
     }
 }
 
-/// The error of G from the remainders of a group's divisions by W, µJ per unit of weight: 2^-63 for each of 2^23.
+/// The error of G from the remainders of a group's divisions, µJ per unit of weight: (P + 1) · 2^-64 for each of
+/// 2^24 / (P + 1) intervals, with P in µJ per nanosecond.
 const REMAINDER_ERROR_UJ: f64 = 1.0 / (1_u64 << 40) as f64;
 
 /// A power in µJ per nanosecond.

@@ -15,7 +15,6 @@ mod edge_queue;
 mod error_bounds;
 pub(crate) mod footprint;
 mod idle_power;
-mod interpolator;
 mod power_shape;
 mod process_share;
 mod request;

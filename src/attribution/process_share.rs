@@ -217,8 +217,7 @@ impl ProcessShares {
         let mut full = None;
         for (domain, timeline) in timelines.iter().enumerate() {
             let Some(basis) = self.split_domains[domain].basis else { continue };
-            let (at_ns, g) =
-                (timeline.interpolator.position_ns(), timeline.interpolator.virtual_energy.coarse_g());
+            let (at_ns, g) = (timeline.virtual_energy.position_ns, timeline.virtual_energy.coarse_g());
             let last = self.split_domains[domain].rows.back().copied();
             if last.is_none_or(|last| at_ns >= last.at_ns + ROW_INTERVAL_NS) {
                 self.split_domains[domain].rows.push_back(VirtualEnergyRow { at_ns, g });
@@ -333,8 +332,8 @@ impl ProcessShares {
         });
         let (mut process_g, mut roundings) = (base_g.copied().unwrap_or(0), 0);
         let now = VirtualEnergyRow {
-            at_ns: timeline.interpolator.position_ns(),
-            g: timeline.interpolator.virtual_energy.coarse_g(),
+            at_ns: timeline.virtual_energy.position_ns,
+            g: timeline.virtual_energy.coarse_g(),
         };
         let mut g = split_domain.rows[here].g;
         for at in base..=here {
@@ -380,7 +379,7 @@ impl ProcessShares {
         let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
         let basis = self.split_domains[domain].basis?;
         let (from_ns, to_ns) =
-            (span.opened_ns, end_ns.min(timeline.interpolator.position_ns()).max(span.opened_ns));
+            (span.opened_ns, end_ns.min(timeline.virtual_energy.position_ns).max(span.opened_ns));
         let usage = entry.usage.get(basis)?;
         let (first_ns, last_ns) =
             (usage.known_since_ns(from_ns, to_ns)?, self.bases[basis].last_sample_ns()?);

@@ -329,7 +329,7 @@ pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
 /// The difference of two stored accumulated errors times a weight, µJ.
 #[inline]
 pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> f64 {
-    // Both values were rounded down: one unit compensates for it, and for 2^39 remainders of divisions by W besides.
+    // Both values were rounded down: one unit compensates for it, and for 2^40 / (P + 1) remainders besides.
     let rise = accumulated.wrapping_sub(since) as i64 as f64 + 1.0;
     rise * weight as i64 as f64 * (1.0 / (1_u64 << STORED_FRACTION_BITS) as f64)
 }

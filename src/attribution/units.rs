@@ -1,16 +1,14 @@
 //! Units of energy, error and weight, and the conversions between them.
 //!
-//! Energy is an integer in *energy units* of 2^-32 µJ, a share in 2^-64 µJ, a weight in 2^-16. An error is a double in µJ. Invariant: energy
-//! is never a double, and an error rounds up. Only the ratios of weights count, so a weight that the unit cannot hold is
+//! Energy is an integer in *energy units* of 2^-64 µJ, a weight in 2^-16. An error is a double in µJ. Invariant: energy is
+//! never a double, and an error rounds up. Only the ratios of weights count, so a weight that the unit cannot hold is
 //! refused with a hint.
 
 use super::request::AttributionError;
 
 /// Energy units in a microjoule, as a power of two.
-pub(crate) const ENERGY_FRACTION_BITS: u32 = 32;
-/// Units of a share in a microjoule, as a power of two.
-pub(crate) const SHARE_FRACTION_BITS: u32 = 64;
-/// The largest energy of a domain: twice of it fits a `u64` in µJ, and a `u128` as a share. At 1 MW, it is used in 292,000
+pub(crate) const ENERGY_FRACTION_BITS: u32 = 64;
+/// The largest energy of a domain: twice of it fits a `u64` in µJ, and a `u128` in energy units. At 1 MW, it is used in 292,000
 /// years, so that only a broken source reaches it; its energy counts no further.
 pub(crate) const MAX_ENERGY_UJ: u64 = 1 << 63;
 /// An error from which no guarantee is given, µJ: far above any energy of a step, far below the largest in an `i64`.
@@ -18,10 +16,10 @@ pub(crate) const UNBOUNDED_ERROR_UJ: f64 = (1_u64 << 46) as f64;
 /// Weight units in a weight of 1.
 pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
 
-/// A share in whole microjoules, rounded down.
+/// An energy in whole microjoules, rounded down.
 #[inline]
-pub(crate) fn whole_uj(share: u128) -> u64 {
-    (share >> SHARE_FRACTION_BITS) as u64
+pub(crate) fn whole_uj(energy: u128) -> u64 {
+    (energy >> ENERGY_FRACTION_BITS) as u64
 }
 
 /// An error in whole microjoules, rounded up; `None` where no guarantee can be given. An error is the result of far fewer

@@ -147,7 +147,7 @@ impl UpdateDetector {
         after_ns: u64,
         reading: &EnergyReading,
     ) -> Option<CounterUpdate> {
-        if before_ns < self.last_update_ns || after_ns < before_ns {
+        if before_ns < self.last_update_ns || after_ns < before_ns || after_ns == self.last_update_ns {
             return None;
         }
         self.last_reading_ns = after_ns;

@@ -1,106 +1,175 @@
-//! The splitting rule: energy per unit of weight, in integers.
+//! The splitting rule: virtual time and virtual energy of one domain, in integers.
 //!
-//! For one domain, `g` is the integral of dE/W over the time with open weight. A span of weight w gets
-//! w·(g(close) − g(open)). The work per edge is constant for any number of open spans: this is the virtual time of
-//! weighted fair queueing (H = ∫dt/W), with energy in place of time. Invariant, in integers:
-//! `measured = attributed + unattributed`, where `attributed` is the sum of W·dg, and `unattributed` the energy while no
-//! weight was open and the remainders of the divisions by W.
-//!
-//! Units: `units.rs`; `g` in 2^-64 µJ per unit of weight.
+//! The interpolant Ê is a sequence of straight lines, each of a power P. While W is constant, virtual time H grows by
+//! ΔH = Δt / W and virtual energy G by ΔG = P · ΔH; a span of weight w gets w · (G(close) − G(open)). Domains with the same
+//! open spans share ΔH, and the work per edge is constant for any number of open spans. Invariant: `measured =
+//! attributed + unattributed`, where `attributed` is the sum of W · ΔG, and `unattributed` the energy while no weight was
+//! open and the remainders of the divisions. No energy flows in a gap, and its time counts as unknown.
 
-use super::units::{ENERGY_FRACTION_BITS, SHARE_FRACTION_BITS};
+use std::collections::VecDeque;
 
-/// The virtual energy clock of one domain.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct VirtualEnergy {
-    /// Energy per unit of weight, and the part of it that is idle.
-    pub g: u128,
-    pub idle_g: u128,
-    /// The whole energy, with or without open weight, energy units.
-    pub measured: u128,
-    /// The parts of `measured` that spans got and that they did not get, 2^-64 µJ.
-    pub attributed: u128,
-    pub unattributed: u128,
-    pub total_weight: TotalWeight,
-}
+use super::units::ENERGY_FRACTION_BITS;
 
-/// From energy units to the unit of `g`.
-const DIVIDEND_SHIFT: u32 = SHARE_FRACTION_BITS - ENERGY_FRACTION_BITS;
-
-/// W, the sum of the weights of the open spans, and its inverse.
+/// W, the sum of the weights of the open spans.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct TotalWeight {
     pub units: u64,
     /// 1/W, for errors; 0 while no weight is open.
     pub inverse: f64,
-    /// 1/W, for energy, with 64 significant bits: (2^127 − 1) / (W · 2^k), rounded down, where k leading zeros of W make
-    /// its highest bit one; 0 while no weight is open.
-    reciprocal: u64,
-    /// The shift that turns energy × `reciprocal` into energy / W in the unit of `g`.
-    shift: u32,
 }
 
 impl TotalWeight {
     #[inline]
     pub(crate) fn new(units: u64) -> Self {
-        if units == 0 {
-            return Self::default();
-        }
-        let zeros = units.leading_zeros();
-        Self {
-            units,
-            inverse: 1.0 / units as i64 as f64,
-            reciprocal: (((1_u128 << 127) - 1) / u128::from(units << zeros)) as u64,
-            shift: 127 - DIVIDEND_SHIFT - zeros,
-        }
-    }
-
-    /// The weight changed by `weight_change`. Nearly always, it is then the weight `of_all` spans, whose inverse is
-    /// known.
-    #[inline]
-    pub(crate) fn changed_by(self, weight_change: u64, of_all: Self) -> Self {
-        let units = self.units.wrapping_add(weight_change);
-        if units == of_all.units { of_all } else { Self::new(units) }
-    }
-
-    /// energy / W in the unit of `g`, without a division where the energy fits a word, which is nearly always. It is
-    /// never too large, and too small by less than 2 and 2^-62 of it.
-    #[inline]
-    fn quotient(self, energy: u128) -> u128 {
-        if energy >> 64 != 0 {
-            return (energy << DIVIDEND_SHIFT).checked_div(u128::from(self.units)).unwrap_or(0);
-        }
-        (energy * u128::from(self.reciprocal)) >> self.shift
+        Self { units, inverse: if units == 0 { 0.0 } else { 1.0 / units as i64 as f64 } }
     }
 }
 
-impl VirtualEnergy {
-    /// Adds `energy` at constant weight; `idle` is its idle part. Both are in energy units.
+/// An interval of constant W, and ΔH in it, 2^-64 ns per unit of weight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VirtualTime {
+    pub from_ns: u64,
+    pub to_ns: u64,
+    pub total_weight: TotalWeight,
+    pub rise: u128,
+}
+
+impl VirtualTime {
     #[inline]
-    pub(crate) fn add_energy(&mut self, energy: u128, idle: u128) {
-        let rise = self.total_weight.quotient(energy);
-        // Not by subtraction from the shares, which would hide a wrong W: spans get w · `rise` each.
-        let attributed = rise * u128::from(self.total_weight.units);
-        self.measured += energy;
-        self.g += rise;
-        self.attributed += attributed;
-        self.unattributed += (energy << DIVIDEND_SHIFT) - attributed;
-        if idle != 0 {
-            self.idle_g += self.total_weight.quotient(idle.min(energy));
+    pub(crate) fn new(from_ns: u64, to_ns: u64, total_weight: TotalWeight) -> Self {
+        // ΔH = Δt / W, rounded down; 0 while no weight is open.
+        let elapsed = u128::from(to_ns.saturating_sub(from_ns)) << 64;
+        let rise = elapsed.checked_div(u128::from(total_weight.units)).unwrap_or(0);
+        Self { from_ns, to_ns, total_weight, rise }
+    }
+}
+
+/// A straight line of Ê, from the end of the line before it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Line {
+    to_ns: u64,
+    /// P, rounded down, 2^-64 µJ per nanosecond; and the energy that the rounding leaves at the end of the line.
+    power: u128,
+    remainder: u128,
+    gap: bool,
+}
+
+/// The position of one domain on its lines, and its sums up to there. Energies are in 2^-64 µJ.
+#[derive(Debug, Default)]
+pub(crate) struct VirtualEnergy {
+    /// G, the energy per unit of weight, and the part of it that is idle.
+    pub g: u128,
+    pub idle_g: u128,
+    /// The whole energy Ê, and the parts of it that spans got and that they did not get.
+    pub measured: u128,
+    pub attributed: u128,
+    pub unattributed: u128,
+    pub total_weight: TotalWeight,
+    /// Everything before this instant is final.
+    pub position_ns: u64,
+    /// The time in gaps.
+    unknown_ns: u64,
+    line: Line,
+    pending_lines: VecDeque<Line>,
+    /// 2^-64 µJ per nanosecond.
+    idle_power: u128,
+}
+
+/// ΔG = P · ΔH, rounded down.
+#[inline]
+fn product(power: u128, virtual_time: u128) -> u128 {
+    let split = |value: u128| (value >> 64, value & u128::from(u64::MAX));
+    let ((power, power_low), (time, time_low)) = (split(power), split(virtual_time));
+    ((power * time) << 64) + power * time_low + power_low * time + ((power_low * time_low) >> 64)
+}
+
+impl VirtualEnergy {
+    /// Sets the idle power for the time from the position on.
+    pub(crate) fn set_idle_power(&mut self, power_mw: Option<u64>) {
+        self.idle_power = power_mw.map_or(0, |mw| (u128::from(mw) << ENERGY_FRACTION_BITS) / 1_000_000);
+    }
+
+    /// Adds a line to `to_ns` with this energy, or a gap.
+    pub(crate) fn add_line(&mut self, from_ns: u64, to_ns: u64, energy: u128, gap: bool) {
+        let length_ns = u128::from(to_ns.saturating_sub(from_ns));
+        let power = energy.checked_div(length_ns).unwrap_or(0);
+        let remainder = energy - power * length_ns;
+        self.pending_lines.push_back(Line { to_ns, power, remainder, gap });
+    }
+
+    /// Advances the position to `to_ns` along the lines.
+    pub(crate) fn advance(&mut self, to_ns: u64) {
+        while self.position_ns < to_ns {
+            if self.position_ns >= self.line.to_ns {
+                let Some(line) = self.pending_lines.pop_front() else { return };
+                self.line = line;
+            } else {
+                let until_ns = to_ns.min(self.line.to_ns);
+                let time = VirtualTime::new(self.position_ns, until_ns, self.total_weight);
+                self.advance_on_line(until_ns, time.rise);
+            }
         }
     }
 
-    /// `g` in energy units per unit of weight, for products with a time.
+    /// Advances the position to the end of an interval, whose ΔH is that of this domain if W and the begin are the same.
+    #[inline]
+    pub(crate) fn advance_by(&mut self, time: &VirtualTime) {
+        let shared = self.position_ns == time.from_ns && self.total_weight.units == time.total_weight.units;
+        if shared && (self.position_ns..=self.line.to_ns).contains(&time.to_ns) {
+            self.advance_on_line(time.to_ns, time.rise);
+        } else {
+            self.advance(time.to_ns);
+        }
+    }
+
+    /// Advances the position to `to_ns`, which is not after the end of the line. ΔH is `virtual_time`.
+    #[inline]
+    fn advance_on_line(&mut self, to_ns: u64, virtual_time: u128) {
+        let elapsed_ns = to_ns - self.position_ns;
+        self.position_ns = to_ns;
+        if self.line.gap {
+            self.unknown_ns += elapsed_ns;
+        }
+        let energy = self.line.power * u128::from(elapsed_ns);
+        let rise = product(self.line.power, virtual_time);
+        // Not by subtraction from the shares, which would hide a wrong W: spans get w · `rise` each.
+        let attributed = rise * u128::from(self.total_weight.units);
+        self.g += rise;
+        self.measured += energy;
+        self.attributed += attributed;
+        self.unattributed += energy - attributed;
+        if self.idle_power != 0 {
+            self.idle_g += product(self.idle_power.min(self.line.power), virtual_time);
+        }
+        if to_ns == self.line.to_ns {
+            let remainder = std::mem::take(&mut self.line.remainder);
+            self.measured += remainder;
+            self.unattributed += remainder;
+        }
+    }
+
+    /// `g` in 2^-32 µJ per unit of weight, for products with a time.
     pub(crate) fn coarse_g(&self) -> u128 {
-        self.g >> DIVIDEND_SHIFT
+        self.g >> 32
+    }
+
+    /// A snapshot at the position.
+    #[inline]
+    pub(crate) fn snapshot(&self) -> ClockSnapshot {
+        ClockSnapshot {
+            g: self.g,
+            energy: (self.measured >> ENERGY_SHIFT) as u64,
+            idle_g: (self.idle_g >> IDLE_SHIFT) as u64,
+            unknown_ns: self.unknown_ns,
+        }
     }
 }
 
 /// The bits that a snapshot drops: it stores energy in 2^-8 µJ and the idle part in 2^-20 µJ.
 pub(crate) const ENERGY_SHIFT: u32 = ENERGY_FRACTION_BITS - 8;
-pub(crate) const IDLE_SHIFT: u32 = SHARE_FRACTION_BITS - 20;
+pub(crate) const IDLE_SHIFT: u32 = ENERGY_FRACTION_BITS - 20;
 
-/// A snapshot of a domain's clock.
+/// A snapshot of a domain's sums.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClockSnapshot {
     /// Energy per unit of weight, 2^-64 µJ.
@@ -111,18 +180,6 @@ pub(crate) struct ClockSnapshot {
     pub idle_g: u64,
     /// The time without readings.
     pub unknown_ns: u64,
-}
-
-impl ClockSnapshot {
-    #[inline]
-    pub(crate) fn of(clock: &VirtualEnergy, unknown_ns: u64) -> Self {
-        Self {
-            g: clock.g,
-            energy: (clock.measured >> ENERGY_SHIFT) as u64,
-            idle_g: (clock.idle_g >> IDLE_SHIFT) as u64,
-            unknown_ns,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -136,45 +193,52 @@ mod tests {
     }
 
     #[test]
-    fn energy_is_conserved_for_all_weights() {
-        let (mut clock, mut seed, mut unweighted) = (VirtualEnergy::default(), 1, 0);
+    fn energy_is_conserved_for_all_weights_and_little_is_left_of_divisions() {
+        let (mut clock, mut seed, mut from_ns, mut total) = (VirtualEnergy::default(), 1, 0, 0);
+        let (mut unweighted, mut remainders) = (0, 0);
         for step in 0..20_000_u64 {
-            let weight = if step % 7 == 0 { 0 } else { (next(&mut seed) >> 30) + 1 };
+            let weight = if step % 7 == 0 { 0 } else { (next(&mut seed) >> (30 + step % 30)) + 1 };
             clock.total_weight = TotalWeight::new(weight);
-            let energy = u128::from(next(&mut seed) >> 20) << (seed % 3 * 16);
-            clock.add_energy(energy, 0);
-            unweighted += if weight == 0 { energy << DIVIDEND_SHIFT } else { 0 };
-            assert_eq!(clock.measured << DIVIDEND_SHIFT, clock.attributed + clock.unattributed);
+            let energy = u128::from(next(&mut seed) >> 20) << (step % 3 * 16);
+            let length_ns = 1 + (next(&mut seed) >> (32 + step % 28));
+            clock.add_line(from_ns, from_ns + length_ns, energy, false);
+            from_ns += length_ns;
+            clock.advance(from_ns);
+            total += energy;
+            unweighted += if weight == 0 { energy } else { 0 };
+            // One unit for each unit of weight, and 2^-64 ns of P for each.
+            let power = energy / u128::from(length_ns);
+            remainders += u128::from(length_ns) + u128::from(weight) * (1 + (power >> 64) + 1);
+            assert_eq!(clock.measured, total);
+            assert_eq!(clock.measured, clock.attributed + clock.unattributed);
         }
-        // 20,000 remainders of less than two units of 2^-64 µJ for each unit of a weight below 2^34.
-        let remainders = clock.unattributed - unweighted;
-        assert!(remainders > 0 && remainders < 20_000 << 35, "{remainders}");
+        assert!(clock.unattributed > unweighted && clock.unattributed - unweighted < remainders);
     }
 
     #[test]
-    fn the_quotient_is_never_too_large_and_hardly_too_small() {
-        let mut seed = 5;
-        for _ in 0..100_000 {
-            let weight = (next(&mut seed) >> (11 + seed % 50)).max(1);
-            let energy = u128::from(next(&mut seed).rotate_left(23) >> (seed % 60)) << (seed % 5 * 7);
-            let quotient = TotalWeight::new(weight).quotient(energy);
-            let exact = (energy << DIVIDEND_SHIFT) / u128::from(weight);
-            assert!(quotient <= exact && exact - quotient < 2 + (exact >> 62), "{energy} / {weight}");
-        }
-        assert_eq!(TotalWeight::new(0).quotient(u128::from(u64::MAX) << 20), 0);
+    fn a_product_is_exact_but_for_its_last_digit() {
+        let max = u128::from(u64::MAX);
+        assert_eq!(product(7 << 64, 9), 63);
+        assert_eq!(product(3, 1 << 63), 1);
+        assert_eq!(product(max, max), max - 1);
+        assert_eq!(product(5 << 64, 3 << 64), 15 << 64);
+        assert_eq!(product(1 << 126, 1 << 64), 1 << 126);
     }
 
     #[test]
     fn a_lone_span_gets_everything_but_less_than_a_millionth_of_a_microjoule() {
         let mut clock =
             VirtualEnergy { total_weight: TotalWeight::new(WEIGHT_ONE), ..VirtualEnergy::default() };
-        let begin = clock.g;
-        for _ in 0..1000 {
-            clock.add_energy(100_001 << ENERGY_FRACTION_BITS, 40_000 << ENERGY_FRACTION_BITS);
+        clock.set_idle_power(Some(40_000));
+        for step in 0..1_000_u64 {
+            // 100.001 W for 1 ms, and a position inside each line.
+            clock.add_line(step * 1_000_000, (step + 1) * 1_000_000, 100_001 << ENERGY_FRACTION_BITS, false);
+            clock.advance(step * 1_000_000 + 333_333);
         }
-        let share = (clock.g - begin) * u128::from(WEIGHT_ONE);
-        assert_eq!((share + (1 << 44)) >> SHARE_FRACTION_BITS, 100_001_000);
-        let idle = (clock.idle_g * u128::from(WEIGHT_ONE)) >> SHARE_FRACTION_BITS;
+        clock.advance(1_000_000_000);
+        let share = clock.g * u128::from(WEIGHT_ONE);
+        assert_eq!((share + (1 << 44)) >> ENERGY_FRACTION_BITS, 100_001_000);
+        let idle = (clock.idle_g * u128::from(WEIGHT_ONE)) >> ENERGY_FRACTION_BITS;
         assert!((39_999_999..=40_000_000).contains(&idle), "{idle}");
     }
 }

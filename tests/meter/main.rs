@@ -16,6 +16,8 @@ mod ground_truth;
 #[cfg(target_os = "linux")]
 #[path = "../support/programs.rs"]
 mod programs;
+#[path = "../support/simulated_accounts.rs"]
+mod simulated_accounts_support;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -43,6 +45,7 @@ mod perf_source;
 mod powercap_trees;
 mod process_shares;
 mod recorded_machine;
+mod simulated_accounts;
 mod simulated_machine;
 #[cfg(target_os = "linux")]
 mod slow_sources;
