@@ -13,7 +13,7 @@ use super::clock_record::{self, DomainClock, ShareBasis};
 use super::domain_timeline::DomainTimeline;
 use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
-use super::process_share::ProcessShares;
+use super::process_share::{FullRows, ProcessShares};
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
 use super::span::{self, SlotState, Span, SpanTable};
 use super::units::weight_units;
@@ -484,8 +484,8 @@ impl Attributor {
             }
             timeline.settle(horizon_ns, &self.queue, &mut self.spans, &mut self.settled_slots);
         }
-        if let Some((domain, before_ns)) = self.process_shares.record_rows(&self.timelines) {
-            self.drop_oldest_rows(domain, before_ns);
+        if let Some(full) = self.process_shares.record_rows(&self.timelines) {
+            self.drop_oldest_rows(full);
         }
         while let Some(slot) = self.pre_pass.spans_to_fold.pop() {
             self.fold_weights(slot);
@@ -504,15 +504,21 @@ impl Attributor {
 
     /// Drops a domain's oldest rows, after saving what long spans need of them.
     #[cold]
-    fn drop_oldest_rows(&mut self, domain: usize, before_ns: u64) {
+    fn drop_oldest_rows(&mut self, full: FullRows) {
+        let domain = full.domain;
+        let mut changed = Vec::new();
+        // One look at each span: the time that this takes is a delay for all clients.
         for (key, span) in self.spans.iter() {
-            let is_split = span.subject != 0 && (span.scope >> domain) & 1 == 1;
-            if is_split && span.opened_ns <= before_ns {
+            if span.subject == 0 {
+                continue;
+            }
+            if span.uses(domain) && full.are_needed_by(span.opened_ns) {
                 self.process_shares.record_opening_point(domain, key, span, &self.timelines);
             }
+            if span.has_weight_intervals() {
+                changed.push(slot_of(key));
+            }
         }
-        let changed = |(key, span): (SpanKey, &Span)| span.has_weight_intervals().then_some(slot_of(key));
-        let changed: Vec<u32> = self.spans.iter().filter_map(changed).collect();
         changed.into_iter().for_each(|slot| self.fold_weights(slot));
         self.process_shares.drop_oldest_rows(domain);
     }
