@@ -561,10 +561,17 @@ impl Attributor {
         !self.settled_slots.is_empty()
     }
 
-    /// The earliest instant at which [`Attributor::settle`] can return a span; `None` while no span is closing.
+    /// The earliest instant at which [`Attributor::settle`] can return a span; `None` while no span is closing. A span settles
+    /// once the horizon has reached the first counter update after its close; while that is unknown, a millisecond later.
     pub fn next_settle_ns(&self) -> Option<u64> {
+        const UNKNOWN_UPDATE_NS: u64 = 1_000_000;
         let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
-        Some(if due_ns > self.last_settle_ns { due_ns } else { self.last_settle_ns + 1_000_000 })
+        if due_ns > self.last_settle_ns {
+            return Some(due_ns);
+        }
+        let next = self.timelines.iter().filter_map(|timeline| timeline.next_horizon_ns(&self.queue)).min();
+        let due_ns = next.map(|limit_ns| limit_ns + self.settings.horizon_ns);
+        Some(due_ns.unwrap_or(self.last_settle_ns + UNKNOWN_UPDATE_NS).max(self.last_settle_ns + 1))
     }
 
     /// The time before which a message has no effect.
@@ -719,6 +726,37 @@ mod tests {
         let other = attributor.open(now_ns, NewSpan::new("other", now_ns)).unwrap();
         attributor.set_weight(now_ns, other, 2.0, now_ns).unwrap();
         attributor.close(now_ns, key, now_ns, BTreeMap::new(), false).unwrap();
+    }
+
+    #[test]
+    fn a_known_counter_update_after_the_close_tells_when_the_span_settles() {
+        let (mut attributor, mut now_ns) = (one_domain(), NOW_NS);
+        let key = attributor.open(now_ns, NewSpan::new("s", now_ns)).unwrap();
+        settle_until(&mut attributor, &mut now_ns, NOW_NS + 20_000_000);
+        let close_ns = now_ns + 300_000;
+        attributor.close(close_ns, key, close_ns, BTreeMap::new(), false).unwrap();
+        let horizon_ns = attributor.settings.horizon_ns;
+        assert_eq!(attributor.next_settle_ns(), Some(close_ns + horizon_ns + 1));
+        let read = |attributor: &mut Attributor, at_ns: u64| {
+            let reading = EnergyReading { valid: true, energy_uj: at_ns / 1000, ..EnergyReading::default() };
+            attributor.add_reading(0, at_ns - 100, at_ns, &reading);
+        };
+        // Read just before and after the update; it may have been right after the first of them.
+        let before_ns = close_ns + 400_000;
+        read(&mut attributor, close_ns - 100_000);
+        let reading =
+            EnergyReading { valid: true, energy_uj: (close_ns - 100_000) / 1000, ..EnergyReading::default() };
+        attributor.add_reading(0, before_ns - 100, before_ns, &reading);
+        read(&mut attributor, close_ns + 450_000);
+        let mut settled = Vec::new();
+        attributor.settle(close_ns + horizon_ns + 1, &mut settled);
+        let due_ns = attributor.next_settle_ns().unwrap();
+        assert!((close_ns + 300_000..close_ns + 450_000).contains(&(due_ns - horizon_ns)), "{due_ns}");
+        attributor.settle(due_ns - 1, &mut settled);
+        assert!(settled.is_empty(), "too early");
+        attributor.settle(due_ns, &mut settled);
+        assert_eq!(settled.len(), 1);
+        assert_eq!(attributor.next_settle_ns(), None);
     }
 
     #[test]
