@@ -15,7 +15,7 @@ use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
 use super::process_share::{FullRows, ProcessShares};
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
-use super::span::{self, SlotState, Span, SpanTable};
+use super::span::{self, SlotState, SpanTable};
 use super::units::weight_units;
 use super::update_detector::ExpectedUpdates;
 use crate::domain::{Domain, EnergyReading, PowerLimit};
