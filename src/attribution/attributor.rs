@@ -13,9 +13,9 @@ use super::clock_record::{self, DomainClock, ShareBasis};
 use super::domain_timeline::DomainTimeline;
 use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
-use super::process_share::ProcessShares;
+use super::process_share::{FullRows, ProcessShares};
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
-use super::span::{self, SlotState, Span, SpanTable};
+use super::span::{self, SlotState, SpanTable};
 use super::units::weight_units;
 use super::update_detector::ExpectedUpdates;
 use crate::domain::{Domain, EnergyReading, PowerLimit};
@@ -487,8 +487,8 @@ impl Attributor {
             }
             timeline.settle(horizon_ns, &self.queue, &mut self.spans, &mut self.settled_slots);
         }
-        if let Some((domain, before_ns)) = self.process_shares.record_rows(&self.timelines) {
-            self.drop_oldest_rows(domain, before_ns);
+        if let Some(full) = self.process_shares.record_rows(&self.timelines) {
+            self.drop_oldest_rows(full);
         }
         while let Some(slot) = self.pre_pass.spans_to_fold.pop() {
             self.fold_weights(slot);
@@ -507,15 +507,21 @@ impl Attributor {
 
     /// Drops a domain's oldest rows, after saving what long spans need of them.
     #[cold]
-    fn drop_oldest_rows(&mut self, domain: usize, before_ns: u64) {
+    fn drop_oldest_rows(&mut self, full: FullRows) {
+        let domain = full.domain;
+        let mut changed = Vec::new();
+        // One look at each span: the time that this takes is a delay for all clients.
         for (key, span) in self.spans.iter() {
-            let is_split = span.subject != 0 && (span.scope >> domain) & 1 == 1;
-            if is_split && span.opened_ns <= before_ns {
+            if span.subject == 0 {
+                continue;
+            }
+            if span.uses(domain) && full.are_needed_by(span.opened_ns) {
                 self.process_shares.record_opening_point(domain, key, span, &self.timelines);
             }
+            if span.has_weight_intervals() {
+                changed.push(slot_of(key));
+            }
         }
-        let changed = |(key, span): (SpanKey, &Span)| span.has_weight_intervals().then_some(slot_of(key));
-        let changed: Vec<u32> = self.spans.iter().filter_map(changed).collect();
         changed.into_iter().for_each(|slot| self.fold_weights(slot));
         self.process_shares.drop_oldest_rows(domain);
     }
@@ -558,8 +564,9 @@ impl Attributor {
         !self.settled_slots.is_empty()
     }
 
-    /// The earliest instant at which [`Attributor::settle`] can usefully be called for a span that is closing; `None` while
-    /// none is. A span that waits for a slow counter is looked for the less often the longer it has waited.
+    /// The earliest instant at which [`Attributor::settle`] can return a span; `None` while no span is closing. A span settles
+    /// once the horizon has reached the first counter update after its close. While that is unknown, it is looked for the less
+    /// often the longer it has waited.
     pub fn next_settle_ns(&self) -> Option<u64> {
         const MIN_PAUSE_NS: u64 = 1_000_000;
         const MAX_PAUSE_NS: u64 = 10_000_000;
@@ -567,8 +574,11 @@ impl Attributor {
         if due_ns > self.last_settle_ns {
             return Some(due_ns);
         }
+        let next = self.timelines.iter().filter_map(|timeline| timeline.next_horizon_ns(&self.queue)).min();
+        let due_ns = next.map(|limit_ns| limit_ns + self.settings.horizon_ns);
         let waited_ns = self.last_settle_ns.saturating_sub(self.newest_close_ns + self.settings.horizon_ns);
-        Some(self.last_settle_ns + (waited_ns / 4).clamp(MIN_PAUSE_NS, MAX_PAUSE_NS))
+        let pause_ns = (waited_ns / 4).clamp(MIN_PAUSE_NS, MAX_PAUSE_NS);
+        Some(due_ns.unwrap_or(self.last_settle_ns + pause_ns).max(self.last_settle_ns + 1))
     }
 
     /// The time before which a message has no effect.
@@ -751,6 +761,37 @@ mod tests {
         let other = attributor.open(now_ns, NewSpan::new("other", now_ns)).unwrap();
         attributor.set_weight(now_ns, other, 2.0, now_ns).unwrap();
         attributor.close(now_ns, key, now_ns, BTreeMap::new(), false).unwrap();
+    }
+
+    #[test]
+    fn a_known_counter_update_after_the_close_tells_when_the_span_settles() {
+        let (mut attributor, mut now_ns) = (one_domain(), NOW_NS);
+        let key = attributor.open(now_ns, NewSpan::new("s", now_ns)).unwrap();
+        settle_until(&mut attributor, &mut now_ns, NOW_NS + 20_000_000);
+        let close_ns = now_ns + 300_000;
+        attributor.close(close_ns, key, close_ns, BTreeMap::new(), false).unwrap();
+        let horizon_ns = attributor.settings.horizon_ns;
+        assert_eq!(attributor.next_settle_ns(), Some(close_ns + horizon_ns + 1));
+        let read = |attributor: &mut Attributor, at_ns: u64| {
+            let reading = EnergyReading { valid: true, energy_uj: at_ns / 1000, ..EnergyReading::default() };
+            attributor.add_reading(0, at_ns - 100, at_ns, &reading);
+        };
+        // Read just before and after the update; it may have been right after the first of them.
+        let before_ns = close_ns + 400_000;
+        read(&mut attributor, close_ns - 100_000);
+        let reading =
+            EnergyReading { valid: true, energy_uj: (close_ns - 100_000) / 1000, ..EnergyReading::default() };
+        attributor.add_reading(0, before_ns - 100, before_ns, &reading);
+        read(&mut attributor, close_ns + 450_000);
+        let mut settled = Vec::new();
+        attributor.settle(close_ns + horizon_ns + 1, &mut settled);
+        let due_ns = attributor.next_settle_ns().unwrap();
+        assert!((close_ns + 300_000..close_ns + 450_000).contains(&(due_ns - horizon_ns)), "{due_ns}");
+        attributor.settle(due_ns - 1, &mut settled);
+        assert!(settled.is_empty(), "too early");
+        attributor.settle(due_ns, &mut settled);
+        assert_eq!(settled.len(), 1);
+        assert_eq!(attributor.next_settle_ns(), None);
     }
 
     #[test]

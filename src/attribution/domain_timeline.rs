@@ -145,6 +145,19 @@ impl DomainTimeline {
         }
     }
 
+    /// The next counter update that is not passed, with the instant from which the horizon lets it pass.
+    fn next_update(&self) -> Option<(CounterUpdate, u64)> {
+        let update = *self.pending_updates.front()?;
+        Some((update, if update.gap { update.at_ns } else { update.early_ns }))
+    }
+
+    /// The instant that the horizon has to reach so that the edges before the next counter update pass; `None` if none waits,
+    /// or no such update is known.
+    pub(crate) fn next_horizon_ns(&self, queue: &EdgeQueue) -> Option<u64> {
+        let has_pending_edges = self.next_edge < queue.edges.end_index();
+        self.next_update().filter(|_| has_pending_edges).map(|(_, limit_ns)| limit_ns)
+    }
+
     /// Passes every counter update and edge before the horizon. The slots of spans that are now complete go to
     /// `settled_slots`.
     pub(crate) fn settle(
@@ -154,11 +167,9 @@ impl DomainTimeline {
         spans: &mut SpanTable,
         settled_slots: &mut Vec<u32>,
     ) {
-        while let Some(update) = self.pending_updates.front().copied() {
-            let limit_ns = if update.gap { update.at_ns } else { update.early_ns };
-            if limit_ns > horizon_ns {
-                break;
-            }
+        while let Some((update, limit_ns)) =
+            self.next_update().filter(|(_, limit_ns)| *limit_ns <= horizon_ns)
+        {
             self.pending_updates.pop_front();
             self.apply_update(update, limit_ns, queue, spans, settled_slots);
         }

@@ -53,6 +53,21 @@ struct SplitDomain {
     next_row: u64,
 }
 
+/// A domain whose rows are full. The spans that opened after `after_ns` and by `until_ns` need the rows that will be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FullRows {
+    pub(crate) domain: usize,
+    after_ns: Option<u64>,
+    until_ns: u64,
+}
+
+impl FullRows {
+    /// Whether a span that opened then needs a row that will be dropped.
+    pub(crate) fn are_needed_by(&self, opened_ns: u64) -> bool {
+        opened_ns <= self.until_ns && self.after_ns.is_none_or(|after_ns| opened_ns > after_ns)
+    }
+}
+
 /// One subject's `process_g` in one domain, by row.
 #[derive(Debug, Default)]
 struct ProcessRows {
@@ -208,9 +223,9 @@ impl ProcessShares {
         basis.add_sample(sample.at_ns, sample.total, sums.0.max(sums.1));
     }
 
-    /// Records the domains' clocks after they have settled further. Where a domain's rows are full, returns the domain
-    /// and an instant: the caller records the opening points of older spans, then drops the oldest rows.
-    pub(crate) fn record_rows(&mut self, timelines: &[DomainTimeline]) -> Option<(usize, u64)> {
+    /// Records the domains' clocks after they have settled further. Where a domain's rows are full, the caller records the
+    /// opening points of the spans that opened within the returned times, then drops the oldest rows.
+    pub(crate) fn record_rows(&mut self, timelines: &[DomainTimeline]) -> Option<FullRows> {
         if self.subject_count == 0 {
             return None;
         }
@@ -225,7 +240,16 @@ impl ProcessShares {
             self.catch_up(domain, basis);
             let split_domain = &self.split_domains[domain];
             if split_domain.rows.len() > MAX_ROWS {
-                full = Some((domain, split_domain.rows[MAX_ROWS / 2].at_ns));
+                full = Some(FullRows {
+                    domain,
+                    // The spans that opened by the first row got their points when the rows before it were dropped.
+                    after_ns: if split_domain.first_row == 0 {
+                        None
+                    } else {
+                        Some(split_domain.rows[0].at_ns)
+                    },
+                    until_ns: split_domain.rows[MAX_ROWS / 2].at_ns,
+                });
             }
         }
         full

@@ -337,7 +337,9 @@ impl Durability {
         attributor: &Attributor,
         registry: &mut SpanRegistry,
     ) {
-        let (store, clock, mut unsettled) = (&mut self.store, &mut self.journal_clock, Vec::new());
+        // The keys of this turn that need another one: also those of a store that fails or is full.
+        let (has_room, mut again) = (self.store.has_room_for_journal(), Vec::new());
+        let (store, clock) = (&mut self.store, &mut self.journal_clock);
         let mut write = |key: SpanKey, account: Account| {
             let account = as_interrupted(account, now_ns);
             let bases = attributor.share_bases(key);
@@ -347,10 +349,12 @@ impl Durability {
             }
             // Its row cannot be extended before the change of weight has settled.
             if bases.is_none() && attributor.requested_ns(key).is_some() {
-                unsettled.push(key);
+                again.push(key);
             }
         };
-        for key in self.journal.take_changed(now_ns, |key| attributor.has_span(key)) {
+        let changed = self.journal.take_changed(now_ns, |key| attributor.has_span(key));
+        let (now, later): (Vec<SpanKey>, Vec<SpanKey>) = changed.into_iter().partition(|_| has_room);
+        for key in now {
             attributor.iter_spans(key.slot(), 1, now_ns, u64::MAX, |found, account| {
                 if found == key {
                     write(key, account);
@@ -361,7 +365,7 @@ impl Durability {
             let next = attributor.iter_spans(range.slot, range.count, now_ns, range.opened_by_ns, write);
             self.journal.end_refresh(now_ns, next);
         }
-        unsettled.into_iter().for_each(|key| self.journal.add_changed(key, now_ns));
+        again.into_iter().chain(later).for_each(|key| self.journal.add_changed(key, now_ns));
         if self.journal_clock.is_due(now_ns) && attributor.is_busy() {
             let store = &mut self.store;
             self.journal_clock

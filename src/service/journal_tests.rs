@@ -50,6 +50,10 @@ fn caller() -> Caller {
 
 impl Machine {
     fn new() -> Self {
+        Self::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    fn in_directory(directory: tempfile::TempDir) -> Self {
         let clock = Clock::manual(START_NS);
         let settings = ServiceSettings {
             attribution: AttributionSettings::default(),
@@ -60,7 +64,6 @@ impl Machine {
             nvml_library: None,
             assumptions: AssumptionSettings::default(),
         };
-        let directory = tempfile::tempdir().unwrap();
         let collector = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
         let builder = ServiceBuilder::with_collector(collector, Vec::new(), settings, clock.clone());
         let mut service = builder.store(store(directory.path()), |_| ()).build().unwrap();
@@ -199,4 +202,29 @@ fn after_a_crash_a_change_of_weight_and_a_close_count_up_to_the_record_before_th
     let after = machine.crash();
     check(&before, &after, 1_230 * MS_NS);
     assert!(after.contains_key("1"));
+}
+
+#[test]
+fn spans_that_opened_while_the_store_failed_are_in_the_journal_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    // A file in place of the directory.
+    std::fs::write(directory.path().join("state"), "").unwrap();
+    let mut machine = Machine::in_directory(directory);
+    machine.run(2000);
+    (0..200).for_each(|span| machine.open(span));
+    let is_durable =
+        |machine: &mut Machine| machine.service.get_info(&caller().peer).keeping.unwrap().durable;
+    machine.run(3000);
+    assert!(!is_durable(&mut machine));
+    std::fs::remove_file(machine.directory.path().join("state")).unwrap();
+    let give_up = std::time::Instant::now() + Duration::from_secs(20);
+    while !is_durable(&mut machine) {
+        assert!(std::time::Instant::now() < give_up, "the store stays broken");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Less than a round of the refresh, which takes 80 a second.
+    machine.run(1300);
+    let before = accounts_now(&mut machine, 0..200);
+    assert_eq!(before.len(), 200);
+    assert_eq!(machine.crash().len(), 200);
 }

@@ -154,8 +154,8 @@ impl Store {
         true
     }
 
-    /// Journal entries are dropped before accounts: the next entry replaces this one a second later.
-    fn has_room_for_journal(&self) -> bool {
+    /// Whether the journal's rows are taken: they are dropped before accounts.
+    pub fn has_room_for_journal(&self) -> bool {
         !self.shared.is_failing() && self.waiting_bytes() <= self.settings.max_waiting_bytes / 4
     }
 
