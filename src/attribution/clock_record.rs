@@ -38,12 +38,12 @@ pub struct ShareBasis {
 
 impl DomainClock {
     pub(crate) fn of(timeline: &DomainTimeline) -> Self {
-        let clock = timeline.interpolator.snapshot();
+        let clock = timeline.virtual_energy.snapshot();
         Self {
             g: clock.g,
             energy: clock.energy,
             idle_g: clock.idle_g,
-            covered_ns: timeline.interpolator.position_ns().wrapping_sub(clock.unknown_ns),
+            covered_ns: timeline.virtual_energy.position_ns.wrapping_sub(clock.unknown_ns),
         }
     }
 }

@@ -278,6 +278,7 @@ impl Machine {
         let expected = |rng: &mut TestRng| ExpectedUpdates {
             at_ns: rng.range(0, update_ns),
             interval_ns: update_ns as f64 * pick(rng, &[1.0, 1.0, 0.7]),
+            uncertainty_ns: rng.range(0, update_ns / 4),
         };
         Self {
             domain: Domain { latency_ns, ..domain(&name, DomainKind::Package, quantum_uj, ceiling_mw) },
