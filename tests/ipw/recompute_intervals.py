@@ -14,6 +14,7 @@ import sys
 import numpy
 
 Z95 = 1.959963984540054
+GAUSS_LEGENDRE = numpy.polynomial.legendre.leggauss(400)
 
 
 def rows_of(run):
@@ -56,7 +57,7 @@ def rows_of(run):
 
 def student(between, degrees):
     """The quantile t for which |t| is below it with this probability."""
-    nodes, weights = numpy.polynomial.legendre.leggauss(400)
+    nodes, weights = GAUSS_LEGENDRE
     scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
     low, high = 0.0, math.pi / 2
     for _ in range(100):

@@ -174,6 +174,7 @@ fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
         "host (all counted domains)",
         "idle power included",
         "measured",
+        "too few questions for these intervals",
     ] {
         assert!(shown.contains(part), "{part} is not in:\n{shown}");
     }

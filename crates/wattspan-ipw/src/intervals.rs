@@ -649,20 +649,27 @@ mod tests {
             queries.iter().map(|query| query.values[1]).sum::<f64>() / queries.len() as f64
         };
         let truth = mean(&side_by_side(400_000, &mut random));
-        let (mut blocks, mut single) = (0, 0);
-        const RUNS: usize = 400;
-        for _ in 0..RUNS {
-            let queries = side_by_side(100, &mut random);
-            let holds = |interval: ConfidenceInterval| interval.low <= truth && truth <= interval.high;
-            let sample = IntervalSample::new(queries.iter().copied(), false);
-            blocks += usize::from(holds(sample.mean_cost(1).unwrap().interval()));
-            let apart =
-                queries.iter().enumerate().map(|(at, of)| query(at as u64, at as f64, 0.5, of.values));
-            let apart = IntervalSample::new(apart, false);
-            single += usize::from(holds(apart.mean_cost(1).unwrap().interval()));
+        const RUNS: usize = 2_000;
+        for count in [40, 100] {
+            let (mut blocks, mut single) = (0, 0);
+            for _ in 0..RUNS {
+                let queries = side_by_side(count, &mut random);
+                let holds = |queries: &mut dyn Iterator<Item = SampleQuery<2>>| {
+                    let interval = IntervalSample::new(queries, false).mean_cost(1).unwrap().interval();
+                    usize::from(interval.low <= truth && truth <= interval.high)
+                };
+                blocks += holds(&mut queries.iter().copied());
+                let apart = queries.iter().enumerate();
+                single += holds(&mut apart.map(|(at, of)| query(at as u64, at as f64, 0.5, of.values)));
+            }
+            let percent = |covered: usize| covered * 100 / RUNS;
+            assert!(
+                percent(blocks) >= 92 && percent(single) < 88,
+                "{count}: {} {}",
+                percent(blocks),
+                percent(single)
+            );
         }
-        let percent = |count: usize| count * 100 / RUNS;
-        assert!(percent(blocks) >= 92 && percent(single) < 88, "{} {}", percent(blocks), percent(single));
     }
 
     #[test]
