@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recomputes the 95 % intervals of a run's figures from its directory with numpy, and prints them as JSON.
 
-Written from docs/ipw.md, section "Intervals", and not from the program: Student's quantiles come from an integral, block
+Follows docs/ipw.md, section "Intervals", with other algorithms than the program: Student's quantiles come from an integral, block
 sums from a matrix, and the limits that are monotone in the number of right answers from all candidates. Host scope, idle
 power included. tests/ipw/intervals.rs compares the output with the program's to 1e-9.
 """
