@@ -422,9 +422,9 @@ impl AccumulatorSource {
         Self { table, condition, cap: None, counter, width, suspend, clock }
     }
 
-    /// Converts a count. A count above 32 bits proves a counter of 64 where the width is unknown.
+    /// Converts a count. A count above 32 bits proves a counter of 64, whatever the table of firmwares says.
     fn advance(&mut self, count: u64, before_ns: u64, after_ns: u64) -> EnergyReading {
-        if self.width == AccumulatorWidth::Unknown && count > u64::from(u32::MAX) {
+        if self.width != AccumulatorWidth::Bits64 && count > u64::from(u32::MAX) {
             self.width = AccumulatorWidth::Bits64;
             self.counter.set_spec(accumulator_spec(self.width));
         }
@@ -691,7 +691,7 @@ mod tests {
         for width in [AccumulatorWidth::Bits32, AccumulatorWidth::Unknown] {
             assert_eq!(over(width, from, to), (2_000_000, 0), "{width:?}");
         }
-        for width in [AccumulatorWidth::Bits64, AccumulatorWidth::Unknown] {
+        for width in [AccumulatorWidth::Bits64, AccumulatorWidth::Unknown, AccumulatorWidth::Bits32] {
             assert_eq!(over(width, from, (1 << 32) + to), (2_000_000, 0), "{width:?}");
         }
         assert_eq!(over(AccumulatorWidth::Bits64, from, to), (0, 1), "a restart");
