@@ -1,44 +1,14 @@
 //! Every figure of a run equals that of an independent script (`recompute.py`, numpy), computed from the run's files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use serde_json::Value;
 
+use crate::numpy;
 use crate::runs::{IpwFixture, LONG_HORIZON_ARGS, output_text};
-use crate::support::skip::skip;
 
 const TOLERANCE: f64 = 1e-9;
-
-/// A Python with numpy: that of the system, or one that is installed once for this build; `None` skips the test.
-fn python_with_numpy() -> Option<PathBuf> {
-    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let has = |python: &Path| {
-        Command::new(python).args(["-c", "import numpy"]).output().is_ok_and(|output| output.status.success())
-    };
-    PYTHON
-        .get_or_init(|| {
-            let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("numpy");
-            let own = dir.join("bin").join("python");
-            if let Some(python) = [PathBuf::from("python3"), own.clone()].into_iter().find(|it| has(it)) {
-                return Some(python);
-            }
-            let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir).output();
-            if !made.is_ok_and(|output| output.status.success()) {
-                skip("python3 with venv", "install python3-venv");
-                return None;
-            }
-            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy"];
-            let installed = Command::new(&own).args(pip).output().unwrap();
-            if !has(&own) {
-                skip("numpy", String::from_utf8_lossy(&installed.stderr));
-                return None;
-            }
-            Some(own)
-        })
-        .clone()
-}
 
 /// Asserts that the program has every value that the script has. Absent and null are the same.
 fn assert_same(path: &str, ours: &Value, theirs: &Value, compared: &mut usize) {
@@ -97,7 +67,7 @@ fn edit_rows(fixture: &IpwFixture, run: &str, change: impl Fn(usize, &mut Value)
 
 #[test]
 fn figures_recomputed_from_the_files_are_the_same() {
-    let Some(python) = python_with_numpy() else { return };
+    let Some(python) = numpy::python() else { return };
     let fixture = IpwFixture::new();
     // Each question breaks off once; the resumed run asks it again, so that its energy is that of both tries.
     let (output, rows) = fixture.run("breaksonce-20", &["-c", "4", "-n", "40", "--retries", "0"]);

@@ -2,32 +2,45 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use super::support::skip::skip;
 
 /// The version with which the tests were written.
 const PACKAGE: &str = "numpy>=1.22";
 
-/// Returns an interpreter that has numpy: `WATTSPAN_NUMPY_PYTHON`, the machine's own, or a new virtual environment in
-/// `dir`; skips the test if there is none.
-pub fn python(dir: &Path) -> Option<PathBuf> {
-    let has = |python: &Path| {
-        let import = Command::new(python).args(["-c", "import numpy"]).output();
-        import.is_ok_and(|output| output.status.success())
-    };
+/// Returns an interpreter that has numpy: `WATTSPAN_NUMPY_PYTHON`, the machine's own, or a virtual environment that is
+/// made once for this build; skips the test if there is none.
+pub fn python() -> Option<PathBuf> {
+    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PYTHON.get_or_init(|| find().or_else(install)).clone()
+}
+
+fn environment() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("numpy")
+}
+
+fn find() -> Option<PathBuf> {
     let given = std::env::var_os("WATTSPAN_NUMPY_PYTHON").map(PathBuf::from);
-    if let Some(python) = given.into_iter().chain(["python3".into()]).find(|python| has(python)) {
-        return Some(python);
-    }
-    let made = Command::new("python3").args(["-m", "venv"]).arg(dir).output();
+    let known = ["python3".into(), environment().join("bin").join("python")];
+    given.into_iter().chain(known).find(|python| has_numpy(python))
+}
+
+fn has_numpy(python: &Path) -> bool {
+    let import = Command::new(python).args(["-c", "import numpy"]).output();
+    import.is_ok_and(|output| output.status.success())
+}
+
+fn install() -> Option<PathBuf> {
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment()).output();
     if !made.is_ok_and(|output| output.status.success()) {
         skip("python3 with venv", "install python3-venv");
         return None;
     }
-    let python = dir.join("bin").join("python");
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", PACKAGE];
-    let installed = Command::new(&python).args(pip).output().ok()?;
-    if !has(&python) {
+    let python = environment().join("bin").join("python");
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE];
+    let installed = Command::new(&python).args(pip).output().unwrap();
+    if !has_numpy(&python) {
         skip("numpy", String::from_utf8_lossy(&installed.stderr));
         return None;
     }
