@@ -372,6 +372,7 @@ impl Attributor {
         self.spans.shrink(slot_limit);
         self.queue.shrink();
         self.pre_pass.shrink();
+        self.process_shares.shrink();
         self.timelines.iter_mut().for_each(DomainTimeline::shrink);
         self.settled_slots.shrink_to(64);
     }

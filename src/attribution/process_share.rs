@@ -68,6 +68,28 @@ impl FullRows {
     }
 }
 
+/// A [`ProcessPoint`] of one domain in 48 bytes.
+#[derive(Debug, Clone, Copy)]
+struct OpeningPoint {
+    g: u128,
+    process_g: u128,
+    roundings: u64,
+    domain: u32,
+}
+
+impl OpeningPoint {
+    /// `None` where it does not fit, which no number of domains and no length of a row comes near.
+    fn new(domain: usize, point: ProcessPoint) -> Option<Self> {
+        let ProcessPoint { g, process_g, roundings } = point;
+        let (roundings, domain) = (u64::try_from(roundings).ok()?, u32::try_from(domain).ok()?);
+        Some(Self { g, process_g, roundings, domain })
+    }
+
+    fn point(&self) -> ProcessPoint {
+        ProcessPoint { g: self.g, process_g: self.process_g, roundings: u128::from(self.roundings) }
+    }
+}
+
 /// One subject's `process_g` in one domain, by row.
 #[derive(Debug, Default)]
 struct ProcessRows {
@@ -90,8 +112,8 @@ pub(crate) struct ProcessShares {
     bases: Vec<BasisUsageHistory>,
     subjects: Vec<Option<SubjectEntry>>,
     subject_count: usize,
-    /// The accumulators at the openings of long spans, by domain.
-    opening_points: HashMap<SpanKey, Vec<Option<ProcessPoint>>>,
+    /// The accumulators at the openings of long spans: a few for each, because 100,000 spans may be open.
+    opening_points: HashMap<SpanKey, Vec<OpeningPoint>>,
     domain_tree: DomainTree,
 }
 
@@ -117,7 +139,6 @@ impl ProcessShares {
         self.split_domains.extend(
             new.map(|timeline| SplitDomain { basis: default_basis(timeline), ..SplitDomain::default() }),
         );
-        self.opening_points.values_mut().for_each(|points| points.resize(timelines.len(), None));
         self.update_domain_tree(timelines);
     }
 
@@ -382,13 +403,25 @@ impl ProcessShares {
         span: &Span,
         timelines: &[DomainTimeline],
     ) {
-        let known = self.opening_points.get(&key).and_then(|points| points.get(domain).copied().flatten());
-        if known.is_some() || !self.has_spans_of(span.subject) {
+        if self.recorded_point(domain, key).is_some() || !self.has_spans_of(span.subject) {
             return;
         }
         let point = self.point_at(domain, span.subject, span.opened_ns, &timelines[domain]);
-        let points = self.opening_points.entry(key).or_insert_with(|| vec![None; self.split_domains.len()]);
-        points[domain] = point;
+        if let Some(point) = point.and_then(|point| OpeningPoint::new(domain, point)) {
+            let points = self.opening_points.entry(key).or_default();
+            points.reserve_exact(1);
+            points.push(point);
+        }
+    }
+
+    /// Frees memory that many long spans used.
+    pub(crate) fn shrink(&mut self) {
+        self.opening_points.shrink_to(2 * self.opening_points.len());
+    }
+
+    fn recorded_point(&self, domain: usize, key: SpanKey) -> Option<ProcessPoint> {
+        let points = self.opening_points.get(&key)?;
+        points.iter().find(|point| point.domain as usize == domain).map(OpeningPoint::point)
     }
 
     /// The subject's part of the span's share of one domain, as a numerator and a denominator.
@@ -446,8 +479,7 @@ impl ProcessShares {
         timeline: &DomainTimeline,
         begin_ns: u64,
     ) -> Option<ProcessPoint> {
-        let point = self.opening_points.get(&key).and_then(|points| points.get(domain).copied().flatten());
-        let point = point.filter(|_| begin_ns == span.opened_ns);
+        let point = self.recorded_point(domain, key).filter(|_| begin_ns == span.opened_ns);
         point.or_else(|| self.point_at(domain, span.subject, begin_ns, timeline))
     }
 

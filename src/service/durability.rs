@@ -347,8 +347,9 @@ impl Durability {
                 registry.set_journalled(account.uid, &account.span);
                 clock.release(key);
             }
-            // Its row cannot be extended before the change of weight has settled.
-            if bases.is_none() && attributor.requested_ns(key).is_some() {
+            // Its row cannot be extended before the change of weight has settled and each domain has passed the opening.
+            let is_extendable = bases.is_some_and(|bases| bases.iter().all(|basis| basis.clock.is_some()));
+            if !is_extendable && attributor.requested_ns(key).is_some() {
                 again.push(key);
             }
         };

@@ -2,7 +2,7 @@
 //!
 //! Owns the queue of spans that are new or have changed, and the position of the refresh. The energy of a span whose row is
 //! written grows with the record of the clocks (`journal_clock.rs`). The refresh goes round all spans for what that record does
-//! not have: the peak concurrency, and the energy of a domain that passed the opening after the row was written. Invariant: a turn has a bounded number of spans, and the refresh has a bounded
+//! not have, the peak concurrency. Invariant: a turn has a bounded number of spans, and the refresh has a bounded
 //! number of turns per second, whatever the number of spans.
 
 use std::collections::VecDeque;
@@ -18,10 +18,10 @@ const CHANGED_PER_TURN: usize = 32;
 const ENTRIES_PER_TURN: usize = 16_384;
 const TURN_PAUSE_NS: u64 = 5_000_000;
 
-/// The number of slots that are refreshed in one turn, and the interval between these turns: up to 80 spans about once a
-/// second, 4,096 in a minute. The cost does not depend on their number.
+/// The number of slots that are refreshed in one turn, and the interval between these turns: 8 spans a second, with
+/// the record of the clocks. The cost does not depend on their number.
 const REFRESHED_PER_TURN: usize = 8;
-const REFRESH_INTERVAL_NS: u64 = 100_000_000;
+const REFRESH_INTERVAL_NS: u64 = 1_000_000_000;
 
 #[derive(Debug)]
 pub(super) struct JournalSchedule {
@@ -140,7 +140,7 @@ mod tests {
             refreshed
         };
         let (few, many) = (visits(1_000), visits(100_000));
-        assert!(many <= 60 * 80 && many <= few + few / 10, "{few} {many}");
+        assert!(many <= 60 * 8 && many <= few + few / 10, "{few} {many}");
     }
 
     #[test]
