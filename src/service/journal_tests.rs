@@ -78,7 +78,12 @@ impl Machine {
             latency_ns: 0,
             quantum_uj: 1,
         });
-        domains.into_iter().for_each(|domain| service.spans.domain_inputs().add_domain(domain));
+        let mut inputs = service.spans.domain_inputs();
+        for (index, domain) in domains.into_iter().enumerate() {
+            inputs.add_domain(domain);
+            inputs.set_live(index, true);
+            inputs.set_counted(index, true);
+        }
         Self { service, clock, at_ms: START_NS / MS_NS, directory }
     }
 

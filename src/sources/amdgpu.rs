@@ -324,7 +324,7 @@ impl AmdCard {
         let domain = Domain {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
-            quantum_uj: ACCUMULATOR_UNIT.ceil_uj(),
+            quantum_uj: ACCUMULATOR_UNIT.quantum_uj(),
             ..self.base_domain(name, DomainKind::Gpu)
         };
         Some(OpenedSource {

@@ -104,7 +104,7 @@ impl Counter {
     /// The largest plausible increase between two reads `elapsed_ns` apart. mW times ns are pJ.
     fn max_growth_uj(&self, elapsed_ns: u64) -> u128 {
         let seen_ns = u128::from(elapsed_ns) + u128::from(self.spec.staleness_ns);
-        u128::from(self.spec.ceiling_mw) * seen_ns / 1_000_000 + u128::from(self.spec.unit.ceil_uj())
+        u128::from(self.spec.ceiling_mw) * seen_ns / 1_000_000 + u128::from(self.spec.unit.quantum_uj())
     }
 }
 

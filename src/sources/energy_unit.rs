@@ -68,9 +68,12 @@ impl EnergyUnit {
         u64::try_from(counts).unwrap_or(u64::MAX)
     }
 
-    /// The unit itself in µJ, rounded up; at least 1.
-    pub fn ceil_uj(self) -> u64 {
-        self.numerator.div_ceil(self.denominator)
+    /// The most by which the true energy exceeds a shown one, in µJ, rounded up: the unit that is not complete yet, and what a
+    /// number of units loses when it is converted to whole µJ.
+    pub fn quantum_uj(self) -> u64 {
+        let sum = u128::from(self.numerator) + u128::from(self.denominator - 1);
+        // At most the numerator, which fits.
+        sum.div_ceil(u128::from(self.denominator)) as u64
     }
 
     fn from_reduced(numerator: u128, denominator: u128) -> Option<EnergyUnit> {
@@ -145,9 +148,16 @@ mod tests {
     }
 
     #[test]
-    fn the_step_is_rounded_up() {
-        assert_eq!(EnergyUnit::joules_over_power_of_two(14).unwrap().ceil_uj(), 62);
-        assert_eq!(EnergyUnit::joules_over_power_of_two(16).unwrap().ceil_uj(), 16);
-        assert_eq!(EnergyUnit::joules_over_power_of_two(32).unwrap().ceil_uj(), 1);
+    fn the_true_energy_is_within_a_quantum_of_the_shown_one() {
+        for (power, quantum_uj) in [(14, 63), (16, 17), (32, 2)] {
+            let unit = EnergyUnit::joules_over_power_of_two(power).unwrap();
+            assert_eq!(unit.quantum_uj(), quantum_uj);
+            for counts in 0..5000_u128 {
+                // Just before the next count, in parts of the denominator.
+                let truth = (counts + 1) * u128::from(unit.numerator);
+                let shown = unit.to_uj(counts) * u128::from(unit.denominator);
+                assert!(truth - shown <= u128::from(quantum_uj) * u128::from(unit.denominator), "{counts}");
+            }
+        }
     }
 }

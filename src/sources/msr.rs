@@ -160,7 +160,7 @@ impl MsrSource {
         let domains: Vec<_> = self
             .counters
             .iter()
-            .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, package, grade, unit.ceil_uj()))
+            .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, package, grade, unit.quantum_uj()))
             .collect();
         self.limits = domains.iter().map(|domain| RaplLimits::open(settings, domain)).collect();
         OpenedSource {

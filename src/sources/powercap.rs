@@ -154,7 +154,7 @@ fn zone_domain(zone: &PowercapZone, all: &[PowercapZone], grade: Grade) -> Domai
         // Of all machines; the zone's constraints tighten it.
         ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: rapl::LATENCY_NS,
-        quantum_uj: zone.scale.unit.ceil_uj(),
+        quantum_uj: zone.scale.unit.quantum_uj(),
     }
 }
 

@@ -247,7 +247,7 @@ impl SelectedChannel {
             grade: Grade::Modelled,
             ceiling_mw: Some(plausible_ceiling_mw(self.kind)),
             latency_ns: MAX_BATCH_NS,
-            quantum_uj: self.unit.ceil_uj() + STAMP_QUANTUM_UJ,
+            quantum_uj: self.unit.quantum_uj() + STAMP_QUANTUM_UJ,
         }
     }
 }
