@@ -540,11 +540,12 @@ impl SpanTable {
         &mut self.domain_states[slot as usize * self.domain_count + domain]
     }
 
-    /// Reads all states of the spans that these edges close. The states are spread over a large memory. Loaded
-    /// together, their cache misses overlap; loaded during the commits, each miss would stall.
+    /// Reads all cache lines of the spans that these edges close, and of their states. They are spread over a large
+    /// memory. Loaded together, their cache misses overlap; loaded at the commits and for the account, each would stall.
     pub(crate) fn prefetch_closing(&self, edges: &[Edge]) {
         for edge in edges.iter().filter(|edge| edge.kind == EdgeKind::Close) {
-            let at = edge.slot as usize * self.domain_count;
+            let (span, at) = (&self.spans[edge.slot as usize], edge.slot as usize * self.domain_count);
+            black_box((span.uid, span.attributes.len()));
             for state in &self.domain_states[at..at + self.domain_count] {
                 black_box(state.stage());
             }
