@@ -367,13 +367,13 @@ def one_at_a_time(meter, result):
     compare(meter.energies_j(ends), truths, result.single, result)
 
 
-def compare(told, truths, errors, result):
+def compare(results, truths, errors, result):
     """Adds the relative errors; counts the guaranteed errors that the truth between the span's own edges exceeds."""
-    guarantees = [guarantee for _, guarantee in told if guarantee is not None]
+    guarantees = [guarantee for _, guarantee in results if guarantee is not None]
     own_truths = shares_j([edges for _, edges in guarantees])
-    for (energy_j, _), truth_j in zip(told, truths):
+    for (energy_j, _), truth_j in zip(results, truths):
         errors.append(abs(energy_j - truth_j) / truth_j)
-    for (energy_j, (bound_j, _)), truth_j in zip((one for one in told if one[1] is not None), own_truths):
+    for (energy_j, (bound_j, _)), truth_j in zip((one for one in results if one[1] is not None), own_truths):
         result.outside += abs(energy_j - truth_j) > bound_j
 
 

@@ -263,7 +263,7 @@ fn meter(rng: &mut TestRng, update_ns: u64, lag_ns: u64) -> (Meter, u64) {
     let offset = pick(rng, &[0, modulus - counts_per_joule, modulus / 2]);
     (
         Meter::Counter { counter: Counter::new(spec), counts_per_joule, offset, modulus, stamped },
-        unit.ceil_uj(),
+        unit.quantum_uj(),
     )
 }
 

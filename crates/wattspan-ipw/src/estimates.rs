@@ -21,7 +21,6 @@ pub const LOGPROB: usize = 5;
 /// The number of values.
 pub const VALUE_COUNT: usize = 6;
 
-/// The values of a query.
 pub type QueryValues = [f64; VALUE_COUNT];
 
 /// The queries of a set.

@@ -94,9 +94,7 @@ pub enum ExternalScorerError {
     /// The command cannot be started.
     #[error("the scorer {command:?} cannot be started: {cause}")]
     Start {
-        /// The command.
         command: String,
-        /// The cause.
         cause: io::Error,
     },
     /// A score cannot be stored.

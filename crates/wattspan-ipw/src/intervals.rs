@@ -39,7 +39,6 @@ pub struct SampleQuery<const N: usize> {
     pub question: u64,
     /// The start and the end, seconds.
     pub open_s: [f64; 2],
-    /// The values.
     pub values: [f64; N],
 }
 

@@ -27,7 +27,6 @@ pub struct HarnessFigures {
 pub struct RecordReason {
     /// The id of the question.
     pub id: String,
-    /// The reason.
     pub reason: String,
 }
 
