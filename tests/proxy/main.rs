@@ -17,6 +17,7 @@ mod access;
 #[cfg(target_os = "linux")]
 mod burst;
 mod bytes;
+mod framing;
 mod hostile;
 #[cfg(target_os = "linux")]
 mod limits;

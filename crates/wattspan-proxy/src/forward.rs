@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use wattspan_http::transfer_encoding::{self, TransferEncodingError};
 use wattspan_http::{BoxBody, full_body, hop_by_hop};
 use wattspan_system::escape::printable_ascii;
 
@@ -33,6 +34,9 @@ pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Resp
             StatusCode::METHOD_NOT_ALLOWED,
             "CONNECT is not supported: this proxy forwards requests to one server",
         );
+    }
+    if let Err(error) = transfer_encoding::check(request.headers()) {
+        return refuse_framing(error);
     }
     if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
         return forward_measured(client, request, operation).await;
@@ -148,11 +152,9 @@ async fn send_upstream(
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
             head.version = Version::HTTP_11;
-            // The proxy and the client could frame a body with both headers differently (RFC 9112, section 6.3).
-            let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-            match both.iter().all(|name| head.headers.contains_key(name)) {
-                false => return Ok((head, body)),
-                true => (false, "its reply has both Content-Length and Transfer-Encoding".to_owned()),
+            match check_reply_framing(&mut head.headers) {
+                Ok(()) => return Ok((head, body)),
+                Err(reason) => (false, format!("the framing of its reply is ambiguous: {reason}")),
             }
         }
         Err(error) => (error.is_connect(), error_chain(&error)),
@@ -161,6 +163,33 @@ async fn send_upstream(
     proxy.log.write_line(&format!("no reply from {}: {reason}", proxy.upstream));
     let response = error_response(StatusCode::BAD_GATEWAY, &format!("no reply from the server: {reason}"));
     Err(UpstreamError { unsent, response })
+}
+
+/// Checks that the proxy and the client frame a reply in the same way (RFC 9112, section 6.3), and joins equal lengths.
+fn check_reply_framing(headers: &mut HeaderMap) -> Result<(), String> {
+    transfer_encoding::check(headers).map_err(|error| error.to_string())?;
+    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err("it has both Content-Length and Transfer-Encoding".to_owned());
+    }
+    // hyper accepts several lengths only where they are equal.
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let first = length.and_then(|length| length.split(',').next()).map(|first| first.trim().to_owned());
+    if let Some(length) = first.and_then(|first| HeaderValue::try_from(first).ok()) {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// The response to a request whose body the proxy cannot frame for the server. The connection ends with it, since the
+/// end of the body is not known (RFC 9112, section 6.1).
+fn refuse_framing(error: TransferEncodingError) -> Response<BoxBody> {
+    let status = match error {
+        TransferEncodingError::Malformed => StatusCode::BAD_REQUEST,
+        TransferEncodingError::Unsupported => StatusCode::NOT_IMPLEMENTED,
+    };
+    let mut reply = error_response(status, &error.to_string());
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 /// The server's response without annotations.
