@@ -19,6 +19,7 @@ mod burst;
 mod bytes;
 mod framing;
 mod hostile;
+mod hostile_mix;
 #[cfg(target_os = "linux")]
 mod limits;
 mod spans;
