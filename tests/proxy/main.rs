@@ -17,6 +17,7 @@ mod access;
 #[cfg(target_os = "linux")]
 mod burst;
 mod bytes;
+mod connections;
 mod framing;
 mod hostile;
 mod hostile_mix;

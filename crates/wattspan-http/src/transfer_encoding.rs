@@ -1,8 +1,8 @@
 //! The transfer codings of a message (RFC 9112, section 6.1).
 //!
 //! hyper decodes chunks and no other coding. It reads a list whose last coding is `chunked` as chunks alone, so that
-//! their content keeps codings which the next hop is not told. Invariant: a message that passes the check has no coding,
-//! or `chunked` once.
+//! their content keeps codings that the forwarded headers no longer state. Invariant: a message that passes the check has
+//! no coding, or `chunked` once.
 
 use http::header::{self, HeaderMap, HeaderValue};
 
@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn only_chunked_alone_passes() {
-        for lines in [&[][..], &[b"chunked"], &[b"Chunked"], &[b"CHUNKED"], &[b" \tchunked\t "]] {
+        let lists: [&[&[u8]]; 5] = [&[], &[b"chunked"], &[b"Chunked"], &[b"CHUNKED"], &[b" \tchunked\t "]];
+        for lines in lists {
             assert_eq!(check_lines(lines), Ok(()), "{lines:?}");
         }
     }
