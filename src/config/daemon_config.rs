@@ -259,6 +259,7 @@ impl Config {
         ] {
             within(key, calls, 0.01, 1e9)?;
         }
+        within("limits.message_s", limits.message_s, 0.1, 3600.0)?;
         within("limits.stall_s", limits.stall_s, 0.1, 3600.0)
     }
 }

@@ -165,7 +165,9 @@ pub struct Limits {
     pub stranger_calls_burst: f64,
     /// Bytes of replies that wait for a client that does not read. Beyond it a stream is dropped, and no further calls are read.
     pub unread_bytes: usize,
-    /// Timeout, in seconds, for the rest of a message and for a client that does not read.
+    /// Timeout, in seconds, for the rest of a message whose first byte was received.
+    pub message_s: f64,
+    /// Timeout, in seconds, for a client that does not read its replies.
     pub stall_s: f64,
     /// Settled accounts that `GetSpan` remembers, all users together.
     pub remembered_accounts: usize,
@@ -199,6 +201,7 @@ impl Default for Limits {
             stranger_calls_per_s: 10.0,
             stranger_calls_burst: 20.0,
             unread_bytes: 64 * 1024,
+            message_s: 5.0,
             stall_s: 30.0,
             remembered_accounts: 4096,
             remembered_bytes: 8 << 20,

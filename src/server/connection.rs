@@ -53,6 +53,15 @@ impl PeerIdentity {
     }
 }
 
+/// How long a connection may make no progress.
+#[derive(Debug, Clone, Copy)]
+pub struct StallTimeouts {
+    /// While a message is incomplete.
+    pub message_ns: u64,
+    /// While replies are unread.
+    pub unread_ns: u64,
+}
+
 pub struct ClientConnection {
     socket: RegisteredSocket<UnixStream>,
     key: usize,
@@ -390,9 +399,11 @@ impl ClientConnection {
         }
     }
 
-    /// Whether there has been no progress for longer than `stall_ns`.
-    pub fn is_stalled(&self, now_ns: u64, stall_ns: u64) -> bool {
-        self.stalled_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)
+    /// Whether there has been no progress for longer than the timeout.
+    pub fn is_stalled(&self, now_ns: u64, timeouts: StallTimeouts) -> bool {
+        let has_unread_replies = !self.reply_queue.sendable().is_empty();
+        let timeout_ns = if has_unread_replies { timeouts.unread_ns } else { timeouts.message_ns };
+        self.stalled_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > timeout_ns)
     }
 }
 

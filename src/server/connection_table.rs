@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::connection::ClientConnection;
+use super::connection::{ClientConnection, StallTimeouts};
 use crate::service::access::AccessPolicy;
 use crate::service::caller::ConnectionId;
 
@@ -59,18 +59,19 @@ impl ConnectionTable {
     }
 
     /// Releases unused memory. Returns the indexes of the connections that make no progress.
-    pub fn shrink_and_find_stalled(&mut self, now_ns: u64, stall_ns: u64) -> Vec<usize> {
+    pub fn shrink_and_find_stalled(&mut self, now_ns: u64, timeouts: StallTimeouts) -> Vec<usize> {
         let stalled = |(index, slot): (usize, &mut Option<ClientConnection>)| {
             let connection = slot.as_mut()?;
             connection.shrink_buffers();
-            connection.is_stalled(now_ns, stall_ns).then_some(index)
+            connection.is_stalled(now_ns, timeouts).then_some(index)
         };
         self.slots.iter_mut().enumerate().filter_map(stalled).collect()
     }
 
     /// Whether a connection has pending input or output and made progress within `stall_ns`.
     pub fn has_pending_io(&self, now_ns: u64, stall_ns: u64) -> bool {
-        self.slots.iter().flatten().any(|slot| slot.has_pending_io() && !slot.is_stalled(now_ns, stall_ns))
+        let timeouts = StallTimeouts { message_ns: stall_ns, unread_ns: stall_ns };
+        self.slots.iter().flatten().any(|slot| slot.has_pending_io() && !slot.is_stalled(now_ns, timeouts))
     }
 
     pub fn remove(&mut self, index: usize) {

@@ -19,7 +19,7 @@ use wattspan_client::protocol::{Access, DomainSnapshot, MethodError, MethodReply
 use wattspan_system::unix_socket;
 
 use super::acceptor::{AcceptedConnection, Acceptor};
-use super::connection::{ClientConnection, PeerIdentity};
+use super::connection::{ClientConnection, PeerIdentity, StallTimeouts};
 use super::connection_channel::ConnectionReceiver;
 use super::connection_table::ConnectionTable;
 use super::fair_scheduler::FairScheduler;
@@ -353,9 +353,12 @@ impl SocketServer {
     /// Closes clients that make no progress, and releases unused memory.
     fn close_stalled(&mut self, now_ns: u64) {
         self.next_sweep_ns = now_ns + SWEEP_INTERVAL_NS;
-        for index in
-            self.connections.shrink_and_find_stalled(now_ns, (self.service.limits().stall_s * 1e9) as u64)
-        {
+        let limits = self.service.limits();
+        let timeouts = StallTimeouts {
+            message_ns: (limits.message_s * 1e9) as u64,
+            unread_ns: (limits.stall_s * 1e9) as u64,
+        };
+        for index in self.connections.shrink_and_find_stalled(now_ns, timeouts) {
             self.finish_slice(index, ControlFlow::Break(()));
         }
     }

@@ -111,7 +111,7 @@ fn the_largest_message_that_is_allowed_is_taken() {
 
 #[test]
 fn partial_and_slow_messages_time_out() {
-    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nstall_s = 0.3\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nmessage_s = 0.3\nstall_s = 3600\n");
     let mut quiet = daemon.client();
     let mut half = daemon.client();
     half.send_raw(b"{\"method\":\"org.wattspan");
@@ -128,7 +128,7 @@ fn partial_and_slow_messages_time_out() {
 
 #[test]
 fn a_caller_that_never_reads_is_not_read_from_and_then_given_up() {
-    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nstall_s = 1\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nmessage_s = 3600\nstall_s = 1\n");
     let mut client = daemon.client();
     let before = daemon.resident_bytes();
     client.stream().set_write_timeout(Some(Duration::from_millis(100))).unwrap();

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 /// Quotas without an exact limit, each with its test in `hostile_client`.
 const TESTED_IN_HOSTILE_CLIENT: &[(&str, &str)] = &[
     ("unread_bytes", "a_caller_that_never_reads_is_not_read_from_and_then_given_up"),
-    ("stall_s", "partial_and_slow_messages_time_out"),
+    ("message_s", "partial_and_slow_messages_time_out"),
+    ("stall_s", "a_caller_that_never_reads_is_not_read_from_and_then_given_up"),
 ];
 
 /// Quotas with a test of their own below.

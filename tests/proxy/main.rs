@@ -17,7 +17,10 @@ mod access;
 #[cfg(target_os = "linux")]
 mod burst;
 mod bytes;
+mod connections;
+mod framing;
 mod hostile;
+mod hostile_mix;
 #[cfg(target_os = "linux")]
 mod limits;
 mod spans;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use wattspan_client::SocketPath;
 use wattspan_http::BaseUrl;
 use wattspan_proxy::{
-    AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, ListenAddress, ProxySettings,
-    ServerProcess, lookup_gid,
+    AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT,
+    ListenAddress, ProxySettings, ServerProcess, lookup_gid,
 };
 
 use super::connect::MeterOptions;
@@ -57,7 +57,11 @@ pub struct ProxyArgs {
     /// Maximum time a reply waits for its account
     #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_ACCOUNT_TIMEOUT.as_millis() as u64)]
     patience: u64,
-    /// Maximum number of concurrent connections; further ones wait
+    /// Maximum time for the head of a request; idle connections have 60 s
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_HEAD_TIMEOUT.as_millis() as u64,
+          value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    head_timeout: u64,
+    /// Maximum number of concurrent connections; further ones wait for --head-timeout, then get status 503
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
 }
@@ -107,6 +111,7 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
         use_known_paths: !args.only_paths,
         custom_paths: args.paths.clone(),
         max_connections: args.connections as usize,
+        head_timeout: Duration::from_millis(args.head_timeout),
     };
     let proxy = BoundProxy::new(settings, eprint_message)?;
     let counters = proxy.counters();

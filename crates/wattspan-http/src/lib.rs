@@ -14,6 +14,7 @@ pub mod lenient_json;
 pub mod line_decoder;
 pub mod sse;
 pub mod token_usage;
+pub mod transfer_encoding;
 
 pub use base_url::{BaseUrl, ParseBaseUrlError};
 pub use body::{BodyError, BoxBody, BufferedBody, full_body};

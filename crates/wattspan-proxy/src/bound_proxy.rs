@@ -12,6 +12,7 @@ use wattspan_http::BaseUrl;
 use wattspan_http::connection_pool::{self, PoolSettings};
 
 use super::annotation_policy::{AnnotationGroup, AnnotationPolicy};
+use super::connection_limit::ConnectionLimit;
 use super::context::{AnnotationMode, Proxy, SpanNumbers};
 use super::counters::ProxyCounters;
 use super::listener::{ListenAddress, ListenSocket, ProxyListener};
@@ -25,6 +26,9 @@ use super::{daemon_connection, frontend};
 
 /// Default of [`ProxySettings::account_timeout`].
 pub const DEFAULT_ACCOUNT_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Default of [`ProxySettings::head_timeout`].
+pub const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long open requests may continue after the proxy received its stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,8 +63,10 @@ pub struct ProxySettings {
     pub use_known_paths: bool,
     /// Further inference paths.
     pub custom_paths: Vec<String>,
-    /// The largest number of open connections.
+    /// The largest number of open connections. Further ones wait for `head_timeout`, then they get status 503.
     pub max_connections: usize,
+    /// The time for the head of a request: of the first one from the accept, of the others from their first byte.
+    pub head_timeout: Duration,
 }
 
 /// A proxy that listens but does not accept connections yet.
@@ -140,11 +146,12 @@ impl BoundProxy {
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
-        let max_connections = self.settings.max_connections;
+        let head_timeout = self.settings.head_timeout;
+        let limit = ConnectionLimit::new(self.settings.max_connections, head_timeout);
         let proxy = Arc::clone(&self.proxy);
         let listener = self.start_tasks()?;
         let (stopping, stopped) = watch::channel(false);
-        let frontend_task = frontend::serve(listener, Arc::clone(&proxy), max_connections, stopped);
+        let frontend_task = frontend::serve(listener, Arc::clone(&proxy), limit, head_timeout, stopped);
         let frontend_task = tokio::spawn(frontend_task);
         stop.await;
         // The send fails where the frontend has ended already.

@@ -12,12 +12,20 @@ use std::task::{Context, Poll, Waker};
 use http::{HeaderMap, StatusCode};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
 
+use super::head_timer::ReceivedBytes;
 use super::listener::{AcceptedConnection, ClientReader, ClientWriter};
 
 pub struct ClientIo {
-    reader: TokioIo<ClientReader>,
+    reader: TokioIo<CountingReader>,
     writer: Arc<Mutex<SharedWriter>>,
+}
+
+/// Counts the bytes that it reads.
+struct CountingReader {
+    inner: ClientReader,
+    received: ReceivedBytes,
 }
 
 /// Sends informational responses to the client.
@@ -33,11 +41,13 @@ struct SharedWriter {
 }
 
 impl ClientIo {
-    pub fn new(connection: AcceptedConnection) -> (Self, InformationalSender) {
+    /// Counts the client's bytes in `received`.
+    pub fn new(connection: AcceptedConnection, received: ReceivedBytes) -> (Self, InformationalSender) {
         let (reader, writer) = connection.into_split();
         let writer = SharedWriter { inner: TokioIo::new(writer), flushed: true, unsent: Vec::new() };
         let writer = Arc::new(Mutex::new(writer));
-        (ClientIo { reader: TokioIo::new(reader), writer: Arc::clone(&writer) }, InformationalSender(writer))
+        let reader = TokioIo::new(CountingReader { inner: reader, received });
+        (ClientIo { reader, writer: Arc::clone(&writer) }, InformationalSender(writer))
     }
 
     fn writer(&self) -> MutexGuard<'_, SharedWriter> {
@@ -80,6 +90,19 @@ impl SharedWriter {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for CountingReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.received.add(buf.filled().len() - filled);
+        polled
     }
 }
 

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use wattspan_http::connection_pool::capture_connection;
+use wattspan_http::transfer_encoding::{self, TransferEncodingError};
 use wattspan_http::{BoxBody, full_body, hop_by_hop};
 use wattspan_system::escape::printable_ascii;
 
@@ -20,7 +22,7 @@ use super::measured_response;
 use super::request_span::RequestSpan;
 use super::route::Operation;
 use super::trace_context::TraceContext;
-use super::upstream_request::{ClientCapabilities, RequestedModel, build_upstream_request};
+use super::upstream_request::{ClientCapabilities, RequestEnd, RequestedModel, build_upstream_request};
 
 /// The header in which a client names its span.
 const NAME_HEADER: &str = "wattspan-name";
@@ -34,11 +36,14 @@ pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Resp
             "CONNECT is not supported: this proxy forwards requests to one server",
         );
     }
+    if let Err(error) = transfer_encoding::check(request.headers()) {
+        return refuse_framing(error);
+    }
     if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
         return forward_measured(client, request, operation).await;
     }
     match build_upstream_request(&proxy.upstream, client.informational.as_ref(), request, None) {
-        Ok((request, capabilities)) => match send_upstream(proxy, request).await {
+        Ok((request, capabilities)) => match send_upstream(proxy, request, &capabilities.request_end).await {
             Ok((head, body)) => pass_through(client, head, body, capabilities),
             Err(error) => error.response,
         },
@@ -68,7 +73,7 @@ async fn forward_measured(
             return error_response(StatusCode::BAD_REQUEST, &error.to_string());
         }
     };
-    match send_upstream(proxy, request).await {
+    match send_upstream(proxy, request, &capabilities.request_end).await {
         Ok((head, body)) => {
             span.set_attribute("http.response.status_code", head.status.as_str());
             set_request_model(&mut span, &requested_model);
@@ -142,17 +147,24 @@ struct UpstreamError {
 
 async fn send_upstream(
     proxy: &Proxy,
-    request: Request<BoxBody>,
+    mut request: Request<BoxBody>,
+    request_end: &RequestEnd,
 ) -> Result<(response::Parts, Incoming), UpstreamError> {
+    let connection = capture_connection(&mut request);
     let (unsent, reason) = match proxy.pool.request(request).await {
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
+            let framing = check_reply_framing(&mut head.headers);
+            // One HTTP/2 connection carries the requests of all clients, and its end is announced.
+            let is_shared = head.version == Version::HTTP_2;
+            let may_close = ends_connection(head.status) || !request_end.is_reached();
+            if !is_shared && (framing.is_err() || may_close) {
+                connection.connection_metadata().as_ref().inspect(|connection| connection.poison());
+            }
             head.version = Version::HTTP_11;
-            // The proxy and the client could frame a body with both headers differently (RFC 9112, section 6.3).
-            let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-            match both.iter().all(|name| head.headers.contains_key(name)) {
-                false => return Ok((head, body)),
-                true => (false, "its reply has both Content-Length and Transfer-Encoding".to_owned()),
+            match framing {
+                Ok(()) => return Ok((head, body)),
+                Err(reason) => (false, format!("the framing of its reply is ambiguous: {reason}")),
             }
         }
         Err(error) => (error.is_connect(), error_chain(&error)),
@@ -161,6 +173,49 @@ async fn send_upstream(
     proxy.log.write_line(&format!("no reply from {}: {reason}", proxy.upstream));
     let response = error_response(StatusCode::BAD_GATEWAY, &format!("no reply from the server: {reason}"));
     Err(UpstreamError { unsent, response })
+}
+
+/// Whether servers close the connection after a reply of this status, with or without an announcement: they could not
+/// read the request, did not read all of it, or failed. Another client's request on that connection could get no reply.
+fn ends_connection(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::BAD_REQUEST
+                | StatusCode::REQUEST_TIMEOUT
+                | StatusCode::LENGTH_REQUIRED
+                | StatusCode::PAYLOAD_TOO_LARGE
+                | StatusCode::URI_TOO_LONG
+                | StatusCode::EXPECTATION_FAILED
+                | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        )
+}
+
+/// Checks that the proxy and the client frame a reply in the same way (RFC 9112, section 6.3), and joins equal lengths.
+fn check_reply_framing(headers: &mut HeaderMap) -> Result<(), String> {
+    transfer_encoding::check(headers).map_err(|error| error.to_string())?;
+    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err("it has both Content-Length and Transfer-Encoding".to_owned());
+    }
+    // hyper accepts several lengths only where they are equal.
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let first = length.and_then(|length| length.split(',').next()).map(|first| first.trim().to_owned());
+    if let Some(length) = first.and_then(|first| HeaderValue::try_from(first).ok()) {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// The response to a request whose body the proxy cannot frame for the server. The connection ends with it, since the
+/// end of the body is not known (RFC 9112, section 6.1).
+fn refuse_framing(error: TransferEncodingError) -> Response<BoxBody> {
+    let status = match error {
+        TransferEncodingError::Malformed => StatusCode::BAD_REQUEST,
+        TransferEncodingError::Unsupported => StatusCode::NOT_IMPLEMENTED,
+    };
+    let mut reply = error_response(status, &error.to_string());
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 /// The server's response without annotations.

@@ -6,45 +6,40 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::timeout_at;
 use wattspan_http::connection_pool::MAX_HEADER_BYTES;
 
 use super::client_io::ClientIo;
+use super::connection_limit::ConnectionLimit;
 use super::context::{ClientContext, Proxy};
 use super::forward::forward;
+use super::head_timer::{HeadTimer, IDLE_TIMEOUT, ReceivedBytes};
 use super::listener::{AcceptedConnection, ProxyListener};
-
-/// The timeout for a request head, from the accept or the last response.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The timeout for the first bytes, which decide between HTTP/1.1 and HTTP/2.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The most concurrent streams of one HTTP/2 connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
-
-/// The most connections that are accepted at a time, before those that are open are served again.
-const MAX_BATCH: usize = 64;
 
 /// Accepts connections until `stop` is true; open connections then shut down gracefully.
 pub async fn serve(
     listener: ProxyListener,
     proxy: Arc<Proxy>,
-    max_connections: usize,
+    limit: ConnectionLimit,
+    head_timeout: Duration,
     stop: watch::Receiver<bool>,
 ) {
-    let permits = Arc::new(Semaphore::new(max_connections));
     let mut stopped = stop.clone();
     loop {
         let accepted = tokio::select! {
-            accepted = accept_batch(&listener, &permits) => accepted,
+            accepted = limit.accept_batch(&listener) => accepted,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
         match accepted {
@@ -53,7 +48,7 @@ pub async fn serve(
                     let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
                     tokio::spawn(async move {
                         // A failed connection concerns its client alone, which sees the failure itself.
-                        let _ = serve_connection(connection, permit, proxy, stop).await;
+                        let _ = serve_connection(connection, permit, proxy, head_timeout, stop).await;
                     });
                 }
             }
@@ -66,49 +61,55 @@ pub async fn serve(
     }
 }
 
-/// Accepts the connections that wait, as far as there are permits for them.
-async fn accept_batch(
-    listener: &ProxyListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<Vec<(AcceptedConnection, OwnedSemaphorePermit)>> {
-    let mut reserved = vec![Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?];
-    while reserved.len() < MAX_BATCH
-        && let Ok(permit) = Arc::clone(permits).try_acquire_owned()
-    {
-        reserved.push(permit);
-    }
-    Ok(listener.accept_batch(reserved.len()).await?.into_iter().zip(reserved).collect())
-}
-
 async fn serve_connection(
     connection: AcceptedConnection,
     permit: OwnedSemaphorePermit,
     proxy: Arc<Proxy>,
+    head_timeout: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), wattspan_http::BodyError> {
+    let first_deadline = Instant::now() + head_timeout;
     connection.set_nodelay()?;
     // Before the first read: the client's user at the time of the accept counts.
     let annotation_mode = proxy.annotation_mode_for(&connection).await;
     let http2 = tokio::select! {
-        http2 = tokio::time::timeout(PREFACE_TIMEOUT, is_http2(&connection)) => http2??,
+        http2 = timeout_at(first_deadline.into(), is_http2(&connection)) => http2??,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let (io, informational) = ClientIo::new(connection);
+    let received = ReceivedBytes::default();
+    let (io, informational) = ClientIo::new(connection, received.clone());
     let client = ClientContext::new(proxy, annotation_mode, (!http2).then_some(informational), permit);
+    let has_request = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&has_request);
     let service = service_fn(move |request: Request<Incoming>| {
+        seen.store(true, Ordering::Relaxed);
         let client = client.clone();
         async move { Ok::<_, Infallible>(forward(&client, request).await) }
     });
     if http2 {
         let connection = http2_builder().serve_connection(io, service);
         tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
-            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        // hyper has no timeout for the preface and the first head of HTTP/2.
+        let first_head = tokio::time::sleep_until(first_deadline.into());
+        tokio::pin!(first_head);
+        let mut is_waiting = true;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return Ok(ended?),
+                () = first_head.as_mut(), if is_waiting => {
+                    if !has_request.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    is_waiting = false;
+                }
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
         }
+        connection.as_mut().graceful_shutdown();
         Ok(connection.await?)
     } else {
-        let connection = http1_builder().serve_connection(io, service).with_upgrades();
+        let timer = HeadTimer { received, first_deadline, head_timeout };
+        let connection = http1_builder(timer).serve_connection(io, service).with_upgrades();
         tokio::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
@@ -118,11 +119,11 @@ async fn serve_connection(
     }
 }
 
-fn http1_builder() -> http1::Builder {
+fn http1_builder(timer: HeadTimer) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .timer(timer)
+        .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
         .preserve_header_case(true)
         .auto_date_header(false);

@@ -5,6 +5,7 @@
 //! of the model is stored.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,6 +31,21 @@ pub struct ClientCapabilities {
     pub version: Version,
     /// The connection, if the request asks for another protocol.
     pub upgrade: Option<OnUpgrade>,
+    pub request_end: RequestEnd,
+}
+
+/// Whether the client's request has been read to its end.
+#[derive(Debug, Clone, Default)]
+pub struct RequestEnd(Arc<AtomicBool>);
+
+impl RequestEnd {
+    pub fn is_reached(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set_reached(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl ClientCapabilities {
@@ -64,7 +80,9 @@ pub fn build_upstream_request(
     hop_by_hop::set_connection_options(&mut head.headers, &options);
     head.headers.insert(header::HOST, upstream.host_header());
     join_cookies(&mut head.headers);
-    let body = RequestBody::new(body, gate, requested_model).boxed_unsync();
+    let body = RequestBody::new(body, gate, requested_model);
+    let request_end = body.end.clone();
+    let body = body.boxed_unsync();
     let mut request = Request::from_parts(head, body);
     let continue_sender = Mutex::new(continue_sender);
     let informational = informational.cloned().filter(|_| version == Version::HTTP_11);
@@ -79,7 +97,7 @@ pub fn build_upstream_request(
             informational.send(response.status(), &headers);
         }
     });
-    Ok((request, ClientCapabilities { options, version, upgrade }))
+    Ok((request, ClientCapabilities { options, version, upgrade, request_end }))
 }
 
 /// HTTP/2 allows several `Cookie` headers, HTTP/1.1 only one (RFC 9113, section 8.2.3).
@@ -156,11 +174,16 @@ pub struct RequestBody {
     inner: Incoming,
     gate: Option<ContinueGate>,
     requested_model: Option<RequestedModel>,
+    end: RequestEnd,
 }
 
 impl RequestBody {
     pub fn new(inner: Incoming, gate: Option<ContinueGate>, requested_model: Option<RequestedModel>) -> Self {
-        RequestBody { inner, gate, requested_model }
+        let end = RequestEnd::default();
+        if inner.is_end_stream() {
+            end.set_reached();
+        }
+        RequestBody { inner, gate, requested_model, end }
     }
 }
 
@@ -183,6 +206,9 @@ impl Body for RequestBody {
             && let Some(data) = frame.data_ref()
         {
             requested_model.scan(data);
+        }
+        if matches!(polled, Poll::Ready(None)) || self.inner.is_end_stream() {
+            self.end.set_reached();
         }
         polled.map_err(Into::into)
     }

@@ -1,0 +1,105 @@
+//! Connections that send no request, and connections beyond the limit.
+
+use std::io::Read;
+use std::sync::{Mutex, mpsc};
+
+use crate::http_stub::{HttpConnection, StubServer, TestProxy};
+use crate::support::{self, STEADY_MACHINE, TestDaemon};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const REQUEST: &[u8] = b"GET /v1/models HTTP/1.1\r\nHost: t\r\n\r\n";
+const HTTP2_PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn status(connection: &mut HttpConnection) -> Option<u16> {
+    connection.read_reply().map(|reply| reply.status())
+}
+
+/// Waits until the proxy closes the connection; fails if it does not.
+fn assert_closed(connection: &HttpConnection, what: &str) {
+    let mut input = [0; 4096];
+    loop {
+        match connection.stream().read(&mut input) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return,
+            Err(error) => panic!("{what}: the connection is still open: {error}"),
+        }
+    }
+}
+
+#[test]
+fn connections_without_a_complete_head_are_closed_and_others_stay() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub =
+        StubServer::new(|mut connection| while connection.read_request().is_some() && connection.send(OK) {});
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::start(&upstream, &daemon.socket(), &["--head-timeout", "1000"]).wait_for_daemon();
+    let open = |bytes: &[u8]| {
+        let mut connection = HttpConnection::connect(proxy.address);
+        connection.send(bytes);
+        connection
+    };
+    let mut idle = open(REQUEST);
+    assert_eq!(status(&mut idle), Some(200));
+    let mut slow_body = open(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nab");
+    let firsts = ["", "G", "GET / HT", "GET / HTTP/1.1\r\nHost: t\r\nX-A: 1\r\n", "P", "PRI ", HTTP2_PREFACE];
+    let mut halves: Vec<(&str, HttpConnection)> =
+        firsts.iter().flat_map(|first| (0..20).map(|_| (*first, open(first.as_bytes())))).collect();
+    // A later head has its time from its first byte.
+    let mut later = open(REQUEST);
+    assert_eq!(status(&mut later), Some(200));
+    later.send(b"GET / HTTP/1.1\r\nX-A: ");
+    halves.push(("a later head", later));
+    let mut drip = open(b"GET / HTTP/1.1\r\nX-A: ");
+    support::wait_until("the dripping head is refused", || {
+        support::sleep_ms(20);
+        !drip.send(b"x")
+    });
+    for (first, connection) in &halves {
+        assert_closed(connection, first);
+    }
+    // All the time-outs have passed. A body and the time between two requests have none of them.
+    slow_body.send(b"cd");
+    assert_eq!(status(&mut slow_body), Some(200));
+    idle.send(REQUEST);
+    assert_eq!(status(&mut idle), Some(200));
+    proxy.stop().assert_balanced();
+}
+
+#[test]
+fn connections_beyond_the_limit_get_503_until_one_ends() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let stub = StubServer::new(move |mut connection| {
+        while let Some(request) = connection.read_request() {
+            if request.line.contains("/held") {
+                let _ = released.lock().unwrap().recv();
+            }
+            connection.send(OK);
+        }
+    });
+    let upstream = format!("http://{}", stub.address);
+    let flags = ["--connections", "2", "--head-timeout", "200"];
+    let proxy = TestProxy::start(&upstream, &daemon.socket(), &flags).wait_for_daemon();
+    let held = |path: &str| {
+        let mut connection = HttpConnection::connect(proxy.address);
+        connection.send(format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").as_bytes());
+        connection
+    };
+    let mut holders = [held("/held"), held("/held")];
+    for _ in 0..20 {
+        let mut refused = held("/v1/models");
+        let reply = refused.read_reply().expect("a reply");
+        assert_eq!((reply.status(), reply.header("connection")), (503, Some("close")), "{reply:?}");
+        assert!(reply.is_complete && reply.text().contains("all connections are in use"), "{reply:?}");
+        assert_closed(&refused, "a refused connection");
+    }
+    drop(release);
+    for holder in &mut holders {
+        assert_eq!(status(holder), Some(200));
+        assert_closed(holder, "a served connection");
+    }
+    support::wait_until("a connection is served again", || status(&mut held("/v1/models")) == Some(200));
+    proxy.stop().assert_balanced();
+}
