@@ -1,8 +1,9 @@
 //! What the error bounds assume about a domain, beyond its readings.
 //!
-//! The publishing lag of its counter is assumed by the source, measured as one update interval where no document gives it,
-//! or configured. The ceilings of its power are in `power_ceiling`. GetInfo shows each assumption with its origin, because
-//! a guaranteed error holds only with it.
+//! The update interval of its counter is measured or configured. Its quantum is that of the source or
+//! configured. The publishing lag is assumed by the source, measured as one update interval where no document gives it, or
+//! configured. The ceilings of its power are in `power_ceiling`. GetInfo shows each assumption with its origin, because a
+//! guaranteed error holds only with it.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,10 @@ pub struct AssumptionSettings {
     pub ceiling_mw: BTreeMap<String, u64>,
     /// The publishing lag of the counter.
     pub lag_ns: BTreeMap<String, u64>,
+    /// The time between two updates of the counter.
+    pub update_interval_ns: BTreeMap<String, u64>,
+    /// The unit of the counter. A change needs a restart: the attribution takes it when it adds the domain.
+    pub quantum_uj: BTreeMap<String, u64>,
 }
 
 /// Where no document gives the lag, it is not assumed to be shorter than what the source assumes or this, for any update

@@ -26,7 +26,7 @@ pub(super) enum DomainOrigin {
 }
 
 pub(super) struct MeteredDomain {
-    /// Its parent may be a domain that it may duplicate. Its lag and ceiling are those that are assumed now.
+    /// Its parent may be a domain that it may duplicate. Its lag, ceiling and quantum are those that are assumed now.
     pub(super) domain: Domain,
     pub(super) profile: CounterProfile,
     pub(super) moves: CounterMoves,
@@ -42,6 +42,8 @@ pub(super) struct MeteredDomain {
     pub(super) independent_since_ns: Option<u64>,
     base_uj: Option<u64>,
     energy_uj: Option<u64>,
+    configured_interval_ns: Option<u64>,
+    has_configured_quantum: bool,
     lag: PublishingLag,
     pub(super) ceilings: PowerCeilings,
 }
@@ -52,6 +54,8 @@ impl MeteredDomain {
         Self {
             liveness: domain_liveness(&domain, &profile),
             source_parent: domain.parent.clone(),
+            configured_interval_ns: None,
+            has_configured_quantum: false,
             lag: PublishingLag::of(&domain),
             ceilings: PowerCeilings::of(&domain),
             domain,
@@ -73,6 +77,11 @@ impl MeteredDomain {
 
     /// Applies the configured assumptions.
     pub(super) fn configure_assumptions(&mut self, settings: &AssumptionSettings) {
+        self.configured_interval_ns = settings.update_interval_ns.get(&self.domain.name).copied();
+        if let Some(quantum_uj) = settings.quantum_uj.get(&self.domain.name) {
+            self.domain.quantum_uj = *quantum_uj;
+            self.has_configured_quantum = true;
+        }
         self.lag.configure(settings.lag_ns.get(&self.domain.name).copied());
         self.ceilings.configure(settings.ceiling_mw.get(&self.domain.name).copied());
         self.update_assumptions();
@@ -80,8 +89,22 @@ impl MeteredDomain {
 
     /// Updates the assumptions that depend on what was measured.
     pub(super) fn update_assumptions(&mut self) {
-        self.domain.latency_ns = self.lag.current(self.profile.update_interval_ns()).0;
+        self.domain.latency_ns = self.lag.current(self.update_interval_ns()).0;
         self.domain.ceiling_mw = self.ceilings.peak_mw();
+    }
+
+    /// The update interval of the counter that is assumed now: the configured one, else the measured one, if it is known.
+    pub(super) fn update_interval_ns(&self) -> Option<u64> {
+        self.configured_interval_ns.or_else(|| self.profile.update_interval_ns())
+    }
+
+    fn update_interval_origin(&self) -> Option<&'static str> {
+        let origin = if self.configured_interval_ns.is_some() { "configured" } else { "measured" };
+        self.update_interval_ns().map(|_| origin)
+    }
+
+    fn quantum_origin(&self) -> &'static str {
+        if self.has_configured_quantum { "configured" } else { sources::quantum_origin(&self.domain) }
     }
 
     pub(super) fn record_reading(&mut self, reading: &EnergyReading) {
@@ -110,13 +133,16 @@ impl MeteredDomain {
             grade: domain.grade,
             liveness: self.liveness.0,
             reason: self.liveness.1.clone(),
-            update_interval_ns: profile.update_interval_ns(),
+            update_interval_ns: self.update_interval_ns(),
+            update_interval_origin: self.update_interval_origin().map(str::to_owned),
             quantum_uj: profile.quantum_uj(),
+            assumed_quantum_uj: (!self.is_placeholder()).then_some(domain.quantum_uj),
+            quantum_origin: (!self.is_placeholder()).then(|| self.quantum_origin().to_owned()),
             read_cost_ns: profile.read_cost_ns(),
             residual: profile.residual(),
             lag_ns: (!self.is_placeholder()).then_some(domain.latency_ns),
             lag_origin: (!self.is_placeholder())
-                .then(|| self.lag.current(profile.update_interval_ns()).1.to_owned()),
+                .then(|| self.lag.current(self.update_interval_ns()).1.to_owned()),
             ceilings: listed(ceilings.is_empty()).then_some(ceilings),
             exceeded: listed(exceeded.is_empty()).then_some(exceeded),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),

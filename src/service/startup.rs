@@ -113,11 +113,13 @@ fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
 }
 
 fn assumption_settings(config: &Config) -> AssumptionSettings {
-    let lag = |(name, ms): (&String, &f64)| (name.clone(), round_to_ns(*ms * 1e6));
+    let time = |(name, ms): (&String, &f64)| (name.clone(), round_to_ns(*ms * 1e6));
     let ceiling = |(name, watts): (&String, &f64)| (name.clone(), watts_to_mw(*watts));
     AssumptionSettings {
         ceiling_mw: config.ceiling_w.iter().map(ceiling).collect(),
-        lag_ns: config.lag_ms.iter().map(lag).collect(),
+        lag_ns: config.lag_ms.iter().map(time).collect(),
+        quantum_uj: config.quantum_uj.clone(),
+        update_interval_ns: config.update_interval_ms.iter().map(time).collect(),
     }
 }
 

@@ -32,6 +32,19 @@ pub fn has_undocumented_lag(domain: &crate::domain::Domain) -> bool {
     is_unknown && domain.grade == crate::domain::Grade::Measured
 }
 
+/// Where the quantum of this domain comes from, as in the protocol. Grade and lag tell RAPL's registers from unknown chips.
+pub fn quantum_origin(domain: &crate::domain::Domain) -> &'static str {
+    use crate::domain::Grade;
+    match (domain.grade, domain.source.as_str()) {
+        (_, source) if source == crate::domain::REPLAY_SOURCE => "recorded",
+        (Grade::Integrated | Grade::Estimated, _) => "rounding",
+        (_, powercap::NAME | msr::NAME | source_settings::IOREPORT) => "driver",
+        (_, intelgpu::NAME) => "assumed",
+        (_, hwmon::NAME) if has_undocumented_lag(domain) => "assumed",
+        _ => "specification",
+    }
+}
+
 /// AMD GPUs through the kernel's driver.
 pub mod amdgpu;
 

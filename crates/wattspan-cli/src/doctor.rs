@@ -281,6 +281,8 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             domain.reason.clone(),
             describe_duplicate(domain),
             domain.residual.map(describe_residual),
+            describe_update_interval(domain),
+            describe_assumed_quantum(domain),
             describe_lag(domain),
             describe_ceilings(domain),
             describe_exceeded(domain),
@@ -305,6 +307,26 @@ fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
             format!("undecided: may be a second name of {other}'s counter, so it is not counted yet")
         }
     })
+}
+
+/// The update interval that the lag and the settling of accounts assume, if it is not the measured one that the table shows.
+fn describe_update_interval(domain: &DomainStatus) -> Option<String> {
+    let origin = domain.update_interval_origin.as_deref().filter(|origin| *origin != "measured")?;
+    let interval = format_duration(domain.update_interval_ns?);
+    Some(format!("assumed update interval of its counter: {interval} ({})", printable(origin)))
+}
+
+/// The counter's unit that the guaranteed error assumes.
+fn describe_assumed_quantum(domain: &DomainStatus) -> Option<String> {
+    let quantum = format_quantum(domain.assumed_quantum_uj? as f64);
+    let origin = match domain.quantum_origin.as_deref()? {
+        "specification" => "the largest that its specification allows".to_owned(),
+        "driver" => format!("as {} shows it", domain.source),
+        "assumed" => "no document gives it".into(),
+        "rounding" => "rounding of the integral".into(),
+        other => printable(other),
+    };
+    Some(format!("assumed quantum: at most {quantum} ({origin})"))
 }
 
 /// The publishing lag that the guaranteed error assumes, if it is long enough to matter in a span.
@@ -405,6 +427,23 @@ fn describe_access(access: Access) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_names_each_assumption_with_its_origin() {
+        let domain: DomainStatus = serde_json::from_value(serde_json::json!({
+            "name": "package-0", "kind": "package", "source": "powercap", "counted": true, "grade": "measured",
+            "liveness": "live", "update_interval_ns": 2_000_000, "update_interval_origin": "configured",
+            "assumed_quantum_uj": 62, "quantum_origin": "driver",
+        }))
+        .unwrap();
+        let notes = |domain: DomainStatus| render_domains(&[domain], Terminal::PLAIN);
+        let shown = notes(domain.clone());
+        assert!(shown.contains("assumed update interval of its counter: 2.000 ms (configured)"), "{shown}");
+        assert!(shown.contains("assumed quantum: at most 62.0 µJ (as powercap shows it)"), "{shown}");
+        // The table has the measured interval.
+        let measured = DomainStatus { update_interval_origin: Some("measured".into()), ..domain };
+        assert!(!notes(measured).contains("update interval"));
+    }
 
     #[test]
     fn the_store_description_names_losses_and_retention() {

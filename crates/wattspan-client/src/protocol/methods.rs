@@ -333,9 +333,18 @@ pub struct DomainStatus {
     /// The time between two counter updates.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub update_interval_ns: Option<u64>,
+    /// Where `update_interval_ns` comes from: `measured` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub update_interval_origin: Option<String>,
     /// The smallest step of the counter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub quantum_uj: Option<f64>,
+    /// The amount by which the true energy can exceed the counter's value, which the guaranteed error assumes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub assumed_quantum_uj: Option<u64>,
+    /// Where `assumed_quantum_uj` comes from: `specification`, `driver`, `assumed`, `rounding`, `recorded` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quantum_origin: Option<String>,
     /// The time of one read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
