@@ -238,6 +238,7 @@ impl Config {
         if let Some(max) = self.source.estimate_max_w {
             within("source.estimate_max_w", max, idle.unwrap_or(0.0), 100_000.0)?;
         }
+        within("source.energy_filter_percent", self.source.energy_filter_percent.unwrap_or(0.0), 0.0, 100.0)?;
         if let (DbusConfig::Address(address), Some(remedy)) = (&self.bus, self.bus.invalid_reason()) {
             let (key, value) = ("bus".into(), address.clone());
             return Err(ConfigError::InvalidValue {

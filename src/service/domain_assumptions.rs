@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::domain::Domain;
-use crate::sources;
+use crate::sources::{self, EnergyFilter};
 
 /// The configured assumptions, by domain name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct AssumptionSettings {
     pub update_interval_ns: BTreeMap<String, u64>,
     /// The unit of the counter. A change needs a restart: the attribution takes it when it adds the domain.
     pub quantum_uj: BTreeMap<String, u64>,
+    /// The noise of RAPL's registers, which the sources add to the uncertainty of their readings.
+    pub energy_filter: Option<EnergyFilter>,
 }
 
 /// Where no document gives the lag, it is not assumed to be shorter than what the source assumes or this, for any update

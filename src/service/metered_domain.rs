@@ -9,7 +9,7 @@ use super::domain_assumptions::{AssumptionSettings, PublishingLag};
 use super::power_ceiling::PowerCeilings;
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
-use crate::sources;
+use crate::sources::{self, EnergyFilter};
 
 /// A domain's state, with the reason where it is not live.
 pub(super) type DomainLiveness = (Liveness, Option<String>);
@@ -44,6 +44,7 @@ pub(super) struct MeteredDomain {
     energy_uj: Option<u64>,
     configured_interval_ns: Option<u64>,
     has_configured_quantum: bool,
+    energy_filter: Option<EnergyFilter>,
     lag: PublishingLag,
     pub(super) ceilings: PowerCeilings,
 }
@@ -56,6 +57,7 @@ impl MeteredDomain {
             source_parent: domain.parent.clone(),
             configured_interval_ns: None,
             has_configured_quantum: false,
+            energy_filter: None,
             lag: PublishingLag::of(&domain),
             ceilings: PowerCeilings::of(&domain),
             domain,
@@ -82,6 +84,7 @@ impl MeteredDomain {
             self.domain.quantum_uj = *quantum_uj;
             self.has_configured_quantum = true;
         }
+        self.energy_filter = settings.energy_filter.filter(|_| EnergyFilter::concerns(&self.domain.source));
         self.lag.configure(settings.lag_ns.get(&self.domain.name).copied());
         self.ceilings.configure(settings.ceiling_mw.get(&self.domain.name).copied());
         self.update_assumptions();
@@ -138,6 +141,8 @@ impl MeteredDomain {
             quantum_uj: profile.quantum_uj(),
             assumed_quantum_uj: (!self.is_placeholder()).then_some(domain.quantum_uj),
             quantum_origin: (!self.is_placeholder()).then(|| self.quantum_origin().to_owned()),
+            filter_error_ppm: self.energy_filter.map(|filter| filter.error_ppm),
+            filter_origin: self.energy_filter.map(|filter| filter.origin.to_owned()),
             read_cost_ns: profile.read_cost_ns(),
             residual: profile.residual(),
             lag_ns: (!self.is_placeholder()).then_some(domain.latency_ns),

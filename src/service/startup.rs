@@ -85,6 +85,7 @@ fn source_settings(config: &Config) -> sources::SourceSettings {
             (Some(idle_w), Some(max_w)) => Some((watts_to_mw(idle_w), watts_to_mw(max_w))),
             _ => None,
         },
+        energy_filter_ppm: config.source.energy_filter_percent.map(|percent| (percent * 1e4).round() as u64),
         probe_load: defaults.probe_load,
     }
 }
@@ -120,6 +121,7 @@ fn assumption_settings(config: &Config) -> AssumptionSettings {
         lag_ns: config.lag_ms.iter().map(time).collect(),
         quantum_uj: config.quantum_uj.clone(),
         update_interval_ns: config.update_interval_ms.iter().map(time).collect(),
+        energy_filter: sources::EnergyFilter::detect(&source_settings(config)),
     }
 }
 

@@ -18,6 +18,7 @@
 //! | `replay` | a recorded trace or a scripted machine | as recorded | a file |
 
 pub use discovery::{discover, discover_within};
+pub use energy_filter::EnergyFilter;
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::{ProbeLoad, SourceSettings};
 
@@ -72,6 +73,9 @@ pub mod dedup;
 
 /// Discovery of the available sources.
 mod discovery;
+
+/// Intel's energy filtering of RAPL's registers.
+mod energy_filter;
 
 /// Integration of power over time, with its uncertainty.
 pub mod energy_integral;

@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     fn layout(vendor: &str, family: u32, model: u32) -> Option<MsrLayout> {
-        layout_for(&CpuInfo { vendor: vendor.into(), family, model, is_guest: false })
+        layout_for(&CpuInfo { vendor: vendor.into(), family, model, ..CpuInfo::default() })
     }
 
     fn joules(shift: u32) -> Option<EnergyUnit> {

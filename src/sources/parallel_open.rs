@@ -11,7 +11,7 @@ use crate::domain::EnergyReading;
 
 use super::apple::{ioreport, smc};
 use super::source::{Inventory, OpenProgress, StartingSources};
-use super::{SourceSettings, amdgpu, battery, hwmon, intelgpu, msr, nvml, perf, powercap};
+use super::{SourceSettings, amdgpu, battery, energy_filter, hwmon, intelgpu, msr, nvml, perf, powercap};
 
 /// Starts one thread for each source.
 pub(super) fn spawn_all<'a>(
@@ -60,6 +60,8 @@ fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<
         battery::NAME => battery::open(settings, clock),
         _ => Inventory::default(),
     };
+    found.opened =
+        found.opened.into_iter().map(|opened| energy_filter::add_uncertainty(opened, settings)).collect();
     if !probes_itself(source) {
         // A first read may block, so it is made on this thread.
         for opened in &mut found.opened {

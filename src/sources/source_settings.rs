@@ -58,6 +58,8 @@ pub struct SourceSettings {
     /// Power of all CPUs together when idle and at full load, for machines without a counter. `None`: the documented
     /// model times the number of CPUs.
     pub estimate_mw: Option<(u64, u64)>,
+    /// The noise of Intel's energy filtering, in parts per million of the energy. `None`: as the kernel's SGX flag shows.
+    pub energy_filter_ppm: Option<u64>,
     /// The load under which counters have to advance.
     pub probe_load: ProbeLoad,
 }
@@ -88,6 +90,7 @@ impl Default for SourceSettings {
             replay: None,
             enabled: default_names().iter().copied().map(String::from).collect(),
             estimate_mw: None,
+            energy_filter_ppm: None,
             probe_load: ProbeLoad::default(),
         }
     }

@@ -17,6 +17,7 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "source.enabled",
     "source.estimate_idle_w",
     "source.estimate_max_w",
+    "source.energy_filter_percent",
     "source.nvml_library",
     "source.replay",
     "access.coarse_group",
@@ -80,6 +81,7 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
     config.source.enabled = source.enabled;
     config.source.estimate_idle_w = source.estimate_idle_w;
     config.source.estimate_max_w = source.estimate_max_w;
+    config.source.energy_filter_percent = source.energy_filter_percent;
     config.source.nvml_library = source.nvml_library;
     config.source.replay = source.replay;
     assert_eq!(config, Config::default());

@@ -283,6 +283,7 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             domain.residual.map(describe_residual),
             describe_update_interval(domain),
             describe_assumed_quantum(domain),
+            describe_filter(domain),
             describe_lag(domain),
             describe_ceilings(domain),
             describe_exceeded(domain),
@@ -327,6 +328,18 @@ fn describe_assumed_quantum(domain: &DomainStatus) -> Option<String> {
         other => printable(other),
     };
     Some(format!("assumed quantum: at most {quantum} ({origin})"))
+}
+
+/// The noise that Intel's energy filtering adds to the counter, if any is assumed.
+fn describe_filter(domain: &DomainStatus) -> Option<String> {
+    let origin = match domain.filter_origin.as_deref()? {
+        "driver" => "SGX is enabled".to_owned(),
+        other => printable(other),
+    };
+    let percent = domain.filter_error_ppm.filter(|ppm| *ppm > 0)? as f64 / 1e4;
+    Some(format!(
+        "energy filtering: its energy may be wrong by {percent:.1} %, which the error includes ({origin})"
+    ))
 }
 
 /// The publishing lag that the guaranteed error assumes, if it is long enough to matter in a span.
@@ -434,12 +447,16 @@ mod tests {
             "name": "package-0", "kind": "package", "source": "powercap", "counted": true, "grade": "measured",
             "liveness": "live", "update_interval_ns": 2_000_000, "update_interval_origin": "configured",
             "assumed_quantum_uj": 62, "quantum_origin": "driver",
+            "filter_error_ppm": 500_000, "filter_origin": "driver",
         }))
         .unwrap();
         let notes = |domain: DomainStatus| render_domains(&[domain], Terminal::PLAIN);
         let shown = notes(domain.clone());
         assert!(shown.contains("assumed update interval of its counter: 2.000 ms (configured)"), "{shown}");
         assert!(shown.contains("assumed quantum: at most 62.0 µJ (as powercap shows it)"), "{shown}");
+        assert!(shown.contains("wrong by 50.0 %, which the error includes (SGX is enabled)"), "{shown}");
+        let unfiltered = DomainStatus { filter_error_ppm: Some(0), ..domain.clone() };
+        assert!(!notes(unfiltered).contains("filtering"));
         // The table has the measured interval.
         let measured = DomainStatus { update_interval_origin: Some("measured".into()), ..domain };
         assert!(!notes(measured).contains("update interval"));

@@ -345,6 +345,13 @@ pub struct DomainStatus {
     /// Where `assumed_quantum_uj` comes from: `specification`, `driver`, `assumed`, `rounding`, `recorded` or `configured`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub quantum_origin: Option<String>,
+    /// The noise that the processor adds to its counter (Intel's energy filtering), in parts per million of the energy, which
+    /// the guaranteed error includes. 0: none; absent: not of this kind.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub filter_error_ppm: Option<u64>,
+    /// Where `filter_error_ppm` comes from: `driver` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub filter_origin: Option<String>,
     /// The time of one read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
