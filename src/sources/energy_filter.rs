@@ -14,7 +14,7 @@ const DEFAULT_ERROR_PPM: u64 = 500_000;
 /// The noise of this machine's RAPL registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnergyFilter {
-    /// The largest deviation in parts per million of the energy shown; 0: not filtered.
+    /// The largest deviation of the energy shown in parts per million of the true energy, below a million; 0: not filtered.
     pub error_ppm: u64,
     /// Where it comes from, as in the protocol.
     pub origin: &'static str,
@@ -58,8 +58,7 @@ impl Source for FilteredSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let window = self.source.read(into);
         for reading in into.iter_mut().filter(|reading| reading.valid) {
-            let noise_uj =
-                (u128::from(reading.energy_uj) * u128::from(self.error_ppm)).div_ceil(1_000_000) as u64;
+            let noise_uj = largest_noise_uj(reading.energy_uj, self.error_ppm);
             reading.uncertainty_uj = reading.uncertainty_uj.saturating_add(noise_uj);
         }
         window
@@ -71,5 +70,31 @@ impl Source for FilteredSource {
 
     fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
         self.source.read_power_limits(into)
+    }
+}
+
+/// The largest distance of the true energy from the energy shown, if the shown one deviates by this part of the true one. If
+/// half of the true energy is missing, the true one is twice the shown one.
+fn largest_noise_uj(shown_uj: u64, error_ppm: u64) -> u64 {
+    const MAX_ERROR_PPM: u64 = 990_000;
+    let error_ppm = error_ppm.min(MAX_ERROR_PPM);
+    let noise_uj = (u128::from(shown_uj) * u128::from(error_ppm)).div_ceil(u128::from(1_000_000 - error_ppm));
+    u64::try_from(noise_uj).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_noise_contains_every_true_energy_that_can_show_the_value() {
+        for (error_ppm, true_uj) in [(500_000, 1_000_000_u64), (500_000, 7), (125_000, 999_999), (0, 5)] {
+            let deviation_uj = true_uj * error_ppm / 1_000_000;
+            for shown_uj in [true_uj - deviation_uj, true_uj, true_uj + deviation_uj] {
+                assert!(true_uj.abs_diff(shown_uj) <= largest_noise_uj(shown_uj, error_ppm), "{shown_uj}");
+            }
+        }
+        assert_eq!(largest_noise_uj(1_000, 0), 0);
+        assert_eq!(largest_noise_uj(1_000, 500_000), 1_000, "and no more");
     }
 }
