@@ -5,7 +5,7 @@
 use wattspan_client::protocol::DomainStatus;
 
 use super::counter_moves::CounterMoves;
-use super::domain_assumptions::{AssumptionSettings, PublishingLag};
+use super::domain_assumptions::{AssumptionSettings, PublishingLag, SensorWindow};
 use super::power_ceiling::PowerCeilings;
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
@@ -45,6 +45,7 @@ pub(super) struct MeteredDomain {
     configured_interval_ns: Option<u64>,
     has_configured_quantum: bool,
     energy_filter: Option<EnergyFilter>,
+    sensor_window: SensorWindow,
     lag: PublishingLag,
     pub(super) ceilings: PowerCeilings,
 }
@@ -58,6 +59,7 @@ impl MeteredDomain {
             configured_interval_ns: None,
             has_configured_quantum: false,
             energy_filter: None,
+            sensor_window: SensorWindow::default(),
             lag: PublishingLag::of(&domain),
             ceilings: PowerCeilings::of(&domain),
             domain,
@@ -85,6 +87,7 @@ impl MeteredDomain {
             self.has_configured_quantum = true;
         }
         self.energy_filter = settings.energy_filter.filter(|_| EnergyFilter::concerns(&self.domain.source));
+        self.sensor_window = SensorWindow::of(&self.domain, self.lag.source_ns(), settings);
         self.lag.configure(settings.lag_ns.get(&self.domain.name).copied());
         self.ceilings.configure(settings.ceiling_mw.get(&self.domain.name).copied());
         self.update_assumptions();
@@ -122,6 +125,8 @@ impl MeteredDomain {
         // A counter that has never moved has measured nothing, which differs from 0 J.
         let moved = self.liveness.0 == Liveness::Live || self.energy_uj > self.base_uj;
         let listed = |is_empty: bool| !is_empty && !self.is_placeholder();
+        let SensorWindow { averaging, sampled } =
+            if self.is_placeholder() { SensorWindow::default() } else { self.sensor_window.clone() };
         let (ceilings, exceeded) = (self.ceilings.statuses(), self.ceilings.exceeded());
         let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
         DomainStatus {
@@ -143,6 +148,10 @@ impl MeteredDomain {
             quantum_origin: (!self.is_placeholder()).then(|| self.quantum_origin().to_owned()),
             filter_error_ppm: self.energy_filter.map(|filter| filter.error_ppm),
             filter_origin: self.energy_filter.map(|filter| filter.origin.to_owned()),
+            averaging_ns: averaging.map(|(ns, _)| ns),
+            averaging_origin: averaging.map(|(_, origin)| origin.to_owned()),
+            sampled_ppm: sampled.map(|(ppm, _)| ppm),
+            sampled_origin: sampled.map(|(_, origin)| origin.to_owned()),
             read_cost_ns: profile.read_cost_ns(),
             residual: profile.residual(),
             lag_ns: (!self.is_placeholder()).then_some(domain.latency_ns),

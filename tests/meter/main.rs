@@ -35,6 +35,8 @@ mod gpu_process_shares;
 mod nvml;
 #[cfg(target_os = "linux")]
 mod perf_source;
+#[cfg(target_os = "linux")]
+mod power_sensor_assumptions;
 mod powercap_trees;
 mod process_shares;
 mod recorded_machine;

@@ -14,6 +14,8 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "lag_ms.gpu-0",
     "update_interval_ms.gpu-0",
     "quantum_uj.gpu-0",
+    "averaging_ms.module-0",
+    "sampled_percent.gpu-0",
     "source.enabled",
     "source.estimate_idle_w",
     "source.estimate_max_w",
@@ -66,6 +68,8 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
         lag_ms,
         update_interval_ms,
         quantum_uj,
+        averaging_ms,
+        sampled_percent,
         source,
         ..
     } = Config::default();
@@ -78,6 +82,8 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
     config.lag_ms = lag_ms;
     config.update_interval_ms = update_interval_ms;
     config.quantum_uj = quantum_uj;
+    config.averaging_ms = averaging_ms;
+    config.sampled_percent = sampled_percent;
     config.source.enabled = source.enabled;
     config.source.estimate_idle_w = source.estimate_idle_w;
     config.source.estimate_max_w = source.estimate_max_w;

@@ -284,6 +284,8 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             describe_update_interval(domain),
             describe_assumed_quantum(domain),
             describe_filter(domain),
+            describe_averaging(domain),
+            describe_sampling(domain),
             describe_lag(domain),
             describe_ceilings(domain),
             describe_exceeded(domain),
@@ -340,6 +342,25 @@ fn describe_filter(domain: &DomainStatus) -> Option<String> {
     Some(format!(
         "energy filtering: its energy may be wrong by {percent:.1} %, which the error includes ({origin})"
     ))
+}
+
+/// The averaging time of the power sensor that the guaranteed error assumes.
+fn describe_averaging(domain: &DomainStatus) -> Option<String> {
+    let origin = match domain.averaging_origin.as_deref()? {
+        "driver" => "as its driver shows it".to_owned(),
+        other => printable(other),
+    };
+    Some(format!("its power is a mean over {} ({origin})", format_duration(domain.averaging_ns?)))
+}
+
+/// The part of the time that the power sensor observes, if it is not the whole time.
+fn describe_sampling(domain: &DomainStatus) -> Option<String> {
+    let origin = match domain.sampled_origin.as_deref()? {
+        "specification" => "arXiv 2312.02741".to_owned(),
+        other => printable(other),
+    };
+    let percent = domain.sampled_ppm.filter(|ppm| *ppm < 1_000_000)? as f64 / 1e4;
+    Some(format!("its power sensor may observe only {percent:.1} % of the time ({origin})"))
 }
 
 /// The publishing lag that the guaranteed error assumes, if it is long enough to matter in a span.
@@ -448,6 +469,8 @@ mod tests {
             "liveness": "live", "update_interval_ns": 2_000_000, "update_interval_origin": "configured",
             "assumed_quantum_uj": 62, "quantum_origin": "driver",
             "filter_error_ppm": 500_000, "filter_origin": "driver",
+            "averaging_ns": 50_000_000, "averaging_origin": "driver",
+            "sampled_ppm": 250_000, "sampled_origin": "specification",
         }))
         .unwrap();
         let notes = |domain: DomainStatus| render_domains(&[domain], Terminal::PLAIN);
@@ -455,8 +478,12 @@ mod tests {
         assert!(shown.contains("assumed update interval of its counter: 2.000 ms (configured)"), "{shown}");
         assert!(shown.contains("assumed quantum: at most 62.0 µJ (as powercap shows it)"), "{shown}");
         assert!(shown.contains("wrong by 50.0 %, which the error includes (SGX is enabled)"), "{shown}");
-        let unfiltered = DomainStatus { filter_error_ppm: Some(0), ..domain.clone() };
-        assert!(!notes(unfiltered).contains("filtering"));
+        assert!(shown.contains("its power is a mean over 50.00 ms (as its driver shows it)"), "{shown}");
+        assert!(shown.contains("may observe only 25.0 % of the time (arXiv 2312.02741)"), "{shown}");
+        let unfiltered =
+            DomainStatus { filter_error_ppm: Some(0), sampled_ppm: Some(1_000_000), ..domain.clone() };
+        let shown = notes(unfiltered);
+        assert!(!shown.contains("filtering") && !shown.contains("observe"), "{shown}");
         // The table has the measured interval.
         let measured = DomainStatus { update_interval_origin: Some("measured".into()), ..domain };
         assert!(!notes(measured).contains("update interval"));

@@ -345,13 +345,26 @@ pub struct DomainStatus {
     /// Where `assumed_quantum_uj` comes from: `specification`, `driver`, `assumed`, `rounding`, `recorded` or `configured`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub quantum_origin: Option<String>,
-    /// The noise that the processor adds to its counter (Intel's energy filtering), in parts per million of the energy, which
+    /// The noise that the processor adds to its counter (Intel's energy filtering), in parts per million of the true energy, which
     /// the guaranteed error includes. 0: none; absent: not of this kind.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub filter_error_ppm: Option<u64>,
     /// Where `filter_error_ppm` comes from: `driver` or `configured`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub filter_origin: Option<String>,
+    /// The time over which the domain's power sensor averages; absent for counters, and for sensors whose bounds assume none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub averaging_ns: Option<u64>,
+    /// Where `averaging_ns` comes from: `driver`, `recorded` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub averaging_origin: Option<String>,
+    /// The part of the time that the domain's power sensor observes at least, in parts per million; absent where it is not
+    /// known that a sensor observes a part only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sampled_ppm: Option<u64>,
+    /// Where `sampled_ppm` comes from: `specification` (a publication) or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sampled_origin: Option<String>,
     /// The time of one read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
