@@ -48,6 +48,14 @@ pub struct Config {
     pub ceiling_w: BTreeMap<String, f64>,
     /// The publishing lag of counters by domain name, in milliseconds; for other domains it is assumed.
     pub lag_ms: BTreeMap<String, f64>,
+    /// The update interval of counters by domain name, in milliseconds; for other domains it is measured.
+    pub update_interval_ms: BTreeMap<String, f64>,
+    /// The unit of counters by domain name, in microjoules; for other domains that of the source.
+    pub quantum_uj: BTreeMap<String, u64>,
+    /// The averaging time of power sensors by domain name, in milliseconds; for other domains as the driver shows it.
+    pub averaging_ms: BTreeMap<String, f64>,
+    /// The part of the time that NVIDIA's power sensors observe, by domain name, in percent; for other domains it is assumed.
+    pub sampled_percent: BTreeMap<String, f64>,
     /// The accounts on disk.
     pub ledger: StoreConfig,
     /// Limits per client, per user and in total.
@@ -81,6 +89,10 @@ impl Default for Config {
             idle_w: BTreeMap::new(),
             ceiling_w: BTreeMap::new(),
             lag_ms: BTreeMap::new(),
+            update_interval_ms: BTreeMap::new(),
+            quantum_uj: BTreeMap::new(),
+            averaging_ms: BTreeMap::new(),
+            sampled_percent: BTreeMap::new(),
             limits: Limits::default(),
             ledger: StoreConfig::default(),
             access: AccessGroups::default(),
@@ -156,6 +168,8 @@ impl Config {
         next.idle_w.clone_from(&new.idle_w);
         next.ceiling_w.clone_from(&new.ceiling_w);
         next.lag_ms.clone_from(&new.lag_ms);
+        next.update_interval_ms.clone_from(&new.update_interval_ms);
+        next.sampled_percent.clone_from(&new.sampled_percent);
         next.idle_rate_hz = new.idle_rate_hz;
         if new.rate_hz <= max_rate_hz {
             next.rate_hz = new.rate_hz;
@@ -220,11 +234,24 @@ impl Config {
         for (domain, lag_ms) in &self.lag_ms {
             within(&format!("lag_ms.{domain}"), *lag_ms, 0.0, 60_000.0)?;
         }
+        for (domain, interval_ms) in &self.update_interval_ms {
+            within(&format!("update_interval_ms.{domain}"), *interval_ms, 0.001, 60_000.0)?;
+        }
+        for (domain, quantum_uj) in &self.quantum_uj {
+            within(&format!("quantum_uj.{domain}"), *quantum_uj as f64, 1.0, 1e9)?;
+        }
+        for (domain, averaging_ms) in &self.averaging_ms {
+            within(&format!("averaging_ms.{domain}"), *averaging_ms, 0.0, 60_000.0)?;
+        }
+        for (domain, percent) in &self.sampled_percent {
+            within(&format!("sampled_percent.{domain}"), *percent, 0.01, 100.0)?;
+        }
         let idle = self.source.estimate_idle_w;
         within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
         if let Some(max) = self.source.estimate_max_w {
             within("source.estimate_max_w", max, idle.unwrap_or(0.0), 100_000.0)?;
         }
+        within("source.energy_filter_percent", self.source.energy_filter_percent.unwrap_or(0.0), 0.0, 99.0)?;
         if let (DbusConfig::Address(address), Some(remedy)) = (&self.bus, self.bus.invalid_reason()) {
             let (key, value) = ("bus".into(), address.clone());
             return Err(ConfigError::InvalidValue {
@@ -503,9 +530,13 @@ mod tests {
         new.access.telemetry_group = "x".into();
         new.idle_w.insert("a.b".into(), 1.0);
         new.lag_ms.insert("gpu-0".into(), 40.0);
+        new.sampled_percent.insert("gpu-0".into(), 100.0);
+        new.update_interval_ms.insert("gpu-0".into(), 100.0);
         new.ceiling_w.insert("gpu-0".into(), 900.0);
         let (_, change) = old.apply_reload(&new, 1000.0);
-        for table in ["limits", "access", "idle_w", "lag_ms", "ceiling_w"] {
+        for table in
+            ["limits", "access", "idle_w", "lag_ms", "update_interval_ms", "sampled_percent", "ceiling_w"]
+        {
             assert!(change.applied.iter().any(|key| key.starts_with(table)), "{table}: {change:?}");
         }
     }

@@ -37,6 +37,9 @@ pub struct SourceConfig {
     /// Power of all CPUs at full load, for a machine without a counter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimate_max_w: Option<f64>,
+    /// The noise of Intel's energy filtering in percent of the true energy; absent: 50 where the kernel shows SGX, else 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy_filter_percent: Option<f64>,
 }
 
 impl Default for SourceConfig {
@@ -52,6 +55,7 @@ impl Default for SourceConfig {
             enabled: None,
             estimate_idle_w: None,
             estimate_max_w: None,
+            energy_filter_percent: None,
         }
     }
 }

@@ -5,11 +5,11 @@
 use wattspan_client::protocol::DomainStatus;
 
 use super::counter_moves::CounterMoves;
-use super::domain_assumptions::{AssumptionSettings, PublishingLag};
+use super::domain_assumptions::{AssumptionSettings, PublishingLag, SensorWindow};
 use super::power_ceiling::PowerCeilings;
 use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
-use crate::sources;
+use crate::sources::{self, EnergyFilter};
 
 /// A domain's state, with the reason where it is not live.
 pub(super) type DomainLiveness = (Liveness, Option<String>);
@@ -26,7 +26,7 @@ pub(super) enum DomainOrigin {
 }
 
 pub(super) struct MeteredDomain {
-    /// Its parent may be a domain that it may duplicate. Its lag and ceiling are those that are assumed now.
+    /// Its parent may be a domain that it may duplicate. Its lag, ceiling and quantum are those that are assumed now.
     pub(super) domain: Domain,
     pub(super) profile: CounterProfile,
     pub(super) moves: CounterMoves,
@@ -42,6 +42,10 @@ pub(super) struct MeteredDomain {
     pub(super) independent_since_ns: Option<u64>,
     base_uj: Option<u64>,
     energy_uj: Option<u64>,
+    configured_interval_ns: Option<u64>,
+    has_configured_quantum: bool,
+    energy_filter: Option<EnergyFilter>,
+    sensor_window: SensorWindow,
     lag: PublishingLag,
     pub(super) ceilings: PowerCeilings,
 }
@@ -52,6 +56,10 @@ impl MeteredDomain {
         Self {
             liveness: domain_liveness(&domain, &profile),
             source_parent: domain.parent.clone(),
+            configured_interval_ns: None,
+            has_configured_quantum: false,
+            energy_filter: None,
+            sensor_window: SensorWindow::default(),
             lag: PublishingLag::of(&domain),
             ceilings: PowerCeilings::of(&domain),
             domain,
@@ -73,6 +81,13 @@ impl MeteredDomain {
 
     /// Applies the configured assumptions.
     pub(super) fn configure_assumptions(&mut self, settings: &AssumptionSettings) {
+        self.configured_interval_ns = settings.update_interval_ns.get(&self.domain.name).copied();
+        if let Some(quantum_uj) = settings.quantum_uj.get(&self.domain.name) {
+            self.domain.quantum_uj = *quantum_uj;
+            self.has_configured_quantum = true;
+        }
+        self.energy_filter = settings.energy_filter.filter(|_| EnergyFilter::concerns(&self.domain.source));
+        self.sensor_window = SensorWindow::of(&self.domain, self.lag.source_ns(), settings);
         self.lag.configure(settings.lag_ns.get(&self.domain.name).copied());
         self.ceilings.configure(settings.ceiling_mw.get(&self.domain.name).copied());
         self.update_assumptions();
@@ -80,8 +95,22 @@ impl MeteredDomain {
 
     /// Updates the assumptions that depend on what was measured.
     pub(super) fn update_assumptions(&mut self) {
-        self.domain.latency_ns = self.lag.current(self.profile.update_interval_ns()).0;
+        self.domain.latency_ns = self.lag.current(self.update_interval_ns()).0;
         self.domain.ceiling_mw = self.ceilings.peak_mw();
+    }
+
+    /// The update interval of the counter that is assumed now: the configured one, else the measured one, if it is known.
+    pub(super) fn update_interval_ns(&self) -> Option<u64> {
+        self.configured_interval_ns.or_else(|| self.profile.update_interval_ns())
+    }
+
+    fn update_interval_origin(&self) -> Option<&'static str> {
+        let origin = if self.configured_interval_ns.is_some() { "configured" } else { "measured" };
+        self.update_interval_ns().map(|_| origin)
+    }
+
+    fn quantum_origin(&self) -> &'static str {
+        if self.has_configured_quantum { "configured" } else { sources::quantum_origin(&self.domain) }
     }
 
     pub(super) fn record_reading(&mut self, reading: &EnergyReading) {
@@ -96,6 +125,8 @@ impl MeteredDomain {
         // A counter that has never moved has measured nothing, which differs from 0 J.
         let moved = self.liveness.0 == Liveness::Live || self.energy_uj > self.base_uj;
         let listed = |is_empty: bool| !is_empty && !self.is_placeholder();
+        let SensorWindow { averaging, sampled } =
+            if self.is_placeholder() { SensorWindow::default() } else { self.sensor_window.clone() };
         let (ceilings, exceeded) = (self.ceilings.statuses(), self.ceilings.exceeded());
         let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
         DomainStatus {
@@ -110,13 +141,22 @@ impl MeteredDomain {
             grade: domain.grade,
             liveness: self.liveness.0,
             reason: self.liveness.1.clone(),
-            update_interval_ns: profile.update_interval_ns(),
+            update_interval_ns: self.update_interval_ns(),
+            update_interval_origin: self.update_interval_origin().map(str::to_owned),
             quantum_uj: profile.quantum_uj(),
+            assumed_quantum_uj: (!self.is_placeholder()).then_some(domain.quantum_uj),
+            quantum_origin: (!self.is_placeholder()).then(|| self.quantum_origin().to_owned()),
+            filter_error_ppm: self.energy_filter.map(|filter| filter.error_ppm),
+            filter_origin: self.energy_filter.map(|filter| filter.origin.to_owned()),
+            averaging_ns: averaging.map(|(ns, _)| ns),
+            averaging_origin: averaging.map(|(_, origin)| origin.to_owned()),
+            sampled_ppm: sampled.map(|(ppm, _)| ppm),
+            sampled_origin: sampled.map(|(_, origin)| origin.to_owned()),
             read_cost_ns: profile.read_cost_ns(),
             residual: profile.residual(),
             lag_ns: (!self.is_placeholder()).then_some(domain.latency_ns),
             lag_origin: (!self.is_placeholder())
-                .then(|| self.lag.current(profile.update_interval_ns()).1.to_owned()),
+                .then(|| self.lag.current(self.update_interval_ns()).1.to_owned()),
             ceilings: listed(ceilings.is_empty()).then_some(ceilings),
             exceeded: listed(exceeded.is_empty()).then_some(exceeded),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),

@@ -275,8 +275,9 @@ impl Service {
 fn hide_figures(status: &mut DomainStatus) {
     // The quantum is the smallest observed energy of one update, which bounds the power from below.
     status.quantum_uj = None;
+    (status.assumed_quantum_uj, status.quantum_origin) = (None, None);
     // For a counter that moves by its quantum, the interval reveals the power.
-    status.update_interval_ns = None;
+    (status.update_interval_ns, status.update_interval_origin) = (None, None);
     status.energy_uj = None;
     status.power_mw = None;
     status.residual = None;

@@ -313,7 +313,7 @@ impl ReadingCollector {
             attributor.set_starting(index, metered.is_placeholder());
             attributor.set_latency(index, metered.domain.latency_ns);
             attributor.set_power_limits(index, metered.ceilings.limits());
-            if let Some(interval_ns) = metered.profile.update_interval_ns() {
+            if let Some(interval_ns) = metered.update_interval_ns() {
                 attributor.set_update_interval(index, interval_ns);
             }
         }

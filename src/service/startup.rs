@@ -85,6 +85,8 @@ fn source_settings(config: &Config) -> sources::SourceSettings {
             (Some(idle_w), Some(max_w)) => Some((watts_to_mw(idle_w), watts_to_mw(max_w))),
             _ => None,
         },
+        energy_filter_ppm: config.source.energy_filter_percent.map(percent_to_ppm),
+        averaging_ns: config.averaging_ms.iter().map(named_ns).collect(),
         probe_load: defaults.probe_load,
     }
 }
@@ -113,12 +115,25 @@ fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
 }
 
 fn assumption_settings(config: &Config) -> AssumptionSettings {
-    let lag = |(name, ms): (&String, &f64)| (name.clone(), round_to_ns(*ms * 1e6));
+    let ppm = |(name, percent): (&String, &f64)| (name.clone(), percent_to_ppm(*percent));
     let ceiling = |(name, watts): (&String, &f64)| (name.clone(), watts_to_mw(*watts));
     AssumptionSettings {
         ceiling_mw: config.ceiling_w.iter().map(ceiling).collect(),
-        lag_ns: config.lag_ms.iter().map(lag).collect(),
+        lag_ns: config.lag_ms.iter().map(named_ns).collect(),
+        quantum_uj: config.quantum_uj.clone(),
+        update_interval_ns: config.update_interval_ms.iter().map(named_ns).collect(),
+        averaging_ns: config.averaging_ms.iter().map(named_ns).collect(),
+        sampled_ppm: config.sampled_percent.iter().map(ppm).collect(),
+        energy_filter: sources::EnergyFilter::detect(&source_settings(config)),
     }
+}
+
+fn named_ns((name, ms): (&String, &f64)) -> (String, u64) {
+    (name.clone(), round_to_ns(*ms * 1e6))
+}
+
+fn percent_to_ppm(percent: f64) -> u64 {
+    (percent * 1e4).round() as u64
 }
 
 fn watts_to_mw(watts: f64) -> u64 {

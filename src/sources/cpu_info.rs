@@ -17,6 +17,8 @@ pub struct CpuInfo {
     pub model: u32,
     /// Whether the machine is a virtual machine.
     pub is_guest: bool,
+    /// Whether SGX is enabled.
+    pub has_sgx: bool,
 }
 
 impl CpuInfo {
@@ -31,12 +33,15 @@ impl CpuInfo {
             first.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name)
         };
         let number = |name| field(name).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0);
+        let has_flag = |flag: &str| {
+            field("flags").is_some_and(|(_, flags)| flags.split_whitespace().any(|name| name == flag))
+        };
         Self {
             vendor: field("vendor_id").map(|(_, value)| value.trim().to_owned()).unwrap_or_default(),
             family: number("cpu family"),
             model: number("model"),
-            is_guest: field("flags")
-                .is_some_and(|(_, flags)| flags.split_whitespace().any(|f| f == "hypervisor")),
+            is_guest: has_flag("hypervisor"),
+            has_sgx: has_flag("sgx"),
         }
     }
 
@@ -69,6 +74,8 @@ mod tests {
     fn a_guest_is_known_by_its_flag_and_an_empty_file_gives_the_default() {
         assert!(CpuInfo::parse("vendor_id : X\nflags : fpu hypervisor rdrand\n").is_guest);
         assert!(!CpuInfo::parse("vendor_id : X\nflags : fpu\n\nflags : hypervisor\n").is_guest);
+        assert!(CpuInfo::parse("vendor_id : X\nflags : fpu sgx sgx_lc\n").has_sgx);
+        assert!(!CpuInfo::parse("vendor_id : X\nflags : fpu sgx_lc\n").has_sgx);
         assert_eq!(CpuInfo::parse(""), CpuInfo::default());
     }
 }

@@ -18,6 +18,7 @@
 //! | `replay` | a recorded trace or a scripted machine | as recorded | a file |
 
 pub use discovery::{discover, discover_within};
+pub use energy_filter::EnergyFilter;
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::{ProbeLoad, SourceSettings};
 
@@ -30,6 +31,19 @@ pub fn has_undocumented_lag(domain: &crate::domain::Domain) -> bool {
         _ => false,
     };
     is_unknown && domain.grade == crate::domain::Grade::Measured
+}
+
+/// Where the quantum of this domain comes from, as in the protocol. Grade and lag tell RAPL's registers from unknown chips.
+pub fn quantum_origin(domain: &crate::domain::Domain) -> &'static str {
+    use crate::domain::Grade;
+    match (domain.grade, domain.source.as_str()) {
+        (_, source) if source == crate::domain::REPLAY_SOURCE => "recorded",
+        (Grade::Integrated | Grade::Estimated, _) => "rounding",
+        (_, powercap::NAME | msr::NAME | source_settings::IOREPORT) => "driver",
+        (_, intelgpu::NAME) => "assumed",
+        (_, hwmon::NAME) if has_undocumented_lag(domain) => "assumed",
+        _ => "specification",
+    }
 }
 
 /// AMD GPUs through the kernel's driver.
@@ -59,6 +73,9 @@ pub mod dedup;
 
 /// Discovery of the available sources.
 mod discovery;
+
+/// Intel's energy filtering of RAPL's registers.
+mod energy_filter;
 
 /// Integration of power over time, with its uncertainty.
 pub mod energy_integral;

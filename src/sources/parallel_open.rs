@@ -10,8 +10,8 @@ use crate::clock::Clock;
 use crate::domain::EnergyReading;
 
 use super::apple::{ioreport, smc};
-use super::source::{Inventory, OpenProgress, StartingSources};
-use super::{SourceSettings, amdgpu, battery, hwmon, intelgpu, msr, nvml, perf, powercap};
+use super::source::{Inventory, OpenProgress, OpenedSource, StartingSources};
+use super::{SourceSettings, amdgpu, battery, energy_filter, hwmon, intelgpu, msr, nvml, perf, powercap};
 
 /// Starts one thread for each source.
 pub(super) fn spawn_all<'a>(
@@ -60,6 +60,9 @@ fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<
         battery::NAME => battery::open(settings, clock),
         _ => Inventory::default(),
     };
+    found.opened =
+        found.opened.into_iter().map(|opened| energy_filter::add_uncertainty(opened, settings)).collect();
+    found.opened.iter_mut().for_each(|opened| configure_averaging(opened, settings));
     if !probes_itself(source) {
         // A first read may block, so it is made on this thread.
         for opened in &mut found.opened {
@@ -67,4 +70,16 @@ fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<
         }
     }
     send(found, true);
+}
+
+/// Sets the configured averaging times of power sensors. The energy of a trailing mean belongs to an instant up to twice the
+/// averaging time ago.
+fn configure_averaging(opened: &mut OpenedSource, settings: &SourceSettings) {
+    for (index, domain) in opened.domains.iter_mut().enumerate() {
+        if let Some(averaging_ns) = settings.averaging_ns.get(&domain.name)
+            && opened.source.set_averaging(index, *averaging_ns)
+        {
+            domain.latency_ns = 2 * averaging_ns;
+        }
+    }
 }

@@ -87,6 +87,11 @@ impl PowerSensor {
         Self { plausible_mw, ..self }
     }
 
+    /// Takes the value as the mean of the last `averaging_ns`; 0: as instantaneous.
+    pub fn set_averaging(&mut self, averaging_ns: u64) {
+        self.averaging_ns = (averaging_ns > 0).then_some(averaging_ns);
+    }
+
     /// The largest lag of the integral (see the head of this file). 0 for an instantaneous sensor, whose uncertainty contains
     /// the lag.
     pub fn latency_ns(&self) -> u64 {

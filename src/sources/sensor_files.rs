@@ -218,6 +218,16 @@ impl SensorFileGroup {
 }
 
 impl Source for SensorFileGroup {
+    fn set_averaging(&mut self, domain: usize, averaging_ns: u64) -> bool {
+        match self.sensors.get_mut(domain).map(|sensor| &mut sensor.kind) {
+            Some(SensorKind::Power(sensor)) => {
+                sensor.set_averaging(averaging_ns);
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         for (sensor, reading) in self.sensors.iter_mut().zip(&mut *into) {
             *reading = sensor.read(&self.clock);

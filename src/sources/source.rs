@@ -28,6 +28,12 @@ pub trait Source: Send {
         true
     }
 
+    /// Takes the value of the power sensor behind this domain as the mean of the last `averaging_ns`; 0: as instantaneous.
+    /// Returns false if the domain has no power sensor to which this applies. Called before the first read.
+    fn set_averaging(&mut self, _domain: usize, _averaging_ns: u64) -> bool {
+        false
+    }
+
     /// Reads the limits of each domain's power that apply now. Called every few seconds on the thread of the reads, since
     /// limits change at run time. Returns false if they cannot be read; `into` may be changed then.
     fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Owns no state and imports no source. Roots and paths are arguments, so that tests can replace the machine.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// RAPL through the kernel's `power` PMU.
@@ -58,6 +59,10 @@ pub struct SourceSettings {
     /// Power of all CPUs together when idle and at full load, for machines without a counter. `None`: the documented
     /// model times the number of CPUs.
     pub estimate_mw: Option<(u64, u64)>,
+    /// The noise of Intel's energy filtering, in parts per million of the true energy. `None`: as the kernel's SGX flag shows.
+    pub energy_filter_ppm: Option<u64>,
+    /// The averaging time of power sensors by domain name, for sensors in files. Others: as the driver shows it.
+    pub averaging_ns: BTreeMap<String, u64>,
     /// The load under which counters have to advance.
     pub probe_load: ProbeLoad,
 }
@@ -88,6 +93,8 @@ impl Default for SourceSettings {
             replay: None,
             enabled: default_names().iter().copied().map(String::from).collect(),
             estimate_mw: None,
+            energy_filter_ppm: None,
+            averaging_ns: BTreeMap::new(),
             probe_load: ProbeLoad::default(),
         }
     }

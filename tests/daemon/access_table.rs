@@ -129,7 +129,7 @@ fn assert_sensible(method: &str, access: &str, uid: u64, answer: &Value) {
 
 /// Collects every energy or power figure of a reply, with its name.
 fn figures(value: &Value, into: &mut Vec<(String, f64)>) {
-    const NAMES: [&str; 3] = ["quantum_uj", "residual", "update_interval_ns"];
+    const NAMES: [&str; 4] = ["lag_ns", "quantum_uj", "residual", "update_interval_ns"];
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {

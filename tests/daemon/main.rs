@@ -18,6 +18,7 @@ mod test_bus;
 mod access;
 #[cfg(target_os = "linux")]
 mod access_table;
+mod assumptions;
 mod attribution;
 mod contract;
 #[cfg(target_os = "linux")]

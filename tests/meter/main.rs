@@ -42,6 +42,8 @@ mod machine_tree;
 mod nvml;
 #[cfg(target_os = "linux")]
 mod perf_source;
+#[cfg(target_os = "linux")]
+mod power_sensor_assumptions;
 mod powercap_trees;
 mod process_shares;
 mod recorded_machine;

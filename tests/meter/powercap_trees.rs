@@ -13,7 +13,8 @@ use wattspan::clock::Clock;
 use wattspan::config::Config;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::embedded::EmbeddedMeter;
-use wattspan::sources::{Inventory, OpenedSource, discover, powercap};
+use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover, powercap};
+use wattspan_client::protocol::DomainStatus;
 
 const MS: u64 = 1_000_000;
 
@@ -388,4 +389,46 @@ fn the_limits_of_the_zones_are_the_ceilings_of_the_domains() {
     // Read again while running.
     fake_sysfs.sys_file("class/powercap/intel-rapl:0/constraint_2_power_limit_uw", "500000000\n");
     wait_for_peak(500_000);
+}
+
+/// The domain `package-0` of a server with these flags and configured noise, and a reading's energy and uncertainty.
+fn filtered(vendor: &str, flags: &str, percent: Option<f64>) -> (DomainStatus, (u64, u64)) {
+    let fake_sysfs = server();
+    fake_sysfs.proc_file(
+        "cpuinfo",
+        &format!("vendor_id : {vendor}\ncpu family : 6\nmodel : 85\nflags : {flags}\n"),
+    );
+    let ppm = percent.map(|percent| (percent * 1e4) as u64);
+    let settings = SourceSettings { energy_filter_ppm: ppm, ..fake_sysfs.settings(&["powercap"]) };
+    let mut found = discover(&settings, &Clock::Machine);
+    let mut readings = vec![EnergyReading::default(); found.opened[0].domains.len()];
+    found.opened[0].source.read(&mut readings);
+    fake_sysfs.energy("intel-rapl:0", 1_001_000);
+    found.opened[0].source.read(&mut readings);
+    let at = found.opened[0].domains.iter().position(|domain| domain.name == "package-0").unwrap();
+    let mut config = Config::default();
+    (config.source.sysfs_root, config.source.proc_root) = (fake_sysfs.sysfs(), fake_sysfs.proc());
+    config.source.enabled = Some(settings.enabled);
+    config.source.energy_filter_percent = percent;
+    let info = EmbeddedMeter::start(&config).unwrap().connect().unwrap().info().unwrap();
+    let status = info.domains.into_iter().find(|domain| domain.name == "package-0").unwrap();
+    (status, (readings[at].energy_uj, readings[at].uncertainty_uj))
+}
+
+#[test]
+fn the_noise_of_energy_filtering_is_uncertainty_where_sgx_is_enabled_or_it_is_configured() {
+    for (vendor, flags, percent, ppm, origin) in [
+        ("GenuineIntel", "fpu sgx sgx_lc", None, Some(500_000), Some("driver")),
+        ("GenuineIntel", "fpu sgx_lc", None, Some(0), Some("driver")),
+        ("GenuineIntel", "fpu", Some(12.5), Some(125_000), Some("configured")),
+        ("GenuineIntel", "fpu sgx", Some(0.0), Some(0), Some("configured")),
+        ("AuthenticAMD", "fpu", None, None, None),
+    ] {
+        let (status, (energy_uj, uncertainty_uj)) = filtered(vendor, flags, percent);
+        assert_eq!((status.filter_error_ppm, status.filter_origin.as_deref()), (ppm, origin), "{flags}");
+        assert!(energy_uj > 900_000, "{energy_uj}");
+        // Shown with half of it missing, the true energy is twice as large.
+        let expected_uj = (energy_uj * ppm.unwrap_or(0)).div_ceil(1_000_000 - ppm.unwrap_or(0));
+        assert_eq!(uncertainty_uj, expected_uj, "{vendor} {flags} {percent:?}");
+    }
 }

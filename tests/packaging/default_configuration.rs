@@ -12,9 +12,14 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "idle_w.package-0",
     "ceiling_w.package-0",
     "lag_ms.gpu-0",
+    "update_interval_ms.gpu-0",
+    "quantum_uj.gpu-0",
+    "averaging_ms.module-0",
+    "sampled_percent.gpu-0",
     "source.enabled",
     "source.estimate_idle_w",
     "source.estimate_max_w",
+    "source.energy_filter_percent",
     "source.nvml_library",
     "source.replay",
     "access.coarse_group",
@@ -54,7 +59,20 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
     assert_eq!(keys("", &shown), expected);
     let mut config: Config = shown.try_into().expect("every example is sound");
     config.check("the packaged file").unwrap();
-    let Config { socket, state_dir, access, idle_w, ceiling_w, lag_ms, source, .. } = Config::default();
+    let Config {
+        socket,
+        state_dir,
+        access,
+        idle_w,
+        ceiling_w,
+        lag_ms,
+        update_interval_ms,
+        quantum_uj,
+        averaging_ms,
+        sampled_percent,
+        source,
+        ..
+    } = Config::default();
     config.socket = socket;
     config.state_dir = state_dir;
     config.access.coarse_group = access.coarse_group;
@@ -62,9 +80,14 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
     config.idle_w = idle_w;
     config.ceiling_w = ceiling_w;
     config.lag_ms = lag_ms;
+    config.update_interval_ms = update_interval_ms;
+    config.quantum_uj = quantum_uj;
+    config.averaging_ms = averaging_ms;
+    config.sampled_percent = sampled_percent;
     config.source.enabled = source.enabled;
     config.source.estimate_idle_w = source.estimate_idle_w;
     config.source.estimate_max_w = source.estimate_max_w;
+    config.source.energy_filter_percent = source.energy_filter_percent;
     config.source.nvml_library = source.nvml_library;
     config.source.replay = source.replay;
     assert_eq!(config, Config::default());

@@ -280,6 +280,11 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             domain.reason.clone(),
             describe_duplicate(domain),
             domain.residual.map(describe_residual),
+            describe_update_interval(domain),
+            describe_assumed_quantum(domain),
+            describe_filter(domain),
+            describe_averaging(domain),
+            describe_sampling(domain),
             describe_lag(domain),
             describe_ceilings(domain),
             describe_exceeded(domain),
@@ -304,6 +309,57 @@ fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
             format!("undecided: may be a second name of {other}'s counter, so it is not counted yet")
         }
     })
+}
+
+/// The update interval that the lag and the settling of accounts assume, if it is not the measured one that the table shows.
+fn describe_update_interval(domain: &DomainStatus) -> Option<String> {
+    let origin = domain.update_interval_origin.as_deref().filter(|origin| *origin != "measured")?;
+    let interval = format_duration(domain.update_interval_ns?);
+    Some(format!("assumed update interval of its counter: {interval} ({})", printable(origin)))
+}
+
+/// The counter's unit that the guaranteed error assumes.
+fn describe_assumed_quantum(domain: &DomainStatus) -> Option<String> {
+    let quantum = format_quantum(domain.assumed_quantum_uj? as f64);
+    let origin = match domain.quantum_origin.as_deref()? {
+        "specification" => "the largest that its specification allows".to_owned(),
+        "driver" => format!("as {} shows it", domain.source),
+        "assumed" => "no document gives it".into(),
+        "rounding" => "rounding of the integral".into(),
+        other => printable(other),
+    };
+    Some(format!("assumed quantum: at most {quantum} ({origin})"))
+}
+
+/// The noise that Intel's energy filtering adds to the counter, if any is assumed.
+fn describe_filter(domain: &DomainStatus) -> Option<String> {
+    let origin = match domain.filter_origin.as_deref()? {
+        "driver" => "SGX is enabled".to_owned(),
+        other => printable(other),
+    };
+    let percent = domain.filter_error_ppm.filter(|ppm| *ppm > 0)? as f64 / 1e4;
+    Some(format!(
+        "energy filtering: its energy may be wrong by {percent:.1} %, which the error includes ({origin})"
+    ))
+}
+
+/// The averaging time of the power sensor that the guaranteed error assumes.
+fn describe_averaging(domain: &DomainStatus) -> Option<String> {
+    let origin = match domain.averaging_origin.as_deref()? {
+        "driver" => "as its driver shows it".to_owned(),
+        other => printable(other),
+    };
+    Some(format!("its power is a mean over {} ({origin})", format_duration(domain.averaging_ns?)))
+}
+
+/// The part of the time that the power sensor observes, if it is not the whole time.
+fn describe_sampling(domain: &DomainStatus) -> Option<String> {
+    let origin = match domain.sampled_origin.as_deref()? {
+        "specification" => "arXiv 2312.02741".to_owned(),
+        other => printable(other),
+    };
+    let percent = domain.sampled_ppm.filter(|ppm| *ppm < 1_000_000)? as f64 / 1e4;
+    Some(format!("its power sensor may observe only {percent:.1} % of the time ({origin})"))
 }
 
 /// The publishing lag that the guaranteed error assumes, if it is long enough to matter in a span.
@@ -404,6 +460,33 @@ fn describe_access(access: Access) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_names_each_assumption_with_its_origin() {
+        let domain: DomainStatus = serde_json::from_value(serde_json::json!({
+            "name": "package-0", "kind": "package", "source": "powercap", "counted": true, "grade": "measured",
+            "liveness": "live", "update_interval_ns": 2_000_000, "update_interval_origin": "configured",
+            "assumed_quantum_uj": 62, "quantum_origin": "driver",
+            "filter_error_ppm": 500_000, "filter_origin": "driver",
+            "averaging_ns": 50_000_000, "averaging_origin": "driver",
+            "sampled_ppm": 250_000, "sampled_origin": "specification",
+        }))
+        .unwrap();
+        let notes = |domain: DomainStatus| render_domains(&[domain], Terminal::PLAIN);
+        let shown = notes(domain.clone());
+        assert!(shown.contains("assumed update interval of its counter: 2.000 ms (configured)"), "{shown}");
+        assert!(shown.contains("assumed quantum: at most 62.0 µJ (as powercap shows it)"), "{shown}");
+        assert!(shown.contains("wrong by 50.0 %, which the error includes (SGX is enabled)"), "{shown}");
+        assert!(shown.contains("its power is a mean over 50.00 ms (as its driver shows it)"), "{shown}");
+        assert!(shown.contains("may observe only 25.0 % of the time (arXiv 2312.02741)"), "{shown}");
+        let unfiltered =
+            DomainStatus { filter_error_ppm: Some(0), sampled_ppm: Some(1_000_000), ..domain.clone() };
+        let shown = notes(unfiltered);
+        assert!(!shown.contains("filtering") && !shown.contains("observe"), "{shown}");
+        // The table has the measured interval.
+        let measured = DomainStatus { update_interval_origin: Some("measured".into()), ..domain };
+        assert!(!notes(measured).contains("update interval"));
+    }
 
     #[test]
     fn the_store_description_names_losses_and_retention() {

@@ -93,10 +93,7 @@ pub struct ScorerOutcome {
 pub enum ExternalScorerError {
     /// The command cannot be started.
     #[error("the scorer {command:?} cannot be started: {cause}")]
-    Start {
-        command: String,
-        cause: io::Error,
-    },
+    Start { command: String, cause: io::Error },
     /// A score cannot be stored.
     #[error(transparent)]
     Store(#[from] super::run_dir::RunDirError),

@@ -333,9 +333,38 @@ pub struct DomainStatus {
     /// The time between two counter updates.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub update_interval_ns: Option<u64>,
+    /// Where `update_interval_ns` comes from: `measured` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub update_interval_origin: Option<String>,
     /// The smallest step of the counter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub quantum_uj: Option<f64>,
+    /// The amount by which the true energy can exceed the counter's value, which the guaranteed error assumes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub assumed_quantum_uj: Option<u64>,
+    /// Where `assumed_quantum_uj` comes from: `specification`, `driver`, `assumed`, `rounding`, `recorded` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quantum_origin: Option<String>,
+    /// The noise that the processor adds to its counter (Intel's energy filtering), in parts per million of the true energy, which
+    /// the guaranteed error includes. 0: none; absent: not of this kind.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub filter_error_ppm: Option<u64>,
+    /// Where `filter_error_ppm` comes from: `driver` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub filter_origin: Option<String>,
+    /// The time over which the domain's power sensor averages; absent for counters, and for sensors whose bounds assume none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub averaging_ns: Option<u64>,
+    /// Where `averaging_ns` comes from: `driver`, `recorded` or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub averaging_origin: Option<String>,
+    /// The part of the time that the domain's power sensor observes at least, in parts per million; absent where it is not
+    /// known that a sensor observes a part only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sampled_ppm: Option<u64>,
+    /// Where `sampled_ppm` comes from: `specification` (a publication) or `configured`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sampled_origin: Option<String>,
     /// The time of one read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
