@@ -44,6 +44,8 @@ pub(crate) struct ServiceParts {
 
 /// The service: handles the calls of all clients and polls the readings.
 pub struct Service {
+    /// The instant from which energies and the balance count.
+    pub(super) started_ns: u64,
     pub(crate) clock: Clock,
     pub(crate) attributor: TieredAttributor,
     pub(super) collector: ReadingCollector,
@@ -93,6 +95,7 @@ impl Service {
         let domains = collector.domains().count().min(MAX_DOMAINS);
         let (daemon, privileges) = daemon.unzip();
         Ok(Self {
+            started_ns: clock.now_ns(),
             clock,
             attributor,
             collector,
