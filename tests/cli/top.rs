@@ -201,7 +201,7 @@ fn wrong_settings_and_a_unit_without_its_factor_are_usage_errors() {
     let settings = "unit = 'cost'\ncost_per_kwh = 0.3\ncurrency = 'EUR'\ngroup = 'user'\n";
     std::fs::write(folder.join("top.toml"), settings).unwrap();
     let (status, text) = run(&["top"]);
-    assert!(status == Some(0) && text.contains("ENERGY EUR") && text.contains("USER"), "{text}");
+    assert!(status == Some(0) && text.contains("COST EUR") && text.contains("USER"), "{text}");
     std::fs::write(folder.join("top.toml"), "colour = 'red'\n").unwrap();
     let (status, text) = run(&["top"]);
     assert!(status == Some(2) && text.contains("top.toml") && text.contains("colour"), "{text}");
@@ -246,6 +246,36 @@ impl Drop for Tmux {
     }
 }
 
+/// A shell command that runs the view, and then shows its exit status until the session ends.
+fn session_of(daemon: &TestDaemon, config: &Path) -> String {
+    format!(
+        "env XDG_CONFIG_HOME='{}' '{}' --socket '{}' top; echo ended with $?; read line",
+        config.display(),
+        programs::wattspan(),
+        daemon.socket().display()
+    )
+}
+
+#[test]
+fn a_signal_to_end_leaves_the_terminal_as_it_was() {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        return skip("tmux", "install tmux");
+    }
+    let daemon = TestDaemon::start(MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    let tmux = Tmux::start(dir.path(), 100, &session_of(&daemon, dir.path()));
+    tmux.wait_for("the first frame", |screen| screen.contains("unattributed"));
+    let shell = tmux.run(&["display-message", "-p", "-t", "top", "#{pane_pid}"]);
+    let shell = shell.trim();
+    let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+    let child = rustix::process::Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::TERM).unwrap();
+    tmux.wait_for("the end", |screen| screen.contains("ended with 0") && !screen.contains("unattributed"));
+    // In raw mode the terminal would not show what is typed.
+    tmux.run(&["send-keys", "-t", "top", "typed"]);
+    tmux.wait_for("the echo", |screen| screen.contains("typed"));
+}
+
 #[test]
 fn in_tmux_keys_work_and_a_killed_daemon_is_named_until_it_is_back() {
     if Command::new("tmux").arg("-V").output().is_err() {
@@ -254,13 +284,7 @@ fn in_tmux_keys_work_and_a_killed_daemon_is_named_until_it_is_back() {
     let mut daemon = TestDaemon::start(MACHINE);
     close_span(&daemon, "chat", "small", 10);
     let dir = tempfile::tempdir().unwrap();
-    let program = format!(
-        "env XDG_CONFIG_HOME={} '{}' --socket '{}' top; echo ended with $?; read line",
-        dir.path().display(),
-        programs::wattspan(),
-        daemon.socket().display()
-    );
-    let tmux = Tmux::start(dir.path(), 80, &program);
+    let tmux = Tmux::start(dir.path(), 80, &session_of(&daemon, dir.path()));
     let screen = tmux.wait_for("the first frame", |screen| screen.contains("unattributed"));
     assert!(screen.contains("small") && screen.contains("MODEL"), "{screen}");
     tmux.run(&["send-keys", "-t", "top", "g"]);
@@ -272,6 +296,15 @@ fn in_tmux_keys_work_and_a_killed_daemon_is_named_until_it_is_back() {
     tmux.wait_for("the new span", |screen| screen.contains("\nsettles while"));
     tmux.run(&["resize-window", "-t", "top", "-x", "60", "-y", "24"]);
     tmux.wait_for("a narrow frame", |screen| screen.contains("chat") && !screen.contains("IDLE PART"));
+
+    // A daemon that hangs delays no key.
+    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::STOP).unwrap();
+    tmux.wait_for("the silence", |screen| screen.contains("unreachable") && screen.contains("not answer"));
+    tmux.run(&["send-keys", "-t", "top", "?"]);
+    tmux.wait_for("the help", |screen| screen.contains("this help"));
+    tmux.run(&["send-keys", "-t", "top", "Escape"]);
+    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::CONT).unwrap();
+    tmux.wait_for("the answer", |screen| !screen.contains("unreachable") && screen.contains("\nchat"));
 
     daemon.kill();
     tmux.wait_for("the loss", |screen| screen.contains("daemon unreachable since"));

@@ -10,7 +10,7 @@ use super::power_history::ZOOM_STEPS;
 use super::text_columns::{TextColumn, TopCell, cut, table_lines};
 use super::top_state::TopState;
 use super::top_view::{DomainRow, OpenSpanRow, TopView};
-use super::unit::ColumnScale;
+use super::unit::{ColumnScale, EnergyUnit};
 use crate::account_report::grade_name;
 use crate::quantity::{format_duration, format_energy, format_energy_or_bound, format_percent, format_power};
 use crate::terminal::{display_width, printable, wrap};
@@ -94,6 +94,10 @@ fn header_lines(state: &TopState, view: &TopView, width: usize, palette: Palette
     line.push_span(Span::styled(simulated, palette.style(TopStyle::Warning)));
     line.push_span(Span::styled(paused, palette.style(TopStyle::Alarm)));
     let mut lines = vec![line];
+    for notice in state.fallback_notice.iter().flat_map(|notice| notice.lines()) {
+        let text = wrap(notice, Some(width));
+        lines.extend(text.into_iter().map(|text| styled(text, TopStyle::Warning, palette)));
+    }
     if let Some((reason, since_unix_ns)) = &state.unreachable {
         let since = format_rfc3339(*since_unix_ns);
         let text = format!("daemon unreachable since {since}, reconnecting: {reason}");
@@ -123,7 +127,7 @@ fn domain_lines(state: &TopState, view: &TopView, width: usize, palette: Palette
         column("DOMAIN", false, 0),
         column("POWER", true, 0),
         column(format!("HISTORY {dot_s} s/dot"), false, 1),
-        column(format!("ENERGY {}", scale.unit_name), true, 0),
+        column(energy_title(state.unit, &scale), true, 0),
         column("IDLE PART", true, 3),
         column("GRADE", false, 2),
         column("TOTAL", false, 4),
@@ -151,6 +155,17 @@ fn domain_lines(state: &TopState, view: &TopView, width: usize, palette: Palette
     }
     lines.extend(table);
     lines
+}
+
+/// The heading of the energies in a unit.
+fn energy_title(unit: EnergyUnit, scale: &ColumnScale) -> String {
+    let quantity = match unit {
+        EnergyUnit::Joules | EnergyUnit::WattHours => "ENERGY",
+        EnergyUnit::Watts => "MEAN",
+        EnergyUnit::Cost => "COST",
+        EnergyUnit::Co2 => return scale.unit_name.clone(),
+    };
+    format!("{quantity} {}", scale.unit_name)
 }
 
 fn idle_uj(table: &EnergyTable) -> u64 {
@@ -208,7 +223,7 @@ fn energy_lines(
     let order = if state.selection.reversed { " reversed" } else { "" };
     let columns = [
         column(table.grouping.title(), false, 0),
-        column(format!("ENERGY {}", scale.unit_name), true, 0),
+        column(energy_title(state.unit, &scale), true, 0),
         column("SHARE", true, 1),
         column("ABOVE IDLE", true, 0),
         column("REQ/S", true, 2),

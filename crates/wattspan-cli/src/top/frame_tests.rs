@@ -142,6 +142,24 @@ fn an_unreachable_daemon_is_named_and_the_figures_stay() {
 }
 
 #[test]
+fn each_unit_names_its_column_and_a_fallback_is_named() {
+    let mut state = busy_state();
+    state.fallback_notice = Some("no daemon at /run/w.sock: measuring in this process".into());
+    state.factors.cost_millionths_per_kwh = Some(300_000);
+    state.factors.currency = "EUR".into();
+    state.factors.co2_ug_per_kwh = Some(350_000_000);
+    for title in ["ENERGY J", "ENERGY Wh", "MEAN W", "COST EUR", "g CO2"] {
+        for width in [60, 120] {
+            let lines = text(&state, width, 40);
+            assert!(lines[1].starts_with("no daemon at"), "{}", lines.join("\n"));
+            let (rows, machine) = printed_column(&lines, title);
+            assert_eq!(rows.iter().sum::<u64>(), machine, "{title}\n{}", lines.join("\n"));
+        }
+        state.unit = state.unit.next(&state.factors);
+    }
+}
+
+#[test]
 fn names_of_clients_cannot_move_the_cursor() {
     let mut state = busy_state();
     let hostile = account("e\u{1b}[2J", "m\u{1b}[31m\u{202e}x", &[("package-0", 1, 0)]);

@@ -93,6 +93,11 @@ impl MeterFeed {
     }
 
     /// Why the meter is embedded, if that was not requested.
+    pub fn fallback_notice(&self) -> Option<String> {
+        self.connector.description().remark
+    }
+
+    /// Prints why the meter is embedded, if that was not requested.
     pub fn print_fallback_notice(&self) {
         self.connector.print_fallback_notice();
     }

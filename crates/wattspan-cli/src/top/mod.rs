@@ -11,6 +11,7 @@ mod group_table;
 mod grouping;
 mod meter_feed;
 mod palette;
+mod poll_thread;
 mod power_history;
 mod settings;
 mod terminal_session;
@@ -22,12 +23,13 @@ mod top_view;
 mod unit;
 
 use std::io::{IsTerminal, stdout};
-use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ratatui::text::Line;
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGTERM};
 use wattspan_client::clock;
 
 use crate::connect::MeterOptions;
@@ -39,6 +41,7 @@ use group_table::SortKey;
 use grouping::Grouping;
 use meter_feed::MeterFeed;
 use palette::Palette;
+use poll_thread::PollThread;
 use settings::TopSettings;
 use terminal_session::TerminalSession;
 use top_state::TopState;
@@ -110,7 +113,7 @@ pub fn top(options: &MeterOptions, args: &TopArgs) -> Result<u8, CliError> {
         poll_twice(&mut feed, &mut state)?;
         return print_frame(&state);
     }
-    run_interactive(&mut feed, &mut state)
+    run_interactive(feed, &mut state)
 }
 
 /// Polls at the beginning and the end of an interval, so that the second frame has a power of each live counter.
@@ -147,28 +150,36 @@ fn print_json_frames(feed: &mut MeterFeed, state: &mut TopState, once: bool) -> 
     }
 }
 
-fn run_interactive(feed: &mut MeterFeed, state: &mut TopState) -> Result<u8, CliError> {
+/// Draws frames until a key or a signal (TERM, HUP) ends the program.
+fn run_interactive(mut feed: MeterFeed, state: &mut TopState) -> Result<u8, CliError> {
     // An error of the first poll is reported on the normal screen.
     state.apply(feed.poll()?);
+    state.fallback_notice = feed.fallback_notice();
     let palette = Palette { colour: Terminal::of(&stdout()).colour };
+    let terminated = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&terminated))?;
+    }
+    let mut polls = PollThread::start(feed);
     let mut session = TerminalSession::open()?;
     let mut due = Instant::now() + FRAME_INTERVAL;
-    loop {
+    while !terminated.load(Ordering::Relaxed) {
         if let Some(view) = state.view() {
-            session.draw(|size| -> Vec<Line<'static>> { draw::frame_lines(state, &view, size, palette) })?;
+            session.draw(|size| draw::frame_lines(state, &view, size, palette))?;
         }
-        let key = session.wait_for_key(due)?;
-        if let Some(key) = key
-            && let ControlFlow::Break(()) = state.handle_key(key)
+        if let Some(key) = session.wait_for_key(due)?
+            && state.handle_key(key).is_break()
         {
-            return Ok(OK);
+            break;
         }
         if Instant::now() >= due {
-            match feed.poll() {
-                Ok(update) => state.apply(update),
-                Err(error) => state.set_unreachable(&error.to_string(), clock::unix_ns()),
+            match polls.poll() {
+                Some(Ok(update)) => state.apply(update),
+                Some(Err(reason)) => state.set_unreachable(&reason, clock::unix_ns()),
+                None => {}
             }
             due = Instant::now() + FRAME_INTERVAL;
         }
     }
+    Ok(OK)
 }

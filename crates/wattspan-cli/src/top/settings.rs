@@ -59,7 +59,7 @@ impl TopSettings {
         let millionths = |value: f64| (value * 1e6).round() as u64;
         UnitFactors {
             cost_millionths_per_kwh: self.cost_per_kwh.map(millionths),
-            currency: self.currency.clone().unwrap_or_else(|| "cost".into()),
+            currency: self.currency.clone().unwrap_or_default(),
             co2_ug_per_kwh: self.co2_g_per_kwh.map(millionths),
         }
     }

@@ -25,6 +25,8 @@ pub struct TopState {
     pub edits_filter: bool,
     /// Why the meter is unreachable, and since when (wall time).
     pub unreachable: Option<(String, u64)>,
+    /// Why the meter is embedded, if that was not requested.
+    pub fallback_notice: Option<String>,
     /// The frame that is shown while the view is paused.
     paused_view: Option<TopView>,
     snapshot: Option<MeterSnapshot>,
@@ -47,6 +49,7 @@ impl TopState {
             shows_help: false,
             edits_filter: false,
             unreachable: None,
+            fallback_notice: None,
             paused_view: None,
             snapshot: None,
             totals: AccountTotals::default(),
