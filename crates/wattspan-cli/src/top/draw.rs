@@ -88,10 +88,10 @@ fn header_lines(state: &TopState, view: &TopView, width: usize, palette: Palette
     let uptime = view.uptime_ns.map_or_else(String::new, |ns| format!("  up {}", format_clock(ns)));
     let simulated = if view.simulated { "  simulated" } else { "" };
     let paused = if state.is_paused() { "  PAUSED" } else { "" };
-    let head = format!("wattspan {}{uptime}  machine {at_least}", printable(&view.version));
-    let mut line = Line::from(head);
+    let mut line = Line::from(format!("machine {at_least}"));
     line.push_span(Span::styled(power, palette.style(TopStyle::Value)));
     line.push_span(Span::styled(simulated, palette.style(TopStyle::Warning)));
+    line.push_span(format!("{uptime}  version {}", printable(&view.version)));
     line.push_span(Span::styled(paused, palette.style(TopStyle::Alarm)));
     let mut lines = vec![line];
     for notice in state.fallback_notice.iter().flat_map(|notice| notice.lines()) {
