@@ -137,6 +137,7 @@ properties! {
     "Version" GetInfo "version";
     "BootId" GetInfo "boot_id";
     "NowNs" GetInfo "now_ns";
+    "StartedNs" GetInfo "started_ns";
     "HorizonNs" GetInfo "horizon_ns";
     "HistoryNs" GetInfo "history_ns";
     "Domains" GetInfo "domains";

@@ -40,6 +40,8 @@ pub(crate) struct ServiceParts {
 
 /// The service: handles the calls of all clients and polls the readings.
 pub struct Service {
+    /// The instant from which energies and the balance count.
+    pub(super) started_ns: u64,
     pub(crate) clock: Clock,
     pub(crate) spans: SpanLifecycle,
     pub(super) collector: ReadingCollector,
@@ -74,6 +76,7 @@ impl Service {
             collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let (daemon, privileges) = daemon.unzip();
         Ok(Self {
+            started_ns: clock.now_ns(),
             clock,
             spans: SpanLifecycle::new(&collector, &settings, durability),
             collector,

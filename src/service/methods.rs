@@ -128,6 +128,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").into(),
             boot_id: self.boot_id.clone(),
             now_ns,
+            started_ns: Some(self.started_ns),
             horizon_ns: self.settings.attribution.horizon_ns,
             history_ns: self.settings.history_ns,
             domains,

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     fn model(vendor: &str, family: u32, model: u32) -> Option<RaplModel> {
-        RaplModel::of(&CpuInfo { vendor: vendor.into(), family, model, is_guest: false })
+        RaplModel::of(&CpuInfo { vendor: vendor.into(), family, model, ..CpuInfo::default() })
     }
 
     fn joules(shift: u32) -> Option<EnergyUnit> {

@@ -406,7 +406,7 @@ fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end(
 fn a_named_daemon_that_does_not_answer_is_status_4_and_never_replaced() {
     let fixture = CliFixture::new();
     let socket = fixture.dir.path().join("nobody.sock");
-    for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
+    for words in [&["read"][..], &["top"], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
         let output = fixture.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{words:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains("nobody.sock"), "{}", text(&output.stderr));
@@ -421,7 +421,7 @@ fn a_machine_with_nothing_that_counts_is_status_3_and_the_command_is_not_run() {
     let stuck = HUNDRED_WATTS.replace("quantum_uj", "stuck = true\nquantum_uj");
     std::fs::write(&fixture.machine, stuck).unwrap();
     let mark = fixture.dir.path().join("mark");
-    for words in [&["read"][..], &["doctor"], &["run", "--", "touch", mark.to_str().unwrap()]] {
+    for words in [&["read"][..], &["top"], &["doctor"], &["run", "--", "touch", mark.to_str().unwrap()]] {
         let output = fixture.output(words);
         assert_eq!(output.status.code(), Some(3), "{words:?}: {}", text(&output.stderr));
         assert!(!text(&output.stdout).contains(" 0 W"), "missing is not zero: {}", text(&output.stdout));
@@ -533,7 +533,7 @@ fn a_denied_user_gets_status_5_and_a_remedy() {
             }
         }
     });
-    for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
+    for words in [&["read"][..], &["top"], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
         let output = fixture.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(5), "{words:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains("usermod -aG"), "{}", text(&output.stderr));
@@ -1148,6 +1148,7 @@ fn no_text_of_a_daemon_reaches_a_terminal_with_a_hidden_character() {
         &["spans", "--watch", "-n", "2"],
         &["spans", "name"],
         &["balance"],
+        &["top", "--once"],
         &["doctor"],
         &["read"],
         &["read", "-n", "2", "-I", "0.01"],

@@ -27,6 +27,9 @@ fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there
     assert_eq!(info["simulated"], true, "the machine is a replayed one");
     assert_eq!(get_u64(&info, "horizon_ns"), 10_000_000);
     assert!(get_u64(&info, "history_ns") >= 1_000_000_000);
+    let (started_ns, now_ns) = (get_u64(&info, "started_ns"), get_u64(&info, "now_ns"));
+    assert!(0 < started_ns && started_ns < now_ns, "{started_ns} {now_ns}");
+    assert_eq!(get_u64(&client.call("GetInfo", json!({})), "started_ns"), started_ns, "it is of the start");
     assert!(info["absent"].is_array() && !info["boot_id"].as_str().unwrap().is_empty());
     let sampler = &info["samplers"][0];
     assert_eq!(

@@ -29,6 +29,7 @@ mod signal_ffi;
 mod spans;
 mod table;
 mod terminal;
+mod top;
 mod utc_time;
 
 use std::process::ExitCode;
@@ -66,6 +67,9 @@ pub enum Command {
     Spans(spans::SpansArgs),
     /// Show the energy balance of each domain: measured = attributed + unattributed
     Balance,
+    /// Show where the energy goes: domains, models and open spans, updated twice a second
+    #[command(after_help = top::SETTINGS_HELP)]
+    Top(top::TopArgs),
     /// Run a reverse proxy that measures the energy of each request
     Proxy(proxy::ProxyArgs),
     /// Reload the daemon's configuration; an invalid one changes nothing
@@ -107,6 +111,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Doctor => doctor::doctor(options),
         Command::Spans(spans) => spans::spans(options, &spans),
         Command::Balance => balance::balance(options),
+        Command::Top(top) => top::top(options, &top),
         Command::Proxy(proxy) => proxy::proxy(options, &proxy),
         Command::Reload => reload::reload(options),
         Command::Ipw(command) => ipw::ipw(options, &command),

@@ -50,6 +50,14 @@ pub fn eprint_message(message: &str) {
     let _ = writeln!(stderr().lock(), "wattspan: {}", lines.join("\n  "));
 }
 
+/// Standard output for a full-screen view, whose text is printable already.
+pub type TerminalWriter = io::Stdout;
+
+/// See [`TerminalWriter`].
+pub fn terminal_writer() -> TerminalWriter {
+    stdout()
+}
+
 /// Writes human-readable text to a stream with the abilities of `terminal`.
 pub fn write_text(out: &mut impl Write, text: &str, terminal: Terminal) -> io::Result<()> {
     out.write_all(escape_unstyled(text, terminal).as_bytes())?;

@@ -250,6 +250,7 @@ mod tests {
             version: "1".into(),
             boot_id: String::new(),
             now_ns: 1,
+            started_ns: None,
             horizon_ns: 1,
             history_ns: 1,
             domains: Vec::new(),

@@ -408,6 +408,9 @@ pub struct DaemonInfo {
     pub boot_id: String,
     /// The time on the daemon's clock.
     pub now_ns: u64,
+    /// When the daemon started: its energies and its balance count from then. Absent from older daemons.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started_ns: Option<u64>,
     /// How late a message can arrive and still take effect at the instant it names.
     pub horizon_ns: u64,
     /// How far [`ReadWindow`] reaches into the past.
