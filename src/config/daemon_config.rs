@@ -206,6 +206,22 @@ impl Config {
         set_option(&mut self.source.replay, &flags.replay);
     }
 
+    /// The tables of assumptions by domain name, each with its values and its range.
+    fn assumption_tables(&self) -> [(&'static str, BTreeMap<&String, f64>, f64, f64); 6] {
+        fn values(table: &BTreeMap<String, f64>) -> BTreeMap<&String, f64> {
+            table.iter().map(|(domain, value)| (domain, *value)).collect()
+        }
+        let quantum_uj = self.quantum_uj.iter().map(|(domain, value)| (domain, *value as f64)).collect();
+        [
+            ("ceiling_w", values(&self.ceiling_w), 0.001, 1_000_000.0),
+            ("lag_ms", values(&self.lag_ms), 0.0, 60_000.0),
+            ("update_interval_ms", values(&self.update_interval_ms), 0.001, 60_000.0),
+            ("quantum_uj", quantum_uj, 1.0, 1e9),
+            ("averaging_ms", values(&self.averaging_ms), 0.0, 60_000.0),
+            ("sampled_percent", values(&self.sampled_percent), 0.01, 100.0),
+        ]
+    }
+
     /// Checks that all values are in range; `location` is named in the error.
     pub fn check(&self, location: &str) -> Result<(), ConfigError> {
         let within = |key: &str, value: f64, min: f64, max: f64| {
@@ -228,23 +244,10 @@ impl Config {
         for (domain, watts) in &self.idle_w {
             within(&format!("idle_w.{domain}"), *watts, 0.0, 100_000.0)?;
         }
-        for (domain, watts) in &self.ceiling_w {
-            within(&format!("ceiling_w.{domain}"), *watts, 0.001, 1_000_000.0)?;
-        }
-        for (domain, lag_ms) in &self.lag_ms {
-            within(&format!("lag_ms.{domain}"), *lag_ms, 0.0, 60_000.0)?;
-        }
-        for (domain, interval_ms) in &self.update_interval_ms {
-            within(&format!("update_interval_ms.{domain}"), *interval_ms, 0.001, 60_000.0)?;
-        }
-        for (domain, quantum_uj) in &self.quantum_uj {
-            within(&format!("quantum_uj.{domain}"), *quantum_uj as f64, 1.0, 1e9)?;
-        }
-        for (domain, averaging_ms) in &self.averaging_ms {
-            within(&format!("averaging_ms.{domain}"), *averaging_ms, 0.0, 60_000.0)?;
-        }
-        for (domain, percent) in &self.sampled_percent {
-            within(&format!("sampled_percent.{domain}"), *percent, 0.01, 100.0)?;
+        for (table, values, min, max) in self.assumption_tables() {
+            for (domain, value) in values {
+                within(&format!("{table}.{domain}"), value, min, max)?;
+            }
         }
         let idle = self.source.estimate_idle_w;
         within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
@@ -520,6 +523,23 @@ mod tests {
             next.apply_reload(&Config { rate_hz: 2000.0, idle_rate_hz: 900.0, ..old }, 1000.0);
         assert_eq!((next.rate_hz, next.idle_rate_hz), (500.0, 500.0));
         assert_eq!(change.needs_restart, ["idle_rate_hz", "rate_hz"]);
+    }
+
+    #[test]
+    fn assumptions_out_of_range_are_refused_with_their_domain() {
+        for (line, key) in [
+            ("[update_interval_ms]\ngpu-0 = 0", "update_interval_ms.gpu-0"),
+            ("[quantum_uj]\ngpu-0 = 0", "quantum_uj.gpu-0"),
+            ("[averaging_ms]\nx = -1", "averaging_ms.x"),
+            ("[sampled_percent]\nx = 101", "sampled_percent.x"),
+            ("[lag_ms]\nx = -1", "lag_ms.x"),
+            ("[ceiling_w]\nx = 0", "ceiling_w.x"),
+            ("[source]\nenergy_filter_percent = 100", "source.energy_filter_percent"),
+        ] {
+            let config: Config = toml::from_str(line).unwrap();
+            let error = config.check("a file").unwrap_err().to_string();
+            assert!(error.contains(key), "{line}: {error}");
+        }
     }
 
     #[test]
