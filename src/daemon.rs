@@ -19,15 +19,12 @@ use wattspan_system::unix_socket::{self, ListenError, SocketFile, SocketPermissi
 use crate::clock::Clock;
 use crate::config::{self, AcceptedOwner, Config, Flags};
 use crate::dbus;
-use crate::domain::Domain;
 use crate::privileges::{self, RequiredPrivileges};
-use crate::ring::Sample;
 use crate::sampler;
-use crate::sampler::recording::{self, Recording};
+use crate::sampler::recording::Recording;
 use crate::server::ServerSockets;
 use crate::service::{ConfigLoader, DaemonControl, ServiceBuilder, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
-use crate::sources::replay::recorder::TraceRecorder;
 use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
 use crate::systemd::activation_ffi;
@@ -217,19 +214,7 @@ fn start_recording(
     builder: &mut ServiceBuilder,
 ) -> Result<Recording> {
     let context = || format!("cannot record to {}", file.display());
-    let feeds = builder.record();
-    let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
-    let mut domain_offsets = vec![0];
-    domain_offsets.extend(feeds.iter().scan(0, |first, feed| {
-        *first += feed.domains.len();
-        Some(*first)
-    }));
-    let out = out.with_context(context)?;
-    let mut recorder = TraceRecorder::new(out, &domains, false).with_context(context)?;
-    let sink = move |ring: usize, sample: &Sample| {
-        recorder.record(domain_offsets[ring], sample.before_ns, sample.after_ns, &sample.readings)
-    };
-    recording::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink).with_context(context)
+    builder.start_recording(out.with_context(context)?).with_context(context)
 }
 
 fn finish_recording(recording: Recording) -> Result<()> {

@@ -4,8 +4,9 @@
 //! socket pairs. It has no socket in the file system, no stored state and no other users. It drops no privileges, since
 //! they belong to the caller.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,9 +16,11 @@ use wattspan_client::{Client, ClientError};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::domain::Liveness;
+use crate::domain::{Absent, Domain, Liveness};
 use crate::server::ServerSockets;
 use crate::service::{ServiceBuilder, StartupSettings};
+use crate::sources::dedup::domain_tree::counted_in_total;
+use crate::sources::{self, SourceSettings};
 
 pub use crate::sources::ProbeLoad;
 
@@ -92,6 +95,48 @@ impl EmbeddedMeter {
             _ => Err(ClientError::ConnectionClosed),
         }
     }
+}
+
+/// Records the readings of this machine's sources as a trace for `--replay`. Returns the unavailable sources with their
+/// reasons.
+///
+/// # Errors
+/// `out` fails, or the system cannot start a thread.
+pub fn record(
+    config: &Config,
+    out: impl Write + Send + 'static,
+    duration: Duration,
+) -> io::Result<Vec<Absent>> {
+    let settings = StartupSettings::for_own_process(config);
+    let mut builder = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?;
+    let recording = builder.start_recording(out)?;
+    thread::sleep(duration);
+    recording.finish()?;
+    Ok(builder.absent().to_vec())
+}
+
+/// The domains that the files below these roots show, in lines of name, kind, parent and whether the total counts it.
+/// Without the sources that would find this machine's own counters.
+pub fn describe_tree(sysfs_root: &Path, proc_root: &Path) -> Vec<String> {
+    const OWN_COUNTERS: [&str; 3] = ["perf", "nvml", "estimate"];
+    let mut settings = SourceSettings {
+        sysfs_root: sysfs_root.to_owned(),
+        proc_root: proc_root.to_owned(),
+        ..SourceSettings::default()
+    };
+    settings.enabled.retain(|name| !OWN_COUNTERS.contains(&name.as_str()));
+    let found = sources::discover(&settings, &Clock::Machine);
+    let domains: Vec<Domain> = found.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
+    let counted = counted_in_total(&domains, &vec![true; domains.len()]);
+    let describe = |(domain, counted): (&Domain, bool)| {
+        let kind = serde_json::to_value(domain.kind).unwrap_or_default();
+        let parent = domain.parent.as_deref().unwrap_or("-");
+        let counted = if counted { "counted" } else { "-" };
+        format!("{} {} {parent} {counted}", domain.name, kind.as_str().unwrap_or_default())
+    };
+    let mut lines: Vec<String> = domains.iter().zip(counted).map(describe).collect();
+    lines.sort();
+    lines
 }
 
 impl Drop for EmbeddedMeter {

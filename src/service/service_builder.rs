@@ -2,7 +2,7 @@
 //!
 //! The samplers run from [`ServiceBuilder::start`] on; [`ServiceBuilder::build`] puts the service over them.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use wattspan_client::protocol::ProcessPrivileges;
@@ -14,8 +14,11 @@ use super::pending_sources::PendingSources;
 use super::readings::ReadingCollector;
 use super::startup::{ServiceSettings, StartupSettings};
 use crate::clock::Clock;
-use crate::domain::Absent;
+use crate::domain::{Absent, Domain};
+use crate::ring::Sample;
 use crate::sampler;
+use crate::sampler::recording::{self, Recording};
+use crate::sources::replay::recorder::TraceRecorder;
 use crate::sources::{self, Inventory, topology};
 use crate::store::Store;
 use crate::systemd::journal::LogFn;
@@ -101,7 +104,26 @@ impl ServiceBuilder {
         self.parts.collector.recording_feeds()
     }
 
-    /// All domains, also those of sources that are still starting, in a fixed order.
+    /// Records the readings of all samplers, at the full rate, as a trace for `--replay`.
+    ///
+    /// # Errors
+    /// The header cannot be written, or the system cannot start a thread.
+    pub fn start_recording(&mut self, out: impl Write + Send + 'static) -> io::Result<Recording> {
+        let feeds = self.record();
+        let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
+        let mut domain_offsets = vec![0];
+        domain_offsets.extend(feeds.iter().scan(0, |first, feed| {
+            *first += feed.domains.len();
+            Some(*first)
+        }));
+        let mut recorder = TraceRecorder::new(out, &domains, false)?;
+        let sink = move |ring: usize, sample: &Sample| {
+            recorder.record(domain_offsets[ring], sample.before_ns, sample.after_ns, &sample.readings)
+        };
+        recording::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink)
+    }
+
+    /// The names of the domains.
     pub fn domain_names(&self) -> Vec<&str> {
         self.parts.collector.names().collect()
     }

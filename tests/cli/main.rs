@@ -1,10 +1,15 @@
 //! The program `wattspan`: its commands, output and exit statuses, and the files that both programs write.
 
+#[cfg(target_os = "linux")]
+#[path = "../support/bundle.rs"]
+mod bundle;
 #[path = "../support/programs.rs"]
 mod programs;
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(target_os = "linux")]
+mod bundles;
 mod commands;
 mod private_files;
 mod top;

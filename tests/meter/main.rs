@@ -1,5 +1,8 @@
 //! The meter as a library: sources on fake machines, attribution against a known truth, the embedded service.
 
+#[cfg(target_os = "linux")]
+#[path = "../support/bundle.rs"]
+mod bundle;
 #[path = "../fake/mod.rs"]
 mod fake;
 #[cfg(target_os = "linux")]
@@ -23,6 +26,8 @@ mod support;
 
 #[cfg(target_os = "linux")]
 mod apple;
+#[cfg(target_os = "linux")]
+mod bundles;
 mod conservation;
 mod discovery;
 #[cfg(target_os = "linux")]

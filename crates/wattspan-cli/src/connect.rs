@@ -192,7 +192,7 @@ impl MeterConnector {
 
 /// The configuration of an embedded meter, and a notice about it. A replayed machine always gets the default settings,
 /// so that reports are reproducible. If the system's configuration is unreadable or invalid, the defaults apply.
-fn load_config(options: &MeterOptions) -> Result<(Config, Option<String>), CliError> {
+pub fn load_config(options: &MeterOptions) -> Result<(Config, Option<String>), CliError> {
     let flags = Flags { config: options.config.clone(), replay: options.replay.clone(), ..Flags::default() };
     if options.config.is_none() && options.replay.is_some() {
         let source = SourceConfig { replay: flags.replay, ..SourceConfig::default() };

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use serde::Serialize;
 use wattspan::config::{AccessGroups, join_commands};
 use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
@@ -19,6 +20,7 @@ use wattspan_client::protocol::{
 };
 
 use super::account_report::grade_label;
+use super::bundle::{self, BundleArgs};
 use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
 use super::domain_ticks::DomainTicks;
 use super::domain_tree::{self, indented_name};
@@ -40,8 +42,18 @@ struct DoctorOutput<'a> {
     info: &'a DaemonInfo,
 }
 
+/// Options of `wattspan doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    bundle: BundleArgs,
+}
+
 /// Runs `wattspan doctor`.
-pub fn doctor(options: &MeterOptions) -> Result<u8, CliError> {
+pub fn doctor(options: &MeterOptions, args: &DoctorArgs) -> Result<u8, CliError> {
+    if let Some(path) = &args.bundle.bundle {
+        return bundle::write_bundle(options, &args.bundle, path);
+    }
     let (connector, client) = MeterConnector::open(options)?;
     watch_under_load(&connector, &client.info()?);
     let info = client.info()?;

@@ -1,12 +1,13 @@
 //! The `wattspan` command-line program.
 //!
-//! Every subcommand is a client of the daemon, or of the embedded meter where no daemon runs. None reads hardware
+//! Every subcommand is a client of the daemon, or of the embedded meter where no daemon runs. None measures
 //! itself. Results go to standard output (those of `run` to standard error), messages to standard error.
 
 #![warn(clippy::unwrap_used)]
 
 mod account_report;
 mod balance;
+mod bundle;
 mod child_process;
 mod connect;
 mod csv;
@@ -62,7 +63,7 @@ pub enum Command {
     /// Show each domain's energy and power
     Read(read::ReadArgs),
     /// Show available sources, their quality, and how to enable the others
-    Doctor,
+    Doctor(doctor::DoctorArgs),
     /// List spans, or show the account of one
     Spans(spans::SpansArgs),
     /// Show the energy balance of each domain: measured = attributed + unattributed
@@ -108,7 +109,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
     match cli.command {
         Command::Run(run) => run::run(options, &run),
         Command::Read(read) => read::read(options, &read),
-        Command::Doctor => doctor::doctor(options),
+        Command::Doctor(args) => doctor::doctor(options, &args),
         Command::Spans(spans) => spans::spans(options, &spans),
         Command::Balance => balance::balance(options),
         Command::Top(top) => top::top(options, &top),

@@ -3,7 +3,7 @@
 //! Invariant: no control or format character of a name, a model or a server reaches a terminal, except line breaks and the
 //! colours of [`Terminal::paint`]. `tests/architecture.rs` checks that no other file of the command line writes there.
 
-use std::io::{self, Write, stderr, stdout};
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 
 use serde::Serialize;
 use wattspan_system::escape;
@@ -19,6 +19,11 @@ pub fn print_text(text: &str) -> Result<(), CliError> {
 /// Writes human-readable text to standard error.
 pub fn eprint_text(text: &str) -> Result<(), CliError> {
     Ok(write_text(&mut stderr().lock(), text, Terminal::of(&stderr()))?)
+}
+
+/// Whether the user sees a question on standard error and can answer it.
+pub fn can_ask() -> bool {
+    stdin().is_terminal() && stderr().is_terminal()
 }
 
 /// Writes a value as one line of JSON to standard output.

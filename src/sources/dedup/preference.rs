@@ -32,6 +32,7 @@ pub fn keep_preferred(found: &mut Inventory, probe_result: ProbeResult) {
 /// A domain that is metered already.
 #[derive(Debug, Clone, Copy)]
 pub struct PresentDomain<'a> {
+    /// The domain, with the parent that discovery gave it.
     pub domain: &'a Domain,
     /// Whether its counter stands still.
     pub is_stuck: bool,
