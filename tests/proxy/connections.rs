@@ -42,7 +42,8 @@ fn connections_without_a_complete_head_are_closed_and_others_stay() {
     let mut idle = open(REQUEST);
     assert_eq!(status(&mut idle), Some(200));
     let mut slow_body = open(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nab");
-    let firsts = ["", "G", "GET / HT", "GET / HTTP/1.1\r\nHost: t\r\nX-A: 1\r\n", "P", "PRI ", HTTP2_PREFACE];
+    let mut silent = open(b"");
+    let firsts = ["G", "GET / HT", "GET / HTTP/1.1\r\nHost: t\r\nX-A: 1\r\n", "P", "PRI ", HTTP2_PREFACE];
     let mut halves: Vec<(&str, HttpConnection)> =
         firsts.iter().flat_map(|first| (0..20).map(|_| (*first, open(first.as_bytes())))).collect();
     // A later head has its time from its first byte.
@@ -58,7 +59,9 @@ fn connections_without_a_complete_head_are_closed_and_others_stay() {
     for (first, connection) in &halves {
         assert_closed(connection, first);
     }
-    // All the time-outs have passed. A body and the time between two requests have none of them.
+    // The timeouts for heads have passed. They apply neither to a body nor to the time before a request.
+    silent.send(REQUEST);
+    assert_eq!(status(&mut silent), Some(200));
     slow_body.send(b"cd");
     assert_eq!(status(&mut slow_body), Some(200));
     idle.send(REQUEST);

@@ -65,7 +65,7 @@ pub struct ProxySettings {
     pub custom_paths: Vec<String>,
     /// The largest number of open connections. Further ones wait for `head_timeout`, then they get status 503.
     pub max_connections: usize,
-    /// The time for the head of a request: of the first one from the accept, of the others from their first byte.
+    /// The time for the head of a request, from its first byte.
     pub head_timeout: Duration,
 }
 

@@ -15,7 +15,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use wattspan_http::connection_pool::MAX_HEADER_BYTES;
 
 use super::client_io::ClientIo;
@@ -68,10 +68,15 @@ async fn serve_connection(
     head_timeout: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), wattspan_http::BodyError> {
-    let first_deadline = Instant::now() + head_timeout;
     connection.set_nodelay()?;
     // Before the first read: the client's user at the time of the accept counts.
     let annotation_mode = proxy.annotation_mode_for(&connection).await;
+    let mut first_byte = [0];
+    tokio::select! {
+        first = timeout(IDLE_TIMEOUT, connection.peek(&mut first_byte)) => first??,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let first_deadline = Instant::now() + head_timeout;
     let http2 = tokio::select! {
         http2 = timeout_at(first_deadline.into(), is_http2(&connection)) => http2??,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),

@@ -1,8 +1,8 @@
 //! The timeouts for request heads on a client's connection.
 //!
 //! hyper starts one timer when it begins to wait for a head, and ends it with the head. Here that timer allows a kept
-//! connection to be idle, and becomes the shorter timeout for heads with the first byte of one. The first head of a
-//! connection has the shorter one from the accept.
+//! connection to be idle, and becomes the shorter timeout for heads with the first byte of one. The first byte of a
+//! connection has arrived before this timer starts.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
 
-/// How long a connection that has been served may wait for the next request.
+/// How long a connection may wait for the first byte of a request.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The number of bytes that a client has sent.
