@@ -75,7 +75,7 @@ pub struct RequestSettings {
     pub stream: bool,
     /// Whether log-probabilities are requested.
     pub logprobs: bool,
-    /// Fields that are merged into the body of every request; see [`merge_fields`].
+    /// Fields that are merged into the body of every request, as a merge patch (RFC 7396).
     pub extra_body: Option<ExtraBody>,
     /// The API key, sent as a bearer token.
     pub api_key: Option<String>,
