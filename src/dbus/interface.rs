@@ -137,8 +137,8 @@ properties! {
     "Version" GetInfo "version";
     "BootId" GetInfo "boot_id";
     "NowNs" GetInfo "now_ns";
-    "StartedNs" GetInfo "started_ns";
     "HorizonNs" GetInfo "horizon_ns";
+    "StartedNs" GetInfo "started_ns";
     "HistoryNs" GetInfo "history_ns";
     "Domains" GetInfo "domains";
     "Absent" GetInfo "absent";

@@ -123,7 +123,7 @@ impl ServiceBuilder {
         recording::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink)
     }
 
-    /// The names of the domains.
+    /// All domains, also those of sources that are still starting, in a fixed order.
     pub fn domain_names(&self) -> Vec<&str> {
         self.parts.collector.names().collect()
     }

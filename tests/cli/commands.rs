@@ -789,7 +789,7 @@ fn row<'a>(table: &'a str, domain: &str) -> &'a str {
 fn a_command_too_short_for_a_counter_says_so_and_json_says_why() {
     let fixture = CliFixture::new();
     std::fs::write(&fixture.machine, NESTED).unwrap();
-    let report = fixture.output(&["run", "--", "true"]).stderr;
+    let report = fixture.output(&["run", "--", "sleep", "0.02"]).stderr;
     let report = text(&report);
     let energy = row(report, "energy");
     assert!(energy.contains("at most ") && !energy.contains('±'), "{report}");
@@ -800,11 +800,11 @@ fn a_command_too_short_for_a_counter_says_so_and_json_says_why() {
         row(report, "psys").contains("at most ") && row(report, "psys").contains("too short"),
         "{report}"
     );
-    let repeated = fixture.output(&["run", "-r", "2", "--", "true"]).stderr;
+    let repeated = fixture.output(&["run", "-r", "2", "--", "sleep", "0.02"]).stderr;
     let repeated = text(&repeated);
     assert!(row(repeated, "energy").contains("at most ") && repeated.contains("for psys"), "{repeated}");
 
-    let json_report = json(&fixture.output(&["run", "--json", "-o", "-", "--", "true"]).stdout);
+    let json_report = json(&fixture.output(&["run", "--json", "-o", "-", "--", "sleep", "0.02"]).stdout);
     let run = &json_report["runs"][0];
     let short = run["too_short"].as_array().unwrap();
     let psys = short.iter().find(|counter| counter["domain"] == "psys").unwrap();

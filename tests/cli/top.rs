@@ -318,3 +318,31 @@ fn in_tmux_keys_work_and_a_killed_daemon_is_named_until_it_is_back() {
     // The screen before is back.
     tmux.wait_for("the end", |screen| screen.contains("ended with 0") && !screen.contains("unattributed"));
 }
+
+/// The number of running processes of `wattspan top` on this daemon.
+fn running_views(daemon: &TestDaemon) -> usize {
+    let socket = daemon.socket().to_string_lossy().into_owned();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    let is_view = |command: &Vec<u8>| {
+        let mut words = command.split(|byte| *byte == 0);
+        words.clone().any(|word| word == socket.as_bytes()) && words.any(|word| word == b"top")
+    };
+    commands.filter(is_view).count()
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_the_view() {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        return skip("tmux", "install tmux");
+    }
+    let daemon = TestDaemon::start(MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    // Without the signal that a closed terminal sends: a view that another program started may not get it.
+    let view = format!("trap '' HUP; {}", session_of(&daemon, dir.path()));
+    let tmux = Tmux::start(dir.path(), 80, &view);
+    tmux.wait_for("the first frame", |screen| screen.contains("unattributed"));
+    assert_eq!(running_views(&daemon), 1);
+    drop(tmux);
+    wait_until("the view ends", || running_views(&daemon) == 0);
+}

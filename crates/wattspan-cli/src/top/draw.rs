@@ -46,7 +46,7 @@ const HELP: &[(&str, &str)] = &[
     ("REQ/S, POWER, TTFT", "of the last minute; TTFT is the median time to the first token"),
 ];
 
-/// The lines of the frame.
+/// The frame as lines, each at most as wide as the terminal.
 pub fn frame_lines(
     state: &TopState,
     view: &TopView,

@@ -22,7 +22,7 @@ mod top_state;
 mod top_view;
 mod unit;
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, stdin, stdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -104,7 +104,9 @@ pub fn top(options: &MeterOptions, args: &TopArgs) -> Result<u8, CliError> {
     }
     let mut feed = MeterFeed::open(options)?;
     let mut state = TopState::new(&settings);
-    let is_interactive = stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let is_interactive = stdin().is_terminal()
+        && stdout().is_terminal()
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     if options.json {
         return print_json_frames(&mut feed, &mut state, args.once);
     }
@@ -163,7 +165,7 @@ fn run_interactive(mut feed: MeterFeed, state: &mut TopState) -> Result<u8, CliE
     let mut polls = PollThread::start(feed);
     let mut session = TerminalSession::open()?;
     let mut due = Instant::now() + FRAME_INTERVAL;
-    while !terminated.load(Ordering::Relaxed) {
+    while !terminated.load(Ordering::Relaxed) && !session.is_closed()? {
         if let Some(view) = state.view() {
             session.draw(|size| draw::frame_lines(state, &view, size, palette))?;
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::panic;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
@@ -13,6 +13,7 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use ratatui::text::{Line, Text};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::draw::FrameSize;
 use crate::output::{TerminalWriter, terminal_writer};
@@ -52,17 +53,43 @@ impl TerminalSession {
         Ok(())
     }
 
-    /// Waits for a key until `due`. Returns early after a change of the terminal's size.
+    /// Waits for a key until `due`. Returns early after a change of the terminal's size, or when the terminal is gone.
     pub fn wait_for_key(&self, due: Instant) -> io::Result<Option<KeyEvent>> {
-        if !event::poll(due.saturating_duration_since(Instant::now()))? {
-            return Ok(None);
+        for timeout in [Duration::ZERO, due.saturating_duration_since(Instant::now())] {
+            // Crossterm reads a terminal that was closed forever, so it must not be asked about one.
+            if self.wait_for_input(timeout)?.intersects(CLOSED) {
+                return Ok(None);
+            }
+            // It may also hold keys that came with earlier ones.
+            if event::poll(Duration::ZERO)? {
+                return match event::read()? {
+                    Event::Key(key) if key.kind != KeyEventKind::Release => Ok(Some(key)),
+                    _ => Ok(None),
+                };
+            }
         }
-        match event::read()? {
-            Event::Key(key) if key.kind != KeyEventKind::Release => Ok(Some(key)),
-            _ => Ok(None),
+        Ok(None)
+    }
+
+    /// Whether the terminal was closed: its window, or the connection to it.
+    pub fn is_closed(&self) -> io::Result<bool> {
+        Ok(self.wait_for_input(Duration::ZERO)?.intersects(CLOSED))
+    }
+
+    fn wait_for_input(&self, timeout: Duration) -> io::Result<PollFlags> {
+        let terminal = io::stdin();
+        let mut polled = [PollFd::new(&terminal, PollFlags::IN)];
+        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            // A signal, for instance for a change of the size.
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(polled[0].revents()),
+            Err(error) => Err(error.into()),
         }
     }
 }
+
+/// What poll(2) reports of a terminal that was closed.
+const CLOSED: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::NVAL);
 
 impl Drop for TerminalSession {
     fn drop(&mut self) {

@@ -15,7 +15,6 @@ const MIN_GRAPH_WIDTH: usize = 8;
 /// The least width to which the first column is cut.
 const MIN_FIRST_WIDTH: usize = 8;
 
-/// A column.
 #[derive(Debug, Clone)]
 pub struct TextColumn {
     pub title: String,
@@ -24,7 +23,6 @@ pub struct TextColumn {
     pub drop_order: u8,
 }
 
-/// A cell.
 #[derive(Debug, Clone)]
 pub enum TopCell {
     Text(String, TopStyle),

@@ -12,7 +12,7 @@ use super::settings::TopSettings;
 use super::top_view::{MACHINE, TopView, live_power_mw, machine_power_mw};
 use super::unit::{EnergyUnit, UnitFactors};
 
-/// The state.
+/// What the meter reported last, and what the user chose to see of it.
 #[derive(Debug)]
 pub struct TopState {
     pub selection: GroupSelection,

@@ -18,7 +18,7 @@ pub const MACHINE: &str = "(machine)";
 /// Dots of the longest history that a frame shows: two for each of 300 columns.
 const MAX_DOTS: usize = 600;
 
-/// A row of the domains.
+/// A domain as the frame shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DomainRow {
     pub name: String,
