@@ -809,6 +809,11 @@ fn texts_of_servers_and_run_files_cannot_move_the_cursor() {
             serde_json::from_slice(&std::fs::read(fixture.path(run).join("run.json")).unwrap()).unwrap();
         assert_eq!(manifest["model"], llm_stub::HOSTILE_MODEL_NAME, "what is kept is the server's own word");
     }
+    // Runs with the same label, here the model, are named by their directories, so the second one gets another hostile label.
+    let manifest = fixture.path("two").join("run.json");
+    let mut changed: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    changed["label"] = format!("{} 2", llm_stub::HOSTILE_MODEL_NAME).into();
+    std::fs::write(&manifest, changed.to_string()).unwrap();
     for words in [
         &["compare", "one", "two"][..],
         &["compare", "one", "two", "--anyway"],
