@@ -73,7 +73,7 @@ fn zones_get_their_names_kinds_and_parents() {
     assert_eq!(domain(&opened, "core-0").kind, DomainKind::Core);
     assert_eq!(
         (domain(&opened, "package-0").grade, domain(&opened, "package-0").quantum_uj),
-        (Grade::Measured, 62)
+        (Grade::Measured, 63)
     );
     assert_eq!(domain(&opened, "dram-1").quantum_uj, 16);
 }
