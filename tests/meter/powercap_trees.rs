@@ -75,7 +75,7 @@ fn zones_get_their_names_kinds_and_parents() {
         (domain(&opened, "package-0").grade, domain(&opened, "package-0").quantum_uj),
         (Grade::Measured, 63)
     );
-    assert_eq!(domain(&opened, "dram-1").quantum_uj, 16);
+    assert_eq!(domain(&opened, "dram-1").quantum_uj, 17);
 }
 
 #[test]

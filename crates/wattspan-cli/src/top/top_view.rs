@@ -41,7 +41,7 @@ pub struct DomainRow {
     pub history_mw: Vec<Option<u64>>,
 }
 
-/// A row of the open spans.
+/// An open span as the frame shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OpenSpanRow {
     pub span: String,
