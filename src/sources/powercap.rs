@@ -77,7 +77,7 @@ fn correct_units(zones: &mut [PowercapZone], model: &RaplModel) {
 
 /// Whether the range of every zone of `kind` shows the true unit, so that the kernel has the fix; `None` without such a zone.
 /// The ranges need no privilege.
-pub(super) fn ranges_show_fix(
+pub fn ranges_show_fix(
     settings: &SourceSettings,
     model: &RaplModel,
     kind: DomainKind,

@@ -11,7 +11,7 @@ use super::energy_unit::EnergyUnit;
 
 /// The energy registers of a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RaplModel {
+pub struct RaplModel {
     /// The register with the unit in bits 12:8.
     pub(super) unit_register: u64,
     /// The register of each domain kind.
