@@ -77,11 +77,7 @@ fn correct_units(zones: &mut [PowercapZone], model: &RaplModel) {
 
 /// Whether the range of every zone of `kind` shows the true unit, so that the kernel has the fix; `None` without such a zone.
 /// The ranges need no privilege.
-pub fn ranges_show_fix(
-    settings: &SourceSettings,
-    model: &RaplModel,
-    kind: DomainKind,
-) -> Option<bool> {
+pub fn ranges_show_fix(settings: &SourceSettings, model: &RaplModel, kind: DomainKind) -> Option<bool> {
     let listed = list_zones(&settings.sysfs_root.join("class/powercap")).ok()?;
     let mut zones: Vec<PowercapZone> = listed.layers.into_iter().flatten().collect();
     let shown: Vec<RegisterScale> = zones.iter().map(|zone| zone.scale).collect();

@@ -276,7 +276,8 @@ proptest! {
         let steps: Vec<String> = steps.iter().map(|(ms, watts)| format!("[{}, {watts}]", f64::from(*ms) / 1e3)).collect();
         let script = one(&format!(
             "profile = [{}]\nupdate_ns = {}\nquantum_uj = {quantum_uj}\nwrap_uj = {}\nceiling_w = 400\n",
-            steps.join(", "), update_us * 1_000, quantum_uj * 20_000_000,
+            // A wrap takes longer than an update and a step at the highest plausible power, 2,000 W; else it would be ambiguous.
+            steps.join(", "), update_us * 1_000, quantum_uj * 40_000_000,
         ));
         for (at_ns, reading) in &watch(script.clone(), step_us * 1_000, 300 * MS)[0] {
             let update_ns = at_ns / (update_us * 1_000) * update_us * 1_000;
