@@ -98,7 +98,6 @@ class Wattspan:
     """wattspand: OpenSpan and CloseSpan; each account with its guaranteed error."""
 
     label = "wattspand"
-    polls = "by edges"
 
     def __init__(self, program, directory):
         self.path = os.path.join(directory, "wattspan.sock")
@@ -152,9 +151,15 @@ class Wattspan:
         share = next(share for share in account["domains"] if share["domain"].startswith("package"))
         return share[field]
 
+    def sampler(self):
+        return next(s for s in self.call("GetInfo")["samplers"] if "powercap" in s["source"])
+
+    @property
+    def polls(self):
+        return {"edges": "by edges", "fixed_rate": "at a fixed rate"}[self.sampler()["schedule"]]
+
     def lateness_ms(self):
-        sampler = next(s for s in self.call("GetInfo")["samplers"] if "powercap" in s["source"])
-        return sampler.get("lateness_p99_ns", 0) / 1e6
+        return self.sampler().get("lateness_p99_ns", 0) / 1e6
 
     def cpu_s(self):
         return self.daemon.cpu_s()
