@@ -85,7 +85,7 @@ manifest = {
     "label": "a-made-up-model/with-a-long-name-8b-instruct-q4_k_m",
     "model": "a-made-up-model",
     "server": "http://127.0.0.1:8000/v1",
-    "settings": {"api": "chat", "concurrency": str(lanes), "temperature": "0"},
+    "settings": {"api": "chat", "at once": str(lanes), "temperature": "0"},
     "questions": "made up",
     "fingerprint": "0000000000000000",
     "count": 300,

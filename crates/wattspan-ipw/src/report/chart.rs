@@ -16,6 +16,17 @@ const MARGIN_BOTTOM: f64 = 52.0;
 /// The height of a line of labels.
 const LABEL_HEIGHT: f64 = 15.5;
 
+/// The ticks of an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ticks {
+    /// None: a category axis has names instead.
+    Hidden,
+    /// At round numbers.
+    Numbers,
+    /// At whole numbers: the axis of a count.
+    Integers,
+}
+
 /// One axis with its range.
 #[derive(Debug, Clone, Copy)]
 pub struct Axis {
@@ -25,8 +36,8 @@ pub struct Axis {
     pub low: f64,
     /// The upper end of the range.
     pub high: f64,
-    /// Whether ticks have numbers; a category axis has names instead.
-    pub has_numbers: bool,
+    /// Its ticks.
+    pub ticks: Ticks,
 }
 
 impl Axis {
@@ -38,8 +49,20 @@ impl Axis {
             title,
             low: 0.0,
             high: ((max / half_step).ceil() * half_step).max(half_step * 2.0),
-            has_numbers: true,
+            ticks: Ticks::Numbers,
         }
+    }
+
+    /// Creates the axis of a count, from 0.
+    pub fn of_counts(title: &'static str, counts: impl Iterator<Item = u64>) -> Self {
+        // Half a step of a small count would be a fraction.
+        let max = counts.max().unwrap_or(0).max(2);
+        Self { ticks: Ticks::Integers, ..Self::from_zero(title, std::iter::once(max as f64)) }
+    }
+
+    /// Creates the axis of a percentage, from 0 to 100.
+    pub fn of_percent(title: &'static str) -> Self {
+        Self { title, low: 0.0, high: 100.0, ticks: Ticks::Numbers }
     }
 
     /// Creates an axis that does not start at 0 if all values are far from it.
@@ -59,15 +82,26 @@ impl Axis {
         Self { low: -self.high * part, ..self }
     }
 
-    fn ticks(&self) -> Vec<f64> {
+    /// The values of the ticks.
+    pub fn tick_values(&self) -> Vec<f64> {
         let from = self.low.max(0.0);
-        let step = tick_step(self.high - from);
+        let step = match self.ticks {
+            Ticks::Hidden => return Vec::new(),
+            Ticks::Numbers => tick_step(self.high - from),
+            Ticks::Integers => tick_step(self.high - from).max(1.0),
+        };
         let first = (from / step - 1e-9).ceil();
         let count = (self.high / step + 1e-9).floor() - first;
         (0..=count.max(0.0) as usize).map(|tick| (first + tick as f64) * step).collect()
     }
 
-    fn fraction(&self, value: f64) -> f64 {
+    /// The number at a tick.
+    pub fn tick_label(&self, tick: f64) -> String {
+        format_tick(tick, self.high - self.low.max(0.0))
+    }
+
+    /// Where a value lies on the axis, from 0 to 1.
+    pub fn fraction(&self, value: f64) -> f64 {
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
@@ -121,20 +155,20 @@ impl Chart {
 
     fn draw_axes(&mut self) {
         let (x, y) = (self.x, self.y);
-        for tick in y.ticks() {
+        for tick in y.tick_values() {
             let (left, down) = self.to_pixels(x.low, tick);
             let right = WIDTH - MARGIN_RIGHT;
             self.write(format_args!("<path class=grid d='M{left:.1} {down:.1}H{right:.1}'/>"));
-            let text = format_tick(tick, y.high - y.low.max(0.0));
+            let text = y.tick_label(tick);
             self.write(format_args!(
                 "<text class=tick x={:.1} y={:.1} text-anchor=end>{text}</text>",
                 left - 6.0,
                 down + 4.0
             ));
         }
-        for tick in x.ticks().into_iter().filter(|_| x.has_numbers) {
+        for tick in x.tick_values() {
             let (across, down) = self.to_pixels(tick, y.low);
-            let text = format_tick(tick, x.high - x.low.max(0.0));
+            let text = x.tick_label(tick);
             self.write(format_args!(
                 "<text class=tick x={across:.1} y={:.1} text-anchor=middle>{text}</text>",
                 down + 19.0
@@ -154,31 +188,48 @@ impl Chart {
         ));
     }
 
-    /// Draws points of one class.
-    pub fn points(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
+    /// Draws a dot at each point.
+    pub fn dots(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
         for (x, y) in points.filter(|(x, y)| x.is_finite() && y.is_finite()) {
             let (across, down) = self.to_pixels(x, y);
             self.write(format_args!("<circle class={class} cx={across:.1} cy={down:.1} r=2.6 />"));
         }
     }
 
-    /// Draws a point with its intervals and a label.
-    pub fn point_with_intervals(
-        &mut self,
-        class: &str,
-        name: &str,
-        (x, y): (f64, f64),
-        x_range: (f64, f64),
-        y_range: (f64, f64),
-    ) {
+    /// Draws a cross at each point: another shape than a dot, for readers who see no difference of colour.
+    pub fn crosses(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
+        let mut path = String::new();
+        for (x, y) in points.filter(|(x, y)| x.is_finite() && y.is_finite()) {
+            let (across, down) = self.to_pixels(x, y);
+            // Writing to a String cannot fail.
+            let _ = write!(path, "M{:.1} {:.1}l5.2 5.2m0 -5.2l-5.2 5.2", across - 2.6, down - 2.6);
+        }
+        if !path.is_empty() {
+            self.write(format_args!("<path class={class} d='{path}'/>"));
+        }
+    }
+
+    /// Draws a vertical line at a value, with its name beside the line's upper end.
+    pub fn marker_line(&mut self, x: f64, name: &str) {
+        let (across, top) = self.to_pixels(x, self.y.high);
+        let bottom = HEIGHT - MARGIN_BOTTOM;
+        self.write(format_args!("<path class=mark d='M{across:.1} {top:.1}V{bottom:.1}'/>"));
+        self.place_label(name, across, top + LABEL_HEIGHT + 6.0);
+    }
+
+    /// Names a point.
+    pub fn label(&mut self, (x, y): (f64, f64), name: &str) {
         let (across, down) = self.to_pixels(x, y);
-        let ((left, low), (right, high)) =
-            (self.to_pixels(x_range.0, y_range.0), self.to_pixels(x_range.1, y_range.1));
-        self.write(format_args!(
-            "<path class='{class} whisker' d='M{left:.1} {down:.1}H{right:.1}M{across:.1} {low:.1}V{high:.1}'/>\
-             <circle class={class} cx={across:.1} cy={down:.1} r=4 />"
-        ));
         self.place_label(name, across, down);
+    }
+
+    /// Names a column in the middle above its upper end.
+    pub fn column_label(&mut self, (x, y): (f64, f64), name: &str) {
+        let (across, down) = self.to_pixels(x, y);
+        let (down, name) = ((down - 5.0).max(MARGIN_TOP), escape_xml(name));
+        self.write(format_args!(
+            "<text class='tick name' x={across:.1} y={down:.1} text-anchor=middle>{name}</text>"
+        ));
     }
 
     /// Places a label near a point where it overlaps no other label.
@@ -199,7 +250,7 @@ impl Chart {
             };
             inside && self.label_boxes.iter().all(free)
         };
-        // Without free space the point has no label; the table beside the chart has all names.
+        // Without free space the point has no label; the tables beside the chart have all names.
         let Some((left, line)) = tries.into_iter().find(fits) else { return };
         self.label_boxes.push((left, left + wide, line));
         let name = escape_xml(name);
@@ -229,6 +280,13 @@ impl Chart {
         if !path.is_empty() {
             self.write(format_args!("<path class={class} d='{path}'/>"));
         }
+    }
+
+    /// Fills the area between the lowest and the highest value, as (x, low, high).
+    pub fn band(&mut self, class: &str, values: &[(f64, f64, f64)]) {
+        let upper = values.iter().map(|(x, _, high)| (*x, *high));
+        let lower = values.iter().rev().map(|(x, low, _)| (*x, *low));
+        self.polyline(class, upper.chain(lower));
     }
 
     /// Draws the part of a straight line that lies within the axes.
@@ -294,7 +352,8 @@ fn format_tick(value: f64, max: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-fn escape_xml(text: &str) -> String {
+/// Escapes text for an element or an attribute in quotes.
+pub fn escape_xml(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -310,7 +369,7 @@ mod tests {
     fn ticks_are_round_and_cover_the_range() {
         for max in [0.0, 0.003, 0.9, 1.0, 7.3, 99.0, 123_456.0] {
             let axis = Axis::from_zero("x", [max].into_iter());
-            let ticks = axis.ticks();
+            let ticks = axis.tick_values();
             assert!((3..=11).contains(&ticks.len()), "{max}: {ticks:?}");
             assert!(axis.high >= max && axis.high <= (max * 1.34).max(1.0), "{max}: {}", axis.high);
             assert!(*ticks.last().unwrap() <= axis.high * 1.000_001, "{max}: {ticks:?}");
@@ -325,9 +384,9 @@ mod tests {
 
     #[test]
     fn points_are_placed_by_value() {
-        let axis = |title| Axis { title, low: 0.0, high: 10.0, has_numbers: true };
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, ticks: Ticks::Numbers };
         let mut chart = Chart::new("a <test>", axis("x"), axis("y"));
-        chart.points("dot", [(0.0, 0.0), (10.0, 10.0), (f64::NAN, 1.0)].into_iter());
+        chart.dots("dot", [(0.0, 0.0), (10.0, 10.0), (f64::NAN, 1.0)].into_iter());
         let svg = chart.to_svg();
         assert_eq!(svg.matches("<circle").count(), 2);
         assert!(svg.contains("cx=66.0 cy=228.0") && svg.contains("cx=462.0 cy=14.0"), "{svg}");
@@ -335,8 +394,34 @@ mod tests {
     }
 
     #[test]
+    fn counts_have_whole_ticks() {
+        for max in [0, 1, 2, 3, 7, 49, 1_000] {
+            let axis = Axis::of_counts("queries", [max].into_iter());
+            assert!(axis.high >= max as f64);
+            let labels: Vec<String> =
+                axis.tick_values().into_iter().map(|tick| axis.tick_label(tick)).collect();
+            assert!(labels.len() >= 3, "{max}: {labels:?}");
+            assert!(labels.iter().all(|label| label.parse::<u64>().is_ok()), "{max}: {labels:?}");
+        }
+    }
+
+    #[test]
+    fn a_cross_and_a_band_lie_at_their_values() {
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, ticks: Ticks::Numbers };
+        let mut chart = Chart::new("shapes", axis("x"), axis("y"));
+        chart.crosses("wrong", [(0.0, 0.0), (f64::NAN, 1.0)].into_iter());
+        chart.band("band", &[(0.0, 0.0, 10.0), (10.0, 5.0, 5.0)]);
+        let svg = chart.to_svg();
+        assert!(svg.contains("<path class=wrong d='M63.4 225.4l5.2 5.2m0 -5.2l-5.2 5.2'/>"), "{svg}");
+        assert!(
+            svg.contains("<path class=band d='M66.0 14.0L462.0 121.0L462.0 121.0L66.0 228.0'/>"),
+            "{svg}"
+        );
+    }
+
+    #[test]
     fn lines_are_clipped_to_the_axes() {
-        let axis = |title| Axis { title, low: 0.0, high: 10.0, has_numbers: true };
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, ticks: Ticks::Numbers };
         let chart = Chart::new("line", axis("x"), axis("y"));
         for (ends, within) in [
             ([(0.0, -5.0), (10.0, 5.0)], Some([(5.0, 0.0), (10.0, 5.0)])),
@@ -354,7 +439,11 @@ mod tests {
     fn a_fitted_axis_does_not_start_at_zero() {
         let power = Axis::fitted("W", 32.0, 37.5);
         assert_eq!((power.low, power.high), (32.0, 38.0));
-        assert!(power.ticks().first().is_some_and(|tick| (32.0..34.0).contains(tick)), "{:?}", power.ticks());
+        assert!(
+            power.tick_values().first().is_some_and(|tick| (32.0..34.0).contains(tick)),
+            "{:?}",
+            power.tick_values()
+        );
         assert_eq!(Axis::fitted("J", 3.0, 37.5).low, 0.0);
         let one = Axis::fitted("W", 5.0, 5.0);
         assert!(one.low <= 5.0 && one.high >= 5.0 && one.high > one.low, "{one:?}");
@@ -362,11 +451,11 @@ mod tests {
 
     #[test]
     fn labels_do_not_overlap() {
-        let axis = |title| Axis { title, low: 0.0, high: 1.0, has_numbers: true };
+        let axis = |title| Axis { title, low: 0.0, high: 1.0, ticks: Ticks::Numbers };
         let mut chart = Chart::new("names", axis("x"), axis("y"));
         for at in 0..6 {
             let place = (0.5 + f64::from(at) * 0.01, 0.5);
-            chart.point_with_intervals("dot", "a name of some length", place, (0.4, 0.6), (0.4, 0.6));
+            chart.label(place, "a name of some length");
         }
         assert!(chart.label_boxes.len() >= 4);
         for (at, one) in chart.label_boxes.iter().enumerate() {

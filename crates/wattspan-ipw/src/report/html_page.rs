@@ -1,7 +1,6 @@
 //! The report as a self-contained HTML page.
 //!
-//! Chooses the charts and formats the figures. The text is a template (`report.html`, escaped by minijinja) with
-//! inline styles and charts. Invariant: the page has no script and no URL that a browser would fetch.
+//! Formats the figures. The text is a template (`report.html`, escaped by minijinja) with inline styles and pictures. Invariant: the page has no script and no URL that a browser would fetch.
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
@@ -10,12 +9,11 @@ use wattspan_system::escape::printable_lines;
 use super::super::metrics::{EfficiencyMetrics, Estimate};
 use super::super::run_settings::describe_workload;
 use super::super::statistics::Distribution;
-use super::chart::{Axis, Chart};
+use super::Report;
 use super::format::{format_estimate, format_inverse, format_significant, quantity_label};
-use super::plot_data::PlotData;
+use super::pictures::{Picture, draw_pictures};
 use super::uncertainty::{figure_uncertainties, with_combined};
 use super::units::InverseUnit;
-use super::{PhaseEnergy, Report};
 
 const TEMPLATE: &str = include_str!("report.html");
 
@@ -30,13 +28,12 @@ pub fn render_page(report: &Report) -> String {
     let (units, scope_units) =
         (ColumnUnits::of(&rows), ColumnUnits::of(&report.scopes.iter().collect::<Vec<_>>()));
     let rows: Vec<Value> = rows.into_iter().map(|metrics| metrics_row(metrics, units)).collect();
-    let charts: Vec<Value> = charts(report)
-        .into_iter()
-        .map(|(title, chart, note)| context! { title, note, svg => Value::from_safe_string(chart.to_svg()) })
-        .collect();
+    let picture =
+        |Picture { title, svg, note }| context! { title, note, svg => Value::from_safe_string(svg) };
+    let pictures: Vec<Value> = draw_pictures(report).into_iter().map(picture).collect();
     let values = context! {
         report => Value::from(Serde(report)),
-        headline => headline_tiles(&report.all),
+        headline => headline_tiles(report),
         units => units.names(),
         scope_units => scope_units.names(),
         uncertainties => Value::from(Serde(figure_uncertainties(&report.all))),
@@ -53,7 +50,7 @@ pub fn render_page(report: &Report) -> String {
         rows,
         scopes => report.scopes.iter().map(|metrics| metrics_row(metrics, scope_units)).collect::<Vec<_>>(),
         spreads => report.spreads.iter().map(|(name, distribution)| distribution_row(name, distribution)).collect::<Vec<_>>(),
-        pictures => charts,
+        pictures,
     };
     let page =
         template.render(values).expect("a test renders the template with every part absent and present");
@@ -97,9 +94,7 @@ fn metrics_row(
     };
     context! {
         of => format!("{}{}", metrics.of, if metrics.partial { " (partial)" } else { "" }),
-        at_once => metrics.concurrency.map(|at_once| at_once.to_string()).or_else(|| {
-            metrics.queries_per_second.map(|rate| format!("{}/s", format_significant(rate)))
-        }),
+        at_once => concurrency_text(metrics),
         scope => metrics.scope.title(),
         idle => metrics.idle.title(),
         grade => metrics.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
@@ -121,37 +116,60 @@ fn metrics_row(
     }
 }
 
-fn headline_tiles(all: &EfficiencyMetrics) -> Vec<Value> {
-    let tile = |name, cell: Value, unit: &str| context! { name, cell, unit };
+/// The figures that the first screen shows: how right, how much energy, at what power, how many at once, how sure.
+fn headline_tiles(report: &Report) -> Vec<Value> {
+    let all = &report.all;
+    let tile = |name: &str, cell: Value, note: &str| context! { name, cell, note };
     let both = |figure, combined, factor, unit| {
         estimate_cell(with_combined(figure, combined).as_ref(), factor, unit)
     };
     let ColumnUnits([per_watt, per_joule, _]) = ColumnUnits::of(&[all]);
-    let of = if all.covered > 0 { "of the covered queries" } else { "of the scored queries" };
+    let of =
+        if all.covered > 0 { "of the covered queries are right" } else { "of the scored queries are right" };
+    let relative = |error: Option<f64>, figure: Option<Estimate>| {
+        error.zip(figure).map(|(error, figure)| error / figure.value.abs() * 100.0)
+    };
+    let sure = relative(all.energy_error_j, all.energy_j);
+    let sure =
+        sure.map_or("no bound".to_owned(), |percent| format!("\u{b1} {} %", format_significant(percent)));
+    let grade = all.grade.map_or_else(|| "of unknown grade".to_owned(), |grade| grade.as_str().to_owned());
+    let at_once = concurrency_text(all).unwrap_or_else(|| "unknown".into());
     vec![
+        tile("accuracy", estimate_cell(all.accuracy.as_ref(), 100.0, " %"), of),
+        tile(
+            "energy of a query",
+            both(all.energy_j, all.energy_combined_j, 1.0, " J"),
+            "mean share, all tries together",
+        ),
+        tile(
+            "power of the machine",
+            both(all.power_w, all.power_combined_w, 1.0, " W"),
+            "mean while a query was open",
+        ),
+        tile("queries at once", context! { value => at_once }, "each figure depends on it"),
         tile(
             "intelligence per watt",
             both(all.per_watt, all.per_watt_combined, per_watt.factor, ""),
-            &per_watt.name("accuracy", "W"),
+            &format!("accuracy / power, {}", per_watt.name("1", "W")),
         ),
         tile(
             "intelligence per joule",
             both(all.per_joule, all.per_joule_combined, per_joule.factor, ""),
-            &per_joule.name("accuracy", "J"),
+            &format!("accuracy / energy, {}", per_joule.name("1", "J")),
         ),
-        tile("accuracy", estimate_cell(all.accuracy.as_ref(), 100.0, " %"), of),
-        tile("energy", both(all.energy_j, all.energy_combined_j, 1.0, " J"), "mean share of a query"),
-        tile(
-            "power",
-            both(all.power_w, all.power_combined_w, 1.0, " W"),
-            "mean of the machine while a query was open",
-        ),
+        tile("error of the meter", context! { value => sure }, &format!("of the energy, which is {grade}")),
         tile(
             "attributed power",
             estimate_cell(all.attributed_power_w.as_ref(), 1.0, " W"),
             "mean share over time of a query",
         ),
     ]
+}
+
+/// How many queries were open at once, or began each second.
+fn concurrency_text(metrics: &EfficiencyMetrics) -> Option<String> {
+    let at_once = metrics.concurrency.map(|at_once| at_once.to_string());
+    at_once.or_else(|| Some(format!("{}/s", format_significant(metrics.queries_per_second?))))
 }
 
 fn distribution_row(name: &str, distribution: &Distribution) -> Value {
@@ -165,181 +183,6 @@ fn distribution_row(name: &str, distribution: &Distribution) -> Value {
         distribution.most,
     ];
     context! { name => quantity_label(name), count => distribution.count, values => all.map(format_significant).to_vec() }
-}
-
-/// A chart with the title above it and the note below it.
-type TitledChart = (&'static str, Chart, String);
-
-fn charts(report: &Report) -> Vec<TitledChart> {
-    let accuracy_note = "Each point is a subject, with 95 % intervals.".to_owned();
-    let mut all = vec![("Accuracy against energy", accuracy_chart(report), accuracy_note)];
-    all.extend(token_chart(report).map(|chart| ("Energy against tokens", chart, token_note(&report.points))));
-    all.extend(distribution_charts(report));
-    all.extend(report.phases.as_ref().map(|phases| {
-        let note = format!("Over {} queries with both.", phases.count);
-        ("Prefill and decode", phase_chart(phases), note)
-    }));
-    if !report.points.timeline.is_empty() {
-        all.push(("Power over time", timeline_chart(&report.points), timeline_note(report)));
-    }
-    all
-}
-
-fn token_note(points: &PlotData) -> String {
-    let sample_note = if points.queries.len() < points.query_count {
-        format!("{} of {} queries are drawn.", points.queries.len(), points.query_count)
-    } else {
-        String::new()
-    };
-    format!("Green: right; orange: wrong or not scored. The line is the least-squares fit. {sample_note}")
-}
-
-fn distribution_charts(report: &Report) -> impl Iterator<Item = TitledChart> {
-    let titles = [
-        ("energy_j", "How energy spreads"),
-        ("duration_s", "How time spreads"),
-        ("first_token_s", "How the time to the first token spreads"),
-        ("power_w", "How the machine's power spreads"),
-        ("attributed_power_w", "How attributed power spreads"),
-    ];
-    titles.into_iter().filter_map(|(name, title)| {
-        let distribution = report.spreads.get(name)?;
-        Some((title, histogram(name, distribution), String::new()))
-    })
-}
-
-fn phase_chart(phases: &PhaseEnergy) -> Chart {
-    let joules =
-        Axis::from_zero("mean energy of a query, J", [phases.prefill_j, phases.decode_j].into_iter());
-    let mut chart = Chart::new(
-        "Energy of prefill and decode",
-        Axis { title: "", low: 0.0, high: 2.0, has_numbers: false },
-        joules,
-    );
-    chart.rectangle("prefill", (0.3, 0.0), (0.7, phases.prefill_j));
-    chart.rectangle("decode", (1.3, 0.0), (1.7, phases.decode_j));
-    chart.x_label(0.5, "prefill, until the first token");
-    chart.x_label(1.5, "decode, from there on");
-    chart
-}
-
-fn timeline_note(report: &Report) -> String {
-    let curve = if report.points.measured_power.is_empty() {
-        format!("the sum of the open queries' shares, {}", report.idle.title())
-    } else {
-        "all that the domains of the scope drew, idle power included".to_owned()
-    };
-    format!(
-        "The curve: {curve}. Below it a bar for each of the first {} queries: dark until its first token, then light.",
-        report.points.timeline.len()
-    )
-}
-
-fn accuracy_chart(report: &Report) -> Chart {
-    let of: Vec<&EfficiencyMetrics> =
-        if report.subjects.is_empty() { vec![&report.all] } else { report.subjects.iter().collect() };
-    let high =
-        |estimate: &Estimate| estimate.interval.map_or(estimate.value, |it| it.high.max(estimate.value));
-    let x = Axis::from_zero(
-        "mean energy of a query, J",
-        of.iter().filter_map(|it| it.energy_j.as_ref().map(high)),
-    );
-    let mut chart = Chart::new(
-        "Accuracy against mean energy",
-        x,
-        Axis { title: "accuracy", low: 0.0, high: 1.0, has_numbers: true },
-    );
-    for metrics in of {
-        let (Some(energy), Some(accuracy)) = (metrics.energy_j, metrics.accuracy) else { continue };
-        let range = |estimate: Estimate| {
-            estimate.interval.map_or((estimate.value, estimate.value), |it| (it.low, it.high))
-        };
-        chart.point_with_intervals(
-            "dot",
-            &metrics.of,
-            (energy.value, accuracy.value),
-            range(energy),
-            range(accuracy),
-        );
-    }
-    chart
-}
-
-fn token_chart(report: &Report) -> Option<Chart> {
-    let line = report.lines.get("energy_j by tokens")?;
-    let queries = &report.points.queries;
-    let with_tokens = || queries.iter().filter_map(|point| Some((point.tokens?, point)));
-    let x = Axis::from_zero("tokens of prompt and answer", with_tokens().map(|(tokens, _)| tokens));
-    let y = Axis::from_zero("energy of a query, J", with_tokens().map(|(_, point)| point.energy_j));
-    let mut chart = Chart::new("Energy of each query against its tokens", x, y);
-    let of = |right: bool| {
-        with_tokens()
-            .filter(move |(_, point)| (point.score.unwrap_or(0.0) >= 0.5) == right)
-            .map(|(tokens, point)| (tokens, point.energy_j))
-    };
-    chart.points("wrong", of(false));
-    chart.points("dot", of(true));
-    chart.line_segment("fit", [x.low, x.high].map(|x| (x, line.intercept + line.slope * x)));
-    Some(chart)
-}
-
-fn histogram(name: &str, distribution: &Distribution) -> Chart {
-    let title = match name {
-        "energy_j" => "energy of a query, J",
-        "duration_s" => "time of a query, s",
-        "first_token_s" => "time to the first token, s",
-        "power_w" => "power of the machine while a query was open, W",
-        _ => "attributed power of a query, W",
-    };
-    let filled = distribution.bars.iter().filter(|(_, count)| *count > 0).map(|(edge, _)| *edge);
-    let x = Axis::fitted(title, distribution.least, filled.fold(distribution.least, f64::max));
-    let y = Axis::from_zero("queries", distribution.bars.iter().map(|(_, count)| *count as f64));
-    let mut chart = Chart::new("Histogram", x, y);
-    let width =
-        distribution.bars.first().zip(distribution.bars.get(1)).map_or(0.0, |(one, two)| two.0 - one.0);
-    for (edge, count) in distribution.bars.iter().filter(|(_, count)| *count > 0) {
-        chart.rectangle("bar", (edge - width, 0.0), (*edge, *count as f64));
-    }
-    chart
-}
-
-fn timeline_chart(points: &PlotData) -> Chart {
-    const TIMELINE_RATIO: f64 = 0.6;
-    let curve =
-        if points.measured_power.is_empty() { &points.attributed_power } else { &points.measured_power };
-    // The axis ends at the last query's end; rounding up would leave a quarter of a long run's chart empty.
-    let end = points.timeline.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
-    let x = Axis {
-        title: "seconds since the first query",
-        low: 0.0,
-        high: if end > 0.0 { end } else { 1.0 },
-        has_numbers: true,
-    };
-    let y = Axis::from_zero("W", curve.iter().map(|(_, watts)| *watts)).with_room_below(TIMELINE_RATIO);
-    let mut chart = Chart::new("Power over time, and below it when each query was open", x, y);
-    let mut lanes: Vec<f64> = Vec::new();
-    let mut placed = Vec::new();
-    for bar in &points.timeline {
-        let lane = lanes.iter().position(|free_s| *free_s <= bar.from_s).unwrap_or(lanes.len());
-        if lane == lanes.len() {
-            lanes.push(0.0);
-        }
-        lanes[lane] = bar.to_s;
-        placed.push((lane, bar));
-    }
-    // A single lane does not need the full height.
-    let tall = -y.low * 0.92 / lanes.len().max(4) as f64;
-    for (lane, bar) in placed {
-        let high = y.low * 0.06 - lane as f64 * tall;
-        let low = high - tall * 0.8;
-        let class = if bar.answered { "decode" } else { "failed" };
-        chart.rectangle(class, (bar.from_s, low), (bar.to_s, high));
-        if let Some(first) = bar.first_token_s {
-            chart.rectangle("prefill", (bar.from_s, low), (bar.from_s + first, high));
-        }
-    }
-    chart.polyline("curve", curve.iter().copied());
-    chart
 }
 
 #[cfg(test)]
@@ -359,8 +202,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let questions = question::built_in();
         let fingerprint = question::fingerprint(&questions);
-        let manifest =
-            Manifest { version: FORMAT_VERSION, fingerprint, label: label.into(), ..Manifest::default() };
+        let manifest = Manifest {
+            version: FORMAT_VERSION,
+            fingerprint,
+            label: label.into(),
+            settings: [("at once".into(), "2".into())].into(),
+            ..Manifest::default()
+        };
         let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
         rows.iter().for_each(|row| run.append_row(row, &ReplyText::default()).unwrap());
         let table = RunTable::read(dir.path()).unwrap();
@@ -414,6 +262,18 @@ mod tests {
         ] {
             assert!(page.contains(wanted), "{wanted} is missing");
         }
+        let titles: Vec<&str> =
+            page.split("<figure><b>").skip(1).filter_map(|rest| rest.split("</b>").next()).collect();
+        assert!(titles.len() == 9 && titles.iter().all(|title| title.ends_with('?')), "{titles:?}");
+        // 50 mJ of 3.95 J. The first screen has the concurrency, the meter's error and both phases' energies are labelled.
+        let tile = |name: &str| {
+            page.split(&format!("<span>{name}</span><b>")).nth(1).and_then(|it| it.split("</b>").next())
+        };
+        assert_eq!(
+            (tile("queries at once"), tile("error of the meter")),
+            (Some("2"), Some("\u{b1} 1.266 %"))
+        );
+        assert!(page.contains(">0.5000 J</text>") && page.contains("<details><summary>By scope"));
         for forbidden in ["<script", "http://", "https://", "src=", "@import", "url("] {
             assert!(!page.contains(forbidden), "{forbidden} is in the page");
         }
@@ -431,6 +291,7 @@ mod tests {
             let tokens = Some(id);
             QueryRow {
                 id: id.to_string(),
+                score: Some(1.0),
                 tokens_in: tokens,
                 tokens_out: tokens,
                 energy: Some(energy),
@@ -438,7 +299,7 @@ mod tests {
             }
         };
         let page = rendered(&(30..80).map(row).collect::<Vec<_>>(), "");
-        let figure = page.split("<b>Energy against tokens</b>").nth(1).unwrap();
+        let figure = page.split("<b>What does one more token cost?</b>").nth(1).unwrap();
         let number = |text: &str| text.parse::<f64>().unwrap();
         let path = figure.split("<path class=fit d='M").nth(1).unwrap().split('\'').next().unwrap();
         let ends: Vec<f64> = path.split(['L', ' ']).map(number).collect();

@@ -6,6 +6,8 @@
 pub mod chart;
 pub mod format;
 pub mod html_page;
+pub mod interval_rows;
+pub mod pictures;
 pub mod plot_data;
 pub mod uncertainty;
 pub mod units;
