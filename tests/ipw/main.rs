@@ -18,6 +18,7 @@ mod support;
 
 #[cfg(target_os = "linux")]
 mod access;
+mod card;
 mod ground_truth_runs;
 mod harness;
 mod harness_judged;

@@ -18,6 +18,9 @@ use wattspan_ipw::question::{Question, built_in};
 /// The model listed where the base path is `/evil/v1`; printed unescaped, it would clear the screen.
 pub const HOSTILE_MODEL_NAME: &str = "evil\u{1b}[2J";
 
+/// The version of the engine that the stub claims to be, vLLM.
+pub const STUB_VERSION: &str = "0.11.2";
+
 pub struct LlmStub {
     pub address: SocketAddr,
     state: Arc<StubState>,
@@ -93,8 +96,17 @@ fn serve(stream: TcpStream, state: &StubState) -> std::io::Result<()> {
         reader.read_exact(&mut body)?;
         if path.ends_with("/models") {
             let model = if path.starts_with("/evil/") { HOSTILE_MODEL_NAME } else { "good" };
-            let list = json!({"object": "list", "data": [{"id": model}]});
+            let list = json!({"object": "list", "data": [{"id": model, "owned_by": "vllm"}]});
             write_response(&mut out, "200 OK", "application/json", &list.to_string())?;
+            continue;
+        }
+        if path == "/version" {
+            write_response(
+                &mut out,
+                "200 OK",
+                "application/json",
+                &json!({"version": STUB_VERSION}).to_string(),
+            )?;
             continue;
         }
         let request: Value = serde_json::from_slice(&body).unwrap();

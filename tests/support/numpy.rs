@@ -1,4 +1,4 @@
-//! A Python interpreter with numpy, for independent recomputation of figures.
+//! A Python interpreter with numpy, for independent recomputation of figures, and with jsonschema.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 
 use super::support::skip::skip;
 
-/// The version with which the tests were written.
-const PACKAGE: &str = "numpy>=1.22";
+/// The versions with which the tests were written.
+const PACKAGES: [&str; 2] = ["numpy>=1.22", "jsonschema>=4.17"];
 
-/// Returns an interpreter that has numpy: `WATTSPAN_NUMPY_PYTHON`, the machine's own, or a virtual environment that is
+/// Returns an interpreter that has both: `WATTSPAN_NUMPY_PYTHON`, the machine's own, or a virtual environment that is
 /// made once for this build; skips the test if there is none.
 pub fn python() -> Option<PathBuf> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
@@ -27,7 +27,7 @@ fn find() -> Option<PathBuf> {
 }
 
 fn has_numpy(python: &Path) -> bool {
-    let import = Command::new(python).args(["-c", "import numpy"]).output();
+    let import = Command::new(python).args(["-c", "import numpy, jsonschema"]).output();
     import.is_ok_and(|output| output.status.success())
 }
 
@@ -38,10 +38,10 @@ fn install() -> Option<PathBuf> {
         return None;
     }
     let python = environment().join("bin").join("python");
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE];
-    let installed = Command::new(&python).args(pip).output().unwrap();
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    let installed = Command::new(&python).args(pip).args(PACKAGES).output().unwrap();
     if !has_numpy(&python) {
-        skip("numpy", String::from_utf8_lossy(&installed.stderr));
+        skip("numpy and jsonschema", String::from_utf8_lossy(&installed.stderr));
         return None;
     }
     Some(python)

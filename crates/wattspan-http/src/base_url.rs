@@ -43,6 +43,13 @@ impl BaseUrl {
             .expect("an authority has only characters that a header allows")
     }
 
+    /// The base URL without a last `/v1`, below which engines have their other interfaces.
+    #[must_use]
+    pub fn above_version(&self) -> Self {
+        let base_path = self.base_path.strip_suffix("/v1").unwrap_or(&self.base_path).to_owned();
+        Self { base_path, ..self.clone() }
+    }
+
     /// The URL of a request for `path`, which is neither decoded nor normalized.
     ///
     /// # Errors
@@ -103,6 +110,15 @@ mod tests {
         );
         assert_eq!(url("https://h/base/", "/v1//x/../y"), "https://h/base/v1//x/../y");
         assert_eq!(url("http://[::1]:1", "/"), "http://[::1]:1/");
+    }
+
+    #[test]
+    fn the_version_is_the_last_part_of_the_path() {
+        let above = |text: &str| text.parse::<BaseUrl>().unwrap().above_version().to_string();
+        assert_eq!(above("http://h:8000/v1/"), "http://h:8000");
+        assert_eq!(above("http://h/openai/v1"), "http://h/openai");
+        assert_eq!(above("http://h/v1/x"), "http://h/v1/x");
+        assert_eq!(above("http://h"), "http://h");
     }
 
     #[test]

@@ -10,8 +10,10 @@
 mod account_result;
 pub mod answer_format;
 pub mod bootstrap;
+pub mod card;
 pub mod columns;
 pub mod compare;
+pub mod conditions;
 pub mod estimates;
 pub mod external_scorer;
 pub mod extract;

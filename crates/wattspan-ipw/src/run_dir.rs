@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wattspan_client::domain::REPLAY_SOURCE;
+use wattspan_client::protocol::DomainStatus;
 use wattspan_system::private_file;
 
+use super::conditions::Conditions;
 use super::question::{self, Question};
 use super::row::{EarlierTry, QueryRow, ReplyText};
 use super::scope::RunDomain;
@@ -52,6 +54,12 @@ pub struct Manifest {
     pub not_live: Option<BTreeMap<String, String>>,
     /// Start of the run, wall-clock time.
     pub began_unix_ns: u64,
+    /// Engine, model file, driver, governor and others, as far as they were found; absent in runs of earlier versions.
+    #[serde(skip_serializing_if = "Conditions::is_empty")]
+    pub conditions: Conditions,
+    /// What the meter's guarantee assumed of each domain when the run began; absent in runs of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assumptions: Option<Vec<DomainStatus>>,
 }
 
 impl Manifest {
@@ -302,7 +310,7 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("rows are plain data with text keys")
 }
 
-fn io_error_at(path: &Path) -> impl Fn(io::Error) -> RunDirError {
+pub(crate) fn io_error_at(path: &Path) -> impl Fn(io::Error) -> RunDirError {
     move |cause| RunDirError::Io { path: path.to_owned(), cause }
 }
 

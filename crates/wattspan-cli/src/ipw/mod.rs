@@ -3,6 +3,7 @@
 //! Command-line options and text output of the subcommands; the computations are in `wattspan_ipw`. Results go to standard
 //! output, progress to standard error.
 
+mod card;
 mod compare;
 mod export;
 mod figure_tables;
@@ -35,6 +36,10 @@ pub enum IpwCommand {
     Compare(compare::CompareArgs),
     /// Show what routing questions to smaller models would save
     Route(route::RouteArgs),
+    /// Write a run's result card: figures, conditions and assumptions as one JSON file
+    Card(card::CardArgs),
+    /// Check that the figures of a result card follow from its run
+    Verify(card::VerifyArgs),
     /// Import results of the public harness as a run, and list what is missing or wrong in them
     Import(import::ImportArgs),
     /// Export a run in the harness's schema, as Parquet or as flat JSON lines
@@ -49,6 +54,8 @@ pub fn ipw(options: &MeterOptions, command: &IpwCommand) -> Result<u8, CliError>
         IpwCommand::Report(args) => report::report(options, args),
         IpwCommand::Compare(args) => compare::compare(options, args),
         IpwCommand::Route(args) => route::route(options, args),
+        IpwCommand::Card(args) => card::card(options, args),
+        IpwCommand::Verify(args) => card::verify(options, args),
         IpwCommand::Import(args) => import::import(options, args),
         IpwCommand::Export(args) => export::export(options, args),
     }

@@ -11,6 +11,7 @@ use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{DaemonInfo, DomainStatus};
 use wattspan_http::BoxBody;
 use wattspan_http::connection_pool::ConnectionPool;
+use wattspan_ipw::conditions::{self, Conditions};
 use wattspan_ipw::llm_api::RequestSettings;
 use wattspan_ipw::question::{self, Question};
 use wattspan_ipw::run::Workload;
@@ -21,7 +22,9 @@ use wattspan_ipw::scope;
 use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
 use super::super::exit_status::{CliError, FAILURE};
 use super::super::output::eprint_message;
+use super::card::stated_conditions;
 use super::run_options::IpwRunArgs;
+use super::server_options::engine_conditions;
 
 /// Settings that describe the questions of a run.
 const QUESTION_SET: &str = "question set";
@@ -55,6 +58,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     let prompts = question::prompt_hash(request_settings.system_prompt.as_deref(), &questions);
     let set = args.question_set.map(|set| (QUESTION_SET.to_owned(), set.name().to_owned()));
     let prompt_settings = set.into_iter().chain([(PROMPT_HASH.to_owned(), prompts)]);
+    let conditions = find_conditions(args, &request_settings, &pool).await?;
     let manifest = Manifest {
         version: FORMAT_VERSION,
         label: args.label.clone().unwrap_or_else(|| request_settings.model.clone()),
@@ -73,6 +77,8 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
         domains,
         not_live: Some(not_live),
         began_unix_ns: unix_ns(),
+        conditions,
+        assumptions: meter.as_ref().map(|(_, info)| domain_assumptions(info)),
     };
     let path = args.out.clone().unwrap_or_else(|| default_run_dir(&manifest));
     let directory = RunDir::create(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
@@ -123,6 +129,31 @@ fn connect_meter(
             Err(error)
         }
     }
+}
+
+/// The conditions of the run: what the user states, and what the system, the server and the model's file show, which
+/// counts for more.
+async fn find_conditions(
+    args: &IpwRunArgs,
+    request_settings: &RequestSettings,
+    pool: &ConnectionPool<BoxBody>,
+) -> Result<Conditions, CliError> {
+    let mut found = stated_conditions(&args.condition);
+    found.extend(conditions::read_system(Path::new("/")));
+    found.extend(engine_conditions(request_settings, pool).await);
+    if let Some(file) = &args.model_file {
+        let of_file = conditions::read_model_file(file)
+            .map_err(|cause| CliError::new(FAILURE, format!("--model-file: {}: {cause}", file.display())))?;
+        found.extend(of_file);
+    }
+    Ok(found)
+}
+
+/// What the guarantee assumes of each live domain, without its readings.
+fn domain_assumptions(info: &DaemonInfo) -> Vec<DomainStatus> {
+    let without_readings =
+        |domain: &DomainStatus| DomainStatus { energy_uj: None, power_mw: None, ..domain.clone() };
+    info.domains.iter().filter(|domain| domain.liveness == Liveness::Live).map(without_readings).collect()
 }
 
 fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {

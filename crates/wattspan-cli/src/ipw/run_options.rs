@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use wattspan_ipw::question_sets::QuestionSet;
 use wattspan_ipw::run::MAX_QUERIES_PER_SECOND;
 
-use super::options::FigureOptions;
+use super::options::{FigureOptions, parse_named_value};
 use super::server_options::ServerOptions;
 
 /// Arguments of `wattspan ipw run`.
@@ -52,12 +52,18 @@ pub struct IpwRunArgs {
     /// Run even if no meter is available; the rows then have no energy
     #[arg(long)]
     pub without_meter: bool,
+    /// The model's file, whose name, size and SHA-256 are recorded
+    #[arg(long, value_name = "FILE")]
+    pub model_file: Option<PathBuf>,
+    /// State a condition for the result card, e.g. engine_flags="--gpu-layers 99"; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_named_value::<String>)]
+    pub condition: Vec<(String, String)>,
     #[command(flatten)]
     pub figure_options: FigureOptions,
 }
 
 /// Options that a resumed run takes from its directory.
-const FIXED_ON_RESUME: [&str; 19] = [
+const FIXED_ON_RESUME: [&str; 21] = [
     "questions",
     "question_set",
     "limit",
@@ -77,6 +83,8 @@ const FIXED_ON_RESUME: [&str; 19] = [
     "no_stream",
     "logprobs",
     "extra_body",
+    "model_file",
+    "condition",
 ];
 
 fn parse_rate(text: &str) -> Result<f64, String> {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use http::Request;
 use http_body_util::{BodyExt, Limited};
 use wattspan_http::connection_pool::{ConnectionPool, PoolSettings, build_pool};
 use wattspan_http::{BaseUrl, BoxBody};
+use wattspan_ipw::conditions::{Conditions, read_engine_description, read_model_list};
 use wattspan_ipw::llm_api::{Api, ExtraBody, MAX_TIMEOUT_S, RequestSettings, TokenLimitField, first_model};
 
 use super::super::exit_status::{CliError, FAILURE};
@@ -105,6 +107,30 @@ impl ServerOptions {
         }
         Ok((request_settings, pool))
     }
+}
+
+/// How long a server may take to describe itself.
+const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the server reports of its engine and model; what it does not report is absent.
+pub async fn engine_conditions(
+    request_settings: &RequestSettings,
+    pool: &ConnectionPool<BoxBody>,
+) -> Conditions {
+    let fetch = async |request: Option<Request<BoxBody>>| {
+        let fetch = async {
+            let reply = pool.request(request?).await.ok().filter(|reply| reply.status().is_success())?;
+            Some(Limited::new(reply.into_body(), 4 << 20).collect().await.ok()?.to_bytes())
+        };
+        tokio::time::timeout(DESCRIPTION_TIMEOUT, fetch).await.ok().flatten()
+    };
+    let list = fetch(request_settings.models_request().ok()).await.unwrap_or_default();
+    let (mut found, path) = read_model_list(&list, &request_settings.model);
+    if let Some(path) = path {
+        let reply = fetch(request_settings.root_request(path).ok()).await.unwrap_or_default();
+        found.extend(read_engine_description(&reply));
+    }
+    found
 }
 
 async fn first_listed_model(

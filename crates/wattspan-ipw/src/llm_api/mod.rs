@@ -208,10 +208,22 @@ impl RequestSettings {
     /// As for [`RequestSettings::prompt_request`].
     pub fn models_request(&self) -> Result<Request<BoxBody>, BuildRequestError> {
         let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
+        self.get_request(&self.base_url, path)
+    }
+
+    /// Builds the request for a path at the server's root, above `/v1`.
+    ///
+    /// # Errors
+    /// As for [`RequestSettings::prompt_request`].
+    pub fn root_request(&self, path: &str) -> Result<Request<BoxBody>, BuildRequestError> {
+        self.get_request(&self.base_url.above_version(), path)
+    }
+
+    fn get_request(&self, base_url: &BaseUrl, path: &str) -> Result<Request<BoxBody>, BuildRequestError> {
         let path = path.parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
-            .uri(self.base_url.request_uri(Some(&path))?)
-            .header(header::HOST, self.base_url.host_header())
+            .uri(base_url.request_uri(Some(&path))?)
+            .header(header::HOST, base_url.host_header())
             .body(full_body(""))?;
         self.add_authorization(request.headers_mut())?;
         Ok(request)
