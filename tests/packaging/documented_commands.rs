@@ -24,16 +24,16 @@ const DAEMON_MODULES: &[&str] = &["daemon", "server", "service", "dbus", "store"
 const CLIENT_MODULES: &[&str] =
     &["wattspan-cli", "wattspan-client", "wattspan-http", "wattspan-ipw", "wattspan-proxy"];
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(path: &Path) -> String {
+pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()))
 }
 
 /// The files below a directory with one of these extensions.
-fn files(directory: &str, endings: &[&str]) -> Vec<PathBuf> {
+pub fn files(directory: &str, endings: &[&str]) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(root().join(directory)).unwrap().flatten() {
         let path = entry.path();

@@ -2,6 +2,7 @@
 
 mod default_configuration;
 mod documented_commands;
+mod documented_tests;
 mod help_texts;
 #[cfg(target_os = "linux")]
 mod launchd;

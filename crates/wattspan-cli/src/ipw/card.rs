@@ -27,7 +27,7 @@ pub struct CardArgs {
     run: PathBuf,
     #[command(flatten)]
     figure_options: FigureOptions,
-    /// State a condition that the run did not record, e.g. engine_flags="--gpu-layers 99"; repeatable
+    /// State a condition that the run did not record, e.g. engine_flags="-ngl 99"; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_named_value::<String>)]
     condition: Vec<(String, String)>,
     /// Write the card to FILE [default: standard output]

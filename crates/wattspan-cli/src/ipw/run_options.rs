@@ -55,7 +55,7 @@ pub struct IpwRunArgs {
     /// The model's file, whose name, size and SHA-256 are recorded
     #[arg(long, value_name = "FILE")]
     pub model_file: Option<PathBuf>,
-    /// State a condition for the result card, e.g. engine_flags="--gpu-layers 99"; repeatable
+    /// State a condition for the result card, e.g. engine_flags="-ngl 99"; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_named_value::<String>)]
     pub condition: Vec<(String, String)>,
     #[command(flatten)]
