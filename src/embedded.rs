@@ -118,7 +118,7 @@ pub fn record(
 /// The domains that the files below these roots show, in lines of name, kind, parent and whether the total counts it.
 /// Without the sources that would find this machine's own counters.
 pub fn describe_tree(sysfs_root: &Path, proc_root: &Path) -> Vec<String> {
-    const OWN_COUNTERS: [&str; 3] = ["perf", "nvml", "estimate"];
+    const OWN_COUNTERS: [&str; 3] = [sources::perf::NAME, sources::nvml::NAME, sources::estimate::NAME];
     let mut settings = SourceSettings {
         sysfs_root: sysfs_root.to_owned(),
         proc_root: proc_root.to_owned(),

@@ -206,20 +206,26 @@ impl Config {
         set_option(&mut self.source.replay, &flags.replay);
     }
 
-    /// The tables of assumptions by domain name, each with its values and its range.
-    fn assumption_tables(&self) -> [(&'static str, BTreeMap<&String, f64>, f64, f64); 6] {
-        fn values(table: &BTreeMap<String, f64>) -> BTreeMap<&String, f64> {
-            table.iter().map(|(domain, value)| (domain, *value)).collect()
+    /// Checks the tables by domain name.
+    fn check_tables(
+        &self,
+        within: impl Fn(&str, f64, f64, f64) -> Result<(), ConfigError>,
+    ) -> Result<(), ConfigError> {
+        let whole = |(domain, value): (&String, &u64)| (domain.clone(), *value as f64);
+        for (table, values, min, max) in [
+            ("idle_w", &self.idle_w, 0.0, 100_000.0),
+            ("ceiling_w", &self.ceiling_w, 0.001, 1_000_000.0),
+            ("lag_ms", &self.lag_ms, 0.0, 60_000.0),
+            ("update_interval_ms", &self.update_interval_ms, 0.001, 60_000.0),
+            ("quantum_uj", &self.quantum_uj.iter().map(whole).collect(), 1.0, 1e9),
+            ("averaging_ms", &self.averaging_ms, 0.0, 60_000.0),
+            ("sampled_percent", &self.sampled_percent, 0.01, 100.0),
+        ] {
+            for (domain, value) in values {
+                within(&format!("{table}.{domain}"), *value, min, max)?;
+            }
         }
-        let quantum_uj = self.quantum_uj.iter().map(|(domain, value)| (domain, *value as f64)).collect();
-        [
-            ("ceiling_w", values(&self.ceiling_w), 0.001, 1_000_000.0),
-            ("lag_ms", values(&self.lag_ms), 0.0, 60_000.0),
-            ("update_interval_ms", values(&self.update_interval_ms), 0.001, 60_000.0),
-            ("quantum_uj", quantum_uj, 1.0, 1e9),
-            ("averaging_ms", values(&self.averaging_ms), 0.0, 60_000.0),
-            ("sampled_percent", values(&self.sampled_percent), 0.01, 100.0),
-        ]
+        Ok(())
     }
 
     /// Checks that all values are in range; `location` is named in the error.
@@ -241,14 +247,7 @@ impl Config {
         within("history_s", self.history_s, 1.0, 600.0)?;
         within("horizon_ms", self.horizon_ms, 0.0, 1000.0)?;
         within("patience_ms", self.patience_ms, 100.0, 60_000.0)?;
-        for (domain, watts) in &self.idle_w {
-            within(&format!("idle_w.{domain}"), *watts, 0.0, 100_000.0)?;
-        }
-        for (table, values, min, max) in self.assumption_tables() {
-            for (domain, value) in values {
-                within(&format!("{table}.{domain}"), value, min, max)?;
-            }
-        }
+        self.check_tables(within)?;
         let idle = self.source.estimate_idle_w;
         within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
         if let Some(max) = self.source.estimate_max_w {

@@ -231,12 +231,12 @@ impl ReadSchedule {
         let mut next_ns = latest_ns.min(edge_read_ns);
         for domain in &mut self.domains {
             if let Some(phase) = domain.lock.phase(now_ns) {
-                let watch_ns = watch_read_ns(&phase, self.last_read_ns);
                 let read_ns =
                     domain.next_read_ns(self.last_read_ns, &phase, demand.pair_interval_ns, edge_ns);
                 next_ns = next_ns.min(read_ns);
-                if watch_ns < watched_until_ns {
-                    next_ns = next_ns.min(watch_ns);
+                if self.last_read_ns < watched_until_ns {
+                    let watch_ns = watch_read_ns(&phase, self.last_read_ns);
+                    next_ns = if watch_ns < watched_until_ns { next_ns.min(watch_ns) } else { next_ns };
                 }
             }
         }
@@ -258,15 +258,15 @@ fn guard_ns(phase: &UpdatePhase) -> u64 {
     phase.uncertainty_ns + READ_MARGIN_NS
 }
 
-/// The instant of the read before an update.
-fn before_update_ns(phase: &UpdatePhase, update_ns: u64) -> u64 {
-    update_ns.saturating_sub(guard_ns(phase) + LATENESS_MARGIN_NS)
+/// The distance of the read before an update from the expected instant.
+fn ahead_ns(phase: &UpdatePhase) -> u64 {
+    guard_ns(phase) + LATENESS_MARGIN_NS
 }
 
 /// The first instant of a read before an update that is later than the last read.
 fn watch_read_ns(phase: &UpdatePhase, last_read_ns: u64) -> u64 {
-    let ahead_ns = guard_ns(phase) + LATENESS_MARGIN_NS;
-    before_update_ns(phase, phase.first_after(last_read_ns + ahead_ns)).max(last_read_ns + 1)
+    let ahead_ns = ahead_ns(phase);
+    phase.first_after(last_read_ns + ahead_ns).saturating_sub(ahead_ns).max(last_read_ns + 1)
 }
 
 impl DomainSchedule {
@@ -296,7 +296,7 @@ impl DomainSchedule {
         let guard_ns = guard_ns(phase);
         let update_ns = phase.first_after(from_ns.saturating_sub(guard_ns));
         self.planned_ns = update_ns;
-        let before_ns = before_update_ns(phase, update_ns);
+        let before_ns = update_ns.saturating_sub(ahead_ns(phase));
         let after_ns = update_ns + guard_ns;
         if last_read_ns < before_ns {
             before_ns

@@ -11,20 +11,19 @@ use wattspan_client::account::SpanState;
 use wattspan_client::protocol::Access;
 
 use super::dispatch::dispatch;
-use crate::attribution;
 use crate::clock::Clock;
-use crate::config::{AccessGroups, Limits};
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
-use crate::service::access::{AccessPolicy, Peer};
+use crate::config::Limits;
+use crate::domain::EnergyReading;
+use crate::service::access::Peer;
 use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid::{self, GRID_NS};
-use crate::service::readings::ReadingCollector;
-use crate::service::startup::ServiceSettings;
+use crate::service::test_parts::{add_packages, no_readings, service_settings, store_settings};
 use crate::service::{Service, ServiceBuilder};
-use crate::store::{self, Store};
+use crate::store::{Store, StoreQuery};
 
 const MS_NS: u64 = 1_000_000;
 const START_NS: u64 = 5_000_000_000;
+const DOMAINS: [&str; 2] = ["package-0", "dram-0"];
 
 /// Power added to a domain in each millisecond of a step of the grid, in watts. The sum over a step is the
 /// same for each secret.
@@ -81,37 +80,13 @@ impl SecretMachine {
     fn with_builder(secret: u64, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let clock = Clock::manual(START_NS);
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
-        let policy = AccessPolicy::new(&AccessGroups::default());
-        let settings = ServiceSettings {
-            attribution: attribution::AttributionSettings::default(),
-            limits,
-            policy,
-            history_ns: 16_000_000_000,
-            roots: crate::process_usage::KernelRoots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
-            nvml_library: None,
-            assumptions: crate::service::AssumptionSettings::default(),
-        };
-        let feeds = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
-        let builder = ServiceBuilder::with_collector(feeds, Vec::new(), settings, clock.clone());
+        let settings = service_settings(limits);
+        let builder = ServiceBuilder::with_collector(no_readings(), Vec::new(), settings, clock.clone());
         let mut service = configure(builder).build().unwrap();
-        let domains = ["package-0", "dram-0"].map(|name| Domain {
-            name: name.into(),
-            kind: DomainKind::Package,
-            source: "replay".into(),
-            device: None,
-            parent: None,
-            grade: Grade::Measured,
-            ceiling_mw: Some(400_000),
-            latency_ns: 0,
-            quantum_uj: 1,
-        });
-        let mut inputs = service.spans.domain_inputs();
-        for (at, domain) in domains.into_iter().enumerate() {
-            service.domain_index.insert(domain.name.clone(), at);
-            inputs.add_domain(domain);
-            inputs.set_live(at, true);
-            inputs.set_counted(at, true);
+        for (at, name) in DOMAINS.iter().enumerate() {
+            service.domain_index.insert((*name).to_owned(), at);
         }
+        add_packages(service.spans.domain_inputs(), &DOMAINS);
         let (answer_hashes, answer_texts, edge_instants) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self {
             service,
@@ -498,13 +473,7 @@ fn a_span_opened_in_the_future_ends_on_the_grid_with_its_client() {
 #[test]
 fn an_account_held_back_at_shutdown_is_stored_once() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = store::StoreSettings {
-        directory: dir.path().join("state"),
-        max_age: Duration::from_secs(3600),
-        max_bytes: 1 << 30,
-        max_waiting_bytes: 1 << 20,
-        sync: store::SyncMode::Normal,
-    };
+    let settings = store_settings(&dir.path().join("state"));
     let start = || Store::start(settings.clone(), |_| ()).unwrap();
     let mut machine = SecretMachine::with_builder(1, |builder| builder.store(start(), |_| ()));
     let begin_ns = START_NS + 2000 * MS_NS;
@@ -518,7 +487,7 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     machine.service.shut_down();
     drop(machine);
     let mut next = start();
-    let question = store::StoreQuery::List { uid: None, filter: Default::default(), limit: 9, before: None };
+    let question = StoreQuery::List { uid: None, filter: Default::default(), limit: 9, before: None };
     assert!(next.submit_query(1, question));
     let mut answers = Vec::new();
     while answers.is_empty() {

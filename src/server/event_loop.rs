@@ -18,6 +18,7 @@ use wattspan_client::account::Account;
 use wattspan_client::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
 use wattspan_system::unix_socket;
 
+use super::ReadinessWaiter;
 use super::acceptor::{AcceptedConnection, Acceptor};
 use super::connection::{ClientConnection, PeerIdentity, StallTimeouts};
 use super::connection_channel::ConnectionReceiver;
@@ -25,7 +26,6 @@ use super::connection_table::ConnectionTable;
 use super::fair_scheduler::FairScheduler;
 use super::readiness::Readiness;
 use super::readiness_ffi::RegisteredSocket;
-use super::readiness_wait::ReadinessWaiter;
 use super::subscriptions::{SubscriptionKind, Subscriptions};
 use crate::service::Service;
 use crate::service::caller::ReplyTo;

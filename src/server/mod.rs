@@ -28,12 +28,10 @@ mod subscriptions;
 #[cfg(target_os = "linux")]
 mod readiness_wait_ffi;
 #[cfg(target_os = "linux")]
-use readiness_wait_ffi as readiness_wait;
+use readiness_wait_ffi::ReadinessWaiter;
 
 #[cfg(not(target_os = "linux"))]
-mod readiness_wait_unsupported;
-#[cfg(not(target_os = "linux"))]
-use readiness_wait_unsupported as readiness_wait;
+use readiness::PollerWaiter as ReadinessWaiter;
 
 pub use connection_channel::{ConnectionReceiver, ConnectionSender, ForwardedConnection, connection_channel};
 pub use event_loop::{ServerSockets, serve};

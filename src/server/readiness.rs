@@ -1,4 +1,10 @@
-//! What a wait for sockets reports.
+//! The wait for the sockets of a poller, and what it reports.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polling::{Events, Poller};
 
 /// The readiness of one registered socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,5 +20,31 @@ pub struct Readiness {
 impl From<polling::Event> for Readiness {
     fn from(event: polling::Event) -> Self {
         Self { key: event.key, is_readable: event.readable, is_interrupted: event.is_interrupt() }
+    }
+}
+
+/// Waits with the poller's own means.
+pub struct PollerWaiter {
+    poller: Arc<Poller>,
+    events: Events,
+}
+
+impl PollerWaiter {
+    pub fn new(poller: &Arc<Poller>) -> Self {
+        Self { poller: Arc::clone(poller), events: Events::new() }
+    }
+
+    /// The poller whose sockets it waits for.
+    pub fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    /// Waits until a socket is ready, the poller is notified, or `timeout` has passed; replaces `ready` by what is ready.
+    pub fn wait(&mut self, timeout: Duration, ready: &mut Vec<Readiness>) -> io::Result<()> {
+        ready.clear();
+        self.events.clear();
+        self.poller.wait(&mut self.events, Some(timeout))?;
+        ready.extend(self.events.iter().map(Readiness::from));
+        Ok(())
     }
 }

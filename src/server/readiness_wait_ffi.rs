@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polling::{Events, Poller};
+use polling::Poller;
 
-use super::readiness::Readiness;
+use super::readiness::{PollerWaiter, Readiness};
 
 /// The key of the poller's own descriptors.
 const NOTIFY_KEY: u64 = usize::MAX as u64;
@@ -22,44 +22,36 @@ const MAX_EVENTS: usize = 1024;
 
 /// Waits for the sockets that are registered with a poller.
 pub struct ReadinessWaiter {
-    poller: Arc<Poller>,
+    poller_waiter: PollerWaiter,
     raw_events: Vec<libc::epoll_event>,
-    events: Events,
     has_pwait2: bool,
 }
 
 impl ReadinessWaiter {
     pub fn new(poller: &Arc<Poller>) -> Self {
         let raw_events = vec![libc::epoll_event { events: 0, u64: 0 }; MAX_EVENTS];
-        Self { poller: Arc::clone(poller), raw_events, events: Events::new(), has_pwait2: true }
+        Self { poller_waiter: PollerWaiter::new(poller), raw_events, has_pwait2: true }
     }
 
     /// Waits until a socket is ready, the poller is notified, or `timeout` has passed; replaces `ready` by what is ready.
     pub fn wait(&mut self, timeout: Duration, ready: &mut Vec<Readiness>) -> io::Result<()> {
-        ready.clear();
         if !self.has_pwait2 {
-            return self.wait_with_poller(timeout, ready);
+            return self.poller_waiter.wait(timeout, ready);
         }
         let count = match self.epoll_pwait2(timeout) {
             Ok(count) => count,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
                 self.has_pwait2 = false;
-                return self.wait_with_poller(timeout, ready);
+                return self.poller_waiter.wait(timeout, ready);
             }
             Err(error) => return Err(error),
         };
         let has_notification = self.raw_events[..count].iter().any(|event| { event.u64 } == NOTIFY_KEY);
         if has_notification {
-            return self.wait_with_poller(Duration::ZERO, ready);
+            return self.poller_waiter.wait(Duration::ZERO, ready);
         }
+        ready.clear();
         ready.extend(self.raw_events[..count].iter().map(to_readiness));
-        Ok(())
-    }
-
-    fn wait_with_poller(&mut self, timeout: Duration, ready: &mut Vec<Readiness>) -> io::Result<()> {
-        self.events.clear();
-        self.poller.wait(&mut self.events, Some(timeout))?;
-        ready.extend(self.events.iter().map(Readiness::from));
         Ok(())
     }
 
@@ -68,10 +60,10 @@ impl ReadinessWaiter {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let epoll = self.poller.as_fd().as_raw_fd();
+        let epoll = self.poller_waiter.poller().as_fd().as_raw_fd();
         let capacity = libc::c_int::try_from(self.raw_events.len()).unwrap_or(libc::c_int::MAX);
         loop {
-            // SAFETY: the descriptor is the poller's, which `self` keeps. The kernel writes at most `capacity` events to the
+            // SAFETY: the descriptor is the poller's, which `poller_waiter` keeps. The kernel writes at most `capacity` events to the
             // vector, which has that many, reads the timeout, and keeps neither pointer. There is no signal mask.
             let count = unsafe {
                 libc::syscall(

@@ -54,7 +54,7 @@ pub(crate) struct Durability {
     /// By number, so the oldest first.
     pending_queries: BTreeMap<u64, PendingQuery>,
     next_query: u64,
-    journal: JournalSchedule,
+    pub(super) journal: JournalSchedule,
     journal_clock: JournalClock,
     /// The time of the store's last commit or answer, and the last committed number then.
     last_progress_ns: u64,
@@ -324,8 +324,7 @@ impl Durability {
         Some((reply_to, out))
     }
 
-    /// Notes that a span has opened or changed, so that the journal receives it. Called once until
-    /// [`Self::journal_open_spans`] has taken the span.
+    /// Notes that a span has opened or changed, so that the journal receives it. The registry has marked it as queued.
     pub(crate) fn add_to_journal(&mut self, key: SpanKey, now_ns: u64) {
         self.journal.add_changed(key, now_ns);
     }
@@ -337,33 +336,38 @@ impl Durability {
         attributor: &Attributor,
         registry: &mut SpanRegistry,
     ) {
-        // The keys of this turn that need another one: also those of a store that fails or is full.
+        // The keys that enter the queue again: their rows were refused, or cannot be extended.
         let (has_room, mut again) = (self.store.has_room_for_journal(), Vec::new());
         let (store, clock) = (&mut self.store, &mut self.journal_clock);
-        let mut write = |key: SpanKey, account: Account| {
+        let mut write = |registry: &mut SpanRegistry, key: SpanKey, account: Account| {
             let account = as_interrupted(account, now_ns);
             let bases = attributor.share_bases(key);
-            if store.write_journal(key.0, &account, bases.as_deref()) {
+            let is_written = store.write_journal(key.0, &account, bases.as_deref());
+            if is_written {
                 registry.set_journalled(account.uid, &account.span);
                 clock.release(key);
             }
             // Its row cannot be extended before the change of weight has settled and each domain has passed the opening.
             let is_extendable = bases.is_some_and(|bases| bases.iter().all(|basis| basis.clock.is_some()));
-            if !is_extendable && attributor.requested_ns(key).is_some() {
+            let is_done = is_written && is_extendable;
+            if !is_done && registry.set_journal_queued(account.uid, &account.span, true) {
                 again.push(key);
             }
         };
         let changed = self.journal.take_changed(now_ns, |key| attributor.has_span(key));
+        // Those that wait for room keep their marks.
         let (now, later): (Vec<SpanKey>, Vec<SpanKey>) = changed.into_iter().partition(|_| has_room);
         for key in now {
             attributor.iter_spans(key.slot(), 1, now_ns, u64::MAX, |found, account| {
                 if found == key {
-                    write(key, account);
+                    registry.set_journal_queued(account.uid, &account.span, false);
+                    write(registry, key, account);
                 }
             });
         }
         if let Some(range) = self.journal.refresh_range(now_ns) {
-            let next = attributor.iter_spans(range.slot, range.count, now_ns, range.opened_by_ns, write);
+            let show = |key, account| write(registry, key, account);
+            let next = attributor.iter_spans(range.slot, range.count, now_ns, range.opened_by_ns, show);
             self.journal.end_refresh(now_ns, next);
         }
         again.into_iter().chain(later).for_each(|key| self.journal.add_changed(key, now_ns));

@@ -26,7 +26,7 @@ const REFRESH_INTERVAL_NS: u64 = 1_000_000_000;
 #[derive(Debug)]
 pub(super) struct JournalSchedule {
     /// In the order of time, because the delay is constant.
-    changed: VecDeque<(u64, SpanKey)>,
+    pub(super) changed: VecDeque<(u64, SpanKey)>,
     changed_due_ns: u64,
     refresh_due_ns: u64,
     refresh_slot: usize,
@@ -51,7 +51,7 @@ impl JournalSchedule {
         }
     }
 
-    /// Adds a span that has opened or changed. The caller adds it once until it is taken.
+    /// Adds a span that has opened or changed. It is not in the queue: the registry has marks of those that are.
     pub(super) fn add_changed(&mut self, key: SpanKey, now_ns: u64) {
         self.changed.push_back((now_ns + JOURNAL_DELAY_NS, key));
     }

@@ -6,17 +6,14 @@ use std::time::Duration;
 use wattspan_client::account::{Account, SpanState};
 use wattspan_client::protocol::{Access, CloseSpan, OpenSpan, SetWeight};
 
-use super::access::{AccessPolicy, Peer};
+use super::access::Peer;
 use super::caller::{AccountOutcome, Caller, ReplyTo};
-use super::readings::ReadingCollector;
-use super::startup::ServiceSettings;
-use super::{AssumptionSettings, Service, ServiceBuilder};
-use crate::attribution::AttributionSettings;
+use super::test_parts::{add_packages, no_readings, service_settings, store_settings};
+use super::{Service, ServiceBuilder};
 use crate::clock::Clock;
-use crate::config::{AccessGroups, Limits};
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
-use crate::process_usage::KernelRoots;
-use crate::store::{Store, StoreQuery, StoreSettings, SyncMode};
+use crate::config::Limits;
+use crate::domain::EnergyReading;
+use crate::store::{Store, StoreQuery};
 
 const MS_NS: u64 = 1_000_000;
 const START_NS: u64 = 5_000_000_000;
@@ -33,14 +30,7 @@ struct Machine {
 }
 
 fn store(directory: &std::path::Path) -> Store {
-    let settings = StoreSettings {
-        directory: directory.join("state"),
-        max_age: Duration::from_secs(3600),
-        max_bytes: 1 << 30,
-        max_waiting_bytes: 64 << 20,
-        sync: SyncMode::Normal,
-    };
-    Store::start(settings, |_| ()).unwrap()
+    Store::start(store_settings(&directory.join("state")), |_| ()).unwrap()
 }
 
 fn caller() -> Caller {
@@ -55,35 +45,10 @@ impl Machine {
 
     fn in_directory(directory: tempfile::TempDir) -> Self {
         let clock = Clock::manual(START_NS);
-        let settings = ServiceSettings {
-            attribution: AttributionSettings::default(),
-            limits: Limits { span_memory_bytes: 1 << 30, ..Limits::default() },
-            policy: AccessPolicy::new(&AccessGroups::default()),
-            history_ns: 16_000_000_000,
-            roots: KernelRoots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
-            nvml_library: None,
-            assumptions: AssumptionSettings::default(),
-        };
-        let collector = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
-        let builder = ServiceBuilder::with_collector(collector, Vec::new(), settings, clock.clone());
+        let settings = service_settings(Limits { span_memory_bytes: 1 << 30, ..Limits::default() });
+        let builder = ServiceBuilder::with_collector(no_readings(), Vec::new(), settings, clock.clone());
         let mut service = builder.store(store(directory.path()), |_| ()).build().unwrap();
-        let domains = ["package-0", "package-1"].map(|name| Domain {
-            name: name.into(),
-            kind: DomainKind::Package,
-            source: "replay".into(),
-            device: None,
-            parent: None,
-            grade: Grade::Measured,
-            ceiling_mw: Some(400_000),
-            latency_ns: 0,
-            quantum_uj: 1,
-        });
-        let mut inputs = service.spans.domain_inputs();
-        for (index, domain) in domains.into_iter().enumerate() {
-            inputs.add_domain(domain);
-            inputs.set_live(index, true);
-            inputs.set_counted(index, true);
-        }
+        add_packages(service.spans.domain_inputs(), &["package-0", "package-1"]);
         Self { service, clock, at_ms: START_NS / MS_NS, directory }
     }
 

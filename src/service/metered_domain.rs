@@ -164,12 +164,6 @@ impl MeteredDomain {
         }
     }
 
-    /// Whether the domain reads RAPL's registers.
-    pub(super) fn is_rapl(&self) -> bool {
-        [sources::perf::NAME, sources::powercap::NAME, sources::msr::NAME]
-            .contains(&self.domain.source.as_str())
-    }
-
     pub(super) fn is_placeholder(&self) -> bool {
         matches!(self.origin, DomainOrigin::Placeholder(_))
     }

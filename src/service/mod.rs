@@ -33,6 +33,8 @@ pub(crate) mod span_lifecycle;
 mod span_memory;
 mod span_registry;
 pub(crate) mod startup;
+#[cfg(test)]
+pub(crate) mod test_parts;
 mod watchdog;
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

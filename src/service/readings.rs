@@ -21,6 +21,7 @@ use crate::attribution::{AttributionSettings, Attributor, DomainInputs, Expected
 use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
+use crate::sources;
 use crate::sources::dedup::duplicate_pair::DuplicatePair;
 use crate::sources::dedup::preference::{self, PresentDomain};
 use crate::systemd::journal::{self, LogEntry, LogFn};
@@ -527,10 +528,11 @@ impl ReadingCollector {
         }
         // The domains of a pending source are unknown and may be any part of the total, except that RAPL has one set of
         // registers.
-        let rapl_is_read = self.domains.iter().any(|metered| metered.counted && metered.is_rapl());
+        let is_rapl = |metered: &MeteredDomain| sources::reads_rapl(&metered.domain.source);
+        let rapl_is_read = self.domains.iter().any(|metered| metered.counted && is_rapl(metered));
         for metered in self.domains.iter_mut().filter(|metered| metered.is_placeholder()) {
             metered.counted =
-                !(rapl_is_read && metered.is_rapl()) && metered.domain.kind != DomainKind::Battery;
+                !(rapl_is_read && is_rapl(metered)) && metered.domain.kind != DomainKind::Battery;
         }
     }
 

@@ -694,18 +694,15 @@ fn method_error(error: AttributionError, span: &str, at_ns: u64) -> MethodError 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
     use std::time::{Duration, Instant};
 
     use wattspan_client::account::SpanState;
 
     use super::*;
-    use crate::attribution::AttributionSettings;
-    use crate::config::{AccessGroups, Limits};
-    use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
-    use crate::process_usage::KernelRoots;
-    use crate::service::{AccessPolicy, AssumptionSettings};
-    use crate::store::{Filter, Store, StoreSettings, SyncMode};
+    use crate::config::Limits;
+    use crate::domain::EnergyReading;
+    use crate::service::test_parts::{add_packages, no_readings, service_settings, store_settings};
+    use crate::store::{Filter, Store, StoreSettings};
 
     const MS_NS: u64 = 1_000_000;
     const START_NS: u64 = 5_000_000_000;
@@ -732,38 +729,20 @@ mod tests {
 
     impl Machine {
         fn new(change: impl FnOnce(&mut Limits)) -> Self {
+            Self::with_room_in_store(1 << 24, change)
+        }
+
+        fn with_room_in_store(max_waiting_bytes: usize, change: impl FnOnce(&mut Limits)) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let mut limits = Limits::default();
             change(&mut limits);
-            let settings = ServiceSettings {
-                attribution: AttributionSettings::default(),
-                limits,
-                policy: AccessPolicy::new(&AccessGroups::default()),
-                history_ns: 16_000_000_000,
-                roots: KernelRoots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
-                nvml_library: None,
-                assumptions: AssumptionSettings::default(),
-            };
-            let store = Store::start(store_settings(directory.path()), |_| ()).unwrap();
-            let collector = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
+            let settings = service_settings(limits);
+            let store_settings = StoreSettings { max_waiting_bytes, ..store_settings(directory.path()) };
+            let store = Store::start(store_settings, |_| ()).unwrap();
             let durability = Durability::new(store, |_| (), START_NS);
-            let mut spans = SpanLifecycle::new(&collector, &settings, Some(durability));
+            let mut spans = SpanLifecycle::new(&no_readings(), &settings, Some(durability));
             spans.set_watchers(true);
-            let domain = Domain {
-                name: "package-0".into(),
-                kind: DomainKind::Package,
-                source: "replay".into(),
-                device: None,
-                parent: None,
-                grade: Grade::Measured,
-                ceiling_mw: Some(400_000),
-                latency_ns: 0,
-                quantum_uj: 1,
-            };
-            let mut inputs = spans.domain_inputs();
-            inputs.add_domain(domain);
-            inputs.set_live(0, true);
-            inputs.set_counted(0, true);
+            add_packages(spans.domain_inputs(), &["package-0"]);
             Self {
                 spans,
                 clock: Clock::manual(START_NS),
@@ -873,16 +852,6 @@ mod tests {
                 users.map(|(uid, span)| format!("{:?}", registry.find_open(uid, &span))).collect();
             let edges = self.spans.attributor.pending_edge_count();
             (accounts, names, edges, registry.memory_bytes(), registry.waiting_replies())
-        }
-    }
-
-    fn store_settings(directory: &Path) -> StoreSettings {
-        StoreSettings {
-            directory: directory.to_owned(),
-            max_age: Duration::from_secs(3600),
-            max_bytes: 1 << 30,
-            max_waiting_bytes: 1 << 24,
-            sync: SyncMode::Normal,
         }
     }
 
@@ -1130,6 +1099,40 @@ mod tests {
         let phases = journal.iter().filter(|account| !account.phases.is_empty()).count();
         let weights = journal.iter().filter(|account| account.weight == 2.0).count();
         assert_eq!((phases, weights), (names.len() / 2, names.len() / 2));
+    }
+
+    #[test]
+    fn a_changing_span_stands_in_the_journals_queue_once_and_reaches_the_journal() {
+        // The second store has room for the first rows of a turn only, and refuses the others.
+        for max_waiting_bytes in [1 << 24, 1 << 13] {
+            let mut machine = Machine::with_room_in_store(max_waiting_bytes, |_| ());
+            // More than the refresh goes round meanwhile.
+            let names: Vec<String> = (0..64).map(|at| format!("s{at}")).collect();
+            names.iter().for_each(|span| machine.open(0, 1, span));
+            let queued = |machine: &Machine| {
+                let durability = machine.spans.durability.as_ref().unwrap();
+                durability.journal.changed.len()
+            };
+            for step in 0..300 {
+                for span in &names {
+                    let open = machine.spans.find_open(&PEERS[0], span).unwrap();
+                    let weight = f64::from(2 + step % 2);
+                    machine.spans.set_weight(machine.clock.now_ns(), &open, None, weight).unwrap();
+                }
+                machine.advance(10);
+                assert!(queued(&machine) <= names.len(), "{} entries in step {step}", queued(&machine));
+            }
+            let mut turns = 0;
+            while queued(&machine) > 0 {
+                machine.advance(10);
+                machine.flush_store();
+                turns += 1;
+                assert!(turns < 4_000, "{} entries stay in the queue", queued(&machine));
+            }
+            machine.flush_store();
+            let weights: Vec<f64> = machine.journal().iter().map(|account| account.weight).collect();
+            assert_eq!(weights, [3.0; 64], "the last weight of each");
+        }
     }
 
     #[test]

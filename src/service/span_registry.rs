@@ -30,7 +30,7 @@ pub struct OpenSpanEntry {
     has_weight_change: bool,
     /// The store's journal has it.
     pub(super) is_journalled: bool,
-    /// It will be written to the journal, because it has opened or changed.
+    /// It stands in the queue for the journal, because it has opened or changed.
     is_journal_queued: bool,
 }
 
@@ -392,10 +392,18 @@ impl SpanRegistry {
     pub fn set_journalled(&mut self, uid: u32, span: &str) {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
         match entry {
-            Some(SpanEntry::Open(open)) => (open.is_journalled, open.is_journal_queued) = (true, false),
+            Some(SpanEntry::Open(open)) => open.is_journalled = true,
             Some(SpanEntry::Closing { is_journalled, .. }) => *is_journalled = true,
             _ => {}
         }
+    }
+
+    /// Marks whether an open span stands in the queue for the journal; returns whether that is a change. The mark alone
+    /// decides, so that a span stands there once.
+    pub fn set_journal_queued(&mut self, uid: u32, span: &str, queued: bool) -> bool {
+        let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
+        let Some(SpanEntry::Open(open)) = entry else { return false };
+        std::mem::replace(&mut open.is_journal_queued, queued) != queued
     }
 
     /// Records that the store did not take a final account.

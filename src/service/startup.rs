@@ -54,6 +54,7 @@ impl StartupSettings {
     }
 
     fn with_policy(config: &Config, policy: AccessPolicy) -> Self {
+        let sources = source_settings(config);
         let service = ServiceSettings {
             attribution: attribution_settings(config),
             limits: config.limits.clone(),
@@ -64,9 +65,9 @@ impl StartupSettings {
                 sysfs_root: config.source.sysfs_root.clone(),
             },
             nvml_library: config.source.nvml_library.clone(),
-            assumptions: assumption_settings(config),
+            assumptions: assumption_settings(config, &sources),
         };
-        Self { sources: source_settings(config), sampler: sampler_settings(config), service }
+        Self { sources, sampler: sampler_settings(config), service }
     }
 }
 
@@ -114,7 +115,7 @@ fn attribution_settings(config: &Config) -> attribution::AttributionSettings {
     }
 }
 
-fn assumption_settings(config: &Config) -> AssumptionSettings {
+fn assumption_settings(config: &Config, sources: &sources::SourceSettings) -> AssumptionSettings {
     let ppm = |(name, percent): (&String, &f64)| (name.clone(), percent_to_ppm(*percent));
     let ceiling = |(name, watts): (&String, &f64)| (name.clone(), watts_to_mw(*watts));
     AssumptionSettings {
@@ -124,7 +125,7 @@ fn assumption_settings(config: &Config) -> AssumptionSettings {
         update_interval_ns: config.update_interval_ms.iter().map(named_ns).collect(),
         averaging_ns: config.averaging_ms.iter().map(named_ns).collect(),
         sampled_ppm: config.sampled_percent.iter().map(ppm).collect(),
-        energy_filter: sources::EnergyFilter::detect(&source_settings(config)),
+        energy_filter: sources::EnergyFilter::detect(sources),
     }
 }
 

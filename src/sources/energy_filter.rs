@@ -6,7 +6,8 @@
 use crate::domain::{EnergyReading, PowerLimits};
 
 use super::cpu_info::CpuInfo;
-use super::{OpenedSource, Source, SourceSettings, msr, perf, powercap};
+use super::source_settings::reads_rapl;
+use super::{OpenedSource, Source, SourceSettings};
 
 /// Up to half of the energy, as Green Coding reads Intel's table (green-coding.io, RAPL and SGX).
 const DEFAULT_ERROR_PPM: u64 = 500_000;
@@ -33,7 +34,7 @@ impl EnergyFilter {
 
     /// Whether the filter concerns the domains of this source.
     pub fn concerns(source: &str) -> bool {
-        [perf::NAME, powercap::NAME, msr::NAME].contains(&source)
+        reads_rapl(source)
     }
 }
 

@@ -20,7 +20,7 @@
 pub use discovery::{discover, discover_within};
 pub use energy_filter::EnergyFilter;
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
-pub use source_settings::{ProbeLoad, SourceSettings};
+pub use source_settings::{ProbeLoad, SourceSettings, reads_rapl};
 
 /// Whether no document gives the publishing lag of this domain's counter. One update interval is assumed then. Of hwmon's
 /// chips only those that show RAPL's registers have a known one.

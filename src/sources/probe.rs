@@ -16,7 +16,7 @@ use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 use super::dedup::cross_check::{CrossCheck, Disagreement};
 use super::dedup::duplicate_pair::DuplicatePair;
 use super::source::{DomainIndex, OpenedSource};
-use super::source_settings::{MSR, PERF, POWERCAP, ProbeLoad};
+use super::source_settings::{ProbeLoad, reads_rapl};
 
 /// Largest duration of the probe. A domain that has not advanced by then is stuck.
 const MAX_PROBE_NS: u64 = 40_000_000;
@@ -188,8 +188,7 @@ fn probed_domains(opened: &[OpenedSource]) -> Vec<ProbedDomain> {
             index: (nth, at),
             is_counter: domain.grade != Grade::Integrated,
             // A server's psys counts whole joules and may stand still for longer.
-            is_rapl: [PERF, POWERCAP, MSR].contains(&domain.source.as_str())
-                && domain.quantum_uj < MAX_RAPL_QUANTUM_UJ,
+            is_rapl: reads_rapl(&domain.source) && domain.quantum_uj < MAX_RAPL_QUANTUM_UJ,
             last: None,
             has_moved: false,
         };
@@ -233,6 +232,7 @@ mod tests {
     use super::*;
     use crate::domain::DomainKind;
     use crate::sources::Source;
+    use crate::sources::source_settings::PERF;
 
     /// Counters of which the first advances at each read, and the second once: this long after its first read.
     struct DelayedSource {

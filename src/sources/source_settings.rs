@@ -28,6 +28,11 @@ pub const SMC: &str = "smc";
 /// CPU load times a power model.
 pub const ESTIMATE: &str = "estimate";
 
+/// Whether a source of this name reads RAPL's registers.
+pub fn reads_rapl(source: &str) -> bool {
+    [PERF, POWERCAP, MSR].contains(&source)
+}
+
 /// What moves the counters while discovery watches which of them advance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ProbeLoad {
