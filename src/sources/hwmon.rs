@@ -13,6 +13,7 @@ use crate::domain::{Domain, DomainKind, Grade};
 use super::counter::plausible_ceiling_mw;
 use super::cpu_info::CpuInfo;
 use super::energy_integral::ROUNDING_UJ;
+use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, list_chips};
 use super::hwmon_label::{
     ChipRole, RailPosition, chip_role, core_counter, is_no_power, rail_position, slugify,
@@ -25,8 +26,8 @@ use super::{Inventory, SourceSettings, intelgpu, rapl};
 /// Highest rate for sensors: chips on slow buses answer in about a millisecond and refresh at their own rate.
 const MAX_RATE_HZ: f64 = 100.0;
 
-/// The step of AMD's registers, which `amd_energy` and `zenergy` show: 2^-16 J, rounded up.
-const AMD_ENERGY_QUANTUM_UJ: u64 = 16;
+/// The quantum of AMD's registers, which `amd_energy` and `zenergy` show in whole microjoules.
+const AMD_ENERGY_QUANTUM_UJ: u64 = EnergyUnit::TWO_TO_THE_MINUS_16_JOULES.quantum_uj();
 
 /// Highest rate for the counters of single cores: each read interrupts a core, and the socket's counter contains them. The
 /// end of a span does not wait long for it.

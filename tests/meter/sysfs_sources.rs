@@ -268,6 +268,7 @@ fn a_card_of_xe_counts_its_package_within_itself() {
     let mut inventory = discover_sources(&mounted, &["intelgpu", "hwmon"]);
     assert_eq!(names(&inventory), ["intelgpu-0", "intelgpu-0-package"], "{}", reasons(&inventory));
     assert_eq!(domain(&inventory, "intelgpu-0").device.as_deref(), Some("0000:03:00.0"));
+    assert_eq!(domain(&inventory, "intelgpu-0").quantum_uj, 63);
     assert_eq!(counted_names(&inventory), ["intelgpu-0"]);
     let account = measure(&mut inventory);
     assert_holds(&account, "intelgpu-0", &[CARD], 0.5);
@@ -556,8 +557,8 @@ fn a_chips_counter_claims_no_finer_step_and_no_less_delay_than_the_register_behi
     let inventory = discover_sources(&mounted, &["hwmon"]);
     assert_eq!(names(&inventory), ["package-0", "ltc4282-0-energy1"], "{}", reasons(&inventory));
     let of = |name: &str| (domain(&inventory, name).quantum_uj, domain(&inventory, name).latency_ns);
-    assert_eq!(of("package-0"), (16, 50_000));
-    assert_eq!(of("ltc4282-0-energy1"), (62, MS), "nothing is known of it");
+    assert_eq!(of("package-0"), (17, 50_000));
+    assert_eq!(of("ltc4282-0-energy1"), (63, MS), "nothing is known of it");
 }
 
 #[test]
