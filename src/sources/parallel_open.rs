@@ -81,14 +81,13 @@ fn open(
     send(found, true);
 }
 
-/// Sets the configured averaging times of power sensors. The energy of a trailing mean belongs to an instant up to twice the
-/// averaging time ago.
+/// Sets the configured averaging times of power sensors.
 fn configure_averaging(opened: &mut OpenedSource, settings: &SourceSettings) {
     for (index, domain) in opened.domains.iter_mut().enumerate() {
         if let Some(averaging_ns) = settings.averaging_ns.get(&domain.name)
-            && opened.source.set_averaging(index, *averaging_ns)
+            && let Some(latency_ns) = opened.source.set_averaging(index, *averaging_ns)
         {
-            domain.latency_ns = 2 * averaging_ns;
+            domain.latency_ns = latency_ns;
         }
     }
 }
