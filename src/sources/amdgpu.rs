@@ -155,17 +155,16 @@ type SmuVersion = (u8, u8, u8);
 /// The width of the counter that the firmware shows in `energy_accumulator`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AccumulatorWidth {
+    /// 32 until a larger count proves 64.
     Bits32,
     Bits64,
-    /// 32 until a larger count proves 64.
-    Unknown,
 }
 
 impl AccumulatorWidth {
     fn modulus(self) -> u128 {
         match self {
             Self::Bits64 => 1 << 64,
-            Self::Bits32 | Self::Unknown => 1 << 32,
+            Self::Bits32 => 1 << 32,
         }
     }
 
@@ -174,14 +173,16 @@ impl AccumulatorWidth {
         if last >= first {
             return Some(last - first);
         }
-        let counts = u64::try_from(self.modulus() - u128::from(first) + u128::from(last)).ok()?;
+        let first = u32::try_from(first).ok().filter(|_| self == Self::Bits32)?;
+        let counts = u64::from((last as u32).wrapping_sub(first));
         // A fall by less than half the range is no wrap.
-        (self != Self::Bits64 && counts < 1 << 31).then_some(counts)
+        (counts < 1 << 31).then_some(counts)
     }
 }
 
 /// The width of the accumulator in a table of this version of format 1, by the firmware that fills it: the type of
-/// `EnergyAccumulator` in the driver's interface headers (linux drivers/gpu/drm/amd/pm/swsmu/inc/pmfw_if).
+/// `EnergyAccumulator` in the driver's interface headers (linux drivers/gpu/drm/amd/pm/swsmu/inc/pmfw_if). Whatever is not
+/// known to have 64 bits has 32 until a count proves more.
 ///
 /// | versions | SMU | cards | field of the firmware |
 /// |---|---|---|---|
@@ -197,10 +198,7 @@ fn accumulator_width(version: (u8, u8), smu: Option<SmuVersion>) -> AccumulatorW
     match (version, smu) {
         ((1, 0), _) => AccumulatorWidth::Bits32,
         ((1, 4..), _) | (_, Some((13, 0, 2))) => AccumulatorWidth::Bits64,
-        (_, Some((11, 0, 2 | 7 | 11..=13) | (13, 0, 0 | 7 | 10) | (14, 0, 2 | 3))) => {
-            AccumulatorWidth::Bits32
-        }
-        _ => AccumulatorWidth::Unknown,
+        _ => AccumulatorWidth::Bits32,
     }
 }
 
@@ -615,11 +613,11 @@ mod tests {
     fn an_accumulator_that_moves_as_the_card_says_is_taken() {
         // 100 W for 20 ms are 2 J: 131 072 counts.
         let method = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1, None);
-        assert_eq!(method, EnergyMethod::Accumulator(AccumulatorWidth::Unknown));
+        assert_eq!(method, EnergyMethod::Accumulator(AccumulatorWidth::Bits32));
         // The card was idle in the averaging time of its power.
         assert_eq!(
             choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1, None),
-            EnergyMethod::Accumulator(AccumulatorWidth::Unknown)
+            EnergyMethod::Accumulator(AccumulatorWidth::Bits32)
         );
     }
 
@@ -688,10 +686,8 @@ mod tests {
             (reading.energy_uj, reading.epoch)
         };
         let (from, to) = (0xFFFF_0000, 0x0001_0000);
-        for width in [AccumulatorWidth::Bits32, AccumulatorWidth::Unknown] {
-            assert_eq!(over(width, from, to), (2_000_000, 0), "{width:?}");
-        }
-        for width in [AccumulatorWidth::Bits64, AccumulatorWidth::Unknown, AccumulatorWidth::Bits32] {
+        assert_eq!(over(AccumulatorWidth::Bits32, from, to), (2_000_000, 0));
+        for width in [AccumulatorWidth::Bits64, AccumulatorWidth::Bits32] {
             assert_eq!(over(width, from, (1 << 32) + to), (2_000_000, 0), "{width:?}");
         }
         assert_eq!(over(AccumulatorWidth::Bits64, from, to), (0, 1), "a restart");
@@ -700,7 +696,7 @@ mod tests {
 
     #[test]
     fn the_width_follows_from_the_firmware_that_fills_the_table() {
-        use AccumulatorWidth::{Bits32, Bits64, Unknown};
+        use AccumulatorWidth::{Bits32, Bits64};
         for (version, smu, width) in [
             ((1, 0), None, Bits32),
             ((1, 1), Some((11, 0, 7)), Bits32),
@@ -710,8 +706,8 @@ mod tests {
             ((1, 3), Some((13, 0, 2)), Bits64),
             ((1, 3), Some((13, 0, 10)), Bits32),
             ((1, 3), Some((14, 0, 3)), Bits32),
-            ((1, 3), Some((11, 0, 9)), Unknown),
-            ((1, 3), None, Unknown),
+            ((1, 3), Some((11, 0, 9)), Bits32),
+            ((1, 3), None, Bits32),
             ((1, 4), Some((13, 0, 6)), Bits64),
             ((1, 8), None, Bits64),
         ] {
@@ -725,6 +721,17 @@ mod tests {
         let method =
             choose_method(metrics(from, 1_000, 100), metrics(to, 20_001_000, 100), 1, Some((13, 0, 0)));
         assert_eq!(method, EnergyMethod::Accumulator(AccumulatorWidth::Bits32));
+    }
+
+    #[test]
+    fn an_accumulator_of_64_bits_that_restarts_during_the_probe_does_not_advance() {
+        for smu in [None, Some((11, 0, 7)), Some((13, 0, 2))] {
+            let method = choose_method(metrics(7 << 32, 1_000, 100), metrics(5, 20_001_000, 100), 1, smu);
+            assert!(
+                matches!(&method, EnergyMethod::Power(reason) if reason.contains("it reads 5")),
+                "{smu:?}: {method:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The parser of `/proc/cpuinfo`: vendor, family and model of the processor.
+//! The parser of `/proc/cpuinfo`: vendor, family, model and stepping of the processor.
 //!
 //! Every field is optional: other architectures than x86 have other fields, and the values are then empty.
 
@@ -15,6 +15,10 @@ pub struct CpuInfo {
     pub family: u32,
     /// The model within the family.
     pub model: u32,
+    /// The revision of the model.
+    pub stepping: u32,
+    /// Whether its name is that of a processor for servers: Xeon or EPYC.
+    pub is_server: bool,
     /// Whether the machine is a virtual machine.
     pub is_guest: bool,
     /// Whether SGX is enabled.
@@ -36,10 +40,13 @@ impl CpuInfo {
         let has_flag = |flag: &str| {
             field("flags").is_some_and(|(_, flags)| flags.split_whitespace().any(|name| name == flag))
         };
+        let is_server_name = |(_, name): (_, &str)| name.contains("Xeon") || name.contains("EPYC");
         Self {
             vendor: field("vendor_id").map(|(_, value)| value.trim().to_owned()).unwrap_or_default(),
             family: number("cpu family"),
             model: number("model"),
+            stepping: number("stepping"),
+            is_server: field("model name").is_some_and(is_server_name),
             is_guest: has_flag("hypervisor"),
             has_sgx: has_flag("sgx"),
         }
@@ -77,5 +84,16 @@ mod tests {
         assert!(CpuInfo::parse("vendor_id : X\nflags : fpu sgx sgx_lc\n").has_sgx);
         assert!(!CpuInfo::parse("vendor_id : X\nflags : fpu sgx_lc\n").has_sgx);
         assert_eq!(CpuInfo::parse(""), CpuInfo::default());
+    }
+
+    #[test]
+    fn a_processor_for_servers_is_known_by_its_name() {
+        let is_server = |name: &str| CpuInfo::parse(&format!("model\t: 1\nmodel name\t: {name}\n")).is_server;
+        assert!(
+            is_server("AMD EPYC 7601 32-Core Processor") && is_server("Intel Xeon Processor (Skylake, IBRS)")
+        );
+        assert!(!is_server("AMD Ryzen 7 1700 Eight-Core Processor") && !is_server(""));
+        let stepping = CpuInfo::parse("model\t\t: 85\nmodel name\t: X\nstepping\t: 7\n").stepping;
+        assert_eq!(stepping, 7);
     }
 }

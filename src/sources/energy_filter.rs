@@ -39,8 +39,8 @@ impl EnergyFilter {
 }
 
 /// Adds the noise of the filter, if there is any, to the uncertainty of a source's readings.
-pub(super) fn add_uncertainty(opened: OpenedSource, settings: &SourceSettings) -> OpenedSource {
-    match EnergyFilter::detect(settings) {
+pub(super) fn add_uncertainty(opened: OpenedSource, filter: Option<EnergyFilter>) -> OpenedSource {
+    match filter {
         Some(EnergyFilter { error_ppm, .. }) if error_ppm > 0 && EnergyFilter::concerns(opened.name) => {
             let source = Box::new(FilteredSource { source: opened.source, error_ppm });
             OpenedSource { source, ..opened }

@@ -17,6 +17,10 @@ impl EnergyUnit {
 
     /// The unit of a counter of millijoules.
     pub const MILLIJOULE: EnergyUnit = EnergyUnit { numerator: 1_000, denominator: 1 };
+
+    /// 2^-14 J: the coarsest unit of RAPL's registers but a server's psys, and Intel GPUs.
+    pub const TWO_TO_THE_MINUS_14_JOULES: EnergyUnit = EnergyUnit { numerator: 15_625, denominator: 256 };
+
     /// 2^-16 J: server memory, AMD processors and AMD GPUs.
     pub const TWO_TO_THE_MINUS_16_JOULES: EnergyUnit = EnergyUnit { numerator: 15_625, denominator: 1_024 };
 
@@ -70,10 +74,10 @@ impl EnergyUnit {
 
     /// The most by which the true energy exceeds a shown one, in µJ, rounded up: the unit that is not complete yet, and what a
     /// number of units loses when it is converted to whole µJ.
-    pub fn quantum_uj(self) -> u64 {
-        let sum = u128::from(self.numerator) + u128::from(self.denominator - 1);
+    pub const fn quantum_uj(self) -> u64 {
+        let sum = self.numerator as u128 + (self.denominator - 1) as u128;
         // At most the numerator, which fits.
-        sum.div_ceil(u128::from(self.denominator)) as u64
+        sum.div_ceil(self.denominator as u128) as u64
     }
 
     fn from_reduced(numerator: u128, denominator: u128) -> Option<EnergyUnit> {
@@ -109,6 +113,7 @@ mod tests {
 
     #[test]
     fn the_constants_are_what_they_are_called() {
+        assert_eq!(EnergyUnit::joules_over_power_of_two(14), Some(EnergyUnit::TWO_TO_THE_MINUS_14_JOULES));
         assert_eq!(EnergyUnit::joules_over_power_of_two(16), Some(EnergyUnit::TWO_TO_THE_MINUS_16_JOULES));
     }
 

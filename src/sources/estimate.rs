@@ -1,8 +1,8 @@
 //! CPU load times a power model, for machines without an energy counter, such as most cloud machines.
 //!
-//! An idle CPU draws `IDLE_MW_PER_CPU`, a busy one `MAX_MW_PER_CPU`; between them, power is linear in the busy share of
-//! time. Invariant: if the true power stays within [idle, full load], the true energy is within `energy_uj` ±
-//! `uncertainty_uj`. The grade is always estimated. Discovery never opens it beside a live counter of the CPU.
+//! Power is linear in the busy share of time, between the powers of idle and of busy CPUs (`cpu_power_model`). Invariant: if
+//! the true power stays within the model's interval, the true energy is within `energy_uj` ± `uncertainty_uj`; nothing
+//! guarantees that it does. The grade is always estimated. Discovery never opens it beside a live counter of the CPU.
 
 pub use crate::sources::source_settings::ESTIMATE as NAME;
 
@@ -12,17 +12,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimit, PowerLimits};
 
+use super::cpu_info::CpuInfo;
+use super::cpu_power_model::CpuPowerModel;
 use super::energy_integral::{EnergyIntegral, IntervalEnergy, ROUNDING_UJ};
 use super::{Inventory, OpenedSource, Source, SourceSettings};
-
-/// Power of an idle logical CPU of a server: the lowest of the three means that Cloud Carbon Footprint publishes for the
-/// large clouds (AWS 0.74, Azure 0.74, Google 0.68 W), themselves fitted to SPECpower results.
-pub const IDLE_MW_PER_CPU: u64 = 680;
-
-/// Power of a logical CPU of a server at full load: the highest of the three (AWS 3.5, Azure 3.54, Google 4.11 W).
-pub const MAX_MW_PER_CPU: u64 = 4_110;
 
 /// Longest first line of `/proc/stat`: ten numbers of 20 digits.
 const MAX_LINE_BYTES: usize = 256;
@@ -34,7 +29,7 @@ const MAX_DEFERRED_TICKS: u128 = 10;
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let path = settings.proc_root.join("stat");
-    match CpuEstimate::open(&path, settings.estimate_mw, clock) {
+    match CpuEstimate::open(&path, settings, clock) {
         Ok(estimate) => found.opened.push(estimate.into_opened()),
         Err(error) => found.add_absent(NAME, format!("{}: {error}", path.display())),
     }
@@ -45,8 +40,7 @@ struct CpuEstimate {
     stat: File,
     clock: Clock,
     cpus: u64,
-    idle_mw: u64,
-    max_mw: u64,
+    model: CpuPowerModel,
     /// The kernel's clock tick, the unit of `/proc/stat`.
     tick_ns: u64,
     busy_ticks: u64,
@@ -57,17 +51,19 @@ struct CpuEstimate {
 }
 
 impl CpuEstimate {
-    fn open(path: &Path, power_mw: Option<(u64, u64)>, clock: &Clock) -> io::Result<CpuEstimate> {
+    fn open(path: &Path, settings: &SourceSettings, clock: &Clock) -> io::Result<CpuEstimate> {
         let stat = File::open(path)?;
         let busy_ticks = read_busy_ticks(&stat)?;
         let cpus = count_cpus(path)?;
-        let (idle_mw, max_mw) = power_mw.unwrap_or((cpus * IDLE_MW_PER_CPU, cpus * MAX_MW_PER_CPU));
+        let model = match settings.estimate_mw {
+            Some((idle_mw, max_mw)) => CpuPowerModel::configured(idle_mw, max_mw),
+            None => CpuPowerModel::of(&CpuInfo::read(&settings.proc_root), cpus),
+        };
         Ok(CpuEstimate {
             stat,
             clock: clock.clone(),
             cpus,
-            idle_mw,
-            max_mw: max_mw.max(idle_mw),
+            model,
             tick_ns: 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1),
             busy_ticks,
             deferred_busy_ns: 0,
@@ -84,7 +80,7 @@ impl CpuEstimate {
             device: None,
             parent: None,
             grade: Grade::Estimated,
-            ceiling_mw: Some(self.max_mw),
+            ceiling_mw: Some(self.model.high_mw),
             latency_ns: 0,
             quantum_uj: ROUNDING_UJ,
         };
@@ -105,12 +101,12 @@ impl CpuEstimate {
         let used_ns = self.deferred_busy_ns.min(capacity_ns);
         let max_deferred_ns = MAX_DEFERRED_TICKS * u128::from(self.tick_ns * self.cpus);
         self.deferred_busy_ns = (self.deferred_busy_ns - used_ns).min(max_deferred_ns);
-        let low_pj = u128::from(self.idle_mw) * elapsed_ns;
-        let range_mw = u128::from(self.max_mw - self.idle_mw);
+        let CpuPowerModel { idle_mw, busy_mw, low_mw, high_mw, .. } = self.model;
+        let load_pj = u128::from(busy_mw - idle_mw) * used_ns / u128::from(self.cpus);
         IntervalEnergy {
-            energy_pj: low_pj + range_mw * used_ns / u128::from(self.cpus),
-            low_pj,
-            high_pj: u128::from(self.max_mw) * elapsed_ns,
+            energy_pj: u128::from(idle_mw) * elapsed_ns + load_pj,
+            low_pj: u128::from(low_mw) * elapsed_ns,
+            high_pj: u128::from(high_mw) * elapsed_ns,
         }
     }
 }
@@ -142,6 +138,15 @@ impl Source for CpuEstimate {
             *reading = self.last_reading;
         }
         None
+    }
+
+    /// The highest power of the model. Its origin names the model.
+    fn read_power_limits(&mut self, into: &mut [PowerLimits]) -> bool {
+        let CpuPowerModel { high_mw, origin, .. } = self.model;
+        let mut limits = PowerLimits::default();
+        limits[0] = Some(PowerLimit { limit_mw: high_mw, window_ns: 0, origin });
+        into.fill(limits);
+        true
     }
 }
 

@@ -13,6 +13,7 @@ use crate::domain::{Domain, DomainKind, Grade};
 use super::counter::plausible_ceiling_mw;
 use super::cpu_info::CpuInfo;
 use super::energy_integral::ROUNDING_UJ;
+use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, list_chips};
 use super::hwmon_label::{
     ChipRole, RailPosition, chip_role, core_counter, is_no_power, rail_position, slugify,
@@ -25,8 +26,8 @@ use super::{Inventory, SourceSettings, intelgpu, rapl};
 /// Highest rate for sensors: chips on slow buses answer in about a millisecond and refresh at their own rate.
 const MAX_RATE_HZ: f64 = 100.0;
 
-/// The step of AMD's registers, which `amd_energy` and `zenergy` show: 2^-16 J, rounded up.
-const AMD_ENERGY_QUANTUM_UJ: u64 = 16;
+/// The quantum of AMD's registers, which `amd_energy` and `zenergy` show in whole microjoules.
+const AMD_ENERGY_QUANTUM_UJ: u64 = EnergyUnit::TWO_TO_THE_MINUS_16_JOULES.quantum_uj();
 
 /// Highest rate for the counters of single cores: each read interrupts a core, and the socket's counter contains them. The
 /// end of a span does not wait long for it.
@@ -51,7 +52,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     };
     let mut groups = group_rails(&all, settings, &mut found);
     resolve_names_and_parents(&mut groups);
-    for (rails, rate_hz) in groups.into_iter().filter(|(rails, _)| !rails.is_empty()) {
+    for (rails, rate_hz) in groups {
         let sensors = rails.into_iter().map(|rail| (rail.domain, rail.sensor)).collect();
         found.opened.push(SensorFileGroup::open_source(NAME, sensors, rate_hz, clock));
     }
@@ -68,7 +69,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// The rails of each source with its rate; records the channels that cannot be read.
+/// The rails of each source, at least one, with its rate; records the channels that cannot be read.
 fn group_rails(
     all: &[HwmonChip],
     settings: &SourceSettings,
@@ -81,8 +82,7 @@ fn group_rails(
     for (nth, chip) in read.iter().enumerate() {
         let of_name = read[..nth].iter().filter(|other| other.name == chip.name).count();
         let context = ChipContext { chip, nth: of_name, role: chip_role(chip, &read), package_grade };
-        let (cores, rails): (Vec<_>, Vec<_>) =
-            chip_rails(&context, found).into_iter().partition(|rail| rail.is_core);
+        let ChipRails { rails, cores } = chip_rails(&context, found);
         match groups.last_mut() {
             // A machine has one ACPI meter for each rail; the firmware reads them all, so they are one source.
             Some((group, _))
@@ -90,28 +90,14 @@ fn group_rails(
             {
                 group.extend(rails);
             }
-            _ => groups.push((rails, max_rate_hz(chip))),
+            _ if !rails.is_empty() => groups.push((rails, max_rate_hz(chip))),
+            _ => {}
         }
-        add_cores(&mut groups, chip, cores, found);
+        if !cores.is_empty() {
+            groups.push((cores, MAX_CORE_RATE_HZ));
+        }
     }
     groups
-}
-
-/// Adds the counters of a chip's cores as a source of their own, so that they do not delay that of the socket.
-fn add_cores(
-    groups: &mut Vec<(Vec<HwmonRail>, f64)>,
-    chip: &HwmonChip,
-    cores: Vec<HwmonRail>,
-    found: &mut Inventory,
-) {
-    if cores.len() > MAX_CORE_RAILS {
-        let (name, count) = (&chip.name, cores.len());
-        let reason = format!(
-            "{name}: the counters of its {count} cores are not read; that of their socket contains them"
-        );
-        return found.add_absent(NAME, reason);
-    }
-    groups.push((cores, MAX_CORE_RATE_HZ));
 }
 
 /// A chip with what its channels' positions depend on.
@@ -150,8 +136,14 @@ struct HwmonRail {
     /// The candidate parents, nearest first.
     candidate_parents: Vec<String>,
     is_acpi_meter: bool,
-    /// Whether it is the counter of a single core.
-    is_core: bool,
+}
+
+/// The rails of one chip.
+#[derive(Default)]
+struct ChipRails {
+    rails: Vec<HwmonRail>,
+    /// The counters of single cores: a source of their own, so that they do not delay that of the socket.
+    cores: Vec<HwmonRail>,
 }
 
 /// Whether another mechanism reads the chip: GPUs, and power supplies, which are also in `class/power_supply`.
@@ -172,27 +164,18 @@ fn max_rate_hz(chip: &HwmonChip) -> f64 {
     }
 }
 
-fn chip_rails(context: &ChipContext<'_>, found: &mut Inventory) -> Vec<HwmonRail> {
+fn chip_rails(context: &ChipContext<'_>, found: &mut Inventory) -> ChipRails {
     let chip = context.chip;
     let (counters, powers) = (chip.channel_numbers("energy", "input"), power_channels(chip));
     if counters.is_empty() && powers.is_empty() {
-        return voltage_times_current_rails(context, found);
+        return ChipRails { rails: voltage_times_current_rails(context, found), cores: Vec::new() };
     }
-    let mut rails = Vec::new();
+    let label = |channel: u32| (channel, chip.read_text(&format!("energy{channel}_label")));
+    let counters: Vec<_> = counters.into_iter().map(label).collect();
+    let mut chip_rails = counter_rails(context, &counters, found);
     // A power with the label of a counter is the same rail; a chip without labels pairs its channels by number.
-    let mut metered = Vec::new();
-    for &channel in &counters {
-        let label = chip.read_text(&format!("energy{channel}_label"));
-        metered.push(label.clone().unwrap_or_else(|| channel.to_string()));
-        let position = context.position(label.as_deref(), &format!("energy{channel}"));
-        let sensor = open_file(chip, &format!("energy{channel}_input"))
-            .map(|attribute| SensorFile::energy(attribute, position.kind, None));
-        let is_package = position.kind == DomainKind::Package;
-        let grade = if is_package { context.package_grade } else { Grade::Measured };
-        let is_core = label.as_deref().is_some_and(core_counter);
-        add_rail(&mut rails, found, chip, position, sensor, grade);
-        rails.iter_mut().rev().take(1).for_each(|rail| rail.is_core = is_core);
-    }
+    let metered: Vec<String> =
+        counters.into_iter().map(|(channel, label)| label.unwrap_or_else(|| channel.to_string())).collect();
     for channel in powers {
         let label = power_label(chip, channel);
         if metered.contains(&label.clone().unwrap_or_else(|| channel.to_string())) {
@@ -204,9 +187,44 @@ fn chip_rails(context: &ChipContext<'_>, found: &mut Inventory) -> Vec<HwmonRail
         }
         let position = context.position(label.as_deref(), &format!("power{channel}"));
         let sensor = open_power_sensor(chip, channel, position.kind).map(SensorFile::power);
-        add_rail(&mut rails, found, chip, position, sensor, Grade::Integrated);
+        add_rail(&mut chip_rails.rails, found, chip, position, sensor, Grade::Integrated);
     }
-    rails
+    chip_rails
+}
+
+/// The rails of a chip's energy counters, each with its channel and label.
+fn counter_rails(
+    context: &ChipContext<'_>,
+    counters: &[(u32, Option<String>)],
+    found: &mut Inventory,
+) -> ChipRails {
+    let chip = context.chip;
+    let is_core = |label: &Option<String>| label.as_deref().is_some_and(core_counter);
+    let core_count = counters.iter().filter(|(_, label)| is_core(label)).count();
+    if core_count > MAX_CORE_RAILS {
+        let reason = format!(
+            "{}: the counters of its {core_count} cores are not read; that of their socket contains them",
+            chip.name
+        );
+        found.add_absent(NAME, reason);
+    }
+    let mut chip_rails = ChipRails::default();
+    for (channel, label) in counters {
+        let rails = match is_core(label) {
+            true if core_count > MAX_CORE_RAILS => continue,
+            true => &mut chip_rails.cores,
+            false => &mut chip_rails.rails,
+        };
+        let position = context.position(label.as_deref(), &format!("energy{channel}"));
+        let sensor = open_file(chip, &format!("energy{channel}_input"))
+            .map(|attribute| SensorFile::energy(attribute, position.kind, None));
+        let grade = match position.kind {
+            DomainKind::Package => context.package_grade,
+            _ => Grade::Measured,
+        };
+        add_rail(rails, found, chip, position, sensor, grade);
+    }
+    chip_rails
 }
 
 /// The numbers of the channels with a power, ascending.
@@ -359,7 +377,6 @@ fn add_rail(
         sensor,
         candidate_parents: position.candidate_parents,
         is_acpi_meter: chip.name == POWER_METER,
-        is_core: false,
     });
 }
 

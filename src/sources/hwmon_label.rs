@@ -1,7 +1,7 @@
 //! The positions of rails in the domain tree, from what a chip under `class/hwmon` shows.
 //!
-//! Owns the labels of known boards and registers. Reads files only to tell a power supply and a Jetson's input by what they
-//! show. A label without a position belongs to a rail that is never counted.
+//! Owns the labels of known boards and registers. Reads files only to recognise a power supply and a Jetson's input by
+//! what they show. A label without a position belongs to a rail that is never counted.
 
 use crate::domain::DomainKind;
 
@@ -37,7 +37,7 @@ pub(super) enum ChipRole {
     Spark,
     /// Rails of a Jetson board, whose labels may be bare words: "GPU".
     JetsonRails,
-    /// Its labels tell.
+    /// Shown by its labels.
     Other,
 }
 
@@ -84,20 +84,17 @@ fn is_jetson_input(chip: &HwmonChip, all: &[HwmonChip]) -> bool {
     let is_unlabelled = |chip: &HwmonChip| {
         chip.name == "ina238" && chip.find_file("label").is_none() && chip.find_file("power1_label").is_none()
     };
+    if !is_unlabelled(chip) || all.iter().filter(|other| is_unlabelled(other)).count() > 1 {
+        return false;
+    }
     let labels = |chip: &HwmonChip| {
         let label = |channel: u32| chip.read_text(&format!("in{channel}_label"));
         (1..=3).filter_map(label).collect::<Vec<_>>()
     };
-    let positions: Vec<_> = all
-        .iter()
-        .filter(|other| other.name.starts_with("ina3221"))
-        .flat_map(labels)
-        .filter_map(|label| parse_jetson_label(&label))
-        .collect();
-    is_unlabelled(chip)
-        && all.iter().filter(|other| is_unlabelled(other)).count() == 1
-        && !positions.is_empty()
-        && positions.iter().all(|position| position.kind != DomainKind::Module)
+    let rails = all.iter().filter(|other| other.name.starts_with("ina3221")).flat_map(labels);
+    let mut kinds =
+        rails.filter_map(|label| parse_jetson_label(&label)).map(|position| position.kind).peekable();
+    kinds.peek().is_some() && kinds.all(|kind| kind != DomainKind::Module)
 }
 
 /// The position of a channel of a chip with this role; `None` if it is unknown.

@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
+use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, list_chips};
 use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::{Inventory, SourceSettings};
@@ -24,8 +25,8 @@ const REGISTER_RANGE_UJ: u64 = 262_144_000_000;
 /// Latency from hardware to register: the firmware updates about every millisecond, as for the CPU's counters.
 pub(super) const LATENCY_NS: u64 = 1_000_000;
 
-/// 2^-14 J, rounded up.
-pub(super) const QUANTUM_UJ: u64 = 62;
+/// The quantum of the register, which the driver shows in whole microjoules.
+pub(super) const QUANTUM_UJ: u64 = EnergyUnit::TWO_TO_THE_MINUS_14_JOULES.quantum_uj();
 
 /// Reads use the card's mailbox or registers; faster reads than its update rate give no new values.
 const MAX_RATE_HZ: f64 = 1_000.0;

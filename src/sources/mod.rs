@@ -14,7 +14,7 @@
 //! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
 //! | `ioreport` | Apple silicon's counters through IOReport | modelled | macOS |
 //! | `smc` | the power sensors of a Mac's controller | integrated | macOS |
-//! | `estimate` | CPU load times a model | estimated | nothing |
+//! | `estimate` | CPU load times a model of the processor's family | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as recorded | a file |
 
 pub use discovery::{discover, discover_within};
@@ -33,7 +33,8 @@ pub fn has_undocumented_lag(domain: &crate::domain::Domain) -> bool {
     is_unknown && domain.grade == crate::domain::Grade::Measured
 }
 
-/// Where the quantum of this domain comes from, as in the protocol. Grade and lag tell RAPL's registers from unknown chips.
+/// Where the quantum of this domain comes from, as in the protocol. Grade and lag distinguish RAPL's
+/// registers from unknown chips.
 pub fn quantum_origin(domain: &crate::domain::Domain) -> &'static str {
     use crate::domain::Grade;
     match (domain.grade, domain.source.as_str()) {
@@ -63,6 +64,9 @@ pub mod counter;
 
 /// Vendor, family and model of the processor.
 mod cpu_info;
+
+/// The power of CPUs by the processor's family.
+mod cpu_power_model;
 
 /// The parser of the kernel's CPU lists.
 #[cfg(target_os = "linux")]

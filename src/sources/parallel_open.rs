@@ -11,7 +11,9 @@ use crate::domain::EnergyReading;
 
 use super::apple::{ioreport, smc};
 use super::source::{Inventory, OpenProgress, OpenedSource, StartingSources};
-use super::{SourceSettings, amdgpu, battery, energy_filter, hwmon, intelgpu, msr, nvml, perf, powercap};
+use super::{
+    EnergyFilter, SourceSettings, amdgpu, battery, energy_filter, hwmon, intelgpu, msr, nvml, perf, powercap,
+};
 
 /// Starts one thread for each source.
 pub(super) fn spawn_all<'a>(
@@ -20,11 +22,12 @@ pub(super) fn spawn_all<'a>(
     clock: &Clock,
 ) -> StartingSources {
     let (send, progress) = channel();
+    let filter = EnergyFilter::detect(settings);
     let sources: Vec<String> = sources.map(str::to_owned).collect();
     for source in &sources {
         let (name, settings, clock, sender) = (source.clone(), settings.clone(), clock.clone(), send.clone());
         let thread = thread::Builder::new().name(format!("open-{name}"));
-        if let Err(error) = thread.spawn(move || open(&name, &settings, &clock, &sender)) {
+        if let Err(error) = thread.spawn(move || open(&name, &settings, filter, &clock, &sender)) {
             let mut found = Inventory::default();
             found.add_absent(source, format!("cannot start a thread to open it: {error}"));
             let _ = send.send(OpenProgress { source: source.clone(), found, is_last: true });
@@ -40,7 +43,13 @@ pub(super) fn probes_itself(source: &str) -> bool {
 }
 
 /// Opens one source and sends the results. Ignores a closed channel: the receiver needs no more results.
-fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<OpenProgress>) {
+fn open(
+    source: &str,
+    settings: &SourceSettings,
+    filter: Option<EnergyFilter>,
+    clock: &Clock,
+    sender: &Sender<OpenProgress>,
+) {
     let send = |found: Inventory, is_last: bool| {
         let _ = sender.send(OpenProgress { source: source.to_owned(), found, is_last });
     };
@@ -61,7 +70,7 @@ fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<
         _ => Inventory::default(),
     };
     found.opened =
-        found.opened.into_iter().map(|opened| energy_filter::add_uncertainty(opened, settings)).collect();
+        found.opened.into_iter().map(|opened| energy_filter::add_uncertainty(opened, filter)).collect();
     found.opened.iter_mut().for_each(|opened| configure_averaging(opened, settings));
     if !probes_itself(source) {
         // A first read may block, so it is made on this thread.
@@ -72,14 +81,13 @@ fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<
     send(found, true);
 }
 
-/// Sets the configured averaging times of power sensors. The energy of a trailing mean belongs to an instant up to twice the
-/// averaging time ago.
+/// Sets the configured averaging times of power sensors.
 fn configure_averaging(opened: &mut OpenedSource, settings: &SourceSettings) {
     for (index, domain) in opened.domains.iter_mut().enumerate() {
         if let Some(averaging_ns) = settings.averaging_ns.get(&domain.name)
-            && opened.source.set_averaging(index, *averaging_ns)
+            && let Some(latency_ns) = opened.source.set_averaging(index, *averaging_ns)
         {
-            domain.latency_ns = 2 * averaging_ns;
+            domain.latency_ns = latency_ns;
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimits};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
+use super::energy_unit::EnergyUnit;
 use super::perf_error_reason::{event_error_reason, pmu_error_reason};
 use super::perf_ffi::open_counter;
 use super::pmu::{self, Pmu, PmuEvent};
@@ -301,10 +302,13 @@ fn counter_spec(kind: DomainKind, event: &PmuEvent) -> CounterSpec {
     }
 }
 
-/// The quantum of a domain: 2^-14 J, the coarsest unit of these registers. A server's psys may count whole joules
+/// The quantum of a domain: that of 2^-14 J, the coarsest unit of these registers. A server's psys may count whole joules
 /// (rapl.c, the quirk of Sapphire Rapids).
 fn quantum_uj(kind: DomainKind, is_client: bool) -> u64 {
-    if kind == DomainKind::Psys && !is_client { 1_000_000 } else { 62 }
+    match kind {
+        DomainKind::Psys if !is_client => 1_000_000,
+        _ => EnergyUnit::TWO_TO_THE_MINUS_14_JOULES.quantum_uj(),
+    }
 }
 
 #[cfg(test)]
@@ -313,7 +317,6 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
 
     use super::*;
-    use crate::sources::energy_unit::EnergyUnit;
 
     /// A descriptor that reads as a group of one event: the number of events and the count at each read, then an error.
     fn group(counts: &[u64]) -> OwnedFd {
@@ -354,6 +357,13 @@ mod tests {
             (reading[0].valid, reading[0].energy_uj, reading[0].epoch)
         };
         (0..reads).map(|_| one()).collect()
+    }
+
+    #[test]
+    fn the_quantum_is_that_of_the_coarsest_register_in_whole_microjoules() {
+        assert_eq!(quantum_uj(DomainKind::Package, true), 63);
+        assert_eq!(quantum_uj(DomainKind::Psys, true), 63);
+        assert_eq!(quantum_uj(DomainKind::Psys, false), 1_000_000);
     }
 
     #[test]

@@ -218,13 +218,13 @@ impl SensorFileGroup {
 }
 
 impl Source for SensorFileGroup {
-    fn set_averaging(&mut self, domain: usize, averaging_ns: u64) -> bool {
-        match self.sensors.get_mut(domain).map(|sensor| &mut sensor.kind) {
-            Some(SensorKind::Power(sensor)) => {
+    fn set_averaging(&mut self, domain: usize, averaging_ns: u64) -> Option<u64> {
+        match &mut self.sensors.get_mut(domain)?.kind {
+            SensorKind::Power(sensor) => {
                 sensor.set_averaging(averaging_ns);
-                true
+                Some(sensor.latency_ns())
             }
-            _ => false,
+            _ => None,
         }
     }
 

@@ -29,9 +29,10 @@ pub trait Source: Send {
     }
 
     /// Takes the value of the power sensor behind this domain as the mean of the last `averaging_ns`; 0: as instantaneous.
-    /// Returns false if the domain has no power sensor to which this applies. Called before the first read.
-    fn set_averaging(&mut self, _domain: usize, _averaging_ns: u64) -> bool {
-        false
+    /// Returns the domain's latency then; `None` if it has no power sensor to which this applies. Called before the first
+    /// read.
+    fn set_averaging(&mut self, _domain: usize, _averaging_ns: u64) -> Option<u64> {
+        None
     }
 
     /// Reads the limits of each domain's power that apply now. Called every few seconds on the thread of the reads, since

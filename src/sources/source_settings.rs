@@ -61,8 +61,8 @@ pub struct SourceSettings {
     pub replay: Option<PathBuf>,
     /// Names of the sources to try, in order of preference.
     pub enabled: Vec<String>,
-    /// Power of all CPUs together when idle and at full load, for machines without a counter. `None`: the documented
-    /// model times the number of CPUs.
+    /// Power of all CPUs together when idle and at full load, for machines without a counter. `None`: the published
+    /// figures of the processor's family times the number of CPUs.
     pub estimate_mw: Option<(u64, u64)>,
     /// The noise of Intel's energy filtering, in parts per million of the true energy. `None`: as the kernel's SGX flag shows.
     pub energy_filter_ppm: Option<u64>,

@@ -24,19 +24,22 @@ pub fn cpu_location(sysfs_root: &Path, cpu: usize) -> Option<CpuLocation> {
 
 /// The physical packages of all CPUs that the kernel lists under `sysfs_root`.
 pub fn physical_packages(sysfs_root: &Path) -> BTreeSet<u32> {
-    let Ok(folder) = fs::read_dir(sysfs_root.join("devices/system/cpu")) else { return BTreeSet::new() };
-    let cpu = |name: &str| name.strip_prefix("cpu")?.parse().ok();
-    let cpus = folder.flatten().filter_map(|entry| cpu(entry.file_name().to_str()?));
-    cpus.filter_map(|cpu| Some(cpu_location(sysfs_root, cpu)?.package)).collect()
+    let package = |cpu| Some(cpu_location(sysfs_root, cpu)?.package);
+    listed_cpus(sysfs_root).filter_map(package).collect()
+}
+
+/// The numbers of the CPUs that the kernel lists under `sysfs_root`.
+fn listed_cpus(sysfs_root: &Path) -> impl Iterator<Item = usize> {
+    let number = |name: &str| name.strip_prefix("cpu")?.parse().ok();
+    let folder = fs::read_dir(sysfs_root.join("devices/system/cpu"));
+    folder.into_iter().flatten().flatten().filter_map(move |entry| number(entry.file_name().to_str()?))
 }
 
 /// Another CPU of the package and die of `cpu`, which can read the same counters: the last one that the kernel lists.
 pub fn sibling_cpu(sysfs_root: &Path, cpu: usize) -> Option<usize> {
     let location = cpu_location(sysfs_root, cpu)?;
-    let folder = fs::read_dir(sysfs_root.join("devices/system/cpu")).ok()?;
-    let number = |name: &str| name.strip_prefix("cpu")?.parse::<usize>().ok();
-    let cpus = folder.flatten().filter_map(|entry| number(entry.file_name().to_str()?));
-    cpus.filter(|&other| other != cpu && cpu_location(sysfs_root, other) == Some(location)).max()
+    let is_sibling = |&other: &usize| other != cpu && cpu_location(sysfs_root, other) == Some(location);
+    listed_cpus(sysfs_root).filter(is_sibling).max()
 }
 
 /// The package part of domain names for each CPU of the mask: "0" for package 0, "0-die-1" if a package has several dies.

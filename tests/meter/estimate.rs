@@ -127,6 +127,91 @@ fn without_the_files_first_line_there_is_no_estimate() {
     }
 }
 
+/// The files of a machine with two CPUs of a processor: vendor, family, model, stepping and name as `/proc/cpuinfo` shows them.
+fn two_cpus(vendor: &str, id: (u32, u32, u32), name: &str) -> FakeSysfs {
+    let fake_sysfs = FakeSysfs::new();
+    let (family, model, stepping) = id;
+    let cpu = |nth: u32| {
+        format!(
+            "processor\t: {nth}\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\n\
+             model name\t: {name}\nstepping\t: {stepping}\nflags\t\t: fpu hypervisor\n\n"
+        )
+    };
+    fake_sysfs.proc_file("cpuinfo", &(0..2).map(cpu).collect::<String>());
+    busy(&fake_sysfs, 0);
+    fake_sysfs
+}
+
+/// The energy and uncertainty of one idle and one fully busy second of a machine, in µJ.
+fn idle_and_busy_second(fake_sysfs: &FakeSysfs) -> [(u64, u64); 2] {
+    let clock = Clock::manual(0);
+    let mut opened = estimate::open(&fake_sysfs.settings(&["estimate"]), &clock).opened.remove(0);
+    let mut last = read(&mut opened);
+    [0, 200].map(|ticks| {
+        clock.set(last.stamp_ns + 1_000 * MS);
+        busy(fake_sysfs, ticks);
+        let before = std::mem::replace(&mut last, read(&mut opened));
+        (last.energy_uj - before.energy_uj, last.uncertainty_uj - before.uncertainty_uj)
+    })
+}
+
+#[test]
+fn a_known_family_is_estimated_with_its_published_coefficients() {
+    if !ticks_are_10_ms() {
+        return;
+    }
+    // The machines are instance types of clouds; idle and full load of a CPU in milliwatts are the rows of the cited table
+    // (github.com/cloud-carbon-footprint/ccf-coefficients b0032d928c78, output/coefficients-aws-use.csv).
+    for (vendor, id, name, (idle_mw, max_mw)) in [
+        ("GenuineIntel", (6, 79, 1), "Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz", (713, 3_685)),
+        ("GenuineIntel", (6, 85, 4), "Intel(R) Xeon(R) Platinum 8175M CPU @ 2.50GHz", (613, 4_104)),
+        ("GenuineIntel", (6, 85, 7), "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", (690, 4_063)),
+        ("GenuineIntel", (6, 106, 6), "Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", (767, 3_758)),
+        ("GenuineIntel", (6, 143, 8), "Intel(R) Xeon(R) Platinum 8488C", (1_036, 4_160)),
+        ("AuthenticAMD", (23, 1, 2), "AMD EPYC 7571", (847, 2_604)),
+        ("AuthenticAMD", (23, 49, 0), "AMD EPYC 7R32", (474, 1_693)),
+        ("AuthenticAMD", (25, 1, 1), "AMD EPYC 7R13 Processor", (456, 1_957)),
+        ("AuthenticAMD", (25, 17, 1), "AMD EPYC 9R14", (739, 2_282)),
+    ] {
+        // Two CPUs for a second: µJ are 2,000 times the milliwatts of one.
+        let (idle_uj, max_uj) = (idle_mw * 2_000, max_mw * 2_000);
+        let expected = [(idle_uj, max_uj - idle_uj), (max_uj, max_uj - idle_uj)];
+        assert_eq!(idle_and_busy_second(&two_cpus(vendor, id, name)), expected, "{name}");
+    }
+}
+
+#[test]
+fn an_unknown_family_has_a_wider_interval_than_any_known_one() {
+    if !ticks_are_10_ms() {
+        return;
+    }
+    // The interval is from the lowest (EPYC 3rd Gen) to the highest (Sandy Bridge) coefficient, 456 to 8,631 mW.
+    let unknown = [(680 * 2_000, (8_631 - 680) * 2_000), (4_110 * 2_000, (8_631 - 4_110) * 2_000)];
+    for (vendor, id, name) in [
+        ("GenuineIntel", (6, 0xDD, 0), "Intel(R) Xeon(R) of a later year"),
+        ("AuthenticAMD", (23, 1, 1), "AMD Ryzen 7 1700 Eight-Core Processor"),
+        ("HygonGenuine", (24, 1, 1), "Hygon C86 7185 32-core Processor"),
+        ("", (0, 0, 0), ""),
+    ] {
+        assert_eq!(idle_and_busy_second(&two_cpus(vendor, id, name)), unknown, "{name}");
+    }
+}
+
+#[test]
+fn the_ceiling_of_an_estimate_names_the_model() {
+    let origin_of = |settings: SourceSettings| {
+        let mut opened = estimate::open(&settings, &Clock::manual(0)).opened.remove(0);
+        let mut limits = [wattspan::domain::PowerLimits::default()];
+        assert!(opened.source.read_power_limits(&mut limits));
+        limits[0][0].map(|limit| (limit.limit_mw, limit.origin)).unwrap()
+    };
+    let rome = two_cpus("AuthenticAMD", (23, 49, 0), "AMD EPYC 7R32");
+    let settings = rome.settings(&["estimate"]);
+    assert_eq!(origin_of(settings.clone()), (2 * 1_693, "Cloud Carbon Footprint, EPYC 2nd Gen"));
+    let configured = SourceSettings { estimate_mw: Some((10_000, 50_000)), ..settings };
+    assert_eq!(origin_of(configured), (50_000, "configured"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

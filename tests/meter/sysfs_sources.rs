@@ -268,6 +268,7 @@ fn a_card_of_xe_counts_its_package_within_itself() {
     let mut inventory = discover_sources(&mounted, &["intelgpu", "hwmon"]);
     assert_eq!(names(&inventory), ["intelgpu-0", "intelgpu-0-package"], "{}", reasons(&inventory));
     assert_eq!(domain(&inventory, "intelgpu-0").device.as_deref(), Some("0000:03:00.0"));
+    assert_eq!(domain(&inventory, "intelgpu-0").quantum_uj, 63);
     assert_eq!(counted_names(&inventory), ["intelgpu-0"]);
     let account = measure(&mut inventory);
     assert_holds(&account, "intelgpu-0", &[CARD], 0.5);
@@ -447,6 +448,7 @@ fn grace_is_counted_by_its_module_and_its_means_are_within_their_bound() {
     let Some(mounted) = grace_hopper().mount() else { return };
     let mut inventory = discover_sources(&mounted, &["hwmon"]);
     assert_eq!(names(&inventory), ["module-0", "grace-0", "cpu-0", "sysio-0"], "{}", reasons(&inventory));
+    assert_eq!(inventory.opened.len(), 1, "the firmware reads all of its meters for each of them");
     for (name, parent) in [("grace-0", "module-0"), ("cpu-0", "grace-0"), ("sysio-0", "grace-0")] {
         assert_eq!(domain(&inventory, name).parent.as_deref(), Some(parent), "{name}");
     }
@@ -543,6 +545,44 @@ fn an_unknown_rail_is_shown_and_never_counted_and_a_graphics_card_is_not_read_tw
     assert!(!reasons(&inventory).contains("does not agree"), "{}", reasons(&inventory));
 }
 
+/// A chip of `amd_energy` with the counter of one socket and those of its cores.
+fn amd_energy(machine: &mut FuseMachine, cores: u32) -> String {
+    let path = chip(machine, 0, "amd_energy", "sys/devices/platform/amd_energy.0");
+    machine.text(&format!("{path}/energy1_label"), "Esocket0");
+    machine.number(&format!("{path}/energy1_input"), |at| CPU0.energy_uj(at));
+    for core in 0..cores {
+        let channel = core + 2;
+        machine.text(&format!("{path}/energy{channel}_label"), &format!("Ecore{core:03}"));
+        machine.number(&format!("{path}/energy{channel}_input"), |at| DIE.energy_uj(at));
+    }
+    path
+}
+
+#[test]
+fn a_core_that_cannot_be_read_does_not_slow_the_counter_of_its_socket() {
+    let mut machine = FuseMachine::new();
+    let path = amd_energy(&mut machine, 1);
+    let Some(mounted) = machine.mount() else { return };
+    mounted.deny(&format!("{path}/energy2_input"));
+    let inventory = discover_sources(&mounted, &["hwmon"]);
+    assert_eq!(names(&inventory), ["package-0"], "{}", reasons(&inventory));
+    assert_eq!(inventory.opened[0].max_rate_hz, 1_000.0);
+    assert!(reasons(&inventory).contains("only root can read it"), "{}", reasons(&inventory));
+}
+
+#[test]
+fn the_counters_of_many_cores_are_not_opened_and_have_one_reason() {
+    let mut machine = FuseMachine::new();
+    let path = amd_energy(&mut machine, 33);
+    let Some(mounted) = machine.mount() else { return };
+    mounted.deny(&format!("{path}/energy2_input"));
+    let inventory = discover_sources(&mounted, &["hwmon"]);
+    assert_eq!(names(&inventory), ["package-0"], "{}", reasons(&inventory));
+    let reasons = reasons(&inventory);
+    assert!(reasons.contains("amd_energy: the counters of its 33 cores are not read"), "{reasons}");
+    assert!(!reasons.contains("only root"), "{reasons}");
+}
+
 #[test]
 fn a_chips_counter_claims_no_finer_step_and_no_less_delay_than_the_register_behind_it() {
     // Shape: linux Documentation/hwmon/amd_energy.rst; its registers are RAPL's.
@@ -556,8 +596,8 @@ fn a_chips_counter_claims_no_finer_step_and_no_less_delay_than_the_register_behi
     let inventory = discover_sources(&mounted, &["hwmon"]);
     assert_eq!(names(&inventory), ["package-0", "ltc4282-0-energy1"], "{}", reasons(&inventory));
     let of = |name: &str| (domain(&inventory, name).quantum_uj, domain(&inventory, name).latency_ns);
-    assert_eq!(of("package-0"), (16, 50_000));
-    assert_eq!(of("ltc4282-0-energy1"), (62, MS), "nothing is known of it");
+    assert_eq!(of("package-0"), (17, 50_000));
+    assert_eq!(of("ltc4282-0-energy1"), (63, MS), "nothing is known of it");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Invariant: after discovery every domain is in one source only. A domain that two mechanisms or two zones show is taken
 //! from the first one in which it advances. Of the psys of several packages, those that advance are kept; until one does,
-//! all are. The list of absent sources has the reason for each dropped domain and each disagreement of mechanisms. Decides from names and liveness; reads no hardware.
+//! all are. The list of absent sources has the reason for each dropped domain and each disagreement of mechanisms. Decides
+//! from names and liveness; reads no hardware.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -123,18 +124,15 @@ fn report_disagreements(found: &mut Inventory, probe_result: &ProbeResult) {
 /// Drops the others if one advances. If none has, as on an idle machine whose psys counts whole joules, the sampler finds
 /// the one that does. Where several advance, they are compared like other pairs. The first has the name "psys".
 fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
-    for (source, domain) in domain_indices(found).collect::<Vec<_>>() {
-        let mechanism = found.opened[source].name;
-        let is_psys = |&(other, domain): &DomainIndex| {
-            found.opened[other].name == mechanism
-                && found.opened[other].domains[domain].kind == DomainKind::Psys
-                && found.opened[other].domains[domain].grade < Grade::Integrated
-        };
-        let copies: Vec<DomainIndex> = domain_indices(found).filter(is_psys).collect();
-        if copies.first() == Some(&(source, domain)) {
-            keep_advancing_psys(found, kept, &copies);
+    let mut copies = BTreeMap::<&'static str, Vec<DomainIndex>>::new();
+    for (source, domain) in domain_indices(found) {
+        let opened = &found.opened[source];
+        let Domain { kind, grade, .. } = opened.domains[domain];
+        if kind == DomainKind::Psys && grade < Grade::Integrated {
+            copies.entry(opened.name).or_default().push((source, domain));
         }
     }
+    copies.values().for_each(|copies| keep_advancing_psys(found, kept, copies));
 }
 
 /// `copies`: the psys domains of one mechanism.
