@@ -680,6 +680,45 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
 }
 
 #[test]
+fn a_cut_off_answer_stays_wrong_when_it_is_scored_again() {
+    let fixture = IpwFixture::new();
+    let ruled = serde_json::to_string(&question::built_in()[0]).unwrap();
+    let judged = r#"{"id":"sky","prompt":"What colour is the sky?","answer":"The sky is blue"}"#;
+    std::fs::write(fixture.path("q.jsonl"), format!("{ruled}\n{judged}\n")).unwrap();
+    let (output, mut rows) = fixture.run("good", &["-q", "q.jsonl"]);
+    assert_ended(&output, &rows);
+    let rows_path = fixture.path("good/rows.jsonl");
+    // Both answers as if they had ended at the answer limit; the text of the first one is right.
+    let mut store = |score: f64| {
+        rows.iter_mut().for_each(|row| (row["finish"], row["score"]) = ("length".into(), score.into()));
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(&rows_path, lines).unwrap();
+    };
+    let rescore = |more: &[&str]| {
+        let output = fixture.command("score").arg("good").args(more).output().unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let url = fixture.llm.url();
+    let judge = ["--judge", "--no-stream", "--url", &url, "--model", "judge", "--socket", "nowhere.sock"];
+    let all_right = r#"sed -E 's/^.("id":"[^"]*").*/{\1,"score":1}/'"#;
+    let before = fixture.llm.requests();
+    for more in [&[][..], &judge, &["--with", all_right]] {
+        store(0.0);
+        let (status, printed) = rescore(more);
+        assert!(status == Some(0) && printed.contains("0 scores changed"), "{more:?}: {printed}");
+        assert!(!printed.contains("need a judge"), "{printed}");
+        assert_eq!(fixture.rows("good").len(), 2, "{more:?}: {printed}");
+        // An earlier version stored the score of the text.
+        store(1.0);
+        let (_, printed) = rescore(more);
+        assert!(printed.contains("2 scores changed"), "{more:?}: {printed}");
+        let rescored = &fixture.rows("good")[2..];
+        assert!(rescored.len() == 2 && rescored.iter().all(|row| row["score"] == 0.0), "{rescored:?}");
+    }
+    assert_eq!(fixture.llm.requests(), before, "no judge is asked about an answer that is wrong");
+}
+
+#[test]
 fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let llm = LlmStub::start();

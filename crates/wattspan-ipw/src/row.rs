@@ -234,7 +234,7 @@ impl QueryRow {
     }
 
     /// Returns whether the server ended the answer before the model did: at the answer limit, or by an abort.
-    fn is_cut_off(&self) -> bool {
+    pub fn is_cut_off(&self) -> bool {
         let reason = self.finish.as_deref().unwrap_or_default();
         CUT_OFF.iter().any(|cut_off| reason.eq_ignore_ascii_case(cut_off))
     }

@@ -17,7 +17,7 @@ use wattspan_ipw::metering_thread::MeteringHandle;
 use wattspan_ipw::query::QueryRunner;
 use wattspan_ipw::question::Question;
 use wattspan_ipw::row::{QueryRow, ReplyText};
-use wattspan_ipw::run_dir::{RunDir, for_each_row, for_each_text};
+use wattspan_ipw::run_dir::{RunDir, RunDirError, for_each_row, for_each_text};
 
 use super::super::connect::{MeterConnector, MeterOptions};
 use super::super::exit_status::{CliError, FAILURE, OK};
@@ -60,12 +60,13 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
         let (Some(question), Some(text)) = (questions.get(row.id.as_str()), texts.get(&row.key())) else {
             continue;
         };
-        if question.format == AnswerFormat::Judge {
+        // A cut-off answer is wrong, whatever a judge would say of its text.
+        if question.format == AnswerFormat::Judge && !row.is_cut_off() {
             judge_queue.push((row, *question, text));
             continue;
         }
         let score = question.score_reply(&text.reply).map(|right| f64::from(u8::from(right)));
-        changed += usize::from(update_score(&mut directory, row, score)?);
+        changed += usize::from(update_score(&mut directory, &row, score).map_err(anyhow::Error::from)?);
     }
     let to_judge = judge_queue.len();
     let mut status = OK;
@@ -115,11 +116,7 @@ fn score_with_command(
         .collect();
     let mut changed = 0;
     let outcome = score_answers(command, &requests, timeout, |index, score| {
-        let row = &answered[index].0;
-        if row.score != Some(score) {
-            changed += 1;
-            directory.rescore(&QueryRow { score: Some(score), ..row.clone() })?;
-        }
+        changed += usize::from(update_score(directory, &answered[index].0, Some(score))?);
         Ok(())
     })
     .map_err(anyhow::Error::from)?;
@@ -147,13 +144,15 @@ fn latest_rows(run: &Path) -> Result<(Rows, Texts), CliError> {
     Ok((rows, texts))
 }
 
-fn update_score(directory: &mut RunDir, mut row: QueryRow, score: Option<f64>) -> Result<bool, CliError> {
-    if row.score == score {
-        return Ok(false);
+/// Stores the score that counts for the row with this score of its text; returns whether it changed.
+fn update_score(directory: &mut RunDir, row: &QueryRow, score: Option<f64>) -> Result<bool, RunDirError> {
+    let mut rescored = QueryRow { score, ..row.clone() };
+    rescored.score = rescored.counted_score();
+    let is_changed = rescored.score != row.score;
+    if is_changed {
+        directory.rescore(&rescored)?;
     }
-    row.score = score;
-    directory.rescore(&row).map_err(anyhow::Error::from)?;
-    Ok(true)
+    Ok(is_changed)
 }
 
 async fn score_with_judge(
@@ -213,7 +212,8 @@ async fn score_with_judge(
             Some(_) => summary.judged += 1,
             None => summary.unparsed += 1,
         }
-        summary.changed += usize::from(update_score(directory, row, verdict.score)?);
+        summary.changed +=
+            usize::from(update_score(directory, &row, verdict.score).map_err(anyhow::Error::from)?);
     }
     Ok(summary)
 }
