@@ -575,6 +575,18 @@ fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
     assert_eq!((&routing["questions"], &routing["models"][0]["ties"]), (&12.into(), &12.into()));
     assert_eq!(routing["savings"][0]["compute"]["value"], 0.875);
     assert!((routing["savings"][1]["compute"]["value"].as_f64().unwrap() - 0.7).abs() < 1e-12);
+    // Runs of the same label are identified by their directories, each of them.
+    for run in ["good-4", "good-12"] {
+        fixture.edit(run, |manifest| manifest["label"] = "same".into());
+    }
+    let labels = |words: &[&str], names: [&str; 2]| {
+        let json: Value = serde_json::from_slice(&verb(words[0], &words[1..]).stdout).unwrap();
+        names.map(|name| json.pointer(name).unwrap().as_str().unwrap().to_owned())
+    };
+    let compared = ["compare", "good-4", "good-12", "--json"];
+    assert_eq!(labels(&compared, ["/0/label", "/1/label"]), ["good-4", "good-12"]);
+    let routed = ["route", "good-4", "--reference", "good-12", "--json"];
+    assert_eq!(labels(&routed, ["/models/0/label", "/reference"]), ["good-4", "good-12"]);
 }
 
 #[test]
