@@ -778,6 +778,56 @@ fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
 }
 
 #[test]
+fn scores_of_a_command_are_replaced_only_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let llm = LlmStub::start();
+    let wattspan = |arguments: &[&str]| {
+        let output = Command::new(programs::wattspan())
+            .args(["--socket", "/nonexistent/meter", "ipw"])
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let ruled = serde_json::to_string(&question::built_in()[0]).unwrap();
+    let judged = r#"{"id":"sky","prompt":"What colour is the sky?","answer":"The sky is blue"}"#;
+    std::fs::write(dir.path().join("q.jsonl"), format!("{ruled}\n{judged}\n")).unwrap();
+    let url = llm.url();
+    let mut run = vec!["run", "--without-meter", "--url", &url, "--model", "fine", "--warm-up", "0"];
+    run.extend(["-q", "q.jsonl", "-o", "a"]);
+    let (status, text) = wattspan(&run);
+    assert_eq!(status, Some(0), "{text}");
+    let rows = || lines(&dir.path().join("a/rows.jsonl"));
+    let score = |of: &dyn Fn(&Value) -> bool| rows().iter().rfind(|row| of(row)).unwrap()["score"].as_f64();
+    let scores = || [score(&|row| row["id"] != "sky"), score(&|row| row["id"] == "sky")];
+    assert_eq!(scores(), [Some(1.0), None]);
+    // The score is as before: that it is the command's is stored all the same.
+    let all = |score: &str| format!(r#"sed -E 's/^.("id":"[^"]*").*/{{\1,"score":{score}}}/'"#);
+    let (_, text) = wattspan(&["score", "a", "--with", &all("1")]);
+    assert!(text.contains("2 of 2 answers scored, 0 left without a score; 1 scores changed"), "{text}");
+    let (_, text) = wattspan(&["score", "a", "--with", &all("0.25")]);
+    assert!(text.contains("2 scores changed"), "{text}");
+    let before = (rows().len(), llm.requests());
+    let judge = ["--judge", "--no-stream", "--url", &url, "--model", "judge"];
+    for (more, replaced) in [(&[][..], 1), (&judge, 2)] {
+        let (status, text) = wattspan(&[&["score", "a"], more].concat());
+        let reason = format!("{replaced} answers have scores of the command \"sed");
+        assert!(status == Some(1) && text.contains(&reason) && text.contains("--overwrite"), "{text}");
+        assert_eq!((rows().len(), llm.requests()), before, "nothing was scored: {text}");
+    }
+    let (status, text) = wattspan(&["score", "a", "--overwrite"]);
+    assert!(status == Some(0) && text.contains("1 scores changed"), "{text}");
+    assert_eq!(scores(), [Some(1.0), Some(0.25)], "no rule scores the second answer");
+    let (status, text) = wattspan(&["score", "a"]);
+    assert!(status == Some(0) && text.contains("0 scores changed"), "{text}");
+    let (status, text) = wattspan(&[&["score", "a", "--overwrite"], &judge[..]].concat());
+    assert!(status == Some(0) && text.contains("1 scores changed"), "{text}");
+    assert_eq!(scores(), [Some(1.0), Some(0.0)]);
+    assert!(rows().last().unwrap()["scored_by"].is_null());
+}
+
+#[test]
 fn a_truncated_or_unreachable_judge_gives_no_score_and_is_asked_again() {
     let fixture = IpwFixture::new();
     let questions =
