@@ -4,8 +4,8 @@
     recompute.py RUN host|compute|accelerator included|excluded < REPORT.json
 
 Follows docs/ipw.md and prints one JSON object with the names of `wattspan ipw report --json`; a figure that does not exist is
-null. tests/ipw/recompute.rs compares the two to 1e-9. The intervals over the questions are not recomputed here (statistics.py
-has their method): they are taken from the report on standard input, and widened by the meter's errors.
+null. tests/ipw/recompute.rs compares the two to 1e-9. The intervals over the questions are not recomputed here
+(recompute_intervals.py does that): they are taken from the report on standard input, and widened by the meter's errors.
 """
 
 import json

@@ -575,6 +575,18 @@ fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
     assert_eq!((&routing["questions"], &routing["models"][0]["ties"]), (&12.into(), &12.into()));
     assert_eq!(routing["savings"][0]["compute"]["value"], 0.875);
     assert!((routing["savings"][1]["compute"]["value"].as_f64().unwrap() - 0.7).abs() < 1e-12);
+    // Runs of the same label are identified by their directories, each of them.
+    for run in ["good-4", "good-12"] {
+        fixture.edit(run, |manifest| manifest["label"] = "same".into());
+    }
+    let labels = |words: &[&str], names: [&str; 2]| {
+        let json: Value = serde_json::from_slice(&verb(words[0], &words[1..]).stdout).unwrap();
+        names.map(|name| json.pointer(name).unwrap().as_str().unwrap().to_owned())
+    };
+    let compared = ["compare", "good-4", "good-12", "--json"];
+    assert_eq!(labels(&compared, ["/0/label", "/1/label"]), ["good-4", "good-12"]);
+    let routed = ["route", "good-4", "--reference", "good-12", "--json"];
+    assert_eq!(labels(&routed, ["/models/0/label", "/reference"]), ["good-4", "good-12"]);
 }
 
 #[test]
@@ -680,6 +692,45 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
 }
 
 #[test]
+fn a_cut_off_answer_stays_wrong_when_it_is_scored_again() {
+    let fixture = IpwFixture::new();
+    let ruled = serde_json::to_string(&question::built_in()[0]).unwrap();
+    let judged = r#"{"id":"sky","prompt":"What colour is the sky?","answer":"The sky is blue"}"#;
+    std::fs::write(fixture.path("q.jsonl"), format!("{ruled}\n{judged}\n")).unwrap();
+    let (output, mut rows) = fixture.run("good", &["-q", "q.jsonl"]);
+    assert_ended(&output, &rows);
+    let rows_path = fixture.path("good/rows.jsonl");
+    // Both answers as if they had ended at the answer limit; the text of the first one is right.
+    let mut store = |score: f64| {
+        rows.iter_mut().for_each(|row| (row["finish"], row["score"]) = ("length".into(), score.into()));
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(&rows_path, lines).unwrap();
+    };
+    let rescore = |more: &[&str]| {
+        let output = fixture.command("score").arg("good").args(more).output().unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let url = fixture.llm.url();
+    let judge = ["--judge", "--no-stream", "--url", &url, "--model", "judge", "--socket", "nowhere.sock"];
+    let all_right = r#"sed -E 's/^.("id":"[^"]*").*/{\1,"score":1}/'"#;
+    let before = fixture.llm.requests();
+    for more in [&[][..], &judge, &["--with", all_right]] {
+        store(0.0);
+        let (status, printed) = rescore(more);
+        assert!(status == Some(0) && printed.contains("0 scores changed"), "{more:?}: {printed}");
+        assert!(!printed.contains("need a judge"), "{printed}");
+        assert_eq!(fixture.rows("good").len(), 2, "{more:?}: {printed}");
+        // An earlier version stored the score of the text.
+        store(1.0);
+        let (_, printed) = rescore(more);
+        assert!(printed.contains("2 scores changed"), "{more:?}: {printed}");
+        let rescored = &fixture.rows("good")[2..];
+        assert!(rescored.len() == 2 && rescored.iter().all(|row| row["score"] == 0.0), "{rescored:?}");
+    }
+    assert_eq!(fixture.llm.requests(), before, "no judge is asked about an answer that is wrong");
+}
+
+#[test]
 fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let llm = LlmStub::start();
@@ -724,6 +775,56 @@ fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
     assert_eq!(scores(), [Some(0.0), Some(1.0), Some(0.5)]);
     let (ended, text) = wattspan(&["score", "a", "--with", "cat", "--judge"]);
     assert!(!ended && text.contains("cannot be used with"), "{text}");
+}
+
+#[test]
+fn scores_of_a_command_are_replaced_only_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let llm = LlmStub::start();
+    let wattspan = |arguments: &[&str]| {
+        let output = Command::new(programs::wattspan())
+            .args(["--socket", "/nonexistent/meter", "ipw"])
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        (output.status.code(), output_text(&output))
+    };
+    let ruled = serde_json::to_string(&question::built_in()[0]).unwrap();
+    let judged = r#"{"id":"sky","prompt":"What colour is the sky?","answer":"The sky is blue"}"#;
+    std::fs::write(dir.path().join("q.jsonl"), format!("{ruled}\n{judged}\n")).unwrap();
+    let url = llm.url();
+    let mut run = vec!["run", "--without-meter", "--url", &url, "--model", "fine", "--warm-up", "0"];
+    run.extend(["-q", "q.jsonl", "-o", "a"]);
+    let (status, text) = wattspan(&run);
+    assert_eq!(status, Some(0), "{text}");
+    let rows = || lines(&dir.path().join("a/rows.jsonl"));
+    let score = |of: &dyn Fn(&Value) -> bool| rows().iter().rfind(|row| of(row)).unwrap()["score"].as_f64();
+    let scores = || [score(&|row| row["id"] != "sky"), score(&|row| row["id"] == "sky")];
+    assert_eq!(scores(), [Some(1.0), None]);
+    // The score is as before: that it is the command's is stored all the same.
+    let all = |score: &str| format!(r#"sed -E 's/^.("id":"[^"]*").*/{{\1,"score":{score}}}/'"#);
+    let (_, text) = wattspan(&["score", "a", "--with", &all("1")]);
+    assert!(text.contains("2 of 2 answers scored, 0 left without a score; 1 scores changed"), "{text}");
+    let (_, text) = wattspan(&["score", "a", "--with", &all("0.25")]);
+    assert!(text.contains("2 scores changed"), "{text}");
+    let before = (rows().len(), llm.requests());
+    let judge = ["--judge", "--no-stream", "--url", &url, "--model", "judge"];
+    for (more, replaced) in [(&[][..], 1), (&judge, 2)] {
+        let (status, text) = wattspan(&[&["score", "a"], more].concat());
+        let reason = format!("{replaced} answers have scores of the command \"sed");
+        assert!(status == Some(1) && text.contains(&reason) && text.contains("--overwrite"), "{text}");
+        assert_eq!((rows().len(), llm.requests()), before, "nothing was scored: {text}");
+    }
+    let (status, text) = wattspan(&["score", "a", "--overwrite"]);
+    assert!(status == Some(0) && text.contains("1 scores changed"), "{text}");
+    assert_eq!(scores(), [Some(1.0), Some(0.25)], "no rule scores the second answer");
+    let (status, text) = wattspan(&["score", "a"]);
+    assert!(status == Some(0) && text.contains("0 scores changed"), "{text}");
+    let (status, text) = wattspan(&[&["score", "a", "--overwrite"], &judge[..]].concat());
+    assert!(status == Some(0) && text.contains("1 scores changed"), "{text}");
+    assert_eq!(scores(), [Some(1.0), Some(0.0)]);
+    assert!(rows().last().unwrap()["scored_by"].is_null());
 }
 
 #[test]

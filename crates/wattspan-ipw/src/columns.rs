@@ -194,6 +194,11 @@ impl QueryColumns {
         self.question[at]
     }
 
+    /// Returns the start and the end of a query, seconds.
+    pub fn open_s(&self, at: usize) -> [f64; 2] {
+        [self.began_s[at], self.began_s[at] + self.duration_s[at]]
+    }
+
     /// Returns whether any question was asked more than once; otherwise each query is a question of its own.
     pub fn has_repeats(&self) -> bool {
         self.repeated

@@ -132,16 +132,6 @@ impl<const N: usize> IntervalSample<N> {
         Self { columns, queries, question_of, questions, sharing, block }
     }
 
-    /// The number of questions.
-    pub fn question_count(&self) -> usize {
-        self.questions
-    }
-
-    /// The number of consecutive queries in a block of time; 1 if no queries overlap.
-    pub fn block_length(&self) -> usize {
-        self.block
-    }
-
     /// The values of all queries in a column.
     pub fn column(&self, column: usize) -> &[f64] {
         &self.columns[column]
@@ -600,16 +590,16 @@ mod tests {
     fn blocks_are_as_long_as_windows_overlap() {
         let of = |length_s: f64| {
             let all = (0..100).map(|at| query(at, at as f64, length_s, [1.0, 1.0]));
-            IntervalSample::new(all, false).block_length()
+            IntervalSample::new(all, false).block
         };
         // Queries of 3.5 s that begin each second overlap the next three.
         assert_eq!((of(0.9), of(1.0), of(3.5)), (1, 1, 7));
         let few = IntervalSample::new((0..12).map(|at| query(at, at as f64, 99.0, [1.0, 1.0])), false);
         let needed = few.mean_cost(1).unwrap().questions_needed;
         // The mean query overlaps 5.5 later ones, so 13 share windows.
-        assert_eq!((few.block_length(), few.degrees_of_freedom(), needed), (4, 3, Some(39)));
+        assert_eq!((few.block, few.degrees_of_freedom(), needed), (4, 3, Some(39)));
         let without_times = (0..100).map(|at| query(at, 0.0, 5.0, [1.0, 1.0]));
-        assert_eq!(IntervalSample::new(without_times, false).block_length(), 1);
+        assert_eq!(IntervalSample::new(without_times, false).block, 1);
     }
 
     /// A server with four queries at once on a machine whose power is shared by the open ones: the cost of a query is its

@@ -43,7 +43,7 @@ pub struct MetricOptions {
 }
 
 /// The figures over a set of queries.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct EfficiencyMetrics {
     /// The subject of the queries, or "all".
     pub of: String,
@@ -184,8 +184,7 @@ pub fn compute_metrics(table: &RunTable, subject: Option<u32>, options: &MetricO
     let Some(subject) = subject else {
         let mut all = compute_metrics_over(table, "all", 0..columns.len(), options);
         // An interrupted run covers the questions that it has not asked yet as little as those that failed.
-        let planned = table.manifest.count.saturating_mul(table.manifest.repeats as usize);
-        all.set_coverage(all.asked.max(planned));
+        all.set_coverage(table.asked());
         return all;
     };
     let chosen = (0..columns.len()).filter(|at| columns.subject[*at] == subject);
@@ -289,13 +288,8 @@ fn sample_queries(
         (values[SCORE], values[ENERGY], values[POWER]) = (score, joules, watts(at));
         values[ATTRIBUTED_POWER] = attributed;
         (values[TOKENS], values[LOGPROB]) = (columns.tokens_out[at], columns.mean_logprob[at]);
-        Some(SampleQuery { question: columns.question_hash(at), open_s: open_s(columns, at), values })
+        Some(SampleQuery { question: columns.question_hash(at), open_s: columns.open_s(at), values })
     })
-}
-
-/// Returns the start and the end of a query.
-fn open_s(columns: &QueryColumns, at: usize) -> [f64; 2] {
-    [columns.began_s[at], columns.began_s[at] + columns.duration_s[at]]
 }
 
 /// Returns the accuracy of all scored queries, with or without a known energy.
@@ -303,7 +297,7 @@ fn scored_accuracy(table: &RunTable, indices: impl Iterator<Item = usize>) -> Op
     let columns = &table.columns;
     let scores = indices.filter_map(|at| {
         let values = [known(columns.score[at])?];
-        Some(SampleQuery { question: columns.question_hash(at), open_s: open_s(columns, at), values })
+        Some(SampleQuery { question: columns.question_hash(at), open_s: columns.open_s(at), values })
     });
     let sample = IntervalSample::new(scores, columns.has_repeats());
     estimate((sample.column_mean(0), sample.score_interval(0)))
@@ -315,37 +309,12 @@ fn empty_metrics(of: String, options: &MetricOptions, tally: &QueryTally) -> Eff
         of,
         scope: options.scope,
         idle: options.idle,
-        grade: None,
-        simulated: false,
-        concurrency: None,
-        queries_per_second: None,
         asked,
         delivered,
         answered,
         scored,
         covered,
-        coverage: 0.0,
-        partial: false,
-        withheld: false,
-        accuracy: None,
-        energy_j: None,
-        energy_error_j: None,
-        energy_combined_j: None,
-        power_w: None,
-        power_error_w: None,
-        power_combined_w: None,
-        without_power: 0,
-        attributed_power_w: None,
-        per_watt: None,
-        per_watt_combined: None,
-        per_joule: None,
-        per_joule_combined: None,
-        questions_needed: None,
-        tokens_per_joule: None,
-        queries_per_kwh: None,
-        perplexity: None,
-        perplexity_per_watt: None,
-        perplexity_per_joule: None,
+        ..EfficiencyMetrics::default()
     }
 }
 

@@ -81,9 +81,14 @@ pub fn complete_prompts(questions: &mut [Question]) {
 
 /// Returns the hash of the prompts as they are sent, in order: 64-bit FNV-1a, in hexadecimal.
 pub fn prompt_hash(system_prompt: Option<&str>, questions: &[Question]) -> String {
-    let mut hasher = FnvHasher::default();
     let prompts = questions.iter().map(|question| question.prompt.as_str());
-    for text in std::iter::once(system_prompt.unwrap_or_default()).chain(prompts) {
+    hash_texts(std::iter::once(system_prompt.unwrap_or_default()).chain(prompts))
+}
+
+/// Returns the 64-bit FNV-1a hash of texts that are each ended by 0xFF, in hexadecimal.
+fn hash_texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut hasher = FnvHasher::default();
+    for text in texts {
         hasher.write(text.as_bytes());
         hasher.write(&[0xFF]);
     }
@@ -288,12 +293,7 @@ pub fn infer_format(answer: &str, choices: &[String]) -> AnswerFormat {
 /// Returns the fingerprint of a set of questions, independent of the file: a 64-bit FNV-1a hash over ids, prompts and
 /// answers, in hexadecimal. Collisions that an attacker constructs do not matter: both sets are the user's own.
 pub fn fingerprint(questions: &[Question]) -> String {
-    let mut hasher = FnvHasher::default();
-    for text in questions.iter().flat_map(|one| [&one.id, &one.prompt, &one.answer]) {
-        hasher.write(text.as_bytes());
-        hasher.write(&[0xFF]);
-    }
-    format!("{:016x}", hasher.finish())
+    hash_texts(questions.iter().flat_map(|one| [one.id.as_str(), &one.prompt, &one.answer]))
 }
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ const ASK_FOR_NUMBER: &str = "End with one line: Answer: <number>";
 /// How an answer of MATH is asked for.
 const ASK_FOR_BOX: &str = "Put the final answer in \\boxed{}.";
 
-/// Fields that carry the question's text, for the error of a file of another set.
-const SETS: &str = "check that the file is of the set that --as names";
+/// The advice in the error about a record that is not of the set.
+const SET_ADVICE: &str = "check that the file is of the set that --as names";
 
 impl QuestionSet {
     /// The name on the command line.
@@ -68,7 +68,7 @@ impl QuestionSet {
                 let invalid = |reason: String| QuestionsError::InvalidRecord {
                     file: name.clone(),
                     record: index + 1,
-                    reason: format!("{reason}; {SETS}"),
+                    reason: format!("{reason}; {SET_ADVICE}"),
                 };
                 let mut question = self.question(&Record(record)).map_err(invalid)?;
                 if question.id.is_empty() {

@@ -221,7 +221,7 @@ pub fn evaluate_routing(
     let (sends, choices) = shared.oracle_choices();
     let runs = || locals.iter().chain([reference]);
     let names = runs().map(|model| model.label.clone());
-    let asked = runs().map(|model| asked_queries(model.table)).max().unwrap_or(0);
+    let asked = runs().map(|model| model.table.asked()).max().unwrap_or(0);
     let coverage = references.len() as f64 / asked as f64;
     let concurrency = |model: &RoutedModel| {
         let workload = describe_workload(&model.table.manifest.settings);
@@ -247,12 +247,6 @@ pub fn evaluate_routing(
         oracle_sends: names.zip(sends).collect(),
         unlike: incomparable_runs(locals, reference, options),
     })
-}
-
-/// Returns the number of queries of a run's plan, or that of its rows if it is larger.
-fn asked_queries(table: &RunTable) -> usize {
-    let planned = table.manifest.count.saturating_mul(table.manifest.repeats as usize);
-    table.columns.len().max(planned)
 }
 
 /// The queries that every run delivered and scored.

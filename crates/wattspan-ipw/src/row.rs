@@ -14,7 +14,7 @@ pub struct QueryRow {
     /// The id of the question.
     pub id: String,
     /// The repeat of the question, from 0.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub repeat: u32,
     /// The subject of the question.
     pub subject: String,
@@ -26,14 +26,17 @@ pub struct QueryRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<bool>,
     /// The part of the run: 0 until it is resumed for the first time, then one more with each resumption.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub session: u32,
     /// Number of failed attempts before this one.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub retries: u32,
     /// Score: 1 correct, 0 incorrect, or a judge's value in between; absent if not scored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
+    /// The command that gave the score; absent if a rule or a judge did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scored_by: Option<String>,
     /// Time of the request, monotonic nanoseconds.
     pub began_ns: u64,
     /// Time from the request to the end of the answer.
@@ -52,7 +55,7 @@ pub struct QueryRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_out: Option<u64>,
     /// Whether `tokens_out` counts the chunks of the stream, because the server did not report tokens.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub tokens_estimated: bool,
     /// Finish reason: "stop", "length", ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,7 +91,7 @@ pub struct QueryEnergy {
     pub window_uj: Option<u64>,
     /// What imported figures have beyond whole microjoules, in picojoules, to be added to share and window: their
     /// energies are floating-point numbers. 0 where the daemon measured.
-    #[serde(default, skip_serializing_if = "is_zero_pj")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub remainder_pj: i32,
     /// The worst grade among the counted domains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,10 +103,10 @@ pub struct QueryEnergy {
     pub span_ns: u64,
     /// Sum of the distances of its edges from the query's, because the daemon received them late. `error_uj` covers
     /// the energy in between.
-    #[serde(default, skip_serializing_if = "is_zero_ns")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub moved_ns: u64,
     /// Peak number of concurrently open spans.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub at_once: u32,
     /// Prefill energy of the last try: until the first token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,7 +145,7 @@ pub struct ReplyText {
     /// The id of the question.
     pub id: String,
     /// The repeat of the question.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub repeat: u32,
     /// The complete reply of the model.
     pub reply: String,
@@ -234,7 +237,7 @@ impl QueryRow {
     }
 
     /// Returns whether the server ended the answer before the model did: at the answer limit, or by an abort.
-    fn is_cut_off(&self) -> bool {
+    pub fn is_cut_off(&self) -> bool {
         let reason = self.finish.as_deref().unwrap_or_default();
         CUT_OFF.iter().any(|cut_off| reason.eq_ignore_ascii_case(cut_off))
     }
@@ -279,24 +282,9 @@ impl QueryRow {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(count: &u32) -> bool {
-    *count == 0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero_ns(time_ns: &u64) -> bool {
-    *time_ns == 0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero_pj(remainder_pj: &i32) -> bool {
-    *remainder_pj == 0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_false(flag: &bool) -> bool {
-    !*flag
+/// Whether a field is left out: serde then reads its default.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ pub struct RunDir {
     /// Keys of the queries that were answered.
     answered: HashSet<(String, u32)>,
     /// The last failed try of each query that was not answered; its energy includes that of the tries before it.
-    failed: HashMap<(String, u32), Vec<EarlierTry>>,
+    failed: HashMap<(String, u32), EarlierTry>,
     /// The number of the rows that are written from now on: one more than that of the last row.
     session: u32,
 }
@@ -172,15 +172,15 @@ impl RunDir {
                 failed.remove(&row.key());
                 answered.insert(row.key());
             } else if let Some(earlier) = row.as_earlier_try() {
-                failed.insert(row.key(), vec![earlier]);
+                failed.insert(row.key(), earlier);
             }
         })?;
         Ok(Self { path: path.to_owned(), rows, texts, answered, failed, session })
     }
 
-    /// Returns the energies of a query's failed tries in earlier sessions.
+    /// Returns the failed tries of a query in earlier sessions, as one.
     pub fn earlier_tries(&self, id: &str, repeat: u32) -> &[EarlierTry] {
-        self.failed.get(&(id.to_owned(), repeat)).map_or(&[], Vec::as_slice)
+        self.failed.get(&(id.to_owned(), repeat)).map_or(&[], std::slice::from_ref)
     }
 
     /// The number of times that the run was resumed.

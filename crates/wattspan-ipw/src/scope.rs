@@ -12,10 +12,11 @@ use wattspan_client::protocol::{DaemonInfo, DomainStatus};
 use super::row::{DomainEnergy, QueryEnergy};
 
 /// The set of domains that a figure counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
     /// All domains that count towards the machine's total.
+    #[default]
     Host,
     /// CPUs, memory and accelerators, without the rest of the board; `soc` in the public harness.
     #[value(alias = "soc")]
@@ -113,10 +114,11 @@ impl Scope {
 }
 
 /// Whether a figure includes idle energy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum IdlePolicy {
     /// Idle energy is included, as on the electricity bill.
+    #[default]
     Included,
     /// Idle energy is subtracted.
     Excluded,

@@ -31,13 +31,13 @@ impl SteadyQueries {
                 |at: &u32| columns.delivered[*at as usize] && columns.session[*at as usize] == session;
             let queries = || (0..columns.len() as u32).filter(is_open);
             let Some((first_s, last_s)) =
-                full_window(queries().map(|at| open_time(columns, at)), concurrency)
+                full_window(queries().map(|at| columns.open_s(at as usize)), concurrency)
             else {
                 continue;
             };
             steady.window_s += last_s - first_s;
             steady.queries.extend(queries().filter(|at| {
-                let (began_s, ended_s) = open_time(columns, *at);
+                let [began_s, ended_s] = columns.open_s(*at as usize);
                 first_s <= began_s && ended_s <= last_s
             }));
         }
@@ -45,18 +45,12 @@ impl SteadyQueries {
     }
 }
 
-/// Returns the beginning and end of a query, seconds.
-fn open_time(columns: &QueryColumns, at: u32) -> (f64, f64) {
-    let began_s = columns.began_s[at as usize];
-    (began_s, began_s + columns.duration_s[at as usize])
-}
-
 /// Returns the first and the last instant at which `concurrency` of the queries are open.
-fn full_window(queries: impl Iterator<Item = (f64, f64)>, concurrency: usize) -> Option<(f64, f64)> {
+fn full_window(queries: impl Iterator<Item = [f64; 2]>, concurrency: usize) -> Option<(f64, f64)> {
     const ENDS: i8 = -1;
     const BEGINS: i8 = 1;
     let mut edges: Vec<(f64, i8)> =
-        queries.flat_map(|(began_s, ended_s)| [(began_s, BEGINS), (ended_s, ENDS)]).collect();
+        queries.flat_map(|[began_s, ended_s]| [(began_s, BEGINS), (ended_s, ENDS)]).collect();
     // At one instant queries end before others begin.
     edges.sort_unstable_by(|one, other| one.0.total_cmp(&other.0).then(one.1.cmp(&other.1)));
     let (mut open, mut first_s, mut last_s) = (0_usize, None, None);

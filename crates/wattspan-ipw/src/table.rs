@@ -182,6 +182,12 @@ impl RunTable {
             lower_bounds: remarks.bounds.counts(&keep).into_values().sum(),
         })
     }
+
+    /// The number of queries; of an interrupted run all that it would have asked.
+    pub fn asked(&self) -> usize {
+        let planned = self.manifest.count.saturating_mul(self.manifest.repeats as usize);
+        self.columns.len().max(planned)
+    }
 }
 
 impl TableBuilder {

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use wattspan_ipw::compare::{ComparedRun, compare_runs as side_by_side};
 use wattspan_ipw::report::format::format_estimate;
 use wattspan_ipw::report::uncertainty::with_combined;
-use wattspan_ipw::table::RunTable;
 
 use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
@@ -16,7 +15,7 @@ use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::figure_tables;
-use super::options::{FigureOptions, run_label};
+use super::options::{FigureOptions, read_runs};
 
 /// Arguments of `wattspan ipw compare`.
 #[derive(Debug, clap::Args)]
@@ -33,17 +32,7 @@ pub struct CompareArgs {
 
 /// Runs `wattspan ipw compare`.
 pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliError> {
-    let read = |path: &PathBuf| {
-        let table = RunTable::read(path).map_err(anyhow::Error::from)?;
-        Ok((run_label(path, &table.manifest), table))
-    };
-    let mut runs = args.runs.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
-    // Runs of the same label are identified by their directories.
-    for index in 0..runs.len() {
-        if runs.iter().filter(|(name, _)| *name == runs[index].0).count() > 1 {
-            runs[index].0 = args.runs[index].display().to_string();
-        }
-    }
+    let runs = read_runs(&args.runs)?;
     let mut columns = side_by_side(&runs, &args.figure_options.terms());
     if !args.figure_options.allow_partial {
         columns.iter_mut().for_each(ComparedRun::withhold_if_partial);

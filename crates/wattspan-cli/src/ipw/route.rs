@@ -18,7 +18,7 @@ use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::figure_tables;
-use super::options::{FigureOptions, parse_named_value, run_label};
+use super::options::{FigureOptions, parse_named_value, read_runs};
 
 /// Arguments of `wattspan ipw route`.
 #[derive(Debug, clap::Args)]
@@ -56,21 +56,8 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
 /// Runs `wattspan ipw route`.
 pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     let terms = args.figure_options.terms();
-    let read = |path: &PathBuf| -> Result<(String, RunTable), CliError> {
-        let table = RunTable::read(path).map_err(anyhow::Error::from)?;
-        Ok((run_label(path, &table.manifest), table))
-    };
-    let mut locals = args.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let mut reference = read(&args.reference)?;
-    // Runs of the same label are identified by their directories.
-    let labels: Vec<String> = locals.iter().chain([&reference]).map(|(label, _)| label.clone()).collect();
-    for (run, path) in
-        locals.iter_mut().chain([&mut reference]).zip(args.locals.iter().chain([&args.reference]))
-    {
-        if labels.iter().filter(|label| **label == run.0).count() > 1 {
-            run.0 = path.display().to_string();
-        }
-    }
+    let mut locals = read_runs(&[args.locals.as_slice(), std::slice::from_ref(&args.reference)].concat())?;
+    let reference = locals.pop().expect("the reference was read last");
     let reference_model = build_model(args, &reference, args.reference_joules)?;
     let models = locals.iter().map(|run| build_model(args, run, None)).collect::<Result<Vec<_>, _>>()?;
     let incomparable = incomparable_runs(&models, &reference_model, &terms);

@@ -1,7 +1,8 @@
 //! `wattspan ipw score`: rescores a run's answers by the current rules, by a judge model or by a command.
 //!
 //! Rules come first; the judge scores answers that no rule covers. The model is not queried again. A row whose score
-//! changes is appended again, and nothing is deleted. The judge's energy is reported separately from the run's figures.
+//! changes is appended again, and nothing is deleted. Scores of a command are replaced by those of another command, and by
+//! rules and judges only on demand. The judge's energy is reported separately from the run's figures.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -17,12 +18,13 @@ use wattspan_ipw::metering_thread::MeteringHandle;
 use wattspan_ipw::query::QueryRunner;
 use wattspan_ipw::question::Question;
 use wattspan_ipw::row::{QueryRow, ReplyText};
-use wattspan_ipw::run_dir::{RunDir, for_each_row, for_each_text};
+use wattspan_ipw::run_dir::{RunDir, RunDirError, for_each_row, for_each_text};
 
 use super::super::connect::{MeterConnector, MeterOptions};
 use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output::eprint_message;
 use super::super::quantity::format_energy;
+use super::super::terminal::printable;
 use super::server_options::{DEFAULT_JUDGE_MAX_TOKENS, ServerOptions};
 
 /// Arguments of `wattspan ipw score`.
@@ -38,6 +40,9 @@ pub struct ScoreArgs {
     /// lines with id, repeat and score (0 to 1, true, false, null) out
     #[arg(long, value_name = "COMMAND", conflicts_with = "judge")]
     with: Option<String>,
+    /// Replace the scores that a command gave, too
+    #[arg(long, conflicts_with = "with")]
+    overwrite: bool,
     /// Longest time between two lines of that command, in seconds
     #[arg(long, value_name = "S", default_value_t = 120, requires = "with", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
     with_timeout: u64,
@@ -55,17 +60,19 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
         let timeout = Duration::from_secs(args.with_timeout);
         return score_with_command(command, timeout, &mut directory, rows, &questions, &texts);
     }
-    let (mut changed, mut judge_queue) = (0, Vec::new());
-    for row in rows.into_values().filter(QueryRow::is_answered) {
-        let (Some(question), Some(text)) = (questions.get(row.id.as_str()), texts.get(&row.key())) else {
-            continue;
-        };
-        if question.format == AnswerFormat::Judge {
-            judge_queue.push((row, *question, text));
-            continue;
-        }
+    let answers = answered(rows, &questions, &texts);
+    // A cut-off answer is wrong, whatever a judge would say of its text.
+    let (judge_queue, by_rule): (Vec<_>, Vec<_>) = answers
+        .into_iter()
+        .partition(|(row, question, _)| question.format == AnswerFormat::Judge && !row.is_cut_off());
+    if !args.overwrite {
+        let replaced = by_rule.iter().chain(judge_queue.iter().filter(|_| args.judge));
+        check_scores_of_commands(replaced.filter_map(|(row, ..)| row.scored_by.as_deref()))?;
+    }
+    let mut changed = 0;
+    for (row, question, text) in &by_rule {
         let score = question.score_reply(&text.reply).map(|right| f64::from(u8::from(right)));
-        changed += usize::from(update_score(&mut directory, row, score)?);
+        changed += usize::from(update_score(&mut directory, row, score, None).map_err(anyhow::Error::from)?);
     }
     let to_judge = judge_queue.len();
     let mut status = OK;
@@ -93,13 +100,7 @@ fn score_with_command(
     questions: &HashMap<&str, &Question>,
     texts: &Texts,
 ) -> Result<u8, CliError> {
-    let answered = rows.into_values().filter(QueryRow::is_answered);
-    let answered: Vec<(QueryRow, &Question, &ReplyText)> = answered
-        .filter_map(|row| {
-            let (question, text) = (*questions.get(row.id.as_str())?, texts.get(&row.key())?);
-            Some((row, question, text))
-        })
-        .collect();
+    let answered = answered(rows, questions, texts);
     let requests: Vec<ScorerRequest<'_>> = answered
         .iter()
         .map(|(row, question, text)| ScorerRequest {
@@ -115,11 +116,7 @@ fn score_with_command(
         .collect();
     let mut changed = 0;
     let outcome = score_answers(command, &requests, timeout, |index, score| {
-        let row = &answered[index].0;
-        if row.score != Some(score) {
-            changed += 1;
-            directory.rescore(&QueryRow { score: Some(score), ..row.clone() })?;
-        }
+        changed += usize::from(update_score(directory, &answered[index].0, Some(score), Some(command))?);
         Ok(())
     })
     .map_err(anyhow::Error::from)?;
@@ -132,6 +129,33 @@ fn score_with_command(
         requests.len()
     ));
     Ok(if outcome.problems.is_empty() { OK } else { FAILURE })
+}
+
+/// Returns the answered queries whose question and reply are known.
+fn answered<'a>(
+    rows: Rows,
+    questions: &HashMap<&str, &'a Question>,
+    texts: &'a Texts,
+) -> Vec<(QueryRow, &'a Question, &'a ReplyText)> {
+    let answered = rows.into_values().filter(QueryRow::is_answered);
+    answered
+        .filter_map(|row| {
+            let (question, text) = (*questions.get(row.id.as_str())?, texts.get(&row.key())?);
+            Some((row, question, text))
+        })
+        .collect()
+}
+
+/// Fails if some of the scores to replace are those of a command, named here for each of them.
+fn check_scores_of_commands<'a>(mut commands: impl Iterator<Item = &'a str>) -> Result<(), CliError> {
+    let Some(first) = commands.next() else { return Ok(()) };
+    let count = 1 + commands.count();
+    let message = format!(
+        "{count} answers have scores of the command \"{}\", which this would replace, and nothing was scored: score them \
+         with the command again (--with), or replace its scores (--overwrite)",
+        printable(first)
+    );
+    Err(CliError::new(FAILURE, message))
 }
 
 type Rows = BTreeMap<(String, u32), QueryRow>;
@@ -147,13 +171,21 @@ fn latest_rows(run: &Path) -> Result<(Rows, Texts), CliError> {
     Ok((rows, texts))
 }
 
-fn update_score(directory: &mut RunDir, mut row: QueryRow, score: Option<f64>) -> Result<bool, CliError> {
-    if row.score == score {
-        return Ok(false);
+/// Stores the score that counts for the row with this score of its text, and the command that gave it; returns whether the
+/// score changed.
+fn update_score(
+    directory: &mut RunDir,
+    row: &QueryRow,
+    score: Option<f64>,
+    command: Option<&str>,
+) -> Result<bool, RunDirError> {
+    let mut rescored = QueryRow { score, ..row.clone() };
+    rescored.score = rescored.counted_score();
+    rescored.scored_by = command.filter(|_| !row.is_cut_off()).map(str::to_owned);
+    if rescored != *row {
+        directory.rescore(&rescored)?;
     }
-    row.score = score;
-    directory.rescore(&row).map_err(anyhow::Error::from)?;
-    Ok(true)
+    Ok(rescored.score != row.score)
 }
 
 async fn score_with_judge(
@@ -213,7 +245,8 @@ async fn score_with_judge(
             Some(_) => summary.judged += 1,
             None => summary.unparsed += 1,
         }
-        summary.changed += usize::from(update_score(directory, row, verdict.score)?);
+        summary.changed +=
+            usize::from(update_score(directory, &row, verdict.score, None).map_err(anyhow::Error::from)?);
     }
     Ok(summary)
 }

@@ -84,7 +84,7 @@ pub(super) fn marked_answer(reply: &str, is_hash_answer: impl Fn(&str) -> bool) 
     if let Some((_, inside)) = boxed {
         return Some(inside);
     }
-    filled_lines(&reply[marker?..]).first().map(|(_, line)| *line)
+    filled_lines(&reply[marker?..]).first().copied()
 }
 
 /// The offset after the marker that begins with the word at `at`; `None` if the word does not begin one.
@@ -133,17 +133,10 @@ pub(super) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// The lines that contain a letter or digit, each with its offset.
-pub(super) fn filled_lines(text: &str) -> Vec<(usize, &str)> {
-    let mut begin = 0;
-    let mut lines = Vec::new();
-    for line in text.split_inclusive('\n') {
-        if line.chars().any(char::is_alphanumeric) {
-            lines.push((begin, line.trim_end_matches(['\n', '\r'])));
-        }
-        begin += line.len();
-    }
-    lines
+/// The lines that contain a letter or digit.
+pub(super) fn filled_lines(text: &str) -> Vec<&str> {
+    let lines = text.split('\n').filter(|line| line.chars().any(char::is_alphanumeric));
+    lines.map(|line| line.trim_end_matches('\r')).collect()
 }
 
 /// Whether a line comes after the answer: a check of the result, a remark, an offer of help.

@@ -33,7 +33,7 @@ fn unmarked_letter(reply: &str, choices: &[String], last: char) -> Option<char> 
     if is_refusal(reply) {
         return None;
     }
-    let lines: Vec<&str> = filled_lines(reply).into_iter().map(|(_, line)| line).collect();
+    let lines = filled_lines(reply);
     let labels = lines.iter().filter(|line| labelled_option(line, last).is_some()).count();
     let first = *lines.first()?;
     if let Some(letter) = bare_letter(first, last) {

@@ -70,14 +70,14 @@ fn statements(reply: &str) -> Vec<&str> {
         // A short first line before an explanation, or the last line.
         None => match lines.as_slice() {
             [] => return Vec::new(),
-            [(_, first), rest @ ..]
+            [first, rest @ ..]
                 if !rest.is_empty()
                     && !is_explanation(first)
-                    && rest.iter().all(|(_, line)| is_explanation(line)) =>
+                    && rest.iter().all(|line| is_explanation(line)) =>
             {
                 first
             }
-            [.., (_, last)] => last,
+            [.., last] => last,
         },
     };
     let corrected = whole.strip_prefix("not ").and_then(|rest| Some(rest.split_once("but ")?.1));

@@ -56,7 +56,7 @@ pub(super) fn extract_number(reply: &str, emphasized: Option<&str>) -> Option<St
     if is_refusal(reply) {
         return None;
     }
-    let lines: Vec<&str> = filled_lines(reply).into_iter().map(|(_, line)| line).collect();
+    let lines = filled_lines(reply);
     if let Some(first) = lines.first()
         && lines.len() > 1
         && is_only_a_number(first)
@@ -582,7 +582,7 @@ fn number_in_words(text: &str) -> Option<StatedNumber> {
 /// The last text in bold of a reply's last line that has any.
 pub(super) fn emphasized(reply: &str) -> Option<&str> {
     let lines = filled_lines(reply);
-    let (_, line) = lines.iter().rev().find(|(_, line)| !is_remark(line))?;
+    let line = lines.iter().rev().find(|line| !is_remark(line))?;
     let (before, _) = line.rsplit_once("**")?;
     let (_, bold) = before.rsplit_once("**")?;
     (!first_line(bold).is_empty()).then_some(bold)

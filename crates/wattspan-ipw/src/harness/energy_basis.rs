@@ -43,7 +43,7 @@ pub struct EnergyLayout {
     components: Vec<Component>,
     /// The domains of the run.
     pub domains: Vec<RunDomain>,
-    /// How the basis was measured, if the results tell.
+    /// How the basis was measured, if the results state it.
     pub mechanism: Option<String>,
 }
 
@@ -105,7 +105,7 @@ impl EnergyLayout {
         let source = "intelligence-per-watt";
         if basis == EnergyBasis::Cpu {
             layout.mechanism =
-                Some("integrated (the file does not tell how; processors alone, no accelerator)".to_owned());
+                Some("integrated (the file does not state how; processors alone, no accelerator)".to_owned());
             let counted = true;
             let domain = RunDomain { counted, ..rail("cpu-all", DomainKind::Package, source, CPU_GRADE) };
             layout.push(Component::Basis, domain);
