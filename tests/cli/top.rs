@@ -1,7 +1,7 @@
 //! `wattspan top`: its figures against those of `spans` and `balance`, and the view in a real terminal (tmux).
 
 use crate::support::skip::skip;
-use crate::support::{TEST_TIMEOUT, TestDaemon, wait_until};
+use crate::support::{STEADY_MACHINE, TEST_TIMEOUT, TestDaemon, fixed_rate_machine, wait_until};
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -9,28 +9,6 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::programs;
-
-/// Two domains whose power changes, and a nested one that does not count.
-const MACHINE: &str = r#"
-[[domain]]
-name = "package-0"
-kind = "package"
-profile = [[0.3, 80], [0.2, 150]]
-quantum_uj = 61
-ceiling_w = 400
-[[domain]]
-name = "core-0"
-kind = "core"
-parent = "package-0"
-profile = [[1.0, 50]]
-quantum_uj = 61
-[[domain]]
-name = "dram-0"
-kind = "dram"
-profile = [[1.0, 20]]
-quantum_uj = 15
-ceiling_w = 100
-"#;
 
 fn wattspan(daemon: &TestDaemon) -> Command {
     let mut command = Command::new(programs::wattspan());
@@ -72,7 +50,7 @@ fn sum(values: &[Value], field: &str) -> u64 {
 
 #[test]
 fn its_energies_are_those_of_spans_and_balance_and_add_up_to_the_machine() {
-    let mut daemon = TestDaemon::start(MACHINE);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     close_span(&daemon, "an earlier run", "small", 9);
     daemon.terminate();
     daemon.wait();
@@ -125,7 +103,7 @@ fn its_energies_are_those_of_spans_and_balance_and_add_up_to_the_machine() {
 
 #[test]
 fn an_open_span_is_shown_with_its_age_and_its_energy_so_far() {
-    let daemon = TestDaemon::start(MACHINE);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.call("OpenSpan", json!({"span": "waits", "name": "a long question"}));
     wait_until("the open span has energy", || {
@@ -142,11 +120,11 @@ fn an_open_span_is_shown_with_its_age_and_its_energy_so_far() {
 
 #[test]
 fn without_a_terminal_it_prints_one_frame_also_of_an_embedded_meter() {
-    let daemon = TestDaemon::start(MACHINE);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let text = String::from_utf8(output(&daemon, &["top"]).stdout).unwrap();
     assert!(text.contains("package-0") && text.contains("unattributed") && !text.contains('\x1b'), "{text}");
     let machine = daemon.socket().with_file_name("machine.toml");
-    std::fs::write(&machine, MACHINE).unwrap();
+    std::fs::write(&machine, STEADY_MACHINE).unwrap();
     let mut embedded = Command::new(programs::wattspan());
     let embedded = embedded.arg("--replay").arg(&machine).args(["top", "--json", "--once"]).output().unwrap();
     let frame: Value = serde_json::from_slice(&embedded.stdout).unwrap();
@@ -159,7 +137,7 @@ fn without_a_terminal_it_prints_one_frame_also_of_an_embedded_meter() {
 
 #[test]
 fn a_viewer_does_not_make_the_samplers_run_at_their_full_rate() {
-    let daemon = TestDaemon::start_with_config(MACHINE, "idle_rate_hz = 1.0\n");
+    let daemon = TestDaemon::start_with_config(&fixed_rate_machine(), "idle_rate_hz = 1.0\n");
     let mut client = daemon.client();
     let ticks = |client: &mut crate::support::TestClient| -> u64 {
         let info = client.call("GetInfo", json!({}));
@@ -188,7 +166,7 @@ fn a_viewer_does_not_make_the_samplers_run_at_their_full_rate() {
 
 #[test]
 fn wrong_settings_and_a_unit_without_its_factor_are_usage_errors() {
-    let daemon = TestDaemon::start(MACHINE);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let folder = daemon.socket().parent().unwrap().join("wattspan");
     std::fs::create_dir(&folder).unwrap();
     let run = |words: &[&str]| {
@@ -256,20 +234,54 @@ fn session_of(daemon: &TestDaemon, config: &Path) -> String {
     )
 }
 
+/// The process of the view in a session.
+fn view_process(tmux: &Tmux) -> rustix::process::Pid {
+    let shell = tmux.run(&["display-message", "-p", "-t", "top", "#{pane_pid}"]);
+    let shell = shell.trim();
+    let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+    rustix::process::Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+}
+
+#[test]
+fn a_view_that_was_stopped_lists_the_spans_that_settled_meanwhile_and_later() {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        return skip("tmux", "install tmux");
+    }
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nunread_bytes = 4096\n");
+    close_span(&daemon, "chat", "early", 10);
+    let dir = tempfile::tempdir().unwrap();
+    let tmux = Tmux::start(dir.path(), 100, &session_of(&daemon, dir.path()));
+    tmux.wait_for("the first frame", |screen| screen.contains("\nearly"));
+    let view = view_process(&tmux);
+    rustix::process::kill_process(view, rustix::process::Signal::STOP).unwrap();
+    // More than the socket and the daemon's queue hold, so that the daemon ends the stream of settled accounts.
+    let mut client = daemon.client();
+    let mut attributes: serde_json::Map<String, Value> =
+        (0..50).map(|key| (format!("key-{key}"), json!("x".repeat(1000)))).collect();
+    attributes.insert("gen_ai.request.model".into(), json!("missed"));
+    for _ in 0..40 {
+        let open = json!({"name": "chat", "attributes": attributes, "process_share": false});
+        let span = client.call("OpenSpan", open)["span"].clone();
+        client.call("CloseSpan", json!({"span": span, "wait_settled": true}));
+    }
+    rustix::process::kill_process(view, rustix::process::Signal::CONT).unwrap();
+    close_span(&daemon, "chat", "later", 10);
+    let lists_all = |screen: &str| {
+        screen.contains("\nearly") && screen.contains("\nmissed") && screen.contains("\nlater")
+    };
+    tmux.wait_for("all groups", lists_all);
+}
+
 #[test]
 fn a_signal_to_end_leaves_the_terminal_as_it_was() {
     if Command::new("tmux").arg("-V").output().is_err() {
         return skip("tmux", "install tmux");
     }
-    let daemon = TestDaemon::start(MACHINE);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let dir = tempfile::tempdir().unwrap();
     let tmux = Tmux::start(dir.path(), 100, &session_of(&daemon, dir.path()));
     tmux.wait_for("the first frame", |screen| screen.contains("unattributed"));
-    let shell = tmux.run(&["display-message", "-p", "-t", "top", "#{pane_pid}"]);
-    let shell = shell.trim();
-    let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
-    let child = rustix::process::Pid::from_raw(children.trim().parse().unwrap()).unwrap();
-    rustix::process::kill_process(child, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(view_process(&tmux), rustix::process::Signal::TERM).unwrap();
     tmux.wait_for("the end", |screen| screen.contains("ended with 0") && !screen.contains("unattributed"));
     // In raw mode the terminal would not show what is typed.
     tmux.run(&["send-keys", "-t", "top", "typed"]);
@@ -281,7 +293,7 @@ fn in_tmux_keys_work_and_a_killed_daemon_is_named_until_it_is_back() {
     if Command::new("tmux").arg("-V").output().is_err() {
         return skip("tmux", "install tmux");
     }
-    let mut daemon = TestDaemon::start(MACHINE);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     close_span(&daemon, "chat", "small", 10);
     let dir = tempfile::tempdir().unwrap();
     let tmux = Tmux::start(dir.path(), 80, &session_of(&daemon, dir.path()));
@@ -336,7 +348,7 @@ fn a_terminal_that_is_closed_ends_the_view() {
     if Command::new("tmux").arg("-V").output().is_err() {
         return skip("tmux", "install tmux");
     }
-    let daemon = TestDaemon::start(MACHINE);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let dir = tempfile::tempdir().unwrap();
     // Without the signal that a closed terminal sends: a view that another program started may not get it.
     let view = format!("trap '' HUP; {}", session_of(&daemon, dir.path()));

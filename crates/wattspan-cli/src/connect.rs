@@ -233,10 +233,10 @@ pub fn ensure_measurable(info: &DaemonInfo) -> Result<(), CliError> {
     Err(CliError::new(NO_COUNTER, format!("no energy source is available:{reasons}")))
 }
 
-/// Fails if this user may not open spans, with the same error as the first attempt would give.
-pub fn ensure_span_access(info: &DaemonInfo) -> Result<(), CliError> {
-    if info.access < Access::Coarse {
-        let needs = Access::Coarse.as_str().to_owned();
+/// Fails if this user has less than this access, with the same error as a call that needs it.
+pub fn ensure_access(info: &DaemonInfo, needed: Access) -> Result<(), CliError> {
+    if info.access < needed {
+        let needs = needed.as_str().to_owned();
         return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
     }
     Ok(())

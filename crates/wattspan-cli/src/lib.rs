@@ -5,6 +5,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+mod account_pages;
 mod account_report;
 mod balance;
 mod bundle;

@@ -7,9 +7,10 @@ use std::io::stdout;
 use serde::Serialize;
 use wattspan_client::account::{Account, SpanState};
 use wattspan_client::clock;
-use wattspan_client::protocol::{ListSpans, MethodError};
+use wattspan_client::protocol::ListSpans;
 use wattspan_client::{Client, ClientError};
 
+use super::account_pages::{AccountPage, AccountPages};
 use super::account_report::{self, state_name};
 use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK};
@@ -122,37 +123,28 @@ fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, Cli
     let limit = args.count.unwrap_or(if args.since.is_some() { u64::MAX } else { DEFAULT_COUNT });
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let attributes = (!args.attributes.is_empty()).then(|| args.attributes.iter().cloned().collect());
-    let mut request = ListSpans {
+    let request = ListSpans {
         since_unix_ns: args.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
         name: args.name.clone(),
         attributes,
         state: if args.open { Some(SpanState::Open) } else { args.state },
         ..ListSpans::default()
     };
+    let mut pages = AccountPages::new(client, request);
     let mut accounts = Vec::new();
-    loop {
-        let remaining = limit - accounts.len();
-        request.limit = Some(i64::try_from(remaining).unwrap_or(i64::MAX));
-        let page = match client.call(request.clone()) {
+    while accounts.len() < limit
+        && let Some(page) = pages.fetch(limit - accounts.len())?
+    {
+        match page {
+            AccountPage::Accounts(page) => accounts.extend(page),
             // Report the missing accounts and list the rest.
-            Err(ClientError::Method(MethodError::StoreDamaged { reason, before: Some(before) })) => {
-                output::eprint_message(&format!(
-                    "accounts are missing from this list: {}",
-                    printable(&reason)
-                ));
-                request.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
-                continue;
+            AccountPage::Damaged(reason) => {
+                let reason = printable(&reason);
+                output::eprint_message(&format!("accounts are missing from this list: {reason}"));
             }
-            page => page?,
-        };
-        accounts.extend(page.accounts.into_iter().rev());
-        match page.before {
-            Some(before) if accounts.len() < limit => {
-                request.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
-            }
-            _ => return Ok(accounts),
         }
     }
+    Ok(accounts)
 }
 
 /// Prints an account as a line of JSON or of the table; the first table line gets a header.

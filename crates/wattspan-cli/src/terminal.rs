@@ -48,8 +48,7 @@ impl Terminal {
             // COLUMNS applies to pipes too; without it a pipe has no limit.
             return Terminal { colour: false, width: columns.map(|columns: usize| columns.max(MIN_COLUMNS)) };
         }
-        let colour_disabled = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let colour_disabled = is_dumb() || env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let reported_columns =
             || rustix::termios::tcgetwinsize(stream).ok().map(|size| usize::from(size.ws_col));
         let width =
@@ -71,6 +70,11 @@ impl Terminal {
         let codes = TextStyle::ALL.map(TextStyle::ansi_code).into_iter().chain([ANSI_RESET]);
         codes.filter(|code| self.colour && text.starts_with(code)).map(str::len).next()
     }
+}
+
+/// Whether the terminal understands no escape sequences.
+pub fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 const ANSI_RESET: &str = "\x1b[0m";

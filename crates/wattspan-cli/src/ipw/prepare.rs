@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use wattspan_client::clock::unix_ns;
 use wattspan_client::domain::Liveness;
-use wattspan_client::protocol::{DaemonInfo, DomainStatus};
+use wattspan_client::protocol::{Access, DaemonInfo, DomainStatus};
 use wattspan_http::BoxBody;
 use wattspan_http::connection_pool::ConnectionPool;
 use wattspan_ipw::conditions::{self, Conditions};
@@ -19,7 +19,7 @@ use wattspan_ipw::run_dir::{FORMAT_VERSION, Manifest, NO_METER, RunDir};
 use wattspan_ipw::run_settings::{RunSettings, decode_settings, encode_settings};
 use wattspan_ipw::scope;
 
-use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
+use super::super::connect::{MeterConnector, MeterOptions, ensure_access, ensure_measurable};
 use super::super::exit_status::{CliError, FAILURE};
 use super::super::output::eprint_message;
 use super::card::stated_conditions;
@@ -113,7 +113,7 @@ fn connect_meter(
 ) -> Result<Option<(Arc<MeterConnector>, DaemonInfo)>, CliError> {
     let found = MeterConnector::open_with_long_horizon(options).and_then(|(connector, client)| {
         let info = client.info()?;
-        ensure_span_access(&info)?;
+        ensure_access(&info, Access::Coarse)?;
         ensure_measurable(&info)?;
         connector.print_fallback_notice();
         Ok((Arc::new(connector), info))

@@ -18,7 +18,7 @@ const OVERFLOW_GROUP: &str = "(other groups)";
 /// Accounts that are kept for rates and medians.
 const MAX_RECENT: usize = 20_000;
 
-/// The time over which rates and medians are taken.
+/// The time over which rates and medians are taken, if the accounts of all of it are known.
 pub const RATE_WINDOW_NS: u64 = 60_000_000_000;
 
 /// The names of the counted domains.
@@ -61,6 +61,8 @@ pub struct RecentTotals {
 pub struct AccountTotals {
     groups: [BTreeMap<String, GroupTotals>; Grouping::ALL.len()],
     recent: VecDeque<RecentAccount>,
+    /// `recent` has every account that closed since this instant.
+    complete_since_ns: u64,
     domain_idle_uj: BTreeMap<String, u64>,
 }
 
@@ -85,6 +87,11 @@ fn output_tokens(account: &Account) -> Option<u64> {
 }
 
 impl AccountTotals {
+    /// No accounts. All that closed since `complete_since_ns` will be added.
+    pub fn complete_since(complete_since_ns: u64) -> Self {
+        AccountTotals { complete_since_ns, ..AccountTotals::default() }
+    }
+
     /// Adds a settled account.
     pub fn add(&mut self, account: &Account, counted: CountedDomains) {
         let (share_uj, idle_uj) = counted_share(account, counted);
@@ -110,8 +117,10 @@ impl AccountTotals {
                 totals.token_error_uj = add_error(totals.token_error_uj);
             }
         }
-        if self.recent.len() == MAX_RECENT {
-            self.recent.pop_front();
+        if self.recent.len() == MAX_RECENT
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            self.complete_since_ns = self.complete_since_ns.max(oldest.closed_ns + 1);
         }
         let closed_ns = account.closed_ns.unwrap_or(account.opened_ns);
         self.recent.push_back(RecentAccount {
@@ -137,9 +146,14 @@ impl AccountTotals {
         self.domain_idle_uj.get(domain).copied().unwrap_or(0)
     }
 
-    /// The figures of each group for accounts that closed within the rate window before `now_ns`.
+    /// The start of the window of rates that ends at `now_ns`. It is shorter if earlier accounts are unknown.
+    pub fn window_start_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(RATE_WINDOW_NS).max(self.complete_since_ns)
+    }
+
+    /// The figures of each group for accounts that closed within the window of rates.
     pub fn recent(&self, grouping: Grouping, now_ns: u64) -> BTreeMap<&str, RecentTotals> {
-        let from_ns = now_ns.saturating_sub(RATE_WINDOW_NS);
+        let from_ns = self.window_start_ns(now_ns);
         let mut totals: BTreeMap<&str, (RecentTotals, Vec<u64>)> = BTreeMap::new();
         for account in self.recent.iter().filter(|account| account.closed_ns >= from_ns) {
             let (group, first_tokens) = totals.entry(&account.groups[grouping as usize]).or_default();

@@ -83,7 +83,7 @@ fn styled(text: String, style: TopStyle, palette: Palette) -> Line<'static> {
 }
 
 fn header_lines(state: &TopState, view: &TopView, width: usize, palette: Palette) -> Vec<Line<'static>> {
-    let power = view.power_mw.map_or_else(|| "unknown".to_owned(), |mw| format_power(mw, None));
+    let power = format_optional_power(view.power_mw);
     let at_least = if view.at_least { "at least " } else { "" };
     let uptime = view.uptime_ns.map_or_else(String::new, |ns| format!("  up {}", format_clock(ns)));
     let simulated = if view.simulated { "  simulated" } else { "" };
@@ -265,25 +265,14 @@ fn merge_last_groups(rows: &[EnergyRow], max_rows: Option<usize>) -> Vec<EnergyR
         Some(max_rows) if rows.len() > max_rows => max_rows.saturating_sub(others + 1).min(groups),
         _ => groups,
     };
-    let Some(first) = rows[kept..groups].first() else { return rows.to_vec() };
-    let mut merged = EnergyRow {
-        name: format!("({} more groups)", groups - kept),
-        share_uj: 0,
-        above_idle_uj: 0,
-        requests: None,
-        requests_per_ks: None,
-        request_uj: None,
-        request_error_uj: None,
-        token_uj: None,
-        token_error_uj: None,
-        power_mw: None,
-        first_token_ns: None,
-        ..first.clone()
-    };
-    for row in &rows[kept..groups] {
-        merged.share_uj += row.share_uj;
-        merged.above_idle_uj += row.above_idle_uj;
+    let hidden = &rows[kept..groups];
+    if hidden.is_empty() {
+        return rows.to_vec();
     }
+    let sum = |figure: fn(&EnergyRow) -> u64| hidden.iter().map(figure).sum();
+    let (share_uj, above_idle_uj) = (sum(|row| row.share_uj), sum(|row| row.above_idle_uj));
+    let name = format!("({} more groups)", hidden.len());
+    let merged = EnergyRow::of_energy(EnergyRowKind::Group, &name, share_uj, above_idle_uj);
     [&rows[..kept], &[merged], &rows[groups..]].concat()
 }
 

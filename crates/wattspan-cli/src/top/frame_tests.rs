@@ -37,7 +37,11 @@ fn busy_state() -> TopState {
     let mut state = TopState::new(&TopSettings::default());
     for is_first in [true, false] {
         let settled = if is_first { settled.clone() } else { Vec::new() };
-        state.apply(MeterUpdate { snapshot: snapshot.clone(), settled, is_first });
+        state.apply(MeterUpdate {
+            snapshot: snapshot.clone(),
+            settled,
+            complete_since_ns: is_first.then_some(0),
+        });
     }
     state
 }
@@ -167,7 +171,7 @@ fn names_of_clients_cannot_move_the_cursor() {
     let mut open = hostile.clone();
     open.name = "n\u{7}\r\n".into();
     let snapshot = super::meter_feed::MeterSnapshot { open: vec![open], ..snapshot };
-    state.apply(MeterUpdate { snapshot, settled: vec![hostile], is_first: true });
+    state.apply(MeterUpdate { snapshot, settled: vec![hostile], complete_since_ns: Some(0) });
     let view = state.view().unwrap();
     let lines = frame_lines(&state, &view, FrameSize { width: 200, height: None }, Palette { colour: true });
     let text: String = lines.iter().map(ToString::to_string).collect();
@@ -181,7 +185,7 @@ fn groups_that_do_not_fit_share_a_row_and_open_spans_are_cut() {
     let settled = (0..200).map(|at| account("s", &format!("model {at}"), &[("package-0", 1_700 + at, 3)]));
     let mut snapshot = snapshot(&[("package-0", 900_000, 800_000)]);
     snapshot.open = (0..99).map(|at| account(&format!("o{at}"), "", &[("package-0", 1_000, 1)])).collect();
-    state.apply(MeterUpdate { snapshot, settled: settled.collect(), is_first: true });
+    state.apply(MeterUpdate { snapshot, settled: settled.collect(), complete_since_ns: Some(0) });
     let lines = text(&state, 100, 30);
     assert!(lines.iter().any(|line| line.contains("more groups)")), "{}", lines.join("\n"));
     let (rows, machine) = printed_column(&lines, "ENERGY J");

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::account_totals::{AccountTotals, GroupTotals, RATE_WINDOW_NS, counted_share};
+use super::account_totals::{AccountTotals, GroupTotals, counted_share};
 use super::grouping::Grouping;
 use super::meter_feed::MeterSnapshot;
 use crate::quantity::mean_mw;
@@ -29,15 +29,6 @@ pub enum SortKey {
 }
 
 impl SortKey {
-    pub fn next(self) -> Self {
-        match self {
-            SortKey::Energy => SortKey::Requests,
-            SortKey::Requests => SortKey::PerRequest,
-            SortKey::PerRequest => SortKey::Name,
-            SortKey::Name => SortKey::Energy,
-        }
-    }
-
     pub fn label(self) -> &'static str {
         match self {
             SortKey::Energy => "energy",
@@ -97,6 +88,26 @@ pub struct EnergyRow {
     pub first_token_ns: Option<u64>,
 }
 
+impl EnergyRow {
+    /// A row that states only energies.
+    pub fn of_energy(kind: EnergyRowKind, name: &str, share_uj: u64, above_idle_uj: u64) -> Self {
+        EnergyRow {
+            kind,
+            name: name.to_owned(),
+            share_uj,
+            above_idle_uj,
+            requests: None,
+            requests_per_ks: None,
+            request_uj: None,
+            request_error_uj: None,
+            token_uj: None,
+            token_error_uj: None,
+            power_mw: None,
+            first_token_ns: None,
+        }
+    }
+}
+
 /// The rows, and the machine's energy to which both columns add up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EnergyTable {
@@ -121,23 +132,6 @@ impl GroupSelection {
     }
 }
 
-fn plain_row(kind: EnergyRowKind, name: &str, share_uj: u64, above_idle_uj: u64) -> EnergyRow {
-    EnergyRow {
-        kind,
-        name: name.to_owned(),
-        share_uj,
-        above_idle_uj,
-        requests: None,
-        requests_per_ks: None,
-        request_uj: None,
-        request_error_uj: None,
-        token_uj: None,
-        token_error_uj: None,
-        power_mw: None,
-        first_token_ns: None,
-    }
-}
-
 impl EnergyTable {
     /// The table at the time of `snapshot`.
     pub fn build(snapshot: &MeterSnapshot, totals: &AccountTotals, selection: &GroupSelection) -> Self {
@@ -155,17 +149,27 @@ impl EnergyTable {
         let other_uj = attributed_uj.saturating_sub(settled_uj + open_uj);
         if hidden.requests > 0 {
             let above_uj = hidden.share_uj - hidden.idle_uj;
-            let row = plain_row(EnergyRowKind::Filtered, "(hidden by the filter)", hidden.share_uj, above_uj);
+            let row = EnergyRow::of_energy(
+                EnergyRowKind::Filtered,
+                "(hidden by the filter)",
+                hidden.share_uj,
+                above_uj,
+            );
             rows.push(EnergyRow { requests: Some(hidden.requests), ..row });
         }
         let open_idle_uj = open_idle_uj.min(open_uj);
-        rows.push(plain_row(EnergyRowKind::Open, "open spans", open_uj, open_uj - open_idle_uj));
+        rows.push(EnergyRow::of_energy(EnergyRowKind::Open, "open spans", open_uj, open_uj - open_idle_uj));
         if other_uj > 0 {
-            rows.push(plain_row(EnergyRowKind::Other, "other spans", other_uj, other_uj));
+            rows.push(EnergyRow::of_energy(EnergyRowKind::Other, "other spans", other_uj, other_uj));
         }
         let idle_uj = rows.iter().map(|row| row.share_uj - row.above_idle_uj).sum();
-        rows.push(plain_row(EnergyRowKind::Idle, "idle", 0, idle_uj));
-        rows.push(plain_row(EnergyRowKind::Unattributed, "unattributed", unattributed_uj, unattributed_uj));
+        rows.push(EnergyRow::of_energy(EnergyRowKind::Idle, "idle", 0, idle_uj));
+        rows.push(EnergyRow::of_energy(
+            EnergyRowKind::Unattributed,
+            "unattributed",
+            unattributed_uj,
+            unattributed_uj,
+        ));
         let machine_uj = rows.iter().map(|row| row.share_uj).sum();
         EnergyTable { grouping: selection.grouping, machine_uj, rows }
     }
@@ -178,7 +182,8 @@ fn group_rows(
     selection: &GroupSelection,
 ) -> (Vec<EnergyRow>, GroupTotals) {
     let recent = totals.recent(selection.grouping, snapshot.now_ns);
-    let window_ns = snapshot.uptime_ns().unwrap_or(RATE_WINDOW_NS).clamp(1, RATE_WINDOW_NS);
+    let window_start_ns = totals.window_start_ns(snapshot.now_ns).max(snapshot.started_ns.unwrap_or(0));
+    let window_ns = snapshot.now_ns.saturating_sub(window_start_ns).max(1);
     let mut hidden = GroupTotals::default();
     let mut rows = Vec::new();
     for (name, group) in totals.groups(selection.grouping) {
@@ -189,7 +194,8 @@ fn group_rows(
             continue;
         }
         let recent = recent.get(name.as_str()).cloned().unwrap_or_default();
-        let row = plain_row(EnergyRowKind::Group, name, group.share_uj, group.share_uj - group.idle_uj);
+        let row =
+            EnergyRow::of_energy(EnergyRowKind::Group, name, group.share_uj, group.share_uj - group.idle_uj);
         let mean = |uj: u64, count: u64| (uj + count / 2).checked_div(count);
         let mean_error = |uj: Option<u64>, count: u64| uj.filter(|_| count > 0).map(|uj| uj.div_ceil(count));
         rows.push(EnergyRow {
@@ -222,6 +228,8 @@ fn group_rows(
 
 #[cfg(test)]
 mod tests {
+    use wattspan_client::account::Account;
+
     use super::super::test_machine::{account, snapshot, totals_of};
     use super::*;
 
@@ -278,5 +286,27 @@ mod tests {
         assert_eq!(names(SortKey::Energy, false), [small.clone(), large.clone()]);
         assert_eq!(names(SortKey::PerRequest, false), [large.clone(), small.clone()]);
         assert_eq!(names(SortKey::Name, true), [small, large]);
+    }
+
+    #[test]
+    fn rates_are_over_the_time_whose_accounts_are_known() {
+        let account = account("a", "small", &[("package-0", 500, 0)]);
+        let accounts = |first_ms: u64| {
+            (first_ms..100_000)
+                .map(|closed_ms| Account { closed_ns: Some(closed_ms * 1_000_000), ..account.clone() })
+        };
+        let rates = |totals: &AccountTotals| {
+            let snapshot = snapshot(&[("package-0", 90_000_000, 60_000_000)]);
+            let row = EnergyTable::build(&snapshot, totals, &GroupSelection::default()).rows.swap_remove(0);
+            (row.requests_per_ks, row.power_mw)
+        };
+        // 1000 a second over a minute are more than are kept.
+        let mut totals = AccountTotals::default();
+        accounts(40_000).for_each(|account| totals.add(&account, &["package-0".to_owned()]));
+        assert_eq!(rates(&totals), (Some(1_000_000), Some(500)));
+        // The list of earlier accounts ended 5 s ago.
+        let mut totals = AccountTotals::complete_since(95_000_000_000);
+        accounts(95_000).for_each(|account| totals.add(&account, &["package-0".to_owned()]));
+        assert_eq!(rates(&totals), (Some(1_000_000), Some(500)));
     }
 }

@@ -22,15 +22,6 @@ pub enum Grouping {
 impl Grouping {
     pub const ALL: [Grouping; 4] = [Grouping::Model, Grouping::Name, Grouping::User, Grouping::Operation];
 
-    pub fn next(self) -> Self {
-        match self {
-            Grouping::Model => Grouping::Name,
-            Grouping::Name => Grouping::User,
-            Grouping::User => Grouping::Operation,
-            Grouping::Operation => Grouping::Model,
-        }
-    }
-
     /// The heading of the first column.
     pub fn title(self) -> &'static str {
         match self {

@@ -21,6 +21,7 @@ mod text_columns;
 mod top_state;
 mod top_view;
 mod unit;
+mod values_after;
 
 use std::io::{IsTerminal, stdin, stdout};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use wattspan_client::clock;
 use crate::connect::MeterOptions;
 use crate::exit_status::{CliError, OK, USAGE};
 use crate::output;
-use crate::terminal::Terminal;
+use crate::terminal::{self, Terminal};
 use draw::FrameSize;
 use group_table::SortKey;
 use grouping::Grouping;
@@ -104,9 +105,7 @@ pub fn top(options: &MeterOptions, args: &TopArgs) -> Result<u8, CliError> {
     }
     let mut feed = MeterFeed::open(options)?;
     let mut state = TopState::new(&settings);
-    let is_interactive = stdin().is_terminal()
-        && stdout().is_terminal()
-        && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let is_interactive = stdin().is_terminal() && stdout().is_terminal() && !terminal::is_dumb();
     if options.json {
         return print_json_frames(&mut feed, &mut state, args.once);
     }

@@ -43,16 +43,14 @@ impl PowerHistory {
     pub fn dots(&self, name: &str, per_dot: usize, max_dots: usize) -> Vec<Option<u64>> {
         let Some(samples) = self.samples.get(name) else { return Vec::new() };
         let first = self.added - samples.len();
-        let mut dots: Vec<Option<u64>> = Vec::new();
-        let mut at = first;
-        while at < self.added {
-            let end = (at / per_dot + 1) * per_dot;
-            let group = samples.range(at - first..end.min(self.added) - first);
-            let known: Vec<u64> = group.copied().flatten().collect();
-            dots.push(known.iter().sum::<u64>().checked_div(known.len() as u64));
-            at = end;
-        }
-        dots.split_off(dots.len().saturating_sub(max_dots))
+        let mean = |dot: usize| {
+            let from = (dot * per_dot).max(first) - first;
+            let group = samples.range(from..(dot * per_dot + per_dot).min(self.added) - first);
+            let (sum, known) = group.flatten().fold((0, 0), |(sum, known), power| (sum + power, known + 1));
+            sum.checked_div(known)
+        };
+        let end = self.added.div_ceil(per_dot);
+        ((first / per_dot).max(end.saturating_sub(max_dots))..end).map(mean).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use clap::ValueEnum;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::account_totals::AccountTotals;
@@ -11,6 +12,7 @@ use super::power_history::{PowerHistory, ZOOM_STEPS};
 use super::settings::TopSettings;
 use super::top_view::{MACHINE, TopView, live_power_mw, machine_power_mw};
 use super::unit::{EnergyUnit, UnitFactors};
+use super::values_after::values_after;
 
 /// What the meter reported last, and what the user chose to see of it.
 #[derive(Debug)]
@@ -59,9 +61,9 @@ impl TopState {
 
     /// Takes the figures of a poll. The first of a connection replaces the totals: the daemon may have restarted.
     pub fn apply(&mut self, update: MeterUpdate) {
-        let MeterUpdate { snapshot, settled, is_first } = update;
-        if is_first {
-            self.totals = AccountTotals::default();
+        let MeterUpdate { snapshot, settled, complete_since_ns } = update;
+        if let Some(complete_since_ns) = complete_since_ns {
+            self.totals = AccountTotals::complete_since(complete_since_ns);
         }
         self.unreachable = None;
         let counted = snapshot.counted_domains();
@@ -114,8 +116,8 @@ impl TopState {
         match key.code {
             KeyCode::Char('q') | KeyCode::F(10) => return ControlFlow::Break(()),
             KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.shows_help = true,
-            KeyCode::Char('g') => self.selection.grouping = self.selection.grouping.next(),
-            KeyCode::Char('s' | '>') | KeyCode::F(6) => self.selection.sort = self.selection.sort.next(),
+            KeyCode::Char('g') => self.selection.grouping = next_value(self.selection.grouping),
+            KeyCode::Char('s' | '>') | KeyCode::F(6) => self.selection.sort = next_value(self.selection.sort),
             KeyCode::Char('r' | 'I') => self.selection.reversed = !self.selection.reversed,
             KeyCode::Char('u') => self.unit = self.unit.next(&self.factors),
             KeyCode::Char('/') | KeyCode::F(3 | 4) => self.edits_filter = true,
@@ -150,6 +152,10 @@ impl TopState {
     }
 }
 
+fn next_value<T: ValueEnum + Copy + PartialEq + 'static>(value: T) -> T {
+    values_after(value).next().unwrap_or(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::group_table::{EnergyRowKind, SortKey};
@@ -165,7 +171,8 @@ mod tests {
 
     fn update(measured_uj: u64, attributed_uj: u64, is_first: bool) -> MeterUpdate {
         let settled = vec![account("a", "small", &[("package-0", 3_000, 0)])];
-        MeterUpdate { snapshot: snapshot(&[("package-0", measured_uj, attributed_uj)]), settled, is_first }
+        let snapshot = snapshot(&[("package-0", measured_uj, attributed_uj)]);
+        MeterUpdate { snapshot, settled, complete_since_ns: is_first.then_some(0) }
     }
 
     fn press(state: &mut TopState, keys: &str) -> ControlFlow<()> {

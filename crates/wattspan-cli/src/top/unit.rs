@@ -6,6 +6,8 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::values_after::values_after;
+
 /// The unit in which the energy columns are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -43,18 +45,7 @@ const UJ_PER_KWH: u128 = 3_600_000_000_000;
 impl EnergyUnit {
     /// The next unit that can be shown.
     pub fn next(self, factors: &UnitFactors) -> Self {
-        let after = |unit| match unit {
-            EnergyUnit::Joules => EnergyUnit::WattHours,
-            EnergyUnit::WattHours => EnergyUnit::Watts,
-            EnergyUnit::Watts => EnergyUnit::Cost,
-            EnergyUnit::Cost => EnergyUnit::Co2,
-            EnergyUnit::Co2 => EnergyUnit::Joules,
-        };
-        let mut unit = after(self);
-        while unit.missing_setting(factors).is_some() {
-            unit = after(unit);
-        }
-        unit
+        values_after(self).find(|unit| unit.missing_setting(factors).is_none()).unwrap_or(self)
     }
 
     /// The setting that this unit needs and that is absent.
