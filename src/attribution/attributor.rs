@@ -15,7 +15,7 @@ use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
 use super::process_share::{FullRows, ProcessShares};
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
-use super::span::{self, SlotState, SpanTable};
+use super::span::{SlotState, SpanTable, domains_of};
 use super::units::weight_units;
 use super::update_detector::ExpectedUpdates;
 use crate::domain::{Domain, EnergyReading, PowerLimit};
@@ -307,7 +307,9 @@ impl Attributor {
         span.slot_state = SlotState::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
-        span::extend_attributes(&mut span.attributes, attributes);
+        if !attributes.is_empty() {
+            span.attributes.extend(attributes);
+        }
         span.abandoned = abandoned;
         self.open_count -= 1;
         let edge = new_edge(edge_ns, key, span.scope, EdgeKind::Close, 0);
@@ -539,10 +541,8 @@ impl Attributor {
             let key = self.spans.key_of(slot);
             let (span, states) = self.spans.span_mut_and_states(slot);
             let subject = span.subject;
-            for (timeline, state) in self.timelines.iter_mut().zip(states) {
-                if (span.scope >> timeline.index()) & 1 == 1 {
-                    timeline.record_settled_share(state.g, span.cancelled);
-                }
+            for domain in domains_of(span.scope) {
+                self.timelines[domain].record_settled_share(states[domain].g, span.cancelled);
             }
             if !span.cancelled {
                 show(SettledSpan {

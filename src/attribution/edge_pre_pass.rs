@@ -4,9 +4,9 @@
 //! results into the edges and their instants, so that no domain has to read a span. Invariant: an edge does not change
 //! after its visit, and a domain passes no edge before its visit.
 
-use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue, first_instant};
+use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue};
 use super::span::SpanTable;
-use super::virtual_energy::{TotalWeight, VirtualTime};
+use super::virtual_energy::VirtualTime;
 
 #[derive(Debug, Default)]
 pub(crate) struct EdgePrePass {
@@ -14,7 +14,7 @@ pub(crate) struct EdgePrePass {
     /// The index of the first edge that is not visited yet.
     pub next_edge: u64,
     /// The total weight of the open spans since the last instant.
-    total_weight: TotalWeight,
+    total_weight: u64,
     last_instant_ns: u64,
     /// Slots of spans whose weight history is to be folded.
     pub spans_to_fold: Vec<u32>,
@@ -31,35 +31,30 @@ impl EdgePrePass {
     ) {
         let first_edge = self.next_edge;
         let EdgeQueue { edges, instants } = queue;
-        let mut pending = edges.items_from_mut(first_edge);
-        while let Some((at_ns, length)) = first_instant(pending, horizon_ns) {
-            let (edges, rest) = pending.split_at_mut(length);
-            let mut instant = EdgeInstant {
-                at_ns,
-                virtual_time: VirtualTime::new(self.last_instant_ns, at_ns, self.total_weight),
-                first_edge: self.next_edge,
-                end_edge: self.next_edge,
-                any_scope: 0,
-                all_scope: u64::MAX,
-                weight_change: 0,
-                total_weight: self.total_weight,
-            };
+        let pending = edges.items_from_mut(first_edge).iter_mut();
+        let mut pending = pending.take_while(|edge| edge.at_ns < horizon_ns).peekable();
+        while let Some(at_ns) = pending.peek().map(|edge| edge.at_ns) {
+            let virtual_time = VirtualTime::new(self.last_instant_ns, at_ns, self.total_weight);
+            let mut instant = EdgeInstant::new(virtual_time, self.next_edge);
             let (mut opened, mut closed) = (0, 0);
-            for edge in &mut *edges {
-                match self.visit(edge, instant.end_edge, spans) {
-                    Some(EdgeKind::Open) => opened += 1,
-                    Some(EdgeKind::Close) => closed += 1,
-                    Some(EdgeKind::Weight | EdgeKind::Phase) | None => {}
+            while let Some(edge) = pending.next_if(|edge| edge.at_ns == at_ns) {
+                if self.visit(edge, spans) {
+                    opened += u32::from(edge.kind == EdgeKind::Open);
+                    closed += u32::from(edge.kind == EdgeKind::Close);
+                    instant.add_edge(edge);
+                    if edge.kind == EdgeKind::Close && edge.scope == 0 {
+                        settled_slots.push(edge.slot);
+                    }
                 }
-                if edge.kind == EdgeKind::Close && edge.scope == 0 {
-                    settled_slots.push(edge.slot);
-                }
-                instant.add_edge(edge);
+                self.next_edge += 1;
             }
+            instant.end_edge = self.next_edge;
+            // Without this line `all_scope` of an instant without effect would name all domains.
+            instant.all_scope &= instant.any_scope;
             self.concurrency.update(at_ns, opened, closed);
-            self.update_total_weight(&mut instant);
+            self.total_weight = self.total_weight.wrapping_add(instant.weight_change);
+            self.last_instant_ns = at_ns;
             instants.push(instant);
-            pending = rest;
         }
         spans.prefetch_closing(&queue.edges.items_from(first_edge)[..(self.next_edge - first_edge) as usize]);
     }
@@ -70,19 +65,20 @@ impl EdgePrePass {
         self.spans_to_fold.shrink_to(64);
     }
 
-    /// Fills in the span's state before the edge. `None`: the edge is after its span's close and has no effect.
+    /// Fills in the span's state before the edge. Returns false, and empties the edge's scope, where the edge has no
+    /// effect because it is after its span's close.
     #[inline]
-    fn visit(&mut self, edge: &mut Edge, index: u64, spans: &mut SpanTable) -> Option<EdgeKind> {
+    fn visit(&mut self, edge: &mut Edge, spans: &mut SpanTable) -> bool {
         let Some(span) = spans.span_of_edge(edge) else {
-            (edge.scope, edge.weight_before, edge.weight_after) = (0, 0, 0);
-            return None;
+            edge.scope = 0;
+            return false;
         };
         (edge.weight_before, edge.weight_edge, edge.has_history) =
             (span.pre_pass_weight, span.weight_edge, span.has_history);
         match edge.kind {
-            EdgeKind::Open => span.weight_edge = index,
+            EdgeKind::Open => span.weight_edge = self.next_edge,
             EdgeKind::Weight => {
-                span.weight_edge = index;
+                span.weight_edge = self.next_edge;
                 if span.record_weight_change(edge.at_ns, edge.weight_after)
                     && self.spans_to_fold.last() != Some(&edge.slot)
                 {
@@ -96,20 +92,7 @@ impl EdgePrePass {
             }
         }
         span.pre_pass_weight = edge.weight_after;
-        Some(edge.kind)
-    }
-
-    /// Fills in the total weight, after all edges of the instant are visited.
-    #[inline]
-    fn update_total_weight(&mut self, instant: &mut EdgeInstant) {
-        // An instant without effect has no domains: without this line `all_scope` would name all of them.
-        instant.all_scope &= instant.any_scope;
-        if instant.weight_change != 0 {
-            instant.total_weight =
-                TotalWeight::new(self.total_weight.units.wrapping_add(instant.weight_change));
-        }
-        (self.next_edge, self.total_weight) = (instant.end_edge, instant.total_weight);
-        self.last_instant_ns = instant.at_ns;
+        true
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns every edge that some domain has not passed yet. Invariant: the queue is sorted by (time, kind), whatever the
 //! order of the messages. An edge is only inserted after the settled time, so never before a domain's position.
 
-use super::virtual_energy::{TotalWeight, VirtualTime};
+use super::virtual_energy::VirtualTime;
 
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,8 +37,7 @@ pub(crate) struct Edge {
 /// The edges of one instant, after their pre-pass. They apply together, and nearly always to all domains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeInstant {
-    pub at_ns: u64,
-    /// ΔH since the instant before it, for a domain that all open spans use.
+    /// ΔH from the instant before it up to this one, for a domain that all open spans use.
     pub virtual_time: VirtualTime,
     /// The indices of its edges: from `first_edge` up to `end_edge`.
     pub first_edge: u64,
@@ -48,17 +47,23 @@ pub(crate) struct EdgeInstant {
     pub all_scope: u64,
     /// The change of the total weight, wrapping.
     pub weight_change: u64,
-    /// The total weight of all spans after the instant.
-    pub total_weight: TotalWeight,
 }
 
 impl EdgeInstant {
     #[inline]
+    pub(crate) fn new(virtual_time: VirtualTime, first_edge: u64) -> Self {
+        let (end_edge, all_scope) = (first_edge, u64::MAX);
+        Self { virtual_time, first_edge, end_edge, any_scope: 0, all_scope, weight_change: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn at_ns(&self) -> u64 {
+        self.virtual_time.to_ns
+    }
+
+    /// Adds an edge that has an effect.
+    #[inline]
     pub(crate) fn add_edge(&mut self, edge: &Edge) {
-        self.end_edge += 1;
-        if edge.scope == 0 && edge.weight_after == edge.weight_before {
-            return;
-        }
         self.any_scope |= edge.scope;
         self.all_scope &= edge.scope;
         self.weight_change =
@@ -97,6 +102,12 @@ impl<T> IndexedQueue<T> {
     #[inline]
     pub(crate) fn items_from(&self, index: u64) -> &[T] {
         self.items.get(self.position(index)..).unwrap_or_default()
+    }
+
+    /// The items from `index` up to `end`.
+    #[inline]
+    pub(crate) fn items(&self, index: u64, end: u64) -> &[T] {
+        &self.items[self.position(index)..self.position(end)]
     }
 
     /// The items from `index` on, mutable for the pre-pass.
@@ -183,18 +194,4 @@ impl EdgeQueue {
         self.instants.drop_before(index);
         self.edges.drop_before(first_edge);
     }
-}
-
-/// The first instant of a list of edges, and the number of edges at it. `None`: it is not before `limit_ns`.
-#[inline]
-pub(crate) fn first_instant(edges: &[Edge], limit_ns: u64) -> Option<(u64, usize)> {
-    let at_ns = edges.first()?.at_ns;
-    if at_ns >= limit_ns {
-        return None;
-    }
-    let mut length = 1;
-    while edges.get(length).is_some_and(|next| next.at_ns == at_ns) {
-        length += 1;
-    }
-    Some((at_ns, length))
 }

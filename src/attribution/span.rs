@@ -84,8 +84,7 @@ pub(crate) struct SpanHistory {
 impl SpanHistory {
     /// The number of changes of weight that some domain of the scope has not passed.
     fn unsettled_weight_changes(&self, scope: u64) -> u64 {
-        let used = self.domains.iter().enumerate().filter(|(domain, _)| (scope >> domain) & 1 == 1);
-        let passed = used.map(|(_, domain_history)| domain_history.weight_changes).min();
+        let passed = domains_of(scope).map(|domain| self.domains[domain].weight_changes).min();
         self.weight_changes - passed.unwrap_or(self.weight_changes)
     }
 }
@@ -149,7 +148,7 @@ impl Span {
         self.slot_state = SlotState::Open;
         self.id = span_id.into();
         self.name = name.into();
-        replace_attributes(&mut self.attributes, attributes);
+        self.attributes = attributes;
         (self.uid, self.subject) = (uid, subject);
         self.opened_ns = opened_ns;
         self.closed_ns = 0;
@@ -228,7 +227,7 @@ impl Span {
     pub(crate) fn clear(&mut self) {
         self.slot_state = SlotState::Free;
         (self.id, self.name) = (Box::default(), Box::default());
-        replace_attributes(&mut self.attributes, BTreeMap::new());
+        self.attributes = BTreeMap::new();
         if self.has_history {
             (self.has_history, self.history) = (false, None);
         }
@@ -246,33 +245,14 @@ impl Span {
     }
 }
 
-/// Replaces attributes by others. Nearly all maps are empty and own nothing, but dropping one costs as much as an edge,
-/// so empty maps are forgotten.
+/// The domains of a scope, from its bits.
 #[inline]
-pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
-    if old.is_empty() && new.is_empty() {
-        std::mem::forget(new);
-    } else {
-        *old = new;
-    }
-}
-
-/// Moves attributes, which replace an empty map.
-#[inline]
-pub(crate) fn move_attributes(from: &mut BTreeMap<String, String>, into: &mut BTreeMap<String, String>) {
-    if !from.is_empty() {
-        std::mem::swap(from, into);
-    }
-}
-
-/// Adds attributes to others. Forgets an empty map, like [`replace_attributes`].
-#[inline]
-pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
-    if new.is_empty() {
-        std::mem::forget(new);
-    } else {
-        old.extend(new);
-    }
+pub(crate) fn domains_of(mut scope: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let domain = (scope != 0).then(|| scope.trailing_zeros() as usize)?;
+        scope &= scope - 1;
+        Some(domain)
+    })
 }
 
 const IDLE_UNKNOWN: u64 = u64::MAX;
