@@ -84,7 +84,7 @@ fn shares(span: &Span, share: impl Fn(usize) -> Share) -> Vec<Share> {
 #[inline]
 fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState, length_ns: u64) -> Share {
     let share = Share {
-        domain: timeline.domain.name.clone(),
+        domain: timeline.name.clone(),
         grade: timeline.domain.grade,
         window_uj: Some(state.energy),
         share_uj: Some(whole_uj(state.g)),
@@ -105,7 +105,7 @@ fn unsettled_share(
 ) -> Share {
     let length_ns = end_ns.saturating_sub(opened_ns);
     let mut share = Share {
-        domain: timeline.domain.name.clone(),
+        domain: timeline.name.clone(),
         grade: timeline.domain.grade,
         window_uj: None,
         share_uj: None,

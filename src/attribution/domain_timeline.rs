@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use wattspan_client::account::Balance;
+use wattspan_client::domain::DomainName;
 
 use super::edge_commit::{CounterStep, EdgeCommit, EdgeSnapshot};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
@@ -23,6 +24,8 @@ use crate::domain::{Domain, EnergyReading, PowerLimit};
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
     pub domain: Domain,
+    /// The domain's name, as accounts share it.
+    pub name: DomainName,
     pub virtual_energy: VirtualEnergy,
     pub settled_uj: u64,
     pub rounding_remainder: u128,
@@ -64,6 +67,7 @@ impl DomainTimeline {
             accumulated_error: 0,
             snapshots: Vec::new(),
             idle_power: IdlePower::new(idle_mw),
+            name: domain.name.as_str().into(),
             domain,
         }
     }
