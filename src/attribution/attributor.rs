@@ -244,7 +244,7 @@ impl Attributor {
         let domains = self.timelines.len();
         let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
         let history = span.history_mut(domains);
-        history.moved_ns += at_ns - requested_ns;
+        history.add_edge(requested_ns, at_ns);
         let index = history.phases.partition_point(|(begin_ns, _)| *begin_ns <= at_ns);
         history.phases.insert(index, (at_ns, phase));
         let scope = span.scope;
@@ -278,7 +278,7 @@ impl Attributor {
         span.weight = weight;
         let history = span.history_mut(domains);
         history.weight_changes += 1;
-        history.moved_ns += at_ns - requested_ns;
+        history.add_edge(requested_ns, at_ns);
         let scope = span.scope;
         self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Weight, weight));
         Ok(())
@@ -304,6 +304,9 @@ impl Attributor {
         };
         let edge_ns = self.edge_time_ns(now_ns, key, at_ns)?;
         let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        if span.history.as_ref().is_some_and(|history| history.last_edge_ns > edge_ns) {
+            self.queue.remove_after(slot_of(key), edge_ns);
+        }
         span.slot_state = SlotState::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
@@ -370,8 +373,7 @@ impl Attributor {
 
     /// Frees memory that many settled spans used. The cost is linear in the number of slots: call it seldom.
     pub fn shrink(&mut self) {
-        let slot_limit = self.queue.slot_limit();
-        self.spans.shrink(slot_limit);
+        self.spans.shrink();
         self.queue.shrink();
         self.pre_pass.shrink();
         self.process_shares.shrink();
@@ -628,7 +630,6 @@ fn new_edge(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight: u64) -
         weight_after: weight,
         weight_edge: 0,
         slot: slot_of(key),
-        generation: key.generation() as u16,
         kind,
         has_history: false,
     }

@@ -5,7 +5,7 @@
 //! after its visit, and a domain passes no edge before its visit.
 
 use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue};
-use super::span::SpanTable;
+use super::span::{Span, SpanTable};
 use super::virtual_energy::VirtualTime;
 
 #[derive(Debug, Default)]
@@ -38,25 +38,22 @@ impl EdgePrePass {
             let mut instant = EdgeInstant::new(virtual_time, self.next_edge);
             let (mut opened, mut closed) = (0, 0);
             while let Some(edge) = pending.next_if(|edge| edge.at_ns == at_ns) {
-                if self.visit(edge, spans) {
-                    opened += u32::from(edge.kind == EdgeKind::Open);
-                    closed += u32::from(edge.kind == EdgeKind::Close);
-                    instant.add_edge(edge);
-                    if edge.kind == EdgeKind::Close && edge.scope == 0 {
-                        settled_slots.push(edge.slot);
-                    }
-                }
+                self.visit(edge, spans.span_mut(edge.slot));
+                opened += u32::from(edge.kind == EdgeKind::Open);
+                closed += u32::from(edge.kind == EdgeKind::Close);
+                instant.add_edge(edge);
                 self.next_edge += 1;
+                if edge.kind == EdgeKind::Close && edge.scope == 0 {
+                    settled_slots.push(edge.slot);
+                }
             }
-            instant.end_edge = self.next_edge;
-            // Without this line `all_scope` of an instant without effect would name all domains.
-            instant.all_scope &= instant.any_scope;
             self.concurrency.update(at_ns, opened, closed);
             self.total_weight = self.total_weight.wrapping_add(instant.weight_change);
             self.last_instant_ns = at_ns;
             instants.push(instant);
         }
-        spans.prefetch_closing(&queue.edges.items_from(first_edge)[..(self.next_edge - first_edge) as usize]);
+        let passed = queue.edges.items(first_edge, self.next_edge).iter();
+        passed.filter(|edge| edge.kind == EdgeKind::Close).for_each(|edge| spans.prefetch(edge.slot));
     }
 
     /// Frees memory that many spans used.
@@ -65,16 +62,11 @@ impl EdgePrePass {
         self.spans_to_fold.shrink_to(64);
     }
 
-    /// Fills in the span's state before the edge. Returns false, and empties the edge's scope, where the edge has no
-    /// effect because it is after its span's close.
+    /// Fills in the span's state before the edge.
     #[inline]
-    fn visit(&mut self, edge: &mut Edge, spans: &mut SpanTable) -> bool {
-        let Some(span) = spans.span_of_edge(edge) else {
-            edge.scope = 0;
-            return false;
-        };
+    fn visit(&mut self, edge: &mut Edge, span: &mut Span) {
         (edge.weight_before, edge.weight_edge, edge.has_history) =
-            (span.pre_pass_weight, span.weight_edge, span.has_history);
+            (span.pre_pass_weight, span.weight_edge, span.history.is_some());
         match edge.kind {
             EdgeKind::Open => span.weight_edge = self.next_edge,
             EdgeKind::Weight => {
@@ -88,11 +80,9 @@ impl EdgePrePass {
             EdgeKind::Phase => edge.weight_after = span.pre_pass_weight,
             EdgeKind::Close => {
                 span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
-                span.close_passed = true;
             }
         }
         span.pre_pass_weight = edge.weight_after;
-        true
     }
 }
 

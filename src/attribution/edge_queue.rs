@@ -27,8 +27,6 @@ pub(crate) struct Edge {
     /// The index of the span's latest opening or weight edge before this one.
     pub weight_edge: u64,
     pub slot: u32,
-    /// The low half of the slot's generation: an edge after its span's close may outlive the span.
-    pub generation: u16,
     pub kind: EdgeKind,
     /// Whether the span has phases or changes of weight.
     pub has_history: bool,
@@ -61,9 +59,9 @@ impl EdgeInstant {
         self.virtual_time.to_ns
     }
 
-    /// Adds an edge that has an effect.
     #[inline]
     pub(crate) fn add_edge(&mut self, edge: &Edge) {
+        self.end_edge += 1;
         self.any_scope |= edge.scope;
         self.all_scope &= edge.scope;
         self.weight_change =
@@ -175,10 +173,12 @@ impl EdgeQueue {
         items.insert(*dropped + position, edge);
     }
 
-    /// One more than the highest slot of a pending edge.
-    pub(crate) fn slot_limit(&self) -> usize {
-        let pending = self.edges.items_from(self.edges.first_index).iter();
-        pending.map(|edge| edge.slot as usize + 1).max().unwrap_or(0)
+    /// Removes the edges of a slot after an instant from which on no edge is passed.
+    #[cold]
+    pub(crate) fn remove_after(&mut self, slot: u32, at_ns: u64) {
+        let IndexedQueue { items, dropped, .. } = &mut self.edges;
+        let first = *dropped + items[*dropped..].partition_point(|edge| edge.at_ns <= at_ns);
+        items.extract_if(first.., |edge| edge.slot == slot).for_each(drop);
     }
 
     /// Frees memory that many edges used.
