@@ -11,7 +11,6 @@ use wattspan_client::account::{Account, Balance};
 use super::account_builder::{self, SettledSpan};
 use super::clock_record::{self, DomainClock, ShareBasis};
 use super::domain_timeline::DomainTimeline;
-use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
 use super::process_share::{FullRows, ProcessShares};
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
@@ -30,7 +29,6 @@ pub struct Attributor {
     timelines: Vec<DomainTimeline>,
     spans: SpanTable,
     queue: EdgeQueue,
-    pre_pass: EdgePrePass,
     process_shares: ProcessShares,
     /// The domains that are live, those whose source has not answered yet, and those in the host's total, one bit each.
     live_domains: u64,
@@ -66,7 +64,6 @@ impl Attributor {
             timelines,
             settings,
             queue: EdgeQueue::default(),
-            pre_pass: EdgePrePass::default(),
             live_domains: all,
             starting_domains: 0,
             counted_domains: all,
@@ -189,7 +186,7 @@ impl Attributor {
         let mut timeline = DomainTimeline::new(index, domain, self.settings.counter_timeout_ns, idle_mw);
         // Skip the edges so far: none of them uses the new domain.
         (timeline.next_instant, timeline.next_edge) =
-            (self.queue.instants.end_index(), self.pre_pass.next_edge);
+            (self.queue.instants.end_index(), self.queue.next_edge());
         self.timelines.push(timeline);
         self.spans.add_domain();
         self.process_shares.add_domain(&self.timelines);
@@ -375,7 +372,6 @@ impl Attributor {
     pub fn shrink(&mut self) {
         self.spans.shrink();
         self.queue.shrink();
-        self.pre_pass.shrink();
         self.process_shares.shrink();
         self.timelines.iter_mut().for_each(DomainTimeline::shrink);
         self.settled_slots.shrink_to(64);
@@ -480,7 +476,7 @@ impl Attributor {
     pub fn advance(&mut self, now_ns: u64) {
         let horizon_ns = self.horizon_ns(now_ns);
         self.last_settle_ns = now_ns;
-        self.pre_pass.advance(horizon_ns, &mut self.queue, &mut self.spans, &mut self.settled_slots);
+        self.queue.visit_until(horizon_ns, &mut self.spans, &mut self.settled_slots);
         let busy = self.is_busy();
         for timeline in &mut self.timelines {
             let has_pending_edges = timeline.next_edge < self.queue.edges.end_index();
@@ -495,12 +491,12 @@ impl Attributor {
         if let Some(full) = self.process_shares.record_rows(&self.timelines) {
             self.drop_oldest_rows(full);
         }
-        while let Some(slot) = self.pre_pass.spans_to_fold.pop() {
+        while let Some(slot) = self.queue.next_to_fold() {
             self.fold_weights(slot);
         }
         let end = self.queue.instants.end_index();
         let next_instant = self.timelines.iter().map(|timeline| timeline.next_instant).min().unwrap_or(end);
-        self.queue.drop_before(next_instant, self.pre_pass.next_edge);
+        self.queue.drop_before(next_instant);
     }
 
     /// Folds a span's final weight intervals into one process share for each domain.
@@ -746,7 +742,7 @@ mod tests {
             span.history.as_ref().unwrap().weight_history.intervals.len()
         };
         assert!(
-            intervals(&attributor) <= super::super::weight_history::MAX_WEIGHT_INTERVALS,
+            intervals(&attributor) <= super::super::process_history::MAX_WEIGHT_INTERVALS,
             "{}",
             intervals(&attributor)
         );

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use wattspan_client::account::{Account, Phase, Share};
 
 use super::edge_queue::{Edge, EdgeInstant};
+use super::process_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 use super::span::{PhaseEnd, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
-use super::weight_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 
 /// A malloc chunk has a header of 8 bytes; its size is a multiple of 16 and at least 32.
 const CHUNK_HEADER_BYTES: usize = 8;

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
+use super::process_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 use super::request::{NewSpan, SpanKey};
 use super::units::{ENERGY_FRACTION_BITS, whole_uj};
 use super::virtual_energy::{ClockSnapshot, ENERGY_SHIFT, IDLE_SHIFT};
-use super::weight_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum SlotState {
