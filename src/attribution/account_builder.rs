@@ -3,15 +3,17 @@
 //! Invariant: a total is the sum over all counted domains, or absent; an unknown value never counts as 0.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 
 use wattspan_client::account::{Account, Phase, Share, SpanState};
 
 use super::domain_timeline::DomainTimeline;
 use super::process_share::ProcessShares;
 use super::request::SpanKey;
-use super::span::{self, PhaseEnd, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState};
+use super::span::{
+    PhaseEnd, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState, domains_of,
+};
 use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
-use crate::domain::Grade;
 
 /// A settled span, as [`Attributor::drain_settled`](super::Attributor::drain_settled) shows it: `account` builds the
 /// whole account, `share_uj` alone is cheaper.
@@ -31,30 +33,24 @@ impl SettledSpan<'_> {
 
     /// The span's share of one domain, microjoules; `None` if it does not use the domain.
     pub fn share_uj(&self, domain: usize) -> Option<u64> {
-        let used = domain < self.domain_states.len() && (self.span.scope >> domain) & 1 == 1;
+        let used = domain < self.domain_states.len() && self.span.uses(domain);
         used.then(|| whole_uj(self.domain_states[domain].g))
     }
 
     /// Builds the account, with the span's own texts and attributes.
+    #[inline]
     pub fn account(self) -> Account {
-        let mut account = settled_account(self.span, self.domain_states, self.timelines);
-        account.span = std::mem::take(&mut self.span.id).into();
-        account.name = std::mem::take(&mut self.span.name).into();
-        span::move_attributes(&mut self.span.attributes, &mut account.attributes);
-        self.process_shares.add_to_account(&mut account, self.span, self.key, self.timelines);
+        let Self { key, span, domain_states, timelines, process_shares } = self;
+        let state = if span.abandoned { SpanState::Abandoned } else { SpanState::Settled };
+        let length_ns = span.closed_ns.saturating_sub(span.opened_ns);
+        let share = |domain: usize| settled_share(&timelines[domain], &domain_states[domain], length_ns);
+        let shares = shares(span, share);
+        let phases = settled_phases(span, domain_states);
+        let texts = (take(&mut span.id), take(&mut span.name), take(&mut span.attributes));
+        let mut account = build(span, texts, state, shares, phases, timelines);
+        process_shares.add_to_account(&mut account, span, key, timelines);
         account
     }
-}
-
-/// The account of a span that every domain has passed.
-fn settled_account(span: &Span, states: &[SpanDomainState], timelines: &[DomainTimeline]) -> Account {
-    let state = if span.abandoned { SpanState::Abandoned } else { SpanState::Settled };
-    let shares = used_domains(span, states, timelines)
-        .map(|(timeline, state)| settled_share(timeline, state))
-        .collect();
-    let mut account = assemble(span, state, shares, timelines);
-    account.phases = settled_phases(span, states, timelines);
-    account
 }
 
 /// The account so far: the energy up to the settled time, and the time after it as unknown.
@@ -67,46 +63,37 @@ pub(crate) fn unsettled_account(
     let closing = span.slot_state == SlotState::Closing;
     let state = if closing { SpanState::Provisional } else { SpanState::Open };
     let end_ns = if closing { span.closed_ns } else { now_ns.max(span.opened_ns) };
-    let histories =
-        span.history.as_ref().map(|span_history| span_history.domains.as_slice()).unwrap_or_default();
+    let histories = span.history.as_ref().map_or(&[][..], |history| &history.domains);
     let no_history = SpanDomainHistory::default();
-    let shares = used_domains(span, states, timelines)
-        .map(|(timeline, state)| {
-            let history = histories.get(timeline.index()).unwrap_or(&no_history);
-            unsettled_share(timeline, state, history, span.opened_ns, end_ns)
-        })
-        .collect();
-    Account {
-        span: span.id.to_string(),
-        name: span.name.to_string(),
-        attributes: span.attributes.clone(),
-        error_uj: None,
-        phases: phase_times(span),
-        ..assemble(span, state, shares, timelines)
-    }
+    let share = |domain: usize| {
+        let history = histories.get(domain).unwrap_or(&no_history);
+        unsettled_share(&timelines[domain], &states[domain], history, span.opened_ns, end_ns)
+    };
+    let texts = (span.id.clone(), span.name.clone(), span.attributes.clone());
+    build(span, texts, state, shares(span, share), phase_times(span), timelines)
 }
 
-fn used_domains<'a>(
-    span: &'a Span,
-    states: &'a [SpanDomainState],
-    timelines: &'a [DomainTimeline],
-) -> impl Iterator<Item = (&'a DomainTimeline, &'a SpanDomainState)> {
-    timelines.iter().zip(states).filter(|(timeline, _)| span.scope >> timeline.index() & 1 == 1)
+/// The shares of the span's domains.
+#[inline]
+fn shares(span: &Span, share: impl Fn(usize) -> Share) -> Vec<Share> {
+    let mut shares = Vec::with_capacity(span.scope.count_ones() as usize);
+    shares.extend(domains_of(span.scope).map(share));
+    shares
 }
 
-fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState) -> Share {
-    let duration_known = state.unknown_ns == 0;
-    let error = state.edge_error;
-    Share {
-        domain: timeline.domain.name.clone(),
+#[inline]
+fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState, length_ns: u64) -> Share {
+    let share = Share {
+        domain: timeline.name.clone(),
         grade: timeline.domain.grade,
         window_uj: Some(state.energy),
         share_uj: Some(whole_uj(state.g)),
         idle_uj: state.idle_uj(),
         process_uj: None,
-        error_uj: if duration_known { guaranteed_uj(error) } else { None },
+        error_uj: guaranteed_uj(state.edge_error).filter(|_| state.unknown_ns == 0),
         unknown_ns: state.unknown_ns,
-    }
+    };
+    without_unknown_figures(share, length_ns)
 }
 
 fn unsettled_share(
@@ -118,7 +105,7 @@ fn unsettled_share(
 ) -> Share {
     let length_ns = end_ns.saturating_sub(opened_ns);
     let mut share = Share {
-        domain: timeline.domain.name.clone(),
+        domain: timeline.name.clone(),
         grade: timeline.domain.grade,
         window_uj: None,
         share_uj: None,
@@ -131,50 +118,57 @@ fn unsettled_share(
         SpanDomainStage::Pending => {}
         SpanDomainStage::Open => {
             let known_until_ns = timeline.virtual_energy.position_ns.max(opened_ns);
-            let pending_ns = end_ns.saturating_sub(known_until_ns);
             let clock = timeline.virtual_energy.snapshot();
             let energy = history.share + state.share(&clock);
             share.window_uj = Some(state.window_uj(&clock).max(whole_uj(energy)));
             share.share_uj = Some(whole_uj(energy));
             share.idle_uj = state.idle_share(&clock).map(|idle| whole_uj(history.idle + idle));
-            share.unknown_ns = pending_ns + clock.unknown_ns.saturating_sub(state.unknown_ns);
+            share.unknown_ns =
+                end_ns.saturating_sub(known_until_ns) + clock.unknown_ns.saturating_sub(state.unknown_ns);
         }
-        SpanDomainStage::Closed => return settled_share(timeline, state),
+        SpanDomainStage::Closed => return settled_share(timeline, state, length_ns),
     }
-    clear_unknown_figures(&mut share, length_ns);
-    share
+    without_unknown_figures(share, length_ns)
 }
 
 /// Makes the values absent, rather than 0, if no reading covers any part of the span.
-fn clear_unknown_figures(share: &mut Share, length_ns: u64) {
+#[inline]
+fn without_unknown_figures(mut share: Share, length_ns: u64) -> Share {
     if length_ns > 0 && share.unknown_ns >= length_ns {
         (share.window_uj, share.share_uj, share.idle_uj, share.error_uj) = (None, None, None, None);
     }
+    share
 }
 
-/// An account without texts, attributes and phases.
-fn assemble(span: &Span, state: SpanState, mut shares: Vec<Share>, timelines: &[DomainTimeline]) -> Account {
+/// The ID, the name and the attributes of a span.
+type Texts = (Box<str>, Box<str>, BTreeMap<String, String>);
+
+/// An account of these shares, which are those of the span's domains, in their order.
+#[inline]
+fn build(
+    span: &Span,
+    (id, name, attributes): Texts,
+    state: SpanState,
+    shares: Vec<Share>,
+    phases: Vec<Phase>,
+    timelines: &[DomainTimeline],
+) -> Account {
+    let is_final = matches!(state, SpanState::Settled | SpanState::Abandoned);
     let closed_ns = (span.slot_state != SlotState::Open).then_some(span.closed_ns);
-    let length_ns = closed_ns.unwrap_or(0).saturating_sub(span.opened_ns);
-    let final_state = matches!(state, SpanState::Settled | SpanState::Abandoned);
-    if final_state {
-        shares.iter_mut().for_each(|share| clear_unknown_figures(share, length_ns));
-    }
-    // The shares are those of the used domains, in their order.
-    let used = timelines.iter().filter(|timeline| span.uses(timeline.index()));
-    let mut totals = Totals::default();
-    for (timeline, share) in used.zip(&shares) {
-        if span.counted >> timeline.index() & 1 == 1 {
-            totals.add(share);
-        }
-    }
-    let complete = totals.grade.is_some() && !(final_state && totals.has_unknown_time);
-    let sum = |total: Option<u64>| total.filter(|_| complete);
-    let share_uj = sum(totals.share_uj);
+    let counted = || {
+        let is_counted = |(_, domain): &(&Share, usize)| (span.counted >> domain) & 1 == 1;
+        shares.iter().zip(domains_of(span.scope)).filter(is_counted).map(|(share, _)| share)
+    };
+    let worst_counted = counted().map(|share| share.grade).max();
+    let has_totals = worst_counted.is_some() && !(is_final && counted().any(|share| share.unknown_ns > 0));
+    let total = |sum: Option<u64>| sum.filter(|_| has_totals);
+    let share_uj = total(counted().map(|share| share.share_uj).sum());
+    let error_uj = total(counted().map(|share| share.error_uj).sum());
+    let is_simulated = domains_of(span.scope).any(|domain| timelines[domain].domain.is_simulated());
     Account {
-        span: String::new(),
-        name: String::new(),
-        attributes: BTreeMap::new(),
+        span: id.into(),
+        name: name.into(),
+        attributes,
         state,
         uid: span.uid,
         opened_ns: span.opened_ns,
@@ -183,88 +177,39 @@ fn assemble(span: &Span, state: SpanState, mut shares: Vec<Share>, timelines: &[
         opened_unix_ns: span.opened_unix_ns,
         weight: span.weight as f64 / WEIGHT_ONE as f64,
         share_uj,
-        window_uj: sum(totals.window_uj),
-        idle_uj: sum(totals.idle_uj),
-        error_uj: sum(totals.error_uj),
+        window_uj: total(counted().map(|share| share.window_uj).sum()),
+        idle_uj: total(counted().map(|share| share.idle_uj).sum()),
+        error_uj: error_uj.filter(|_| is_final),
         process: None,
         cgroup: None,
         process_uj: None,
         process_reason: None,
-        grade: totals.grade.or_else(|| worst_grade(&shares)),
-        simulated: simulated(span, timelines),
-        mean_power_mw: if final_state { mean_power_mw(share_uj, length_ns) } else { None },
+        grade: worst_counted.or_else(|| shares.iter().map(|share| share.grade).max()),
+        simulated: is_simulated.then_some(true),
+        mean_power_mw: mean_power_mw(share_uj.filter(|_| is_final), span),
         peak_concurrency: span.peak_concurrency.max(1),
         domains: shares,
-        phases: Vec::new(),
+        phases,
         at_least: (span.undecided != 0).then_some(true),
         durable: None,
     }
 }
 
-/// The sums over the counted domains; a sum with an absent value is absent.
-struct Totals {
-    share_uj: Option<u64>,
-    window_uj: Option<u64>,
-    idle_uj: Option<u64>,
-    error_uj: Option<u64>,
-    has_unknown_time: bool,
-    /// The worst grade; `None` without a counted domain.
-    grade: Option<Grade>,
-}
-
-impl Default for Totals {
-    fn default() -> Self {
-        let zero = Some(0);
-        Self {
-            share_uj: zero,
-            window_uj: zero,
-            idle_uj: zero,
-            error_uj: zero,
-            has_unknown_time: false,
-            grade: None,
-        }
-    }
-}
-
-impl Totals {
-    fn add(&mut self, share: &Share) {
-        let add = |sum: &mut Option<u64>, part: Option<u64>| *sum = sum.zip(part).map(|(sum, uj)| sum + uj);
-        add(&mut self.share_uj, share.share_uj);
-        add(&mut self.window_uj, share.window_uj);
-        add(&mut self.idle_uj, share.idle_uj);
-        add(&mut self.error_uj, share.error_uj);
-        self.has_unknown_time |= share.unknown_ns > 0;
-        self.grade = self.grade.max(Some(share.grade));
-    }
-}
-
-/// `Some(true)` if one of the span's domains belongs to a replayed machine.
-fn simulated(span: &Span, timelines: &[DomainTimeline]) -> Option<bool> {
-    timelines
-        .iter()
-        .any(|timeline| span.uses(timeline.index()) && timeline.domain.is_simulated())
-        .then_some(true)
-}
-
-fn worst_grade(shares: &[Share]) -> Option<Grade> {
-    shares.iter().map(|share| share.grade).max()
-}
-
-fn mean_power_mw(share_uj: Option<u64>, length_ns: u64) -> Option<u64> {
+fn mean_power_mw(share_uj: Option<u64>, span: &Span) -> Option<u64> {
+    let length_ns = span.closed_ns.saturating_sub(span.opened_ns);
     let mw = (u128::from(share_uj?) * 1_000_000).checked_div(u128::from(length_ns))?;
     u64::try_from(mw).ok()
 }
 
 /// The phases' names and times, without energy.
 fn phase_times(span: &Span) -> Vec<Phase> {
-    let Some(span_history) = span.history.as_ref().filter(|span_history| !span_history.phases.is_empty())
-    else {
+    let Some(history) = span.history.as_ref().filter(|history| !history.phases.is_empty()) else {
         return Vec::new();
     };
     let closed_ns = (span.slot_state == SlotState::Closing).then_some(span.closed_ns);
-    let begun = span_history.phases.iter().filter(|(at_ns, _)| closed_ns.is_none_or(|end| *at_ns <= end));
-    let mut phases: Vec<Phase> = Vec::with_capacity(span_history.phases.len() + 1);
-    if span_history.phases.first().is_some_and(|(at_ns, _)| *at_ns > span.opened_ns) {
+    let begun = history.phases.iter().filter(|(at_ns, _)| closed_ns.is_none_or(|end| *at_ns <= end));
+    let mut phases: Vec<Phase> = Vec::with_capacity(history.phases.len() + 1);
+    if history.phases.first().is_some_and(|(at_ns, _)| *at_ns > span.opened_ns) {
         phases.push(new_phase("", span.opened_ns));
     }
     for (at_ns, name) in begun {
@@ -285,33 +230,29 @@ fn new_phase(name: &str, opened_ns: u64) -> Phase {
 
 /// The phases with their energy: each domain's cumulative share at the phase boundaries, in whole µJ, so that they add
 /// up.
-fn settled_phases(span: &Span, states: &[SpanDomainState], timelines: &[DomainTimeline]) -> Vec<Phase> {
+fn settled_phases(span: &Span, states: &[SpanDomainState]) -> Vec<Phase> {
     let mut phases = phase_times(span);
-    let Some(span_history) = span.history.as_ref().filter(|_| !phases.is_empty()) else { return phases };
-    let unnamed = usize::from(phases.first().is_some_and(|phase| phase.name.is_empty()));
-    for (number, phase) in phases.iter_mut().enumerate() {
-        let (mut share_uj, mut error_uj) = (Some(0_u64), Some(0_u64));
-        let mut is_counted = false;
-        for (timeline, state) in
-            used_domains(span, states, timelines).filter(|(t, _)| span.counted >> t.index() & 1 == 1)
-        {
-            is_counted = true;
-            let history = &span_history.domains[timeline.index()];
-            // An unnamed phase from the opening to the first boundary has the first end. Where no boundary lies before
-            // the closing, the only phase is the whole span.
-            let ends = &history.phase_ends;
-            let whole_span = PhaseEnd { share: state.g, error: state.edge_error };
-            let end = ends.get(number + 1 - unnamed).copied().unwrap_or(whole_span);
-            let begin = (number + 1).checked_sub(unnamed + 1).and_then(|begin| ends.get(begin));
+    let Some(history) = span.history.as_ref().filter(|_| !phases.is_empty() && span.counted != 0) else {
+        return phases;
+    };
+    // An unnamed phase from the opening to the first boundary has the first end.
+    let first_end = usize::from(!phases.first().is_some_and(|phase| phase.name.is_empty()));
+    for (end_number, phase) in (first_end..).zip(&mut phases) {
+        let is_known = |domain: usize| states[domain].unknown_ns == 0;
+        let end = |domain: usize| {
+            // Where no boundary lies before the closing, the only phase is the whole span.
+            let whole_span = PhaseEnd { share: states[domain].g, error: states[domain].edge_error };
+            history.domains[domain].phase_ends.get(end_number).copied().unwrap_or(whole_span)
+        };
+        let share_uj = |domain: usize| {
+            let ends = &history.domains[domain].phase_ends;
+            let begin = end_number.checked_sub(1).and_then(|number| ends.get(number));
             let begin_uj = begin.map_or(0, |begin| whole_uj(begin.share));
-            let known = state.unknown_ns == 0;
-            share_uj =
-                share_uj.filter(|_| known).map(|sum| sum + whole_uj(end.share).saturating_sub(begin_uj));
-            let error = guaranteed_uj(end.error).filter(|_| known);
-            error_uj = error_uj.zip(error).map(|(sum, error)| sum + error);
-        }
-        phase.share_uj = share_uj.filter(|_| is_counted);
-        phase.error_uj = error_uj.filter(|_| is_counted);
+            is_known(domain).then(|| whole_uj(end(domain).share).saturating_sub(begin_uj))
+        };
+        let error_uj = |domain: usize| guaranteed_uj(end(domain).error).filter(|_| is_known(domain));
+        phase.share_uj = domains_of(span.counted).map(share_uj).sum();
+        phase.error_uj = domains_of(span.counted).map(error_uj).sum();
     }
     phases
 }

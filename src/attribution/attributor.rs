@@ -11,11 +11,10 @@ use wattspan_client::account::{Account, Balance};
 use super::account_builder::{self, SettledSpan};
 use super::clock_record::{self, DomainClock, ShareBasis};
 use super::domain_timeline::DomainTimeline;
-use super::edge_pre_pass::EdgePrePass;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
 use super::process_share::{FullRows, ProcessShares};
 use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
-use super::span::{self, SlotState, SpanTable};
+use super::span::{SlotState, SpanTable, domains_of};
 use super::units::weight_units;
 use super::update_detector::ExpectedUpdates;
 use crate::domain::{Domain, EnergyReading, PowerLimit};
@@ -30,7 +29,6 @@ pub struct Attributor {
     timelines: Vec<DomainTimeline>,
     spans: SpanTable,
     queue: EdgeQueue,
-    pre_pass: EdgePrePass,
     process_shares: ProcessShares,
     /// The domains that are live, those whose source has not answered yet, and those in the host's total, one bit each.
     live_domains: u64,
@@ -66,7 +64,6 @@ impl Attributor {
             timelines,
             settings,
             queue: EdgeQueue::default(),
-            pre_pass: EdgePrePass::default(),
             live_domains: all,
             starting_domains: 0,
             counted_domains: all,
@@ -189,7 +186,7 @@ impl Attributor {
         let mut timeline = DomainTimeline::new(index, domain, self.settings.counter_timeout_ns, idle_mw);
         // Skip the edges so far: none of them uses the new domain.
         (timeline.next_instant, timeline.next_edge) =
-            (self.queue.instants.end_index(), self.pre_pass.next_edge);
+            (self.queue.instants.end_index(), self.queue.next_edge());
         self.timelines.push(timeline);
         self.spans.add_domain();
         self.process_shares.add_domain(&self.timelines);
@@ -244,7 +241,7 @@ impl Attributor {
         let domains = self.timelines.len();
         let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
         let history = span.history_mut(domains);
-        history.moved_ns += at_ns - requested_ns;
+        history.add_edge(requested_ns, at_ns);
         let index = history.phases.partition_point(|(begin_ns, _)| *begin_ns <= at_ns);
         history.phases.insert(index, (at_ns, phase));
         let scope = span.scope;
@@ -278,7 +275,7 @@ impl Attributor {
         span.weight = weight;
         let history = span.history_mut(domains);
         history.weight_changes += 1;
-        history.moved_ns += at_ns - requested_ns;
+        history.add_edge(requested_ns, at_ns);
         let scope = span.scope;
         self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Weight, weight));
         Ok(())
@@ -304,10 +301,15 @@ impl Attributor {
         };
         let edge_ns = self.edge_time_ns(now_ns, key, at_ns)?;
         let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        if span.history.as_ref().is_some_and(|history| history.last_edge_ns > edge_ns) {
+            self.queue.remove_after(slot_of(key), edge_ns);
+        }
         span.slot_state = SlotState::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
-        span::extend_attributes(&mut span.attributes, attributes);
+        if !attributes.is_empty() {
+            span.attributes.extend(attributes);
+        }
         span.abandoned = abandoned;
         self.open_count -= 1;
         let edge = new_edge(edge_ns, key, span.scope, EdgeKind::Close, 0);
@@ -368,10 +370,8 @@ impl Attributor {
 
     /// Frees memory that many settled spans used. The cost is linear in the number of slots: call it seldom.
     pub fn shrink(&mut self) {
-        let slot_limit = self.queue.slot_limit();
-        self.spans.shrink(slot_limit);
+        self.spans.shrink();
         self.queue.shrink();
-        self.pre_pass.shrink();
         self.process_shares.shrink();
         self.timelines.iter_mut().for_each(DomainTimeline::shrink);
         self.settled_slots.shrink_to(64);
@@ -476,7 +476,7 @@ impl Attributor {
     pub fn advance(&mut self, now_ns: u64) {
         let horizon_ns = self.horizon_ns(now_ns);
         self.last_settle_ns = now_ns;
-        self.pre_pass.advance(horizon_ns, &mut self.queue, &mut self.spans, &mut self.settled_slots);
+        self.queue.visit_until(horizon_ns, &mut self.spans, &mut self.settled_slots);
         let busy = self.is_busy();
         for timeline in &mut self.timelines {
             let has_pending_edges = timeline.next_edge < self.queue.edges.end_index();
@@ -491,12 +491,12 @@ impl Attributor {
         if let Some(full) = self.process_shares.record_rows(&self.timelines) {
             self.drop_oldest_rows(full);
         }
-        while let Some(slot) = self.pre_pass.spans_to_fold.pop() {
+        while let Some(slot) = self.queue.next_to_fold() {
             self.fold_weights(slot);
         }
         let end = self.queue.instants.end_index();
         let next_instant = self.timelines.iter().map(|timeline| timeline.next_instant).min().unwrap_or(end);
-        self.queue.drop_before(next_instant, self.pre_pass.next_edge);
+        self.queue.drop_before(next_instant);
     }
 
     /// Folds a span's final weight intervals into one process share for each domain.
@@ -539,10 +539,8 @@ impl Attributor {
             let key = self.spans.key_of(slot);
             let (span, states) = self.spans.span_mut_and_states(slot);
             let subject = span.subject;
-            for (timeline, state) in self.timelines.iter_mut().zip(states) {
-                if (span.scope >> timeline.index()) & 1 == 1 {
-                    timeline.record_settled_share(state.g, span.cancelled);
-                }
+            for domain in domains_of(span.scope) {
+                self.timelines[domain].record_settled_share(states[domain].g, span.cancelled);
             }
             if !span.cancelled {
                 show(SettledSpan {
@@ -628,7 +626,6 @@ fn new_edge(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight: u64) -
         weight_after: weight,
         weight_edge: 0,
         slot: slot_of(key),
-        generation: key.generation() as u16,
         kind,
         has_history: false,
     }
@@ -745,7 +742,7 @@ mod tests {
             span.history.as_ref().unwrap().weight_history.intervals.len()
         };
         assert!(
-            intervals(&attributor) <= super::super::weight_history::MAX_WEIGHT_INTERVALS,
+            intervals(&attributor) <= super::super::process_history::MAX_WEIGHT_INTERVALS,
             "{}",
             intervals(&attributor)
         );

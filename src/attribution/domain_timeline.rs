@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use wattspan_client::account::Balance;
+use wattspan_client::domain::DomainName;
 
-use super::edge_commit::{CommitContext, EdgeCommit, EdgeSnapshot};
+use super::edge_commit::{CounterStep, EdgeCommit, EdgeSnapshot};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
-use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, GroupError, bound_energy};
+use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, bound_energy};
 use super::idle_power::IdlePower;
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
@@ -23,6 +24,8 @@ use crate::domain::{Domain, EnergyReading, PowerLimit};
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
     pub domain: Domain,
+    /// The domain's name, as accounts share it.
+    pub name: DomainName,
     pub virtual_energy: VirtualEnergy,
     pub settled_uj: u64,
     pub rounding_remainder: u128,
@@ -64,6 +67,7 @@ impl DomainTimeline {
             accumulated_error: 0,
             snapshots: Vec::new(),
             idle_power: IdlePower::new(idle_mw),
+            name: domain.name.as_str().into(),
             domain,
         }
     }
@@ -187,33 +191,28 @@ impl DomainTimeline {
         let rise_uj =
             if update.gap { 0 } else { update.energy_uj.saturating_sub(self.last_update.energy_uj) };
         let drift = self.add_step(update, rise_uj);
-        let (was_idle, begin_ns) =
-            (self.virtual_energy.total_weight.units == 0, self.virtual_energy.position_ns);
-        let (first_edge, inverse) = (self.next_edge, self.virtual_energy.total_weight.inverse);
-        self.advance_over_edges(limit_ns, queue);
+        let was_idle = self.virtual_energy.total_weight.units == 0;
+        let step = CounterStep {
+            domain: self.index,
+            from_ns: self.virtual_energy.position_ns,
+            to_ns: limit_ns,
+            first_edge: self.next_edge,
+            gap: update.gap,
+            drift,
+            idle_known: self.idle_power.power_mw().is_some(),
+        };
+        let group = self.pass_edges(&step, queue);
         self.virtual_energy.advance(limit_ns);
         if !self.snapshots.is_empty() || drift != 0.0 {
-            let group = self.bound_snapshots(inverse, update.gap);
-            if drift != 0.0 {
-                self.distribute_drift(drift, begin_ns, limit_ns);
-            }
-            let idle_known = self.idle_power.power_mw().is_some();
-            let context =
-                CommitContext { domain: self.index, first_edge, gap: update.gap, idle_known, drift };
-            let edges = queue.edges.items_from(first_edge);
-            EdgeCommit::new(context, group, &mut self.accumulated_error).commit(
-                &self.snapshots,
-                edges,
-                spans,
-                settled_slots,
-            );
+            let commit = EdgeCommit::new(&step, group.error(), &mut self.accumulated_error);
+            commit.commit(&self.snapshots, &queue.edges, spans, settled_slots);
             self.snapshots.clear();
         }
         if update.gap {
             // A baseline's value may be a whole counter step old, so it is no upper bound for any earlier instant.
             self.error_bounds.add_point(BoundPoint::new(u64::MAX, update.late_ns, self.last_energy), true);
         }
-        if was_idle && first_edge == self.next_edge && !update.gap {
+        if was_idle && step.first_edge == self.next_edge && !update.gap {
             self.idle_power.add_empty_interval(rise_uj, duration_ns);
         } else {
             self.idle_power.reset_interval();
@@ -248,88 +247,77 @@ impl DomainTimeline {
         drift_uj as f64
     }
 
-    /// Passes the group of edges before `limit_ns`. Takes a snapshot at each instant with an edge in this domain.
-    fn advance_over_edges(&mut self, limit_ns: u64, queue: &EdgeQueue) {
+    /// Passes the edges of a step. Takes a snapshot at each instant with an edge in this domain.
+    fn pass_edges(&mut self, step: &CounterStep, queue: &EdgeQueue) -> EdgeGroup {
+        let mut group = EdgeGroup::begin(self.virtual_energy.total_weight.inverse);
         for instant in queue.instants.items_from(self.next_instant) {
-            if instant.at_ns >= limit_ns {
+            if instant.at_ns() >= step.to_ns {
                 break;
             }
             self.virtual_energy.advance_by(&instant.virtual_time);
             if (instant.any_scope >> self.index) & 1 == 1 {
-                self.apply_instant(instant, queue);
+                self.pass_instant(step, &mut group, instant, queue);
             }
             self.next_instant += 1;
             self.next_edge = instant.end_edge;
         }
+        group
     }
 
     /// Applies all edges of one instant. No energy flows between them, so their order has no effect.
-    fn apply_instant(&mut self, instant: &EdgeInstant, queue: &EdgeQueue) {
+    #[inline]
+    fn pass_instant(
+        &mut self,
+        step: &CounterStep,
+        group: &mut EdgeGroup,
+        instant: &EdgeInstant,
+        queue: &EdgeQueue,
+    ) {
         let weight_change = if (instant.all_scope >> self.index) & 1 == 1 {
             instant.weight_change
         } else {
             self.weight_change(instant, queue)
         };
-        let clock = &mut self.virtual_energy;
+        let (at_ns, clock) = (instant.at_ns(), &mut self.virtual_energy);
         let before = clock.total_weight;
         let after = TotalWeight::new(before.units.wrapping_add(weight_change));
         clock.total_weight = after;
+        let bound = if step.gap {
+            Bound::default()
+        } else {
+            self.error_bounds.bound_at(at_ns, bound_energy(clock.measured))
+        };
+        group.add_edge(bound, before.inverse, after.inverse);
         self.snapshots.push(EdgeSnapshot {
-            at_ns: instant.at_ns,
-            estimate: bound_energy(clock.measured),
             clock: clock.snapshot(),
             inverse_before: before.inverse,
             inverse_after: after.inverse,
-            uncertainty: 0.0,
-            drift: (0.0, 0.0),
+            uncertainty: bound.uncertainty(),
+            drift: if step.drift == 0.0 { (0.0, 0.0) } else { self.drift_around(at_ns, step) },
             first_edge: instant.first_edge,
             end_edge: instant.end_edge,
         });
     }
 
-    /// Sets each snapshot's uncertainty, the largest difference between the true energy and the estimate. `inverse` is
-    /// 1/W before the first snapshot.
-    fn bound_snapshots(&mut self, inverse: f64, gap: bool) -> GroupError {
-        let bounds = &mut self.error_bounds;
-        let mut bound =
-            |at_ns: u64, estimate: u64| if gap { Bound::default() } else { bounds.bound_at(at_ns, estimate) };
-        let first_bound = self
-            .snapshots
-            .first()
-            .map_or(Bound::default(), |snapshot| bound(snapshot.at_ns, snapshot.estimate));
-        let mut group = EdgeGroup::begin(inverse, first_bound);
-        for snapshot in &mut self.snapshots {
-            let bound = bound(snapshot.at_ns, snapshot.estimate);
-            snapshot.uncertainty = bound.uncertainty();
-            group.add_edge(bound, snapshot.inverse_before, snapshot.inverse_after);
-        }
-        group.error()
-    }
-
-    /// Sets how much of the source's uncertainty of the step can lie on either side of each snapshot: at most the
-    /// energy at maximum power in that time, so that a span does not carry the uncertainty of a quiet hour before it.
-    fn distribute_drift(&mut self, drift: f64, begin_ns: u64, limit_ns: u64) {
-        let bounds = &self.error_bounds;
-        let within =
-            |duration_ns: u64| bounds.max_energy_in(duration_ns).map_or(drift, |energy| energy.min(drift));
-        for snapshot in &mut self.snapshots {
-            snapshot.drift = (
-                within(snapshot.at_ns.saturating_sub(begin_ns)),
-                within(limit_ns.saturating_sub(snapshot.at_ns)),
-            );
-        }
+    /// How much of the source's uncertainty of the step can lie before and after an instant: at most the energy at maximum
+    /// power in that time, so that a span does not carry the uncertainty of a quiet hour before it.
+    #[cold]
+    fn drift_around(&self, at_ns: u64, step: &CounterStep) -> (f64, f64) {
+        let within = |duration_ns: u64| {
+            let most = self.error_bounds.max_energy_in(duration_ns);
+            most.map_or(step.drift, |energy| energy.min(step.drift))
+        };
+        (within(at_ns.saturating_sub(step.from_ns)), within(step.to_ns.saturating_sub(at_ns)))
     }
 
     /// An instant's change of this domain's total weight, where not all of its spans use this domain.
     #[cold]
     fn weight_change(&self, instant: &EdgeInstant, queue: &EdgeQueue) -> u64 {
-        let edges = queue.edges.items_from(instant.first_edge);
-        edges[..(instant.end_edge - instant.first_edge) as usize]
-            .iter()
-            .filter(|edge| (edge.scope >> self.index) & 1 == 1)
-            .fold(0, |weight_change: u64, edge| {
-                weight_change.wrapping_add(edge.weight_after).wrapping_sub(edge.weight_before)
-            })
+        let edges = queue.edges.items(instant.first_edge, instant.end_edge).iter();
+        let used = edges.filter(|edge| (edge.scope >> self.index) & 1 == 1);
+        used.fold(0, |change: u64, edge| {
+            change.wrapping_add(edge.weight_after).wrapping_sub(edge.weight_before)
+        })
     }
 
     /// Moves a settled span's share from the running sum to the settled or the cancelled energy.

@@ -4,7 +4,7 @@
 //! the commit then updates each span state once. Invariant: edges are committed in order. A group's error covers the
 //! domain's accumulated error within that group, so the error between two edges is counted from group to group.
 
-use super::edge_queue::{Edge, EdgeKind};
+use super::edge_queue::{Edge, EdgeKind, IndexedQueue};
 use super::error_bounds::{GroupError, difference, share_fraction, smaller};
 use super::span::{
     PhaseEnd, SpanDomainState, SpanTable, StepError, add_accumulated_error, stored_accumulated_error,
@@ -14,9 +14,6 @@ use super::virtual_energy::ClockSnapshot;
 /// One instant of a group of edges, as the domain passed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeSnapshot {
-    pub at_ns: u64,
-    /// The interpolated energy, in the unit of `bound_energy`.
-    pub estimate: u64,
     pub clock: ClockSnapshot,
     /// 1/W before and after the instant.
     pub inverse_before: f64,
@@ -30,18 +27,25 @@ pub(crate) struct EdgeSnapshot {
     pub end_edge: u64,
 }
 
-impl EdgeSnapshot {
-    /// The slice of the group's edges that belong to this instant.
-    #[inline]
-    pub(crate) fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
-        &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
-    }
+/// A step of a domain's counter. The edges that it lets pass are a group.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CounterStep {
+    pub domain: usize,
+    /// The time that is settled now.
+    pub from_ns: u64,
+    pub to_ns: u64,
+    /// The index of the group's first edge.
+    pub first_edge: u64,
+    pub gap: bool,
+    /// The source's own uncertainty of the step, µJ.
+    pub drift: f64,
+    pub idle_known: bool,
 }
 
 /// The commit of one complete group of one domain. Errors are in µJ.
 #[derive(Debug)]
-pub(crate) struct EdgeCommit {
-    context: CommitContext,
+pub(crate) struct EdgeCommit<'a> {
+    step: &'a CounterStep,
     group: GroupError,
     /// Added to the error of an edge: infinite in a gap, else 0.
     gap_error: f64,
@@ -50,27 +54,15 @@ pub(crate) struct EdgeCommit {
     accumulated_after: u64,
 }
 
-/// The state of the domain that a commit needs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CommitContext {
-    pub domain: usize,
-    /// The index of the group's first edge.
-    pub first_edge: u64,
-    pub gap: bool,
-    pub idle_known: bool,
-    /// The source's own uncertainty of the step, µJ.
-    pub drift: f64,
-}
-
-impl EdgeCommit {
+impl<'a> EdgeCommit<'a> {
     /// Adds the group's accumulated error to the domain's.
-    pub(crate) fn new(context: CommitContext, group: GroupError, accumulated_error: &mut u128) -> Self {
+    pub(crate) fn new(step: &'a CounterStep, group: GroupError, accumulated_error: &mut u128) -> Self {
         let accumulated_before = stored_accumulated_error(*accumulated_error);
-        add_accumulated_error(accumulated_error, group.accumulated_error(context.drift));
+        add_accumulated_error(accumulated_error, group.accumulated_error(step.drift));
         Self {
-            context,
+            step,
             group,
-            gap_error: if context.gap { f64::INFINITY } else { 0.0 },
+            gap_error: if step.gap { f64::INFINITY } else { 0.0 },
             accumulated_before,
             accumulated_after: stored_accumulated_error(*accumulated_error),
         }
@@ -80,13 +72,13 @@ impl EdgeCommit {
     pub(crate) fn commit(
         &self,
         snapshots: &[EdgeSnapshot],
-        edges: &[Edge],
+        edges: &IndexedQueue<Edge>,
         spans: &mut SpanTable,
         settled_slots: &mut Vec<u32>,
     ) {
-        let CommitContext { domain, first_edge, .. } = self.context;
+        let domain = self.step.domain;
         for snapshot in snapshots {
-            for edge in snapshot.edges_of(first_edge, edges) {
+            for edge in edges.items(snapshot.first_edge, snapshot.end_edge) {
                 if (edge.scope >> domain) & 1 == 0 {
                     continue;
                 }
@@ -109,7 +101,7 @@ impl EdgeCommit {
     #[inline]
     fn commit_open(&self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
         let step = self.begin_step(edge.weight_after, snapshot.inverse_after, snapshot);
-        state.open(&snapshot.clock, edge.weight_after, self.context.idle_known);
+        state.open(&snapshot.clock, edge.weight_after, self.step.idle_known);
         (state.edge_error, state.accumulated_error) = (step.edge_error, step.accumulated_error);
     }
 
@@ -123,7 +115,7 @@ impl EdgeCommit {
     /// An edge of a span with phases or changes of weight. The span and its current phase are two step functions.
     #[cold]
     fn commit_with_history(&self, edge: &Edge, snapshot: &EdgeSnapshot, spans: &mut SpanTable) {
-        let (state, history) = spans.state_and_history(edge.slot, self.context.domain);
+        let (state, history) = spans.state_and_history(edge.slot, self.step.domain);
         let clock = &snapshot.clock;
         // Other edges at the same instant, its own among them, can come before this one: the larger 1/W counts.
         let inverse = snapshot.inverse_before.max(snapshot.inverse_after);
@@ -163,7 +155,7 @@ impl EdgeCommit {
     /// The error so far of a span without phases and changes of weight.
     #[inline]
     fn step_of(&self, edge: &Edge, state: &SpanDomainState) -> StepError {
-        let opened_in_group = edge.weight_edge >= self.context.first_edge;
+        let opened_in_group = edge.weight_edge >= self.step.first_edge;
         StepError {
             error: 0.0,
             edge_sum: state.edge_error,
@@ -171,7 +163,7 @@ impl EdgeCommit {
             accumulated_error: state.accumulated_error,
             min_weight: 0,
             max_weight: edge.weight_before,
-            first_edge: if opened_in_group { self.context.first_edge } else { u64::MAX },
+            first_edge: if opened_in_group { self.step.first_edge } else { u64::MAX },
         }
     }
 
@@ -188,13 +180,13 @@ impl EdgeCommit {
             accumulated_error: self.accumulated_after,
             min_weight: 0,
             max_weight: weight,
-            first_edge: self.context.first_edge,
+            first_edge: self.step.first_edge,
         }
     }
 
     /// Adds a change of weight to a step function.
     fn change_step(&self, step: &mut StepError, edge: &Edge, snapshot: &EdgeSnapshot) {
-        let CommitContext { first_edge, drift, .. } = self.context;
+        let CounterStep { first_edge, drift, .. } = *self.step;
         let (before, after) = (edge.weight_before, edge.weight_after);
         let (old, new) =
             (share_fraction(before, snapshot.inverse_before), share_fraction(after, snapshot.inverse_after));
@@ -220,7 +212,7 @@ impl EdgeCommit {
     fn end_step(&self, step: &StepError, weight: u64, inverse: f64, snapshot: &EdgeSnapshot) -> f64 {
         let drift = snapshot.drift.0;
         let jump = snapshot.uncertainty * share_fraction(weight, inverse);
-        if step.first_edge == self.context.first_edge {
+        if step.first_edge == self.step.first_edge {
             let max_error = self.max_error(0, step.max_weight, drift);
             return step.error + smaller(step.edge_sum + jump, max_error);
         }

@@ -1,9 +1,13 @@
-//! The queue of edges, in the order of their times.
+//! The queue of edges, in the order of their times, and the pre-pass over it.
 //!
-//! Owns every edge that some domain has not passed yet. Invariant: the queue is sorted by (time, kind), whatever the
-//! order of the messages. An edge is only inserted after the settled time, so never before a domain's position.
+//! Owns every edge that some domain has not passed yet. The pre-pass visits each edge once, at the horizon, before any
+//! domain does. It computes what is the same for all domains: the peak concurrency, the weight of all spans and ΔH; and it
+//! writes what the domains need of a span into its edges, so that no domain has to read a span. Invariants: the queue is
+//! sorted by (time, kind), whatever the order of the messages; an edge is only inserted after the settled time, so never
+//! before a domain's position; an edge does not change after its visit, and a domain passes no edge before its visit.
 
-use super::virtual_energy::{TotalWeight, VirtualTime};
+use super::span::{Span, SpanTable};
+use super::virtual_energy::VirtualTime;
 
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,8 +18,7 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. The pre-pass fills in what is the same for all domains: `weight_before`, `weight_edge`,
-/// `has_history`, and an empty scope for an edge without effect.
+/// An edge of a span. The pre-pass fills in `weight_before`, `weight_edge` and `has_history`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
@@ -27,8 +30,6 @@ pub(crate) struct Edge {
     /// The index of the span's latest opening or weight edge before this one.
     pub weight_edge: u64,
     pub slot: u32,
-    /// The low half of the slot's generation: an edge after its span's close may outlive the span.
-    pub generation: u16,
     pub kind: EdgeKind,
     /// Whether the span has phases or changes of weight.
     pub has_history: bool,
@@ -37,8 +38,7 @@ pub(crate) struct Edge {
 /// The edges of one instant, after their pre-pass. They apply together, and nearly always to all domains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeInstant {
-    pub at_ns: u64,
-    /// ΔH since the instant before it, for a domain that all open spans use.
+    /// ΔH from the instant before it up to this one, for a domain that all open spans use.
     pub virtual_time: VirtualTime,
     /// The indices of its edges: from `first_edge` up to `end_edge`.
     pub first_edge: u64,
@@ -48,17 +48,23 @@ pub(crate) struct EdgeInstant {
     pub all_scope: u64,
     /// The change of the total weight, wrapping.
     pub weight_change: u64,
-    /// The total weight of all spans after the instant.
-    pub total_weight: TotalWeight,
 }
 
 impl EdgeInstant {
     #[inline]
+    pub(crate) fn new(virtual_time: VirtualTime, first_edge: u64) -> Self {
+        let (end_edge, all_scope) = (first_edge, u64::MAX);
+        Self { virtual_time, first_edge, end_edge, any_scope: 0, all_scope, weight_change: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn at_ns(&self) -> u64 {
+        self.virtual_time.to_ns
+    }
+
+    #[inline]
     pub(crate) fn add_edge(&mut self, edge: &Edge) {
         self.end_edge += 1;
-        if edge.scope == 0 && edge.weight_after == edge.weight_before {
-            return;
-        }
         self.any_scope |= edge.scope;
         self.all_scope &= edge.scope;
         self.weight_change =
@@ -97,6 +103,12 @@ impl<T> IndexedQueue<T> {
     #[inline]
     pub(crate) fn items_from(&self, index: u64) -> &[T] {
         self.items.get(self.position(index)..).unwrap_or_default()
+    }
+
+    /// The items from `index` up to `end`.
+    #[inline]
+    pub(crate) fn items(&self, index: u64, end: u64) -> &[T] {
+        &self.items[self.position(index)..self.position(end)]
     }
 
     /// The items from `index` on, mutable for the pre-pass.
@@ -141,6 +153,20 @@ pub(crate) struct EdgeQueue {
     pub edges: IndexedQueue<Edge>,
     /// The instants of the edges that the pre-pass has visited.
     pub instants: IndexedQueue<EdgeInstant>,
+    pre_pass: PrePass,
+}
+
+/// The state of the pre-pass after the edges that it has visited.
+#[derive(Debug, Default)]
+struct PrePass {
+    /// The index of the first edge that is not visited yet.
+    next_edge: u64,
+    /// The total weight of the open spans since the last instant.
+    total_weight: u64,
+    last_instant_ns: u64,
+    concurrency: PeakConcurrency,
+    /// Slots of spans whose weight history is to be folded.
+    spans_to_fold: Vec<u32>,
 }
 
 impl EdgeQueue {
@@ -164,37 +190,172 @@ impl EdgeQueue {
         items.insert(*dropped + position, edge);
     }
 
-    /// One more than the highest slot of a pending edge.
-    pub(crate) fn slot_limit(&self) -> usize {
-        let pending = self.edges.items_from(self.edges.first_index).iter();
-        pending.map(|edge| edge.slot as usize + 1).max().unwrap_or(0)
+    /// Removes the edges of a slot after an instant from which on no edge is passed.
+    #[cold]
+    pub(crate) fn remove_after(&mut self, slot: u32, at_ns: u64) {
+        let IndexedQueue { items, dropped, .. } = &mut self.edges;
+        let first = *dropped + items[*dropped..].partition_point(|edge| edge.at_ns <= at_ns);
+        items.extract_if(first.., |edge| edge.slot == slot).for_each(drop);
     }
 
-    /// Frees memory that many edges used.
-    pub(crate) fn shrink(&mut self) {
-        self.edges.shrink();
-        self.instants.shrink();
+    /// The index of the first edge that the pre-pass has not visited.
+    pub(crate) fn next_edge(&self) -> u64 {
+        self.pre_pass.next_edge
+    }
+
+    /// The next slot of a span whose weight history is to be folded.
+    pub(crate) fn next_to_fold(&mut self) -> Option<u32> {
+        self.pre_pass.spans_to_fold.pop()
+    }
+
+    /// Visits every edge before `horizon_ns`. The slots of closed spans without a domain go to `settled_slots`.
+    pub(crate) fn visit_until(
+        &mut self,
+        horizon_ns: u64,
+        spans: &mut SpanTable,
+        settled_slots: &mut Vec<u32>,
+    ) {
+        let Self { edges, instants, pre_pass } = self;
+        let first_edge = pre_pass.next_edge;
+        let pending = edges.items_from_mut(first_edge).iter_mut();
+        let mut pending = pending.take_while(|edge| edge.at_ns < horizon_ns).peekable();
+        while let Some(at_ns) = pending.peek().map(|edge| edge.at_ns) {
+            let virtual_time = VirtualTime::new(pre_pass.last_instant_ns, at_ns, pre_pass.total_weight);
+            let mut instant = EdgeInstant::new(virtual_time, pre_pass.next_edge);
+            let (mut opened, mut closed) = (0, 0);
+            while let Some(edge) = pending.next_if(|edge| edge.at_ns == at_ns) {
+                pre_pass.visit(edge, spans.span_mut(edge.slot));
+                opened += u32::from(edge.kind == EdgeKind::Open);
+                closed += u32::from(edge.kind == EdgeKind::Close);
+                instant.add_edge(edge);
+                if edge.kind == EdgeKind::Close && edge.scope == 0 {
+                    settled_slots.push(edge.slot);
+                }
+            }
+            pre_pass.concurrency.update(at_ns, opened, closed);
+            pre_pass.total_weight = pre_pass.total_weight.wrapping_add(instant.weight_change);
+            pre_pass.last_instant_ns = at_ns;
+            instants.push(instant);
+        }
+        let passed = edges.items(first_edge, pre_pass.next_edge).iter();
+        passed.filter(|edge| edge.kind == EdgeKind::Close).for_each(|edge| spans.prefetch(edge.slot));
     }
 
     /// Drops the instants before `index`, and their edges.
-    pub(crate) fn drop_before(&mut self, index: u64, pre_pass_edge: u64) {
-        let first_edge =
-            self.instants.items_from(index).first().map_or(pre_pass_edge, |instant| instant.first_edge);
+    pub(crate) fn drop_before(&mut self, index: u64) {
+        let first_instant = self.instants.items_from(index).first();
+        let first_edge = first_instant.map_or(self.next_edge(), |instant| instant.first_edge);
         self.instants.drop_before(index);
         self.edges.drop_before(first_edge);
     }
+
+    /// Frees memory that many edges and spans used.
+    pub(crate) fn shrink(&mut self) {
+        self.edges.shrink();
+        self.instants.shrink();
+        self.pre_pass.concurrency.peaks.shrink_to(64);
+        self.pre_pass.spans_to_fold.shrink_to(64);
+    }
 }
 
-/// The first instant of a list of edges, and the number of edges at it. `None`: it is not before `limit_ns`.
-#[inline]
-pub(crate) fn first_instant(edges: &[Edge], limit_ns: u64) -> Option<(u64, usize)> {
-    let at_ns = edges.first()?.at_ns;
-    if at_ns >= limit_ns {
-        return None;
+impl PrePass {
+    /// Fills in the span's state before the edge.
+    #[inline]
+    fn visit(&mut self, edge: &mut Edge, span: &mut Span) {
+        (edge.weight_before, edge.weight_edge, edge.has_history) =
+            (span.pre_pass_weight, span.weight_edge, span.history.is_some());
+        match edge.kind {
+            EdgeKind::Open => span.weight_edge = self.next_edge,
+            EdgeKind::Weight => {
+                span.weight_edge = self.next_edge;
+                if span.record_weight_change(edge.at_ns, edge.weight_after)
+                    && self.spans_to_fold.last() != Some(&edge.slot)
+                {
+                    self.spans_to_fold.push(edge.slot);
+                }
+            }
+            EdgeKind::Phase => edge.weight_after = span.pre_pass_weight,
+            EdgeKind::Close => {
+                span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
+            }
+        }
+        span.pre_pass_weight = edge.weight_after;
+        self.next_edge += 1;
     }
-    let mut length = 1;
-    while edges.get(length).is_some_and(|next| next.at_ns == at_ns) {
-        length += 1;
+}
+
+/// The number of open spans, and its maximum since any past instant, as suffix maxima: a stack of (since, count) with
+/// falling counts. Invariant: from `since` until the next entry's, the maximum up to now is `count`. An update is
+/// amortized constant time, a query a binary search.
+#[derive(Debug, Default)]
+struct PeakConcurrency {
+    open: u32,
+    peaks: Vec<(u64, u32)>,
+}
+
+impl PeakConcurrency {
+    /// Records that `opened` spans opened and `closed` spans closed at `at_ns`.
+    fn update(&mut self, at_ns: u64, opened: u32, closed: u32) {
+        self.open = (self.open + opened).saturating_sub(closed);
+        let mut since = at_ns;
+        while let Some(&(earlier, count)) = self.peaks.last() {
+            if count > self.open {
+                break;
+            }
+            since = earlier;
+            self.peaks.pop();
+        }
+        if self.open > 0 {
+            self.peaks.push((since, self.open));
+        } else {
+            self.peaks.clear();
+        }
     }
-    Some((at_ns, length))
+
+    /// The maximum number of open spans between `since_ns` and now.
+    fn peak_since(&self, since_ns: u64) -> u32 {
+        let index = self.peaks.partition_point(|&(since, _)| since <= since_ns);
+        self.peaks.get(index.saturating_sub(1)).map_or(0, |&(_, count)| count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_the_maximum_since_an_instant() {
+        let mut concurrency = PeakConcurrency::default();
+        concurrency.update(10, 1, 0);
+        concurrency.update(20, 2, 0);
+        concurrency.update(30, 0, 2);
+        concurrency.update(40, 1, 0);
+        assert_eq!(concurrency.peak_since(10), 3);
+        assert_eq!(concurrency.peak_since(25), 3);
+        assert_eq!(concurrency.peak_since(30), 2);
+        assert_eq!(concurrency.peak_since(40), 2);
+    }
+
+    #[test]
+    fn the_peak_agrees_with_the_maximum_of_the_whole_history() {
+        let mut concurrency = PeakConcurrency::default();
+        let mut history: Vec<(u64, u32)> = Vec::new();
+        let (mut open, mut seed, mut empty) = (0_u32, 7_u64, 0);
+        for at in (0..3000).step_by(3) {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let up = (seed >> 33) % 2 == 0 || open == 0;
+            concurrency.update(at, u32::from(up), u32::from(!up));
+            open = if up { open + 1 } else { open - 1 };
+            history.push((at, open));
+            if open == 0 {
+                // No open span needs the time before.
+                empty = at + 1;
+                continue;
+            }
+            let since = empty + (seed >> 40) % (at + 1 - empty);
+            let begin = history.partition_point(|h| h.0 <= since).saturating_sub(1);
+            let expected = history[begin..].iter().map(|h| h.1).max().unwrap();
+            assert_eq!(concurrency.peak_since(since), expected, "since {since} at {at}");
+        }
+    }
 }

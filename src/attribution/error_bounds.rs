@@ -8,7 +8,7 @@
 //! in µJ. Invariant: an error rounds up, at the latest in `units::guaranteed_uj`.
 
 use super::units::{ENERGY_FRACTION_BITS, UNBOUNDED_ERROR_UJ};
-use crate::domain::{MAX_POWER_LIMITS, PowerLimit};
+use crate::domain::PowerLimit;
 
 /// The energies that bounds compare are in 2^-12 µJ and wrap, so that the differences are exact.
 const BOUND_FRACTION_BITS: u32 = 12;
@@ -63,8 +63,8 @@ pub(crate) struct ErrorBounds {
     quantum: u64,
     /// The domain's maximum power, µJ per nanosecond; `None`: unknown.
     max_power: Option<f64>,
-    /// Powers in the same unit that hold as a mean over windows of at least so many nanoseconds; 0: no limit.
-    sustained: [(f64, u64); MAX_POWER_LIMITS],
+    /// Powers in the same unit that hold as a mean over windows of at least so many nanoseconds.
+    sustained: Vec<(f64, u64)>,
     cached: CachedBounds,
 }
 
@@ -97,7 +97,7 @@ impl ErrorBounds {
             points: Vec::new(),
             quantum: quantum_uj.clamp(1, 1 << 50) << BOUND_FRACTION_BITS,
             max_power: ceiling_mw.map(uj_per_ns),
-            sustained: Default::default(),
+            sustained: Vec::new(),
             cached: CachedBounds::default(),
         }
     }
@@ -106,11 +106,8 @@ impl ErrorBounds {
     pub(crate) fn set_power_limits(&mut self, limits: &[PowerLimit]) {
         let peak = limits.iter().filter(|limit| limit.window_ns == 0).map(|limit| limit.limit_mw).min();
         self.max_power = peak.map(uj_per_ns);
-        self.sustained = Default::default();
-        let sustained = limits.iter().filter(|limit| limit.window_ns != 0);
-        for (slot, limit) in self.sustained.iter_mut().zip(sustained) {
-            *slot = (uj_per_ns(limit.limit_mw), limit.window_ns);
-        }
+        let sustained = limits.iter().filter(|limit| limit.window_ns != 0 && limit.limit_mw != 0);
+        self.sustained = sustained.map(|limit| (uj_per_ns(limit.limit_mw), limit.window_ns)).collect();
         self.cached = CachedBounds::default();
     }
 
@@ -137,8 +134,7 @@ impl ErrorBounds {
         // A window that is no whole number of time constants can begin and end with an excess, and an exponential mean
         // bounds the energy of a window d by power · (d + time constant) too.
         let over_windows = |&(power, window_ns): &(f64, u64)| {
-            (power != 0.0 && duration_ns >= window_ns)
-                .then(|| power * duration_ns.saturating_add(window_ns) as f64)
+            (duration_ns >= window_ns).then(|| power * duration_ns.saturating_add(window_ns) as f64)
         };
         Some(self.sustained.iter().filter_map(over_windows).fold(peak, smaller))
     }
@@ -225,20 +221,22 @@ pub(crate) struct EdgeGroup {
     edge_errors: f64,
     min_inverse: f64,
     max_inverse: f64,
-    first: Bound,
+    /// The bounds of the first and the last edge.
+    first: Option<Bound>,
     last: Bound,
 }
 
 impl EdgeGroup {
-    /// Starts a group where 1/W is `inverse` (0: no weight) and the bound of the first edge is `bound`.
-    pub(crate) fn begin(inverse: f64, bound: Bound) -> Self {
+    /// Starts a group where 1/W is `inverse` (0: no weight).
+    pub(crate) fn begin(inverse: f64) -> Self {
         let min_inverse = if inverse == 0.0 { f64::INFINITY } else { inverse };
-        Self { edge_errors: 0.0, min_inverse, max_inverse: inverse, first: bound, last: bound }
+        Self { edge_errors: 0.0, min_inverse, max_inverse: inverse, first: None, last: Bound::default() }
     }
 
     /// Adds an instant with this bound, at which 1/W changes from `before` to `after`.
     #[inline]
     pub(crate) fn add_edge(&mut self, bound: Bound, before: f64, after: f64) {
+        self.first.get_or_insert(bound);
         self.last = bound;
         if after == 0.0 {
             return;
@@ -253,6 +251,7 @@ impl EdgeGroup {
     /// The group's error, once it is complete.
     pub(crate) fn error(&self) -> GroupError {
         let Self { edge_errors, min_inverse, max_inverse, first, last } = self;
+        let first = first.unwrap_or_default();
         // The added unit is more than the remainders of the divisions by W in the group.
         let energy_range =
             difference_uj(last.estimate, first.estimate) + first.below + last.above + BOUND_UNIT_UJ;

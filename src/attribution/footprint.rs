@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use wattspan_client::account::{Account, Phase, Share};
 
 use super::edge_queue::{Edge, EdgeInstant};
+use super::process_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 use super::span::{PhaseEnd, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
-use super::weight_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 
 /// A malloc chunk has a header of 8 bytes; its size is a multiple of 16 and at least 32.
 const CHUNK_HEADER_BYTES: usize = 8;
@@ -42,8 +42,8 @@ pub fn attributes_bytes(attributes: &BTreeMap<String, String>) -> usize {
 /// The memory of an account that is kept.
 pub fn account_bytes(account: &Account) -> usize {
     let text = |text: &String| allocation_bytes(text.len());
-    let domains = allocation_bytes(account.domains.capacity() * size_of::<Share>())
-        + account.domains.iter().map(|share| text(&share.domain)).sum::<usize>();
+    // The accounts share the names of the domains.
+    let domains = allocation_bytes(account.domains.capacity() * size_of::<Share>());
     let phases = allocation_bytes(account.phases.capacity() * size_of::<Phase>())
         + account.phases.iter().map(|phase| text(&phase.name)).sum::<usize>();
     let texts = text(&account.span)
@@ -79,7 +79,7 @@ impl Footprint {
             + size_of::<u64>()
             + size_of::<u32>();
         let held = slot + 2 * EDGE_BYTES;
-        let settled = size_of::<Account>() + self.domains * (size_of::<Share>() + MIN_CHUNK_BYTES);
+        let settled = size_of::<Account>() + self.domains * size_of::<Share>() + MIN_CHUNK_BYTES;
         held.max(settled) + allocation_bytes(span.len()) + allocation_bytes(name.len())
     }
 

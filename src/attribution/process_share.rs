@@ -16,10 +16,9 @@ use std::collections::{HashMap, VecDeque};
 use wattspan_client::account::Account;
 
 use super::domain_timeline::DomainTimeline;
+use super::process_history::{BasisUsageHistory, ProcessPoint, ProcessShare, SubjectUsageHistory, mul_div};
 use super::request::{BasisUsageSample, SpanKey, Subject};
-use super::span::Span;
-use super::usage_history::{BasisUsageHistory, SubjectUsageHistory, mul_div};
-use super::weight_history::{ProcessPoint, ProcessShare};
+use super::span::{Span, domains_of};
 use crate::domain::Domain;
 
 /// The basis of the CPU domains.
@@ -68,28 +67,6 @@ impl FullRows {
     }
 }
 
-/// A [`ProcessPoint`] of one domain in 48 bytes.
-#[derive(Debug, Clone, Copy)]
-struct OpeningPoint {
-    g: u128,
-    process_g: u128,
-    roundings: u64,
-    domain: u32,
-}
-
-impl OpeningPoint {
-    /// `None` where it does not fit, which no number of domains and no length of a row comes near.
-    fn new(domain: usize, point: ProcessPoint) -> Option<Self> {
-        let ProcessPoint { g, process_g, roundings } = point;
-        let (roundings, domain) = (u64::try_from(roundings).ok()?, u32::try_from(domain).ok()?);
-        Some(Self { g, process_g, roundings, domain })
-    }
-
-    fn point(&self) -> ProcessPoint {
-        ProcessPoint { g: self.g, process_g: self.process_g, roundings: u128::from(self.roundings) }
-    }
-}
-
 /// One subject's `process_g` in one domain, by row.
 #[derive(Debug, Default)]
 struct ProcessRows {
@@ -113,7 +90,7 @@ pub(crate) struct ProcessShares {
     subjects: Vec<Option<SubjectEntry>>,
     subject_count: usize,
     /// The accumulators at the openings of long spans: a few for each, because 100,000 spans may be open.
-    opening_points: HashMap<SpanKey, Vec<OpeningPoint>>,
+    opening_points: HashMap<SpanKey, Vec<ProcessPoint>>,
     domain_tree: DomainTree,
 }
 
@@ -184,9 +161,17 @@ impl ProcessShares {
         true
     }
 
+    fn entry(&self, subject: u32) -> Option<&SubjectEntry> {
+        self.subjects.get(subject_index(subject))?.as_ref()
+    }
+
+    fn entry_mut(&mut self, subject: u32) -> Option<&mut SubjectEntry> {
+        self.subjects.get_mut(subject_index(subject))?.as_mut()
+    }
+
     /// Sets the reason in accounts where the subject's use is unknown.
     pub(crate) fn set_unknown_reason(&mut self, subject: u32, reason: Option<String>) {
-        if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
+        if let Some(entry) = self.entry_mut(subject) {
             entry.subject.reason = reason;
         }
     }
@@ -194,7 +179,7 @@ impl ProcessShares {
     /// Counts a new span of the subject.
     #[inline]
     pub(crate) fn add_span(&mut self, subject: u32) {
-        if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
+        if let Some(entry) = self.entry_mut(subject) {
             entry.span_count += 1;
         }
     }
@@ -202,7 +187,7 @@ impl ProcessShares {
     /// Removes a span of the subject.
     #[inline]
     pub(crate) fn remove_span(&mut self, subject: u32, key: SpanKey) {
-        if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
+        if let Some(entry) = self.entry_mut(subject) {
             entry.span_count -= 1;
         }
         if !self.opening_points.is_empty() {
@@ -212,7 +197,7 @@ impl ProcessShares {
 
     /// Whether a subject has this number.
     pub(crate) fn has_subject(&self, subject: u32) -> bool {
-        matches!(self.subjects.get(subject_index(subject)), Some(Some(_)))
+        self.entry(subject).is_some()
     }
 
     /// Whether there are no subjects.
@@ -222,7 +207,7 @@ impl ProcessShares {
 
     /// Whether a span of the subject is open or unsettled.
     pub(crate) fn has_spans_of(&self, subject: u32) -> bool {
-        matches!(self.subjects.get(subject_index(subject)), Some(Some(entry)) if entry.span_count > 0)
+        self.entry(subject).is_some_and(|entry| entry.span_count > 0)
     }
 
     /// Adds a sample of the use up to an instant.
@@ -285,9 +270,7 @@ impl ProcessShares {
             .get((split_domain.next_row - split_domain.first_row) as usize)
             .filter(|row| row.at_ns <= covered_ns)
         {
-            let previous = (split_domain.next_row - split_domain.first_row)
-                .checked_sub(1)
-                .and_then(|index| split_domain.rows.get(index as usize));
+            let previous = split_domain.last_reached().and_then(|index| split_domain.rows.get(index));
             for entry in self.subjects.iter_mut().flatten() {
                 let process_energy = match (previous, entry.usage.get(basis)) {
                     (Some(previous), Some(usage)) => {
@@ -347,28 +330,17 @@ impl ProcessShares {
     /// The instant up to which the subjects' accumulators in this domain are final.
     fn settled_ns(&self, domain: usize) -> u64 {
         let split_domain = &self.split_domains[domain];
-        let last = (split_domain.next_row - split_domain.first_row)
-            .checked_sub(1)
-            .and_then(|index| split_domain.rows.get(index as usize));
-        last.map_or(0, |row| row.at_ns)
+        split_domain.last_reached().and_then(|index| split_domain.rows.get(index)).map_or(0, |row| row.at_ns)
     }
 
     /// A domain's `g` and a subject's `process_g` at an instant that the rows or the interpolant since the last row
     /// cover.
-    fn point_at(
-        &self,
-        domain: usize,
-        subject: u32,
-        at_ns: u64,
-        timeline: &DomainTimeline,
-    ) -> Option<ProcessPoint> {
-        let (split_domain, entry) =
-            (&self.split_domains[domain], self.subjects.get(subject_index(subject))?.as_ref()?);
+    fn point_at(&self, timeline: &DomainTimeline, subject: u32, at_ns: u64) -> Option<ProcessPoint> {
+        let domain = timeline.index();
+        let (split_domain, entry) = (&self.split_domains[domain], self.entry(subject)?);
         let (basis, usage) = (&self.bases[split_domain.basis?], entry.usage.get(split_domain.basis?)?);
         let here = split_domain.rows.partition_point(|row| row.at_ns <= at_ns).checked_sub(1)?;
-        let base = (split_domain.next_row - split_domain.first_row)
-            .checked_sub(1)
-            .map_or(0, |base| here.min(base as usize));
+        let base = split_domain.last_reached().map_or(0, |base| here.min(base));
         // Before a subject's first row its accumulator is 0: there was no sample.
         let row_number = split_domain.first_row + base as u64;
         let process_rows = entry.domain_rows.get(domain);
@@ -392,7 +364,7 @@ impl ProcessShares {
                 g += mul_div(energy, until_ns - row.at_ns, next.at_ns.saturating_sub(row.at_ns));
             }
         }
-        Some(ProcessPoint { g, process_g, roundings })
+        Some(ProcessPoint { g, process_g, roundings, domain: domain as u32 })
     }
 
     /// Records the accumulators at a long span's opening, before their row is dropped.
@@ -406,8 +378,7 @@ impl ProcessShares {
         if self.recorded_point(domain, key).is_some() || !self.has_spans_of(span.subject) {
             return;
         }
-        let point = self.point_at(domain, span.subject, span.opened_ns, &timelines[domain]);
-        if let Some(point) = point.and_then(|point| OpeningPoint::new(domain, point)) {
+        if let Some(point) = self.point_at(&timelines[domain], span.subject, span.opened_ns) {
             let points = self.opening_points.entry(key).or_default();
             points.reserve_exact(1);
             points.push(point);
@@ -421,102 +392,82 @@ impl ProcessShares {
 
     fn recorded_point(&self, domain: usize, key: SpanKey) -> Option<ProcessPoint> {
         let points = self.opening_points.get(&key)?;
-        points.iter().find(|point| point.domain as usize == domain).map(OpeningPoint::point)
+        points.iter().find(|point| point.domain as usize == domain).copied()
     }
 
     /// The subject's part of the span's share of one domain, as a numerator and a denominator.
     fn process_fraction(
         &self,
-        domain: usize,
         span: &Span,
         key: SpanKey,
         timeline: &DomainTimeline,
         end_ns: u64,
     ) -> Option<(u128, u128)> {
-        let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
-        let basis = self.split_domains[domain].basis?;
+        let basis = self.split_domains[timeline.index()].basis?;
+        let (usage, basis) = (self.entry(span.subject)?.usage.get(basis)?, &self.bases[basis]);
         let (from_ns, to_ns) =
             (span.opened_ns, end_ns.min(timeline.virtual_energy.position_ns).max(span.opened_ns));
-        let usage = entry.usage.get(basis)?;
-        let (first_ns, last_ns) =
-            (usage.known_since_ns(from_ns, to_ns)?, self.bases[basis].last_sample_ns()?);
+        let (first_ns, last_ns) = (usage.known_since_ns(from_ns, to_ns)?, basis.last_sample_ns()?);
         let lead_ns = MAX_UNSAMPLED_NS.max((to_ns - from_ns) / MAX_UNSAMPLED_DIVISOR);
-        let tail_ns = lead_ns.max(self.bases[basis].sampling_tolerance_ns());
+        let tail_ns = lead_ns.max(basis.sampling_tolerance_ns());
         if first_ns > from_ns.saturating_add(lead_ns) || to_ns > last_ns.saturating_add(tail_ns) {
             return None;
         }
         let (begin_ns, end_ns) = (from_ns.max(first_ns), to_ns.min(last_ns));
         if begin_ns >= end_ns {
             // The whole span lies outside the samples: use the nearest one.
-            return self.bases[basis].nearest_fraction(usage, from_ns);
+            return basis.nearest_fraction(usage, from_ns);
         }
-        let mut process_share = match span.folded_share(domain) {
-            Some(folded) => folded,
-            None => ProcessShare {
-                point: self.opening_point(domain, span, key, timeline, begin_ns)?,
-                numerator: 0,
-                denominator: 0,
-            },
-        };
-        for (weight, until_ns) in span.weights(end_ns) {
-            let until_ns = until_ns.clamp(begin_ns, end_ns);
-            process_share.add(weight, self.point_at(domain, span.subject, until_ns, timeline)?);
-        }
-        let ProcessShare { numerator, denominator, .. } = process_share;
-        if denominator == 0 {
-            self.bases[basis].nearest_fraction(usage, from_ns)
-        } else {
-            Some((numerator, denominator))
-        }
+        let weights =
+            span.weights(end_ns).map(|(weight, until_ns)| (weight, until_ns.clamp(begin_ns, end_ns)));
+        let ProcessShare { numerator, denominator, .. } =
+            self.share_over(span, key, timeline, begin_ns, weights)?;
+        if denominator == 0 { basis.nearest_fraction(usage, from_ns) } else { Some((numerator, denominator)) }
     }
 
-    /// The accumulators at the start of the span's process share.
-    fn opening_point(
+    /// The span's process share in a domain from `begin_ns` on, over these weights, each with its end. The weights before
+    /// them are folded.
+    fn share_over(
         &self,
-        domain: usize,
         span: &Span,
         key: SpanKey,
         timeline: &DomainTimeline,
         begin_ns: u64,
-    ) -> Option<ProcessPoint> {
-        let point = self.recorded_point(domain, key).filter(|_| begin_ns == span.opened_ns);
-        point.or_else(|| self.point_at(domain, span.subject, begin_ns, timeline))
+        weights: impl Iterator<Item = (u64, u64)>,
+    ) -> Option<ProcessShare> {
+        let mut process_share = match span.folded_share(timeline.index()) {
+            Some(folded) => folded,
+            None => {
+                let recorded =
+                    self.recorded_point(timeline.index(), key).filter(|_| begin_ns == span.opened_ns);
+                ProcessShare::from(recorded.or_else(|| self.point_at(timeline, span.subject, begin_ns))?)
+            }
+        };
+        for (weight, until_ns) in weights {
+            process_share.add(weight, self.point_at(timeline, span.subject, until_ns)?);
+        }
+        Some(process_share)
     }
 
     /// Folds the span's weights up to the instant at which its subject's accumulators are final in every split domain.
     /// Has no effect where the subject's use is unknown: the process share is absent then, and the intervals are
     /// bounded.
     pub(crate) fn fold_weights(&self, span: &mut Span, key: SpanKey, timelines: &[DomainTimeline]) {
-        let split = |timeline: &&DomainTimeline| {
-            (span.scope >> timeline.index()) & 1 == 1 && self.split_domains[timeline.index()].basis.is_some()
-        };
-        let split: Vec<&DomainTimeline> = timelines.iter().filter(split).collect();
-        let final_ns = split.iter().map(|timeline| self.settled_ns(timeline.index())).min().unwrap_or(0);
+        let split =
+            || domains_of(span.scope).filter_map(|domain| Some((domain, self.split_domains[domain].basis?)));
+        let final_ns = split().map(|(domain, _)| self.settled_ns(domain)).min().unwrap_or(0);
         let (count, folded_to_ns) = span.weight_intervals_until(final_ns);
         if count == 0 {
             return;
         }
-        let process_share = |timeline: &&DomainTimeline| {
-            let (domain, timeline) = (timeline.index(), *timeline);
-            let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
-            let usage = entry.usage.get(self.split_domains[domain].basis?)?;
-            let known_ns = usage.known_since_ns(span.opened_ns, folded_to_ns)?;
-            let begin_ns = span.opened_ns.max(known_ns);
-            let mut process_share = match span.folded_share(domain) {
-                Some(folded) => folded,
-                None => ProcessShare {
-                    point: self.opening_point(domain, span, key, timeline, begin_ns)?,
-                    numerator: 0,
-                    denominator: 0,
-                },
-            };
-            for (weight, until_ns) in span.weights(folded_to_ns).take(count) {
-                let until_ns = until_ns.max(begin_ns);
-                process_share.add(weight, self.point_at(domain, span.subject, until_ns, timeline)?);
-            }
-            Some((domain, process_share))
+        let process_share = |(domain, basis): (usize, usize)| {
+            let usage = self.entry(span.subject)?.usage.get(basis)?;
+            let begin_ns = span.opened_ns.max(usage.known_since_ns(span.opened_ns, folded_to_ns)?);
+            let weights = span.weights(folded_to_ns).take(count);
+            let weights = weights.map(|(weight, until_ns)| (weight, until_ns.max(begin_ns)));
+            Some((domain, self.share_over(span, key, &timelines[domain], begin_ns, weights)?))
         };
-        let Some(process_shares) = split.iter().map(process_share).collect::<Option<Vec<_>>>() else {
+        let Some(process_shares) = split().map(process_share).collect::<Option<Vec<_>>>() else {
             return;
         };
         span.fold(count, process_shares, timelines.len());
@@ -530,23 +481,16 @@ impl ProcessShares {
         key: SpanKey,
         timelines: &[DomainTimeline],
     ) {
-        let Some(Some(entry)) = self.subjects.get(subject_index(span.subject)) else { return };
+        let Some(entry) = self.entry(span.subject) else { return };
         account.process = entry.subject.process;
         account.cgroup = entry.subject.cgroup.clone();
         let end_ns = account.closed_ns.unwrap_or(u64::MAX);
         let mut sum = Some(0_u64);
         let mut any = false;
-        for (timeline, share) in
-            timelines.iter().filter(|timeline| span.uses(timeline.index())).zip(&mut account.domains)
-        {
-            let domain = timeline.index();
-            if self.split_domains[domain].basis.is_some() {
-                let fraction = self.process_fraction(domain, span, key, timeline, end_ns);
-                share.process_uj = share
-                    .share_uj
-                    .zip(fraction)
-                    .map(|(uj, (numerator, denominator))| mul_fraction(uj, numerator, denominator));
-            }
+        for (domain, share) in domains_of(span.scope).zip(&mut account.domains) {
+            let fraction = self.process_fraction(span, key, &timelines[domain], end_ns);
+            share.process_uj =
+                share.share_uj.zip(fraction).map(|(uj, (part, whole))| mul_fraction(uj, part, whole));
             if self.is_outermost_split(domain, span) {
                 any = true;
                 sum = sum.zip(share.process_uj).map(|(sum, uj)| sum + uj);
@@ -583,6 +527,11 @@ fn default_basis(timeline: &DomainTimeline) -> Option<usize> {
 }
 
 impl SplitDomain {
+    /// The index of the last row that the subjects' accumulators have reached.
+    fn last_reached(&self) -> Option<usize> {
+        (self.next_row - self.first_row).checked_sub(1).map(|index| index as usize)
+    }
+
     fn clear(&mut self) {
         self.first_row += self.rows.len() as u64;
         self.next_row = self.first_row;

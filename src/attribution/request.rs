@@ -36,20 +36,20 @@ impl Default for AttributionSettings {
     }
 }
 
-/// A span's key in the attributor: slot and generation, so that a key is never reused for another span.
+/// A span's key in the attributor: its slot, and its number among all spans, so that a key is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpanKey(pub u64);
 
 impl SpanKey {
-    pub(crate) fn new(slot: u32, generation: u32) -> Self {
-        SpanKey(u64::from(generation) << 32 | u64::from(slot))
+    pub(crate) fn new(slot: u32, number: u32) -> Self {
+        SpanKey(u64::from(number) << 32 | u64::from(slot))
     }
 
     pub(crate) fn slot(self) -> usize {
         (self.0 & 0xffff_ffff) as usize
     }
 
-    pub(crate) fn generation(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         (self.0 >> 32) as u32
     }
 }

@@ -1,17 +1,16 @@
 //! The unsettled spans: a table of slots, each with a span and its state in each domain.
 //!
 //! A [`Span`] holds what does not depend on the domain, a [`SpanDomainState`] the domain's clock at the span's edges.
-//! Invariants: a slot is reused only after every domain has passed its span's close; the generation distinguishes late
-//! edges of the slot's previous span from those of the current one.
+//! Invariants: a slot is reused only after every domain has passed its span's close, and no pending edge of a span is
+//! after its close; a key contains a number that no later span of the slot has.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use super::edge_queue::{Edge, EdgeKind};
+use super::process_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 use super::request::{NewSpan, SpanKey};
 use super::units::{ENERGY_FRACTION_BITS, whole_uj};
 use super::virtual_energy::{ClockSnapshot, ENERGY_SHIFT, IDLE_SHIFT};
-use super::weight_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum SlotState {
@@ -79,13 +78,20 @@ pub(crate) struct SpanHistory {
     pub weight_changes: u64,
     /// The sum of the times by which its phase and weight edges were moved from the requested ones.
     pub moved_ns: u64,
+    /// The latest of its phase and weight edges.
+    pub last_edge_ns: u64,
 }
 
 impl SpanHistory {
+    /// Records the time of a new edge that was requested at `requested_ns`.
+    pub(crate) fn add_edge(&mut self, requested_ns: u64, at_ns: u64) {
+        self.moved_ns += at_ns - requested_ns;
+        self.last_edge_ns = self.last_edge_ns.max(at_ns);
+    }
+
     /// The number of changes of weight that some domain of the scope has not passed.
     fn unsettled_weight_changes(&self, scope: u64) -> u64 {
-        let used = self.domains.iter().enumerate().filter(|(domain, _)| (scope >> domain) & 1 == 1);
-        let passed = used.map(|(_, domain_history)| domain_history.weight_changes).min();
+        let passed = domains_of(scope).map(|domain| self.domains[domain].weight_changes).min();
         self.weight_changes - passed.unwrap_or(self.weight_changes)
     }
 }
@@ -104,15 +110,13 @@ pub(crate) struct Span {
     /// The weight at the pre-pass, and the index of the edge that set it.
     pub pre_pass_weight: u64,
     pub weight_edge: u64,
-    pub generation: u32,
-    pub peak_concurrency: u32,
+    pub history: Option<Box<SpanHistory>>,
+    /// Its number among all spans, wrapping.
+    pub number: u32,
     pub slot_state: SlotState,
-    /// Whether the pre-pass has passed the close.
-    pub close_passed: bool,
     pub abandoned: bool,
     pub cancelled: bool,
-    /// Whether it has a history.
-    pub has_history: bool,
+    pub peak_concurrency: u32,
     pub uid: u32,
     /// The subject of its process share; 0: none.
     pub subject: u32,
@@ -126,7 +130,6 @@ pub(crate) struct Span {
     pub id: Box<str>,
     pub name: Box<str>,
     pub attributes: BTreeMap<String, String>,
-    pub history: Option<Box<SpanHistory>>,
 }
 
 impl Span {
@@ -134,6 +137,11 @@ impl Span {
     #[inline]
     pub(crate) fn requested_ns(&self) -> u64 {
         self.opened_ns - self.moved_ns
+    }
+
+    #[inline]
+    fn has_key(&self, key: SpanKey) -> bool {
+        self.number == key.number() && self.slot_state != SlotState::Free
     }
 
     #[inline]
@@ -145,11 +153,10 @@ impl Span {
     #[inline]
     pub(crate) fn begin(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) {
         let NewSpan { span_id, name, attributes, at_ns, uid, opened_unix_ns, subject, .. } = new_span;
-        self.generation = self.generation.wrapping_add(1);
         self.slot_state = SlotState::Open;
         self.id = span_id.into();
         self.name = name.into();
-        replace_attributes(&mut self.attributes, attributes);
+        self.attributes = attributes;
         (self.uid, self.subject) = (uid, subject);
         self.opened_ns = opened_ns;
         self.closed_ns = 0;
@@ -161,10 +168,7 @@ impl Span {
         self.peak_concurrency = 0;
         self.pre_pass_weight = 0;
         self.weight_edge = 0;
-        (self.close_passed, self.abandoned, self.cancelled) = (false, false, false);
-        if self.has_history {
-            (self.has_history, self.history) = (false, None);
-        }
+        (self.abandoned, self.cancelled) = (false, false);
     }
 
     /// The sum of the times by which all of its edges were moved from the requested ones.
@@ -228,15 +232,14 @@ impl Span {
     pub(crate) fn clear(&mut self) {
         self.slot_state = SlotState::Free;
         (self.id, self.name) = (Box::default(), Box::default());
-        replace_attributes(&mut self.attributes, BTreeMap::new());
-        if self.has_history {
-            (self.has_history, self.history) = (false, None);
+        if !self.attributes.is_empty() {
+            self.attributes = BTreeMap::new();
         }
+        self.history = None;
     }
 
     /// The span's history, created on first use.
     pub(crate) fn history_mut(&mut self, domains: usize) -> &mut SpanHistory {
-        self.has_history = true;
         self.history.get_or_insert_with(|| {
             Box::new(SpanHistory {
                 domains: vec![SpanDomainHistory::default(); domains],
@@ -246,33 +249,14 @@ impl Span {
     }
 }
 
-/// Replaces attributes by others. Nearly all maps are empty and own nothing, but dropping one costs as much as an edge,
-/// so empty maps are forgotten.
+/// The domains of a scope, from its bits.
 #[inline]
-pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
-    if old.is_empty() && new.is_empty() {
-        std::mem::forget(new);
-    } else {
-        *old = new;
-    }
-}
-
-/// Moves attributes, which replace an empty map.
-#[inline]
-pub(crate) fn move_attributes(from: &mut BTreeMap<String, String>, into: &mut BTreeMap<String, String>) {
-    if !from.is_empty() {
-        std::mem::swap(from, into);
-    }
-}
-
-/// Adds attributes to others. Forgets an empty map, like [`replace_attributes`].
-#[inline]
-pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
-    if new.is_empty() {
-        std::mem::forget(new);
-    } else {
-        old.extend(new);
-    }
+pub(crate) fn domains_of(mut scope: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let domain = (scope != 0).then(|| scope.trailing_zeros() as usize)?;
+        scope &= scope - 1;
+        Some(domain)
+    })
 }
 
 const IDLE_UNKNOWN: u64 = u64::MAX;
@@ -432,8 +416,7 @@ pub(crate) struct SpanTable {
     pending_domains: Vec<u64>,
     free_slots: Vec<u32>,
     domain_count: usize,
-    /// The highest generation of the dropped slots: a new slot of the same number starts after it.
-    first_generation: u32,
+    last_number: u32,
 }
 
 impl SpanTable {
@@ -480,13 +463,15 @@ impl SpanTable {
         }
         let span = &mut self.spans[at];
         span.begin(new_span, opened_ns, weight, scope);
-        SpanKey::new(slot, span.generation)
+        self.last_number = self.last_number.wrapping_add(1);
+        span.number = self.last_number;
+        SpanKey::new(slot, span.number)
     }
 
     #[cold]
     fn add_slot(&mut self) -> u32 {
         let slot = u32::try_from(self.spans.len()).expect("max_open_spans is far below 2^32");
-        self.spans.push(Span { generation: self.first_generation, ..Span::default() });
+        self.spans.push(Span::default());
         self.pending_domains.push(0);
         self.domain_states.resize(self.spans.len() * self.domain_count, SpanDomainState::default());
         slot
@@ -501,13 +486,10 @@ impl SpanTable {
         span
     }
 
-    /// Drops the free slots at the end, but none below `min_slots`: pending edges refer to those.
-    pub(crate) fn shrink(&mut self, min_slots: usize) {
-        let used =
-            self.spans.iter().rposition(|span| span.slot_state != SlotState::Free).map_or(0, |last| last + 1);
-        let slots = used.max(min_slots).min(self.spans.len());
-        let dropped = self.spans[slots..].iter().map(|span| span.generation).max();
-        self.first_generation = self.first_generation.max(dropped.unwrap_or(0));
+    /// Drops the free slots at the end.
+    pub(crate) fn shrink(&mut self) {
+        let last = self.spans.iter().rposition(|span| span.slot_state != SlotState::Free);
+        let slots = last.map_or(0, |last| last + 1);
         self.spans.truncate(slots);
         self.domain_states.truncate(slots * self.domain_count);
         self.pending_domains.truncate(slots);
@@ -521,23 +503,12 @@ impl SpanTable {
     /// The span of a key; `None` if it is settled.
     #[inline]
     pub(crate) fn get(&self, key: SpanKey) -> Option<&Span> {
-        self.spans
-            .get(key.slot())
-            .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
+        self.spans.get(key.slot()).filter(|span| span.has_key(key))
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
-        self.spans
-            .get_mut(key.slot())
-            .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
-    }
-
-    /// The span of an edge; `None` if the span closed before the edge or is no longer in its slot.
-    #[inline]
-    pub(crate) fn span_of_edge(&mut self, edge: &Edge) -> Option<&mut Span> {
-        let span = &mut self.spans[edge.slot as usize];
-        (!span.close_passed && span.generation as u16 == edge.generation).then_some(span)
+        self.spans.get_mut(key.slot()).filter(|span| span.has_key(key))
     }
 
     #[inline]
@@ -545,16 +516,15 @@ impl SpanTable {
         &mut self.domain_states[slot as usize * self.domain_count + domain]
     }
 
-    /// Reads all cache lines of the spans that these edges close, and of their states. They are spread over a large
-    /// memory. Loaded together, their cache misses overlap; loaded at the commits and for the account, each would stall.
-    pub(crate) fn prefetch_closing(&self, edges: &[Edge]) {
-        for edge in edges.iter().filter(|edge| edge.kind == EdgeKind::Close) {
-            let (span, at) = (&self.spans[edge.slot as usize], edge.slot as usize * self.domain_count);
-            black_box((span.uid, span.attributes.len()));
-            for state in &self.domain_states[at..at + self.domain_count] {
-                black_box(state.stage());
-            }
-        }
+    /// Reads all cache lines of a span and its states. They are spread over a large memory: if those of many spans are read
+    /// together, their cache misses overlap; at the commits and for the account, each would stall.
+    #[inline]
+    pub(crate) fn prefetch(&self, slot: u32) {
+        let (span, states) = self.span_and_states(slot);
+        black_box((span.uid, span.attributes.len()));
+        states.iter().for_each(|state| {
+            black_box(state.stage());
+        });
     }
 
     /// A span's state and history in one domain; creates the history on first use.
@@ -599,7 +569,7 @@ impl SpanTable {
     /// All spans with their keys.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SpanKey, &Span)> {
         let taken = self.spans.iter().zip(0..).filter(|(span, _)| span.slot_state != SlotState::Free);
-        taken.map(|(span, slot)| (SpanKey::new(slot, span.generation), span))
+        taken.map(|(span, slot)| (SpanKey::new(slot, span.number), span))
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Span> {
@@ -608,6 +578,6 @@ impl SpanTable {
 
     #[inline]
     pub(crate) fn key_of(&self, slot: u32) -> SpanKey {
-        SpanKey::new(slot, self.spans[slot as usize].generation)
+        SpanKey::new(slot, self.spans[slot as usize].number)
     }
 }

@@ -25,7 +25,10 @@ pub(crate) fn whole_uj(energy: u128) -> u64 {
 /// An error in whole microjoules, rounded up; `None` where no guarantee can be given. An error is the result of far fewer
 /// than a thousand operations on doubles, each with a relative rounding of 2^-53; the factor covers all of them.
 pub(crate) fn guaranteed_uj(error_uj: f64) -> Option<u64> {
-    (error_uj < UNBOUNDED_ERROR_UJ).then(|| (error_uj * (1.0 + 1e-12)).ceil() as u64 + 1)
+    let error_uj = error_uj * (1.0 + 1e-12);
+    let whole_uj = error_uj as u64;
+    // Not `f64::ceil`, which is a call of a function on processors without SSE 4.1.
+    (error_uj < UNBOUNDED_ERROR_UJ).then(|| whole_uj + u64::from(error_uj > whole_uj as f64) + 1)
 }
 
 /// The maximum weight of a span.

@@ -30,16 +30,16 @@ impl TotalWeight {
 pub(crate) struct VirtualTime {
     pub from_ns: u64,
     pub to_ns: u64,
-    pub total_weight: TotalWeight,
+    pub total_weight: u64,
     pub rise: u128,
 }
 
 impl VirtualTime {
     #[inline]
-    pub(crate) fn new(from_ns: u64, to_ns: u64, total_weight: TotalWeight) -> Self {
+    pub(crate) fn new(from_ns: u64, to_ns: u64, total_weight: u64) -> Self {
         // ΔH = Δt / W, rounded down; 0 while no weight is open.
         let elapsed = u128::from(to_ns.saturating_sub(from_ns)) << 64;
-        let rise = elapsed.checked_div(u128::from(total_weight.units)).unwrap_or(0);
+        let rise = elapsed.checked_div(u128::from(total_weight)).unwrap_or(0);
         Self { from_ns, to_ns, total_weight, rise }
     }
 }
@@ -105,7 +105,7 @@ impl VirtualEnergy {
                 self.line = line;
             } else {
                 let until_ns = to_ns.min(self.line.to_ns);
-                let time = VirtualTime::new(self.position_ns, until_ns, self.total_weight);
+                let time = VirtualTime::new(self.position_ns, until_ns, self.total_weight.units);
                 self.advance_on_line(until_ns, time.rise);
             }
         }
@@ -114,7 +114,7 @@ impl VirtualEnergy {
     /// Advances the position to the end of an interval, whose ΔH is that of this domain if W and the begin are the same.
     #[inline]
     pub(crate) fn advance_by(&mut self, time: &VirtualTime) {
-        let shared = self.position_ns == time.from_ns && self.total_weight.units == time.total_weight.units;
+        let shared = self.position_ns == time.from_ns && self.total_weight.units == time.total_weight;
         if shared && (self.position_ns..=self.line.to_ns).contains(&time.to_ns) {
             self.advance_on_line(time.to_ns, time.rise);
         } else {

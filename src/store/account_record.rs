@@ -187,7 +187,7 @@ fn decode_domains(mut layout: &[u8], from: &mut &[u8]) -> Option<Vec<Share>> {
     let mut shares = Vec::new();
     while !layout.is_empty() {
         shares.push(Share {
-            domain: take_text(&mut layout)?,
+            domain: take_text(&mut layout)?.into(),
             grade: *GRADES.get(usize::from(take_byte(&mut layout)?))?,
             window_uj: take_option(from)?,
             share_uj: take_option(from)?,

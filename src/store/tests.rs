@@ -226,7 +226,7 @@ fn layouts_beyond_the_maximum_are_stored_with_their_accounts() {
     let settings = settings(dir.path());
     let with_own_layout = |at: usize| {
         let mut account = account(&format!("s{at}"));
-        account.domains[0].domain = format!("domain-{at}");
+        account.domains[0].domain = format!("domain-{at}").into();
         account
     };
     let mut first = store(&settings);

@@ -46,7 +46,7 @@ pub fn too_short_domains(account: &Account, all: &[DomainStatus]) -> Vec<TooShor
         } else {
             return None;
         };
-        Some(TooShortDomain { domain: share.domain.clone(), reason, duration_ns, update_interval_ns })
+        Some(TooShortDomain { domain: share.domain.to_string(), reason, duration_ns, update_interval_ns })
     };
     account.domains.iter().filter_map(classify).collect()
 }

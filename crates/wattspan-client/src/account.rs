@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::Grade;
+use crate::domain::{DomainName, Grade};
 
 /// Where a span is on its way from the opening to the final account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub enum SpanState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// The name that GetInfo lists, such as "package-0".
-    pub domain: String,
+    pub domain: DomainName,
     /// The quality of the domain's values.
     pub grade: Grade,
     /// The domain's whole energy while the span was open, as far as readings cover it.

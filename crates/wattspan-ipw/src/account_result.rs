@@ -151,7 +151,12 @@ pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEne
         prefill_uj: phase(PREFILL).and_then(|_| prefill_shares.sum()),
         decode_uj: phase(DECODE).and_then(|phase| phase.share_uj),
         domains: parts,
-        other_domains: account.domains.iter().filter(is_other).map(|share| share.domain.clone()).collect(),
+        other_domains: account
+            .domains
+            .iter()
+            .filter(is_other)
+            .map(|share| share.domain.to_string())
+            .collect(),
     };
     let counted = Scope::Host.domain_indices(domains);
     let total = Scope::sum_domains(&energy.domains, &counted);

@@ -68,7 +68,7 @@ pub struct AccountTotals {
 
 /// The energy of an account in the counted domains, and its idle part.
 pub fn counted_share(account: &Account, counted: CountedDomains) -> (u64, u64) {
-    let shares = account.domains.iter().filter(|share| counted.contains(&share.domain));
+    let shares = account.domains.iter().filter(|share| counted.iter().any(|name| *name == share.domain));
     shares.fold((0, 0), |(share_uj, idle_uj), share| {
         let uj = share.share_uj.unwrap_or(0);
         (share_uj + uj, idle_uj + share.idle_uj.unwrap_or(0).min(uj))
@@ -97,7 +97,7 @@ impl AccountTotals {
         let (share_uj, idle_uj) = counted_share(account, counted);
         for share in &account.domains {
             let idle_uj = share.idle_uj.unwrap_or(0);
-            *self.domain_idle_uj.entry(share.domain.clone()).or_default() += idle_uj;
+            *self.domain_idle_uj.entry(share.domain.to_string()).or_default() += idle_uj;
         }
         let groups = Grouping::ALL.map(|grouping| self.bounded_group(grouping, account));
         for (grouping, name) in Grouping::ALL.into_iter().zip(&groups) {
