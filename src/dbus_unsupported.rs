@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io;
 
 use crate::config::Config;
-use crate::server::ConnectionReceiver;
+use crate::server::ForwardedReceiver;
 
 /// Descriptors in use by the D-Bus server.
 pub const MAX_DESCRIPTORS: usize = 0;
@@ -19,7 +19,7 @@ pub struct DbusServer(Infallible);
 ///
 /// # Errors
 /// None on this system.
-pub fn start(_: &Config, _: fn(&str)) -> io::Result<Option<(DbusServer, ConnectionReceiver)>> {
+pub fn start(_: &Config, _: fn(&str)) -> io::Result<Option<(DbusServer, ForwardedReceiver)>> {
     Ok(None)
 }
 

@@ -1,46 +1,47 @@
-//! One client on the bus: its calls, in order, over one connection to the service, and the replies.
+//! One client on the bus: its calls, in order, and the replies.
 //!
-//! Owns that connection from the query of the client's credentials until the client leaves the bus. When it
-//! ends, the service abandons the client's open spans, as for any connection. The service replies in order,
-//! so each call that was sent and expects a reply has one [`PendingReply`], in the same order. No reply is
-//! sent after `forward_replies` returns.
+//! Owns the client's connection to the service from the query of its credentials until it leaves the bus. Then the
+//! service abandons the client's open spans, as for any connection. A call is passed on before the next one is taken; a
+//! reply that comes later delays no other.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use serde_json::{Map, Value};
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use wattspan_client::protocol::{GetBalance, GetInfo, Method, MethodError};
+use wattspan_client::protocol::{GetBalance, GetInfo, MethodName, Reload};
 use zbus::message::{Body, Flags};
 
 use super::context::{DbusContext, PendingCall};
 use super::credentials;
 use super::dbus_error::DbusError;
-use super::interface::{
-    DbusMethod, DbusProperty, METHODS, RELOAD, ReplyShape, find_method, find_property, properties_of,
-};
-use super::json::{self, VariantDict};
+use super::interface::{DbusMethod, DbusProperty, METHODS, find_method, find_property, properties_of};
 use super::names::{INTERFACE, PROPERTIES_INTERFACE};
 use super::polkit;
-use super::service_connection::{self, ServiceConnection, ServiceReply};
+use super::service_connection::{PendingResult, ServiceConnection, wait};
+use super::variant_writer::{VariantDict, to_dict, to_dicts};
+use crate::service::{Reply, Request};
 
 /// Outstanding replies of one client. The sum with the calls in its queue is what the system bus allows.
 const MAX_PENDING_REPLIES: usize = 64;
 
+/// Outstanding calls of one client that may search the store, whose results may be large.
+const MAX_PENDING_QUERIES: usize = 4;
+
 /// Serves the client with this unique name until the queue of its calls is closed.
 pub async fn serve_client(context: Arc<DbusContext>, name: String, mut calls: mpsc::Receiver<PendingCall>) {
     let connected = match credentials::watch_name(&context.bus, &name).await {
-        Ok(()) => connect_to_service(&context, &name).await,
+        Ok(()) => credentials::query_credentials(&context.bus, &name).await,
         Err(error) => Err(error),
     };
     match connected {
-        Ok(stream) => forward_calls(&context, stream, &mut calls).await,
+        Ok((credentials, pid)) => {
+            let connection = ServiceConnection(context.service.connect(credentials, pid));
+            BusClient::new(Arc::clone(&context), connection).forward_calls(&mut calls).await;
+        }
         Err(error) => {
             calls.close();
             while let Some(call) = calls.recv().await {
@@ -51,132 +52,179 @@ pub async fn serve_client(context: Arc<DbusContext>, name: String, mut calls: mp
     credentials::unwatch_name(&context.bus, &name).await;
 }
 
-async fn connect_to_service(context: &DbusContext, name: &str) -> Result<UnixStream, DbusError> {
-    let (credentials, pid) = credentials::query_credentials(&context.bus, name).await?;
-    let stream = context.connection_sender.connect(credentials, pid).and_then(service_connection::into_tokio);
-    stream.map_err(|_| DbusError::no_reply())
+/// A client whose credentials are known.
+struct BusClient {
+    context: Arc<DbusContext>,
+    connection: ServiceConnection,
+    /// The calls whose replies come later.
+    pending: JoinSet<()>,
+    queries: Arc<Semaphore>,
+    /// Cancelled when the client leaves.
+    polkit_tasks: JoinSet<()>,
 }
 
-/// Forwards calls and replies concurrently, so that a close that waits for its account does not block other
-/// calls.
-async fn forward_calls(
-    context: &Arc<DbusContext>,
-    stream: UnixStream,
-    calls: &mut mpsc::Receiver<PendingCall>,
-) {
-    let (inbound, mut outbound) = stream.into_split();
-    let (pending, pending_replies) = mpsc::channel(MAX_PENDING_REPLIES);
-    let reply_task = tokio::spawn(forward_replies(Arc::clone(context), inbound, pending_replies));
-    while let Some(call) = next_call(calls, &pending).await {
-        if forward_call(context, call, &mut outbound, &pending).await.is_none() {
-            break;
+/// A call that the service performs or has performed.
+enum RunningCall {
+    Method(PendingResult),
+    Property(&'static DbusProperty, PendingResult),
+    AllProperties { info: PendingResult, balance: PendingResult },
+}
+
+impl BusClient {
+    fn new(context: Arc<DbusContext>, connection: ServiceConnection) -> Self {
+        let queries = Arc::new(Semaphore::new(MAX_PENDING_QUERIES));
+        Self { context, connection, pending: JoinSet::new(), queries, polkit_tasks: JoinSet::new() }
+    }
+
+    async fn forward_calls(mut self, calls: &mut mpsc::Receiver<PendingCall>) {
+        while let Some(call) = calls.recv().await {
+            while self.pending.try_join_next().is_some() {}
+            if self.pending.len() >= MAX_PENDING_REPLIES {
+                self.pending.join_next().await;
+            }
+            if let Err(error) = self.forward_call(&call).await {
+                self.context.reply_error(&call.message, &error).await;
+            }
+        }
+        // The service abandons the open spans. The remaining replies are forwarded.
+        drop(self.connection);
+        while self.pending.join_next().await.is_some() {}
+    }
+
+    /// Passes a call on. An error is the reply.
+    async fn forward_call(&mut self, call: &PendingCall) -> Result<(), DbusError> {
+        let header = call.message.header();
+        let body = call.message.body();
+        let name = header.member().map(|name| name.as_str()).unwrap_or_default();
+        match header.interface().map(|interface| interface.as_str()) {
+            Some(PROPERTIES_INTERFACE) => {
+                let running = self.call_properties(name, &body)?;
+                self.reply_when_done(call, running, None).await;
+            }
+            Some(INTERFACE) | None => {
+                let method = find_method(name).ok_or_else(|| DbusError::unknown("Method", name))?;
+                self.call_method(call, method, &body).await?;
+            }
+            Some(other) => return Err(DbusError::unknown("Interface", other)),
+        }
+        Ok(())
+    }
+
+    async fn call_method(
+        &mut self,
+        call: &PendingCall,
+        method: &DbusMethod,
+        body: &Body,
+    ) -> Result<(), DbusError> {
+        let request = method.parse_request(body)?;
+        if let Ok(request) = &request {
+            check_length(method.method, request, call.message.data().len(), self.context.max_message_bytes)?;
+        }
+        // The reply decides whether polkit is asked, so Reload is never oneway.
+        if method.method == MethodName::Reload {
+            self.reload(call, self.connection.send(method.method, request, false)).await;
+            return Ok(());
+        }
+        let permit = match method.method {
+            MethodName::GetSpan | MethodName::ListSpans => {
+                Arc::clone(&self.queries).acquire_owned().await.ok()
+            }
+            _ => None,
+        };
+        let oneway = !call.is_reply_expected();
+        let result = self.connection.send(method.method, request, oneway);
+        if !oneway {
+            self.reply_when_done(call, RunningCall::Method(result), permit).await;
+        }
+        Ok(())
+    }
+
+    /// Performs a call of `org.freedesktop.DBus.Properties`.
+    fn call_properties(&self, name: &str, body: &Body) -> Result<RunningCall, DbusError> {
+        let strings = |_| DbusError::invalid_args(format!("{name} takes an interface and a property"));
+        match name {
+            "Get" => {
+                let (interface, property_name): (&str, &str) = body.deserialize().map_err(strings)?;
+                check_interface(interface)?;
+                let property = find_property(property_name)
+                    .ok_or_else(|| DbusError::unknown("Property", property_name))?;
+                Ok(RunningCall::Property(property, self.get(property.method)))
+            }
+            "GetAll" => {
+                let interface: &str = body.deserialize().map_err(strings)?;
+                check_interface(interface)?;
+                let info = self.get(MethodName::GetInfo);
+                Ok(RunningCall::AllProperties { info, balance: self.get(MethodName::GetBalance) })
+            }
+            "Set" => Err(DbusError::read_only()),
+            _ => Err(DbusError::unknown("Method", name)),
         }
     }
-    // The remaining replies are forwarded, then the service closes the connection.
-    calls.close();
-    drop((outbound, pending));
-    let _ = reply_task.await;
-    while let Some(call) = calls.recv().await {
-        context.reply_error(&call.message, &DbusError::no_reply()).await;
+
+    /// Calls a method whose reply contains properties.
+    fn get(&self, method: MethodName) -> PendingResult {
+        let request = match method {
+            MethodName::GetBalance => Request::GetBalance(GetBalance {}),
+            _ => Request::GetInfo(GetInfo {}),
+        };
+        self.connection.send(method, Ok(request), false)
     }
-}
 
-/// The next call, or `None` at the end of the queue or if the service closed the connection.
-async fn next_call(
-    calls: &mut mpsc::Receiver<PendingCall>,
-    pending: &mpsc::Sender<PendingReply>,
-) -> Option<PendingCall> {
-    let mut closed = pin!(pending.closed());
-    std::future::poll_fn(|cx| match calls.poll_recv(cx) {
-        Poll::Ready(call) => Poll::Ready(call),
-        Poll::Pending => closed.as_mut().poll(cx).map(|()| None),
-    })
-    .await
-}
-
-/// Sends a call to the service, or replies with an error. `None` if the service closed the connection.
-async fn forward_call(
-    context: &DbusContext,
-    call: PendingCall,
-    outbound: &mut OwnedWriteHalf,
-    pending: &mpsc::Sender<PendingReply>,
-) -> Option<()> {
-    let (bytes, kinds) = match translate_call(&call, context.max_message_bytes) {
-        Ok(translated) => translated,
-        Err(error) => {
-            context.reply_error(&call.message, &error).await;
-            return Some(());
+    /// Replies now if the result is there, else from a task.
+    async fn reply_when_done(
+        &mut self,
+        call: &PendingCall,
+        running: RunningCall,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let (context, call) = (Arc::clone(&self.context), call.clone());
+        let mut reply: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+            let _permit = permit;
+            reply_to_call(&context, &call, running).await;
+        });
+        if std::future::poll_fn(|cx| Poll::Ready(reply.as_mut().poll(cx))).await.is_pending() {
+            self.pending.spawn(reply);
         }
-    };
-    let call = Arc::new(call);
-    for kind in kinds {
-        pending.send(PendingReply { call: Arc::clone(&call), kind }).await.ok()?;
     }
-    outbound.write_all(&bytes).await.ok()
-}
 
-/// The request to the service, and how to convert each of its replies.
-fn translate_call(call: &PendingCall, max_bytes: usize) -> Result<(Vec<u8>, Vec<ReplyKind>), DbusError> {
-    let header = call.message.header();
-    let body = call.message.body();
-    let name = header.member().map(|name| name.as_str()).unwrap_or_default();
-    let (bytes, kinds) = match header.interface().map(|interface| interface.as_str()) {
-        Some(PROPERTIES_INTERFACE) => translate_property_call(name, &body)?,
-        Some(INTERFACE) | None => translate_method_call(call, require_method(name)?, &body)?,
-        Some(other) => return Err(DbusError::unknown("Interface", other)),
-    };
-    if bytes.len() > max_bytes {
-        let reason = format!("is longer than {max_bytes} bytes");
-        return Err(DbusError::from(&MethodError::InvalidValue { field: "message".into(), reason }));
-    }
-    Ok((bytes, kinds))
-}
-
-fn require_method(name: &str) -> Result<&'static DbusMethod, DbusError> {
-    find_method(name).ok_or_else(|| DbusError::unknown("Method", name))
-}
-
-fn translate_method_call(
-    call: &PendingCall,
-    method: &'static DbusMethod,
-    body: &Body,
-) -> Result<(Vec<u8>, Vec<ReplyKind>), DbusError> {
-    let parameters = method.parse_parameters(body)?;
-    // The reply decides whether polkit is asked, so Reload is never oneway.
-    let oneway = !call.is_reply_expected() && method.method != RELOAD;
-    let kinds = match () {
-        () if oneway => Vec::new(),
-        () if method.method == RELOAD => vec![ReplyKind::Reload],
-        () => vec![ReplyKind::Method(method.reply)],
-    };
-    Ok((service_connection::encode_call(method.method, parameters, oneway), kinds))
-}
-
-/// Translates a call of `org.freedesktop.DBus.Properties`.
-fn translate_property_call(name: &str, body: &Body) -> Result<(Vec<u8>, Vec<ReplyKind>), DbusError> {
-    let strings = |_| DbusError::invalid_args(format!("{name} takes an interface and a property"));
-    let one = |property: &'static DbusProperty| {
-        (
-            service_connection::encode_call(property.method, Map::<String, Value>::new(), false),
-            vec![ReplyKind::Property(property)],
-        )
-    };
-    match name {
-        "Get" => {
-            let (interface, property_name): (&str, &str) = body.deserialize().map_err(strings)?;
-            check_interface(interface)?;
-            find_property(property_name).map(one).ok_or_else(|| DbusError::unknown("Property", property_name))
+    /// Replies to a reload; if access is denied, polkit is asked.
+    async fn reload(&mut self, call: &PendingCall, result: PendingResult) {
+        match wait(result).await {
+            Err(error) if error.is_access_denied() => {
+                while self.polkit_tasks.try_join_next().is_some() {}
+                if self.polkit_tasks.is_empty() {
+                    self.polkit_tasks.spawn(reload_with_polkit(Arc::clone(&self.context), call.clone()));
+                } else {
+                    let error = DbusError::limits_exceeded("your previous reload still awaits polkit");
+                    self.context.reply_error(&call.message, &error).await;
+                }
+            }
+            result => send_reply(&self.context, call, result).await,
         }
-        "GetAll" => {
-            let interface: &str = body.deserialize().map_err(strings)?;
-            check_interface(interface)?;
-            let mut bytes = service_connection::encode_call(GetInfo::NAME, Map::new(), false);
-            bytes.extend(service_connection::encode_call(GetBalance::NAME, Map::new(), false));
-            Ok((bytes, vec![ReplyKind::InfoProperties, ReplyKind::BalanceProperties]))
-        }
-        "Set" => Err(DbusError::read_only()),
-        _ => Err(DbusError::unknown("Method", name)),
     }
+}
+
+/// Checks the length that the request has on the socket, where the limit is that of a message.
+fn check_length(
+    method: MethodName,
+    request: &Request,
+    message_bytes: usize,
+    max_bytes: usize,
+) -> Result<(), DbusError> {
+    /// JSON writes a byte as at most six; and the rest of a call.
+    const MAX_BYTES_OF_ONE: usize = 6;
+    const ENVELOPE_BYTES: usize = 128;
+    if message_bytes * MAX_BYTES_OF_ONE + ENVELOPE_BYTES <= max_bytes {
+        return Ok(());
+    }
+    #[derive(Serialize)]
+    struct SocketCall<'a> {
+        method: &'a str,
+        parameters: &'a Request,
+    }
+    let call = SocketCall { method: method.as_str(), parameters: request };
+    let is_short = serde_json::to_vec(&call).is_ok_and(|bytes| bytes.len() < max_bytes);
+    if is_short { Ok(()) } else { Err(DbusError::oversized(max_bytes)) }
 }
 
 fn check_interface(interface: &str) -> Result<(), DbusError> {
@@ -195,139 +243,56 @@ pub fn is_client_method(interface: Option<&str>, name: &str) -> bool {
     }
 }
 
-#[derive(Debug)]
-struct PendingReply {
-    /// `GetAll` has two entries with the same call.
-    call: Arc<PendingCall>,
-    kind: ReplyKind,
-}
-
-/// How to convert a reply of the service.
-#[derive(Debug, Clone, Copy)]
-enum ReplyKind {
-    Method(ReplyShape),
-    /// If access is denied, polkit is asked.
-    Reload,
-    Property(&'static DbusProperty),
-    /// The first part of the reply to `GetAll`.
-    InfoProperties,
-    /// The second part of the reply to `GetAll`; omitted if access is denied.
-    BalanceProperties,
-}
-
-/// Forwards replies in the order of the calls, until the service closes the connection.
-async fn forward_replies(
-    context: Arc<DbusContext>,
-    inbound: OwnedReadHalf,
-    mut pending_replies: mpsc::Receiver<PendingReply>,
-) {
-    let mut inbound = BufReader::new(inbound);
-    let mut buffer = Vec::new();
-    let mut info: Option<ServiceReply> = None;
-    // Pending polkit requests are cancelled when the client leaves.
-    let mut polkit_tasks = JoinSet::new();
-    while let Some(reply) = service_connection::read_reply(&mut inbound, &mut buffer).await {
-        let Some(PendingReply { call, kind }) = pending_replies.recv().await else { break };
-        match kind {
-            ReplyKind::InfoProperties => info = Some(reply),
-            ReplyKind::BalanceProperties => send_all_properties(&context, &call, info.take(), reply).await,
-            ReplyKind::Reload if is_access_denied(&reply) => {
-                while polkit_tasks.try_join_next().is_some() {}
-                if polkit_tasks.is_empty() {
-                    polkit_tasks.spawn(reload_with_polkit(Arc::clone(&context), call));
-                } else {
-                    context
-                        .reply_error(
-                            &call.message,
-                            &DbusError::limits_exceeded("your previous reload still awaits polkit"),
-                        )
-                        .await;
-                }
+async fn reply_to_call(context: &DbusContext, call: &PendingCall, running: RunningCall) {
+    match running {
+        RunningCall::Method(result) => send_reply(context, call, wait(result).await).await,
+        RunningCall::Property(property, result) => {
+            let value = wait(result).await.and_then(|reply| {
+                let value = to_dict(&reply).remove(property.field);
+                value.ok_or_else(|| DbusError::unknown("Property", property.name))
+            });
+            match value {
+                Ok(value) => context.reply(&call.message, &value).await,
+                Err(error) => context.reply_error(&call.message, &error).await,
             }
-            ReplyKind::Reload => send_reply(&context, &call, ReplyShape::Empty, reply).await,
-            ReplyKind::Method(shape) => send_reply(&context, &call, shape, reply).await,
-            ReplyKind::Property(property) => send_property(&context, &call, property, reply).await,
         }
-    }
-    pending_replies.close();
-    while let Some(PendingReply { call, kind }) = pending_replies.recv().await {
-        if !matches!(kind, ReplyKind::InfoProperties) {
-            context.reply_error(&call.message, &DbusError::no_reply()).await;
-        }
-    }
-}
-
-async fn send_reply(context: &DbusContext, call: &PendingCall, shape: ReplyShape, reply: ServiceReply) {
-    let mut fields = match reply {
-        Ok(fields) => fields,
-        Err(error) => return context.reply_error(&call.message, &error).await,
-    };
-    match shape {
-        ReplyShape::Empty => context.reply(&call.message, &()).await,
-        ReplyShape::Whole => context.reply(&call.message, &json::to_dict(fields)).await,
-        ReplyShape::Text(field) => match fields.remove(field) {
-            Some(Value::String(text)) => context.reply(&call.message, &text).await,
-            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
-        },
-        ReplyShape::Object(field) => match fields.remove(field) {
-            Some(Value::Object(object)) => context.reply(&call.message, &json::to_dict(object)).await,
-            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
-        },
-        ReplyShape::List(field) => match fields.remove(field) {
-            Some(Value::Array(list)) => context.reply_dicts(&call.message, list).await,
-            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
+        RunningCall::AllProperties { info, balance } => match wait(info).await {
+            Ok(info) => {
+                let mut all: VariantDict = properties_of(MethodName::GetInfo, to_dict(&info));
+                // Omitted if access is denied.
+                if let Ok(balance) = wait(balance).await {
+                    all.extend(properties_of(MethodName::GetBalance, to_dict(&balance)));
+                }
+                context.reply(&call.message, &all).await;
+            }
+            Err(error) => context.reply_error(&call.message, &error).await,
         },
     }
 }
 
-async fn send_property(
-    context: &DbusContext,
-    call: &PendingCall,
-    property: &DbusProperty,
-    reply: ServiceReply,
-) {
-    match reply.map(|mut fields| property.value(&mut fields)) {
-        Ok(Some(value)) => context.reply(&call.message, &value).await,
-        Ok(None) => context.reply_error(&call.message, &DbusError::unknown("Property", property.name)).await,
-        Err(error) => context.reply_error(&call.message, &error).await,
+/// Sends the reply of a method.
+async fn send_reply(context: &DbusContext, call: &PendingCall, result: Result<Reply, DbusError>) {
+    let message = &call.message;
+    match result {
+        Ok(Reply::Opened(opened)) => context.reply(message, &opened.span.as_str()).await,
+        Ok(Reply::Account(reply)) => context.reply(message, &to_dict(&reply.account)).await,
+        Ok(Reply::Accounts(list)) => context.reply(message, &to_dicts(&list.accounts)).await,
+        Ok(Reply::Balances(list)) => context.reply(message, &to_dicts(&list.balance)).await,
+        Ok(Reply::Empty(_) | Reply::Reload(_)) => context.reply(message, &()).await,
+        Ok(whole) => context.reply(message, &to_dict(&whole)).await,
+        Err(error) => context.reply_error(message, &error).await,
     }
-}
-
-async fn send_all_properties(
-    context: &DbusContext,
-    call: &PendingCall,
-    info: Option<ServiceReply>,
-    balance: ServiceReply,
-) {
-    match info.unwrap_or_else(|| Ok(Map::new())) {
-        Ok(info) => {
-            let mut all: VariantDict = properties_of(GetInfo::NAME, info);
-            all.extend(properties_of(GetBalance::NAME, balance.unwrap_or_default()));
-            context.reply(&call.message, &all).await;
-        }
-        Err(error) => context.reply_error(&call.message, &error).await,
-    }
-}
-
-fn is_access_denied(reply: &ServiceReply) -> bool {
-    reply.as_ref().is_err_and(DbusError::is_access_denied)
 }
 
 /// Reloads as the daemon if polkit authorizes the caller.
-async fn reload_with_polkit(context: Arc<DbusContext>, call: Arc<PendingCall>) {
+async fn reload_with_polkit(context: Arc<DbusContext>, call: PendingCall) {
     let header = call.message.header();
     let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let Some(caller) = header.sender() else { return };
     if let Err(reason) = polkit::check_authorization(&context.bus, caller.as_str(), interactive).await {
         return context.reply_error(&call.message, &DbusError::unauthorized(&reason)).await;
     }
-    let connection = context
-        .connection_sender
-        .connect(credentials::own_credentials(), None)
-        .and_then(ServiceConnection::new);
-    let reply = match connection {
-        Ok(mut connection) => connection.call(RELOAD).await,
-        Err(_) => Err(DbusError::no_reply()),
-    };
-    send_reply(&context, &call, ReplyShape::Empty, reply).await;
+    let connection = ServiceConnection(context.service.connect(credentials::own_credentials(), None));
+    let result = connection.call(MethodName::Reload, Request::Reload(Reload {})).await;
+    send_reply(&context, &call, result).await;
 }

@@ -15,10 +15,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use wattspan_client::protocol::{GetInfo, Method};
+use wattspan_client::protocol::{DaemonInfo, GetInfo, MethodName};
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
@@ -30,8 +29,9 @@ use super::context::DbusContext;
 use super::credentials::{self, DBUS_SERVICE};
 use super::dispatcher::DbusDispatcher;
 use super::names::{BUS_NAME, INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE};
-use super::service_connection::{ServiceConnection, into_tokio};
-use crate::server::ConnectionSender;
+use super::service_connection::ServiceConnection;
+use crate::server::ForwardedSender;
+use crate::service::{Reply, Request};
 
 /// The shortest and the longest delay between two attempts.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(250);
@@ -52,7 +52,7 @@ const PRIMARY_OWNER: u32 = 1;
 pub struct DbusConnector {
     /// The address of the bus; absent: the system bus.
     pub address: Option<String>,
-    pub connection_sender: Arc<ConnectionSender>,
+    pub service: ForwardedSender,
     pub max_message_bytes: usize,
     /// Called with each change of state.
     pub log: fn(&str),
@@ -135,11 +135,8 @@ impl DbusConnector {
         mut messages: MessageStream,
         stop: &mut oneshot::Receiver<()>,
     ) -> bool {
-        let context = DbusContext {
-            bus,
-            connection_sender: Arc::clone(&self.connection_sender),
-            max_message_bytes: self.max_message_bytes,
-        };
+        let context =
+            DbusContext { bus, service: self.service.clone(), max_message_bytes: self.max_message_bytes };
         let context = Arc::new(context);
         let signal_task = tokio::spawn(emit_domain_changes(Arc::clone(&context)));
         let mut dispatcher = DbusDispatcher::new(Arc::clone(&context));
@@ -190,21 +187,17 @@ fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
         UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes())?,
         _ => return Err(std::io::Error::other("the address is a directory")),
     };
-    into_tokio(std::os::unix::net::UnixStream::connect_addr(&socket_address)?)
+    let stream = std::os::unix::net::UnixStream::connect_addr(&socket_address)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 /// Emits PropertiesChanged when a domain becomes or stops being live, until the service ends. The signal has
 /// no value, because every client on the bus can receive it.
 async fn emit_domain_changes(context: Arc<DbusContext>) {
-    let Ok(mut service) = context
-        .connection_sender
-        .connect(credentials::own_credentials(), None)
-        .and_then(ServiceConnection::new)
-    else {
-        return;
-    };
+    let service = ServiceConnection(context.service.connect(credentials::own_credentials(), None));
     let mut last = None;
-    while let Ok(info) = service.call(GetInfo::NAME).await {
+    while let Ok(Reply::Info(info)) = service.call(MethodName::GetInfo, Request::GetInfo(GetInfo {})).await {
         let current = domain_states(&info);
         if last.as_ref().is_some_and(|last| *last != current) {
             let changed = BTreeMap::<&str, Variant>::new();
@@ -226,8 +219,6 @@ async fn emit_domain_changes(context: Arc<DbusContext>) {
 }
 
 /// The name and state of each domain.
-fn domain_states(info: &Map<String, Value>) -> Vec<(Value, Value)> {
-    let domains = info.get("domains").and_then(Value::as_array);
-    let state = |domain: &Value| (domain["name"].clone(), domain["liveness"].clone());
-    domains.map(|domains| domains.iter().map(state).collect()).unwrap_or_default()
+fn domain_states(info: &DaemonInfo) -> Vec<(String, impl PartialEq + use<>)> {
+    info.domains.iter().map(|domain| (domain.name.clone(), domain.liveness)).collect()
 }

@@ -1,4 +1,4 @@
-//! What all clients on the bus share: the connection to the bus, the sender of connections to the service,
+//! What all clients on the bus share: the connection to the bus, the sender of calls to the service,
 //! and the size limit.
 //!
 //! Sends all replies. Invariant: no reply is sent for a call that has the flag NO_REPLY_EXPECTED.
@@ -11,23 +11,22 @@ use zbus::message::Flags;
 use zbus::{Connection, DynamicType, Message};
 
 use super::dbus_error::DbusError;
-use super::json;
-use crate::server::ConnectionSender;
+use crate::server::ForwardedSender;
 
 #[derive(Debug)]
 pub struct DbusContext {
     pub bus: Connection,
-    pub connection_sender: Arc<ConnectionSender>,
+    pub service: ForwardedSender,
     /// The same limit as on the Unix socket.
     pub max_message_bytes: usize,
 }
 
 /// A call without a reply yet, and its part of the memory budget of all calls.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PendingCall {
     pub message: Message,
-    /// Held, not read: released with the call.
-    pub _memory_permit: OwnedSemaphorePermit,
+    /// Held, not read: released with the last copy of the call.
+    pub _memory_permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl PendingCall {
@@ -53,11 +52,6 @@ impl DbusContext {
         {
             let _ = self.bus.send(&reply).await;
         }
-    }
-
-    /// Replies with an array of dictionaries.
-    pub async fn reply_dicts(&self, message: &Message, list: Vec<serde_json::Value>) {
-        self.reply(message, &json::to_dicts(list)).await;
     }
 }
 

@@ -15,16 +15,6 @@ pub struct DbusError {
 }
 
 impl DbusError {
-    /// Converts an error reply of the service.
-    pub fn from_service_error(error: &str, parameters: &str) -> Self {
-        let last_segment = error.rsplit('.').next().unwrap_or_default();
-        let parsed = MethodError::parse(error, parameters);
-        Self {
-            name: error_name(last_segment),
-            message: parsed.map_or_else(|_| parameters.to_owned(), |parsed| parsed.to_string()),
-        }
-    }
-
     /// The bus does not state the caller's credentials.
     pub fn unknown_caller(reason: &str) -> Self {
         Self {
@@ -43,6 +33,12 @@ impl DbusError {
 
     pub fn is_access_denied(&self) -> bool {
         self.name.strip_prefix(ERROR_NAME_PREFIX) == Some("AccessDenied")
+    }
+
+    /// The message is longer than the limit.
+    pub fn oversized(max_bytes: usize) -> Self {
+        let reason = format!("is longer than {max_bytes} bytes");
+        Self::from(&MethodError::InvalidValue { field: "message".into(), reason })
     }
 
     /// A queue is full.
@@ -92,21 +88,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_error_keeps_its_name_and_message() {
+    fn an_error_of_the_service_keeps_its_name_and_message() {
         let method_error = MethodError::NoSuchSpan { span: "a".into() };
-        let error = DbusError::from_service_error("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
-        assert_eq!(error, DbusError::from(&method_error));
+        let error = DbusError::from(&method_error);
         assert_eq!(error.name, "org.wattspan.Wattspan1.Error.NoSuchSpan");
         assert_eq!(error.message, method_error.to_string());
+        let of_varlink = DbusError::from(&MethodError::InvalidParameter { parameter: "a".into() });
+        assert_eq!(of_varlink.name, "org.wattspan.Wattspan1.Error.InvalidParameter");
     }
 
     #[test]
-    fn an_unknown_service_error_keeps_its_name() {
-        let error = DbusError::from_service_error("org.wattspan.Meter.TooHot", r#"{"c":99}"#);
-        assert_eq!(
-            (error.name.as_str(), error.message.as_str()),
-            ("org.wattspan.Wattspan1.Error.TooHot", r#"{"c":99}"#)
-        );
-        assert_eq!(DbusError::from_service_error("a.b c", "{}").name, "org.wattspan.Wattspan1.Error.Failed");
+    fn a_name_that_the_bus_would_refuse_is_replaced() {
+        assert_eq!(error_name("b c"), "org.wattspan.Wattspan1.Error.Failed");
+        assert_eq!(error_name(""), "org.wattspan.Wattspan1.Error.Failed");
     }
 }

@@ -92,8 +92,7 @@ impl DbusDispatcher {
 
     fn enqueue(&mut self, message: &Message) -> Result<(), DbusError> {
         if is_truncated(message) {
-            let reason = format!("is longer than {} bytes", self.context.max_message_bytes);
-            return Err(DbusError::from(&MethodError::InvalidValue { field: "message".into(), reason }));
+            return Err(DbusError::oversized(self.context.max_message_bytes));
         }
         let header = message.header();
         let Some(sender) = header.sender() else {
@@ -103,7 +102,7 @@ impl DbusDispatcher {
         let permit = Arc::clone(&self.memory_budget).try_acquire_many_owned(bytes);
         let permit =
             permit.map_err(|_| DbusError::limits_exceeded("too many queued calls; try again later"))?;
-        let call = PendingCall { message: message.clone(), _memory_permit: permit };
+        let call = PendingCall { message: message.clone(), _memory_permit: Arc::new(permit) };
         match self.client_queue(sender.as_str())?.try_send(call) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => {

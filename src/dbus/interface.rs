@@ -3,66 +3,52 @@
 //! Owns the two tables that map a method or property on the bus to a method of the service. The tests compare them with
 //! the installed introspection text and with the service's list of methods, so that no method is omitted by accident.
 
-use serde_json::{Map, Value};
-use wattspan_client::protocol::{
-    CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
-    ReadWindow, SetWeight,
-};
+use wattspan_client::protocol::{MethodError, MethodName};
 use zbus::message::Body;
 use zbus::{Structure, Variant};
 
 use super::dbus_error::DbusError;
-use super::json::{self, VariantDict};
 use super::names::OBJECT_PATH;
-
-pub const RELOAD: &str = "org.wattspan.Meter.Reload";
-
-/// How to convert the reply of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplyShape {
-    Empty,
-    /// This field, a string.
-    Text(&'static str),
-    /// This field, an object.
-    Object(&'static str),
-    /// This field, an array of objects.
-    List(&'static str),
-    /// The whole reply, as a dictionary.
-    Whole,
-}
+use super::variant_reader::Arguments;
+use super::variant_writer::VariantDict;
+use crate::service::Request;
 
 #[derive(Debug)]
 pub struct DbusMethod {
     pub name: &'static str,
     /// The method of the service.
-    pub method: &'static str,
+    pub method: MethodName,
     /// The D-Bus signature of its arguments.
     pub signature: &'static str,
     /// Names of the positional arguments. One more argument, if any, is a dictionary of options.
     pub arguments: &'static [&'static str],
-    pub reply: ReplyShape,
 }
 
 macro_rules! methods {
-    ($($name:literal $method:expr, $signature:literal $arguments:expr => $reply:expr;)*) => {
+    ($($name:ident $signature:literal $arguments:expr;)*) => {
         pub const METHODS: &[DbusMethod] = &[$(
-            DbusMethod { name: $name, method: $method, signature: $signature, arguments: &$arguments, reply: $reply }
+            DbusMethod {
+                name: stringify!($name),
+                method: MethodName::$name,
+                signature: $signature,
+                arguments: &$arguments,
+            }
         ),*];
     };
 }
 
 methods! {
-    "OpenSpan" OpenSpan::NAME, "a{sv}" [] => ReplyShape::Text("span");
-    "CloseSpan" CloseSpan::NAME, "sa{sv}" ["span"] => ReplyShape::Object("account");
-    "MarkPhase" MarkPhase::NAME, "ssa{sv}" ["span", "phase"] => ReplyShape::Empty;
-    "SetWeight" SetWeight::NAME, "sda{sv}" ["span", "weight"] => ReplyShape::Empty;
-    "CancelSpan" CancelSpan::NAME, "s" ["span"] => ReplyShape::Empty;
-    "GetSpan" GetSpan::NAME, "s" ["span"] => ReplyShape::Object("account");
-    "ListSpans" ListSpans::NAME, "a{sv}" [] => ReplyShape::List("accounts");
-    "GetInfo" GetInfo::NAME, "" [] => ReplyShape::Whole;
-    "GetBalance" GetBalance::NAME, "" [] => ReplyShape::List("balance");
-    "ReadWindow" ReadWindow::NAME, "tt" ["from_ns", "to_ns"] => ReplyShape::Whole;
-    "Reload" RELOAD, "" [] => ReplyShape::Empty;
+    OpenSpan "a{sv}" [];
+    CloseSpan "sa{sv}" ["span"];
+    MarkPhase "ssa{sv}" ["span", "phase"];
+    SetWeight "sda{sv}" ["span", "weight"];
+    CancelSpan "s" ["span"];
+    GetSpan "s" ["span"];
+    ListSpans "a{sv}" [];
+    GetInfo "" [];
+    GetBalance "" [];
+    ReadWindow "tt" ["from_ns", "to_ns"];
+    Reload "" [];
 }
 
 pub fn find_method(name: &str) -> Option<&'static DbusMethod> {
@@ -70,8 +56,9 @@ pub fn find_method(name: &str) -> Option<&'static DbusMethod> {
 }
 
 impl DbusMethod {
-    /// Converts the arguments of a message to the parameters of the service's method.
-    pub fn parse_parameters(&self, body: &Body) -> Result<Map<String, Value>, DbusError> {
+    /// Converts the arguments of a message to a request. The inner error is one that the service answers, after it has
+    /// checked access.
+    pub fn parse_request(&self, body: &Body) -> Result<Result<Request, MethodError>, DbusError> {
         let signature = body.signature().to_string_no_parens();
         if signature != self.signature {
             return Err(DbusError::invalid_args(format!(
@@ -79,40 +66,27 @@ impl DbusMethod {
                 self.name, self.signature
             )));
         }
-        let mut parameters = Map::new();
         if signature.is_empty() {
-            return Ok(parameters);
+            return Ok(Request::parse(self.method, &Arguments::default()));
         }
         let malformed = |_| DbusError::invalid_args(format!("the arguments of {} are malformed", self.name));
-        let arguments: Structure = body.deserialize().map_err(malformed)?;
-        for (at, argument) in arguments.fields().iter().enumerate() {
+        let structure: Structure = body.deserialize().map_err(malformed)?;
+        let mut arguments = Arguments::default();
+        let mut insert = |name, value| arguments.insert(name, value).map_err(|error| DbusError::from(&error));
+        for (at, argument) in structure.fields().iter().enumerate() {
             match (self.arguments.get(at), argument) {
-                (Some(name), argument) => insert_parameter(&mut parameters, name, argument)?,
+                (Some(name), argument) => insert(name, argument)?,
                 (None, Variant::Dict(options)) => {
                     for (name, option) in options.iter() {
                         if let Variant::Str(name) = name {
-                            insert_parameter(&mut parameters, name.as_str(), option)?;
+                            insert(name.as_str(), option)?;
                         }
                     }
                 }
                 (None, _) => {}
             }
         }
-        Ok(parameters)
-    }
-}
-
-fn insert_parameter(
-    parameters: &mut Map<String, Value>,
-    name: &str,
-    argument: &Variant,
-) -> Result<(), DbusError> {
-    let wrong =
-        |reason: String| DbusError::from(&MethodError::InvalidValue { field: name.to_owned(), reason });
-    let json = json::from_variant(argument).map_err(|error| wrong(error.to_string()))?;
-    match parameters.insert(name.to_owned(), json) {
-        None => Ok(()),
-        Some(_) => Err(wrong("is given twice".to_owned())),
+        Ok(Request::parse(self.method, &arguments))
     }
 }
 
@@ -120,7 +94,7 @@ fn insert_parameter(
 pub struct DbusProperty {
     pub name: &'static str,
     /// The method of the service whose reply contains it.
-    pub method: &'static str,
+    pub method: MethodName,
     /// The field in that reply.
     pub field: &'static str,
 }
@@ -128,7 +102,7 @@ pub struct DbusProperty {
 macro_rules! properties {
     ($($name:literal $method:ident $field:literal;)*) => {
         pub const PROPERTIES: &[DbusProperty] = &[$(
-            DbusProperty { name: $name, method: $method::NAME, field: $field }
+            DbusProperty { name: $name, method: MethodName::$method, field: $field }
         ),*];
     };
 }
@@ -151,17 +125,10 @@ pub fn find_property(name: &str) -> Option<&'static DbusProperty> {
     PROPERTIES.iter().find(|property| property.name == name)
 }
 
-impl DbusProperty {
-    /// Takes the value from the reply.
-    pub fn value(&self, reply: &mut Map<String, Value>) -> Option<Variant<'static>> {
-        json::to_variant(self.field, reply.remove(self.field)?)
-    }
-}
-
 /// All properties that the reply of this method contains.
-pub fn properties_of(method: &str, mut reply: Map<String, Value>) -> VariantDict {
+pub fn properties_of(method: MethodName, mut reply: VariantDict) -> VariantDict {
     let of_method = PROPERTIES.iter().filter(|property| property.method == method);
-    of_method.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
+    of_method.filter_map(|property| Some((property.name.to_owned(), reply.remove(property.field)?))).collect()
 }
 
 /// The introspection text, as installed.
@@ -179,7 +146,9 @@ pub fn describe(path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use wattspan_client::protocol::{METER_INTERFACE, METHOD_NAMES};
+    use wattspan_client::protocol::{
+        CancelSpan, GetSpan, METER_INTERFACE, METHOD_NAMES, MarkPhase, OpenSpan,
+    };
 
     use super::super::names::INTERFACE;
     use super::*;
@@ -191,7 +160,7 @@ mod tests {
     #[test]
     fn every_service_method_is_on_the_bus_or_listed_as_socket_only() {
         for name in METHOD_NAMES.iter().filter(|name| name.starts_with(METER_INTERFACE)) {
-            let here = METHODS.iter().any(|method| method.method == *name);
+            let here = METHODS.iter().any(|method| method.method.as_str() == *name);
             assert_ne!(here, SOCKET_ONLY.contains(name), "{name}");
         }
     }
@@ -222,14 +191,16 @@ mod tests {
             described.push((name.to_owned(), takes, reply));
             rest = next;
         }
-        let answers = |reply| match reply {
-            ReplyShape::Empty => "",
-            ReplyShape::Text(_) => "s",
-            ReplyShape::Object(_) | ReplyShape::Whole => "a{sv}",
-            ReplyShape::List(_) => "aa{sv}",
+        let reply = |method| match method {
+            MethodName::OpenSpan => "s",
+            MethodName::CloseSpan | MethodName::GetSpan | MethodName::GetInfo | MethodName::ReadWindow => {
+                "a{sv}"
+            }
+            MethodName::ListSpans | MethodName::GetBalance => "aa{sv}",
+            _ => "",
         };
         let row = |method: &DbusMethod| {
-            (method.name.to_owned(), method.signature.to_owned(), answers(method.reply).to_owned())
+            (method.name.to_owned(), method.signature.to_owned(), reply(method.method).to_owned())
         };
         let mut ours: Vec<_> = METHODS.iter().map(row).collect();
         ours.sort();
@@ -241,28 +212,33 @@ mod tests {
         build(zbus::Message::method_call(OBJECT_PATH, "Any")).unwrap().body()
     }
 
+    fn parse(name: &str, body: &Body) -> Result<Result<Request, MethodError>, DbusError> {
+        find_method(name).unwrap().parse_request(body)
+    }
+
     #[test]
     fn arguments_are_positional_and_options_are_named() {
         let options = std::collections::BTreeMap::from([("at_ns", Variant::from(7_u64))]);
         let phase = body(|call| call.build(&("a", "decode", options.clone())));
-        let parameters = find_method("MarkPhase").unwrap().parse_parameters(&phase).unwrap();
-        assert_eq!(Value::from(parameters), serde_json::json!({"span": "a", "phase": "decode", "at_ns": 7}));
+        let expected = MarkPhase { span: "a".into(), phase: "decode".into(), at_ns: Some(7) };
+        assert_eq!(parse("MarkPhase", &phase), Ok(Ok(Request::MarkPhase(expected))));
         let alone = body(|call| call.build(&"a"));
-        let parameters = find_method("GetSpan").unwrap().parse_parameters(&alone).unwrap();
-        assert_eq!(Value::from(parameters), serde_json::json!({"span": "a"}));
+        let span = || "a".to_owned();
+        assert_eq!(parse("GetSpan", &alone), Ok(Ok(Request::GetSpan(GetSpan { span: span() }))));
+        assert_eq!(parse("CancelSpan", &alone), Ok(Ok(Request::CancelSpan(CancelSpan { span: span() }))));
         let only = body(|call| call.build(&options));
-        let parameters = find_method("OpenSpan").unwrap().parse_parameters(&only).unwrap();
-        assert_eq!(Value::from(parameters), serde_json::json!({"at_ns": 7}));
+        let expected = OpenSpan { at_ns: Some(7), ..OpenSpan::default() };
+        assert_eq!(parse("OpenSpan", &only), Ok(Ok(Request::OpenSpan(expected))));
     }
 
     #[test]
     fn wrong_types_and_duplicate_arguments_are_rejected() {
         let wrong = body(|call| call.build(&7_u32));
-        let error = find_method("GetSpan").unwrap().parse_parameters(&wrong).unwrap_err();
+        let error = parse("GetSpan", &wrong).unwrap_err();
         assert_eq!(error.name, "org.freedesktop.DBus.Error.InvalidArgs");
         let options = std::collections::BTreeMap::from([("span", Variant::from("b"))]);
         let twice = body(|call| call.build(&("a", options)));
-        let error = find_method("CloseSpan").unwrap().parse_parameters(&twice).unwrap_err();
+        let error = parse("CloseSpan", &twice).unwrap_err();
         assert_eq!(error.message, "span: is given twice");
     }
 

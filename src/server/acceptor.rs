@@ -15,7 +15,6 @@ use polling::{Event, Poller};
 use wattspan_client::protocol::MethodError;
 use wattspan_system::unix_socket::{self, PeerCredentials};
 
-use super::connection_channel::ConnectionReceiver;
 use super::readiness_ffi::RegisteredSocket;
 use crate::config::Limits;
 use crate::service::access::{AccessPolicy, Peer};
@@ -38,8 +37,6 @@ pub struct AcceptedConnection {
 
 pub struct Acceptor {
     listeners: Vec<RegisteredSocket<UnixListener>>,
-    /// Connections that another server (D-Bus) forwards, and the socket that becomes readable when one is queued.
-    forwarded: Option<(ConnectionReceiver, RegisteredSocket<UnixStream>)>,
     listener_key: usize,
     reserve_fd: Option<File>,
     resume_at_ns: Option<u64>,
@@ -50,12 +47,11 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Registers the listeners, all under `key`, and the wake socket of `forwarded` under its own key.
+    /// Registers the listeners, all under `key`.
     pub fn new(
         poller: &Arc<Poller>,
         key: usize,
         listeners: Vec<UnixListener>,
-        forwarded: Option<(usize, ConnectionReceiver)>,
         policy: AccessPolicy,
         limits: Limits,
     ) -> io::Result<Self> {
@@ -66,14 +62,8 @@ impl Acceptor {
         let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (connections, connections_of_user) = (0, HashMap::new());
         let (reserve_fd, resume_at_ns) = (open_reserve_fd(), None);
-        let watch = |(key, receiver): (usize, ConnectionReceiver)| {
-            let wake_socket = RegisteredSocket::new(poller, receiver.wake_socket()?, Event::readable(key))?;
-            io::Result::Ok((receiver, wake_socket))
-        };
-        let forwarded = forwarded.map(watch).transpose()?;
         Ok(Self {
             listeners,
-            forwarded,
             listener_key: key,
             reserve_fd,
             resume_at_ns,
@@ -86,28 +76,11 @@ impl Acceptor {
 
     /// Accepts pending connections, at most `MAX_ACCEPTS_PER_WAKEUP` for each listener.
     pub fn accept_all(&mut self, now_ns: u64) -> Vec<AcceptedConnection> {
-        let mut accepted = self.accept_forwarded();
+        let mut accepted = Vec::new();
         for index in 0..self.listeners.len() {
             self.accept_from(index, now_ns, &mut accepted);
         }
         accepted
-    }
-
-    /// Accepts forwarded connections under the same limits.
-    fn accept_forwarded(&mut self) -> Vec<AcceptedConnection> {
-        let Some((receiver, _)) = &self.forwarded else { return Vec::new() };
-        match receiver.drain() {
-            Some(connections) => connections
-                .into_iter()
-                .filter_map(|connection| {
-                    self.admit(connection.stream, connection.credentials, connection.pid)
-                })
-                .collect(),
-            None => {
-                self.forwarded = None;
-                Vec::new()
-            }
-        }
     }
 
     fn accept_from(&mut self, index: usize, now_ns: u64, accepted: &mut Vec<AcceptedConnection>) {
@@ -130,30 +103,33 @@ impl Acceptor {
     fn identify(&mut self, stream: UnixStream) -> Option<AcceptedConnection> {
         let credentials = unix_socket::peer_credentials(stream.as_fd()).ok()?;
         let pid = unix_socket::peer_pid(stream.as_fd());
-        self.admit(stream, credentials, pid)
+        stream.set_nonblocking(true).ok()?;
+        match self.admit(&credentials) {
+            Ok(peer) => Some(AcceptedConnection { stream, peer, credentials, pid }),
+            Err(error) => {
+                reject(&stream, &error);
+                None
+            }
+        }
     }
 
-    fn admit(
-        &mut self,
-        stream: UnixStream,
-        credentials: PeerCredentials,
-        pid: Option<u32>,
-    ) -> Option<AcceptedConnection> {
-        stream.set_nonblocking(true).ok()?;
-        let peer = self.policy.peer_of(&credentials);
+    /// Counts a connection, also of a client of another server (D-Bus), until [`Acceptor::release`].
+    ///
+    /// # Errors
+    /// `QuotaExceeded`: a limit is reached.
+    pub fn admit(&mut self, credentials: &PeerCredentials) -> Result<Peer, MethodError> {
+        let peer = self.policy.peer_of(credentials);
         let count = self.connections_of_user.get(&peer.uid).copied().unwrap_or(0);
         let limit = self.limits.connections_per_user;
         if !peer.unlimited && count >= limit {
-            reject(&stream, "connections of one user", limit);
-            return None;
+            return Err(over_limit("connections of one user", limit));
         }
         if self.connections >= self.limits.connections {
-            reject(&stream, "connections", self.limits.connections);
-            return None;
+            return Err(over_limit("connections", self.limits.connections));
         }
         self.connections += 1;
         self.connections_of_user.insert(peer.uid, count + 1);
-        Some(AcceptedConnection { stream, peer, credentials, pid })
+        Ok(peer)
     }
 
     /// Removes a closed connection from the counts.
@@ -174,7 +150,7 @@ impl Acceptor {
             && let Ok((stream, _)) = self.listeners[index].accept()
         {
             let _ = stream.set_nonblocking(true);
-            reject(&stream, "descriptors of the daemon", self.connections);
+            reject(&stream, &over_limit("descriptors of the daemon", self.connections));
         }
         self.reserve_fd = open_reserve_fd();
         if self.reserve_fd.is_none() {
@@ -212,10 +188,14 @@ fn is_out_of_descriptors(cause: &io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
+fn over_limit(quota: &str, limit: usize) -> MethodError {
+    MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
+}
+
 /// Sends the error to a connection over a limit. The send buffer of a new socket has room for it; a failed
 /// write means that the client has disconnected.
-fn reject(mut stream: &UnixStream, quota: &str, limit: usize) {
+fn reject(mut stream: &UnixStream, error: &MethodError) {
     let mut message = Vec::new();
-    MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }.encode(&mut message);
+    error.encode(&mut message);
     let _ = stream.write(&message);
 }

@@ -275,14 +275,14 @@ impl ClientConnection {
         let reply_to = ReplyTo { connection: self.id, slot: self.reply_queue.next_slot() };
         let caller = Caller { peer: self.identity.peer, reply_to, process: self.identity.origin };
         match self.reply_queue.write(|out| dispatch(service, &caller, message, out)) {
-            CallOutcome::Answered => {}
+            CallOutcome::Answered(_) => {}
             CallOutcome::Pending => self.reply_queue.push_pending(),
             CallOutcome::PendingQuery => {
                 self.reply_queue.push_pending();
                 self.pending_queries += 1;
             }
             CallOutcome::Subscribed(subscription) => self.subscription = Some(subscription),
-            CallOutcome::ProtocolViolation => self.close_read(),
+            CallOutcome::Rejected(_) => self.close_read(),
         }
     }
 

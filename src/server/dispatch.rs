@@ -1,188 +1,197 @@
-//! Dispatches one message to the service and writes its reply.
+//! Dispatches one call to the service.
 //!
-//! Processes every call, from the socket and from D-Bus: envelope, rate limit, access, parameters, service,
-//! reply or error. Keeps no state between two calls.
+//! Processes every call, from the socket and from D-Bus: rate limit, access, parameters, service, reply or error. A
+//! message of the socket is parsed before and its reply encoded after that. Keeps no state between two calls.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 use wattspan_client::protocol::{
-    self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
-    GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
-    SpanAccount, WatchSpans,
+    self, GetInterfaceDescription, IncomingCall, InterfaceDescription, Method, MethodError, MethodName,
+    MethodReply, ServiceInfo,
 };
 
 use super::parameters::parse_parameters;
 use super::subscriptions::{SubscriptionKind, domain_subscription};
-use crate::service::Service;
 use crate::service::access;
 use crate::service::caller::{AccountOutcome, Caller};
 use crate::service::rate_limit::{CallClass, RateLimitError};
+use crate::service::{MethodResult, ParameterSource, Reply, Request, Service};
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What a transport states about a call besides its parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct CallHead<'a> {
+    /// Interface and method, joined by a dot.
+    pub method: &'a str,
+    /// The caller expects no reply.
+    pub oneway: bool,
+    /// The caller accepts several replies.
+    pub more: bool,
+    /// The caller requests another protocol.
+    pub upgrade: bool,
+}
+
+/// The parameters of a call, before access and rate limit are checked.
+pub trait CallParameters {
+    /// The method with its parameters.
+    fn into_request(self, name: MethodName) -> Result<Request, MethodError>;
+
+    /// The span that the call names, if its parameters have one.
+    fn span(&self) -> Option<Cow<'_, str>>;
+}
+
+#[derive(Debug)]
 pub enum CallOutcome {
-    /// The reply is written, unless the call is oneway.
-    Answered,
+    /// The reply, which a oneway call discards.
+    Answered(MethodResult),
     /// The reply is deferred to the slot in the caller's `reply_to`.
     Pending,
     /// As `Pending`, for the result of a store query.
     PendingQuery,
     /// Replies follow as a stream.
     Subscribed(SubscriptionKind),
-    /// The message is invalid. The error is written, and the connection must be closed, since its framing is
-    /// unreliable.
-    ProtocolViolation,
+    /// The connection must be closed after this error.
+    Rejected(MethodError),
 }
 
-/// Processes one message without its terminator. Appends the reply to `out`.
+/// Processes one Varlink message without its terminator. Appends the reply to `out`, unless it is deferred or the call is
+/// oneway.
 pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
     let is_object = message.trim_ascii_start().starts_with(b"{");
     let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| is_object) else {
-        MethodError::InvalidParameter { parameter: "message".into() }.encode(out);
-        return CallOutcome::ProtocolViolation;
-    };
-    let class = match MethodName::parse(&call.method) {
-        Some(MethodName::CloseSpan | MethodName::CancelSpan) => CallClass::EndSpan,
-        _ => CallClass::Other,
-    };
-    if let Err(RateLimitError { error, is_flood }) = service.check_rate_limit(&caller.peer, class)
-        && (is_flood || class == CallClass::Other || !has_open_span(service, caller, &call))
-    {
+        // The framing is unreliable.
+        let error = MethodError::InvalidParameter { parameter: "message".into() };
         error.encode(out);
-        // A oneway call has no reply that could report the error, and a dropped one would falsify an account.
-        // So the connection ends and its open spans are abandoned.
-        return if is_flood || call.oneway == Some(true) {
-            CallOutcome::ProtocolViolation
-        } else {
-            CallOutcome::Answered
-        };
-    }
-    let start = out.len();
-    let outcome = match route(service, caller, &call, out) {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            error.encode(out);
-            CallOutcome::Answered
-        }
+        return CallOutcome::Rejected(error);
     };
-    if call.oneway == Some(true) {
-        out.truncate(start);
+    let head = CallHead {
+        method: &call.method,
+        oneway: call.oneway == Some(true),
+        more: call.more == Some(true),
+        upgrade: call.upgrade == Some(true),
+    };
+    let outcome = perform(service, caller, head, &call);
+    match &outcome {
+        CallOutcome::Answered(result) if !head.oneway => encode_result(result, out),
+        CallOutcome::Rejected(error) => error.encode(out),
+        _ => {}
     }
     outcome
 }
 
-/// Whether the call names an open span of the caller.
-fn has_open_span(service: &Service, caller: &Caller, call: &IncomingCall) -> bool {
-    #[derive(serde::Deserialize)]
-    struct SpanParameter<'a> {
-        #[serde(borrow)]
-        span: std::borrow::Cow<'a, str>,
+/// Appends a reply or an error as a Varlink message.
+pub fn encode_result(result: &MethodResult, out: &mut Vec<u8>) {
+    match result {
+        Ok(reply) => MethodReply::last(reply).encode(out),
+        Err(error) => error.encode(out),
     }
-    let text = call.parameters.map_or("{}", RawValue::get);
-    serde_json::from_str::<SpanParameter<'_>>(text)
-        .is_ok_and(|parsed| service.has_open_span(&caller.peer, &parsed.span))
+}
+
+/// Processes one call: rate limit, access, parameters, service.
+pub fn perform(
+    service: &mut Service,
+    caller: &Caller,
+    head: CallHead<'_>,
+    parameters: impl CallParameters,
+) -> CallOutcome {
+    let name = MethodName::parse(head.method);
+    let class = match name {
+        Some(MethodName::CloseSpan | MethodName::CancelSpan) => CallClass::EndSpan,
+        _ => CallClass::Other,
+    };
+    let has_open_span =
+        |service: &Service| parameters.span().is_some_and(|span| service.has_open_span(&caller.peer, &span));
+    if let Err(RateLimitError { error, is_flood }) = service.check_rate_limit(&caller.peer, class)
+        && (is_flood || class == CallClass::Other || !has_open_span(service))
+    {
+        // A oneway call has no reply that could report the error, and a dropped one would falsify an account.
+        // So the connection ends and its open spans are abandoned.
+        return if is_flood || head.oneway {
+            CallOutcome::Rejected(error)
+        } else {
+            CallOutcome::Answered(Err(error))
+        };
+    }
+    route(service, caller, head, name, parameters).unwrap_or_else(|error| CallOutcome::Answered(Err(error)))
+}
+
+impl ParameterSource for IncomingCall<'_> {
+    fn parse<M: Method>(&self) -> Result<M, MethodError> {
+        parse_parameters(self)
+    }
+}
+
+impl CallParameters for &IncomingCall<'_> {
+    fn into_request(self, name: MethodName) -> Result<Request, MethodError> {
+        Request::parse(name, self)
+    }
+
+    fn span(&self) -> Option<Cow<'_, str>> {
+        #[derive(serde::Deserialize)]
+        struct SpanParameter<'a> {
+            #[serde(borrow)]
+            span: Cow<'a, str>,
+        }
+        let text = self.parameters.map_or("{}", RawValue::get);
+        serde_json::from_str::<SpanParameter<'_>>(text).ok().map(|parsed| parsed.span)
+    }
 }
 
 fn route(
     service: &mut Service,
     caller: &Caller,
-    call: &IncomingCall,
-    out: &mut Vec<u8>,
+    head: CallHead<'_>,
+    name: Option<MethodName>,
+    parameters: impl CallParameters,
 ) -> Result<CallOutcome, MethodError> {
-    let method = call.method.as_ref();
-    let name = MethodName::parse(method).ok_or_else(|| unknown_method(method))?;
+    let name = name.ok_or_else(|| unknown_method(head.method))?;
     access::authorize(&caller.peer, name)?;
-    if call.upgrade == Some(true) {
-        return Err(MethodError::MethodNotImplemented { method: method.to_owned() });
+    if head.upgrade {
+        return Err(MethodError::MethodNotImplemented { method: head.method.to_owned() });
     }
-    match name {
-        MethodName::OpenSpan => write_reply(out, &service.open_span(caller, parse_parameters(call)?)?),
-        MethodName::CloseSpan => return close_span(service, caller, call, out),
-        MethodName::MarkPhase => {
-            service.mark_phase(&caller.peer, parse_parameters(call)?)?;
-            write_reply(out, &EmptyReply {});
+    let peer = &caller.peer;
+    // A oneway call has no reply that could wait.
+    let wait = !head.oneway;
+    let reply = match parameters.into_request(name)? {
+        Request::OpenSpan(call) => Reply::Opened(service.open_span(caller, call)?),
+        Request::CloseSpan(call) => {
+            let wait = wait && call.wait_settled == Some(true);
+            return Ok(account_outcome(service.close_span(caller, call, wait)?, CallOutcome::Pending));
         }
-        MethodName::SetWeight => {
-            service.set_weight(&caller.peer, &parse_parameters(call)?)?;
-            write_reply(out, &EmptyReply {});
+        Request::GetSpan(call) => {
+            let outcome = service.get_span(caller, &call.span, wait)?;
+            return Ok(account_outcome(outcome, CallOutcome::PendingQuery));
         }
-        MethodName::CancelSpan => {
-            service.cancel_span(&caller.peer, &parse_parameters::<CancelSpan>(call)?.span)?;
-            write_reply(out, &EmptyReply {});
-        }
-        MethodName::Reload => {
-            parse_parameters::<Reload>(call)?;
-            write_reply(out, &service.reload()?);
-        }
-        MethodName::WatchSpans => {
-            parse_parameters::<WatchSpans>(call)?;
-            return subscribe(call, SubscriptionKind::Spans);
-        }
-        MethodName::WatchDomains => return subscribe(call, domain_subscription(&parse_parameters(call)?)?),
-        MethodName::GetSpan | MethodName::ListSpans => return query_spans(service, caller, name, call, out),
-        MethodName::GetInfo => {
-            parse_parameters::<GetInfo>(call)?;
-            write_reply(out, &service.get_info(&caller.peer));
-        }
-        MethodName::ReadWindow => write_reply(out, &service.read_window(&parse_parameters(call)?)?),
-        MethodName::GetBalance => {
-            parse_parameters::<GetBalance>(call)?;
-            write_reply(out, &service.get_balance());
-        }
-        MethodName::GetServiceInfo => {
-            parse_parameters::<GetServiceInfo>(call)?;
-            write_reply(out, &service_info());
-        }
-        MethodName::GetInterfaceDescription => {
-            write_reply(out, &description(parse_parameters::<GetInterfaceDescription>(call)?)?);
-        }
-    }
-    Ok(CallOutcome::Answered)
+        Request::ListSpans(call) => match service.list_spans(caller, &call, wait)? {
+            Some(accounts) => Reply::Accounts(accounts),
+            None => return Ok(CallOutcome::PendingQuery),
+        },
+        Request::MarkPhase(call) => service.mark_phase(peer, call).map(|()| Reply::EMPTY)?,
+        Request::SetWeight(call) => service.set_weight(peer, &call).map(|()| Reply::EMPTY)?,
+        Request::CancelSpan(call) => service.cancel_span(peer, &call.span).map(|()| Reply::EMPTY)?,
+        Request::Reload(_) => Reply::Reload(service.reload()?),
+        Request::WatchSpans(_) => return subscribe(head, SubscriptionKind::Spans),
+        Request::WatchDomains(call) => return subscribe(head, domain_subscription(&call)?),
+        Request::GetInfo(_) => Reply::Info(Box::new(service.get_info(peer))),
+        Request::ReadWindow(call) => Reply::Window(service.read_window(&call)?),
+        Request::GetBalance(_) => Reply::Balances(service.get_balance()),
+        Request::GetServiceInfo(_) => Reply::ServiceInfo(service_info()),
+        Request::GetInterfaceDescription(call) => Reply::InterfaceDescription(description(call)?),
+    };
+    Ok(CallOutcome::Answered(Ok(reply)))
 }
 
-fn close_span(
-    service: &mut Service,
-    caller: &Caller,
-    call: &IncomingCall,
-    out: &mut Vec<u8>,
-) -> Result<CallOutcome, MethodError> {
-    let parameters: CloseSpan = parse_parameters(call)?;
-    let wait = parameters.wait_settled == Some(true) && call.oneway != Some(true);
-    match service.close_span(caller, parameters, wait)? {
-        AccountOutcome::Deferred => Ok(CallOutcome::Pending),
-        AccountOutcome::Ready(account) => {
-            write_reply(out, &SpanAccount { account: *account });
-            Ok(CallOutcome::Answered)
-        }
+fn account_outcome(outcome: AccountOutcome, deferred: CallOutcome) -> CallOutcome {
+    match outcome {
+        AccountOutcome::Ready(account) => CallOutcome::Answered(Ok(Reply::account(*account))),
+        AccountOutcome::Deferred => deferred,
     }
 }
 
-/// Answers the two methods that may need the store.
-fn query_spans(
-    service: &mut Service,
-    caller: &Caller,
-    name: MethodName,
-    call: &IncomingCall,
-    out: &mut Vec<u8>,
-) -> Result<CallOutcome, MethodError> {
-    let wait = call.oneway != Some(true);
-    if name == MethodName::ListSpans {
-        let accounts = service.list_spans(caller, &parse_parameters(call)?, wait)?;
-        return Ok(accounts.map_or(CallOutcome::PendingQuery, |accounts| {
-            write_reply(out, &accounts);
-            CallOutcome::Answered
-        }));
-    }
-    match service.get_span(caller, &parse_parameters::<GetSpan>(call)?.span, wait)? {
-        AccountOutcome::Deferred => return Ok(CallOutcome::PendingQuery),
-        AccountOutcome::Ready(account) => write_reply(out, &SpanAccount { account: *account }),
-    }
-    Ok(CallOutcome::Answered)
-}
-
-fn subscribe(call: &IncomingCall, subscription: SubscriptionKind) -> Result<CallOutcome, MethodError> {
-    match (call.more, call.oneway) {
-        (_, Some(true)) => Ok(CallOutcome::Answered),
-        (Some(true), _) => Ok(CallOutcome::Subscribed(subscription)),
+fn subscribe(head: CallHead<'_>, subscription: SubscriptionKind) -> Result<CallOutcome, MethodError> {
+    match (head.more, head.oneway) {
+        (_, true) => Ok(CallOutcome::Answered(Ok(Reply::EMPTY))),
+        (true, _) => Ok(CallOutcome::Subscribed(subscription)),
         _ => Err(MethodError::ExpectedMore {}),
     }
 }
@@ -204,10 +213,6 @@ fn description(call: GetInterfaceDescription) -> Result<InterfaceDescription, Me
         _ => return Err(MethodError::InterfaceNotFound { interface: call.interface }),
     };
     Ok(InterfaceDescription { description: text.to_owned() })
-}
-
-fn write_reply<T: Serialize>(out: &mut Vec<u8>, parameters: &T) {
-    MethodReply::last(parameters).encode(out);
 }
 
 fn unknown_method(method: &str) -> MethodError {

@@ -4,12 +4,16 @@
 //! Owns the connections and the next wakeup time. Each slice reads at most one buffer of a client's input, so
 //! that no client can block the others. A client that does not read its replies is closed by the limits of
 //! its connection. The loop sleeps until a socket is ready or the service has work due.
+//!
+//! Calls that another server (D-Bus) forwards are performed on its thread while this loop sleeps: the server is behind a
+//! lock, which the loop holds except for its sleep. The other thread never waits for it. Where it cannot have the lock, or
+//! where users compete, it wakes the loop, which performs the calls.
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use polling::{Event, Poller};
@@ -21,22 +25,23 @@ use wattspan_system::unix_socket;
 use super::ReadinessWaiter;
 use super::acceptor::{AcceptedConnection, Acceptor};
 use super::connection::{ClientConnection, PeerIdentity, StallTimeouts};
-use super::connection_channel::ConnectionReceiver;
 use super::connection_table::ConnectionTable;
+use super::dispatch::encode_result;
 use super::fair_scheduler::FairScheduler;
+use super::forwarded_calls::ForwardedReceiver;
+use super::forwarded_clients::{ForwardedClients, ServerParts};
 use super::readiness::Readiness;
 use super::readiness_ffi::RegisteredSocket;
 use super::subscriptions::{SubscriptionKind, Subscriptions};
-use crate::service::Service;
 use crate::service::caller::ReplyTo;
 use crate::service::coarse_grid;
 use crate::service::durability::FinalAccount;
+use crate::service::{MethodResult, Reply, Service};
 
 const LISTENER_KEY: usize = 0;
 const STOP_KEY: usize = 1;
-const FORWARDED_KEY: usize = 2;
-const RELOAD_KEY: usize = 3;
-const FIRST_CONNECTION_KEY: usize = 4;
+const RELOAD_KEY: usize = 2;
+const FIRST_CONNECTION_KEY: usize = 3;
 
 /// Size of the read buffer, and so the input of one client in one slice.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
@@ -62,8 +67,8 @@ const SHUTDOWN_POLL_NS: u64 = 20_000_000;
 pub struct ServerSockets {
     /// Listening sockets; may be empty.
     pub listeners: Vec<UnixListener>,
-    /// Connections that another server of this daemon (D-Bus) forwards.
-    pub forwarded: Option<ConnectionReceiver>,
+    /// Calls that another server of this daemon (D-Bus) forwards.
+    pub forwarded: Option<ForwardedReceiver>,
     /// Connected clients: ends of socket pairs that this process created and trusts as itself.
     pub connections: Vec<UnixStream>,
     /// Serving ends when this socket becomes readable or reaches its end. Without it, and without a listener,
@@ -75,24 +80,85 @@ pub struct ServerSockets {
 
 /// Serves clients until the stop socket is readable. Returns an error if the poller fails.
 pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
-    let mut server = SocketServer::new(service, sockets)?;
-    let mut events = Vec::new();
-    server.service.notify_ready();
-    while !server.is_done() {
-        server.run_once(&mut events, u64::MAX)?;
+    let mut event_loop = EventLoop::new(service, sockets)?;
+    event_loop.server().service.notify_ready();
+    while !event_loop.server().is_done() {
+        event_loop.run_once(u64::MAX)?;
     }
-    server.shut_down(&mut events)
+    event_loop.shut_down()
+}
+
+/// The server's thread: sleeps, and handles events.
+struct EventLoop {
+    server: Arc<Mutex<SocketServer>>,
+    waiter: ReadinessWaiter,
+    events: Vec<Readiness>,
+}
+
+impl EventLoop {
+    fn new(service: Service, sockets: ServerSockets) -> io::Result<Self> {
+        let server = SocketServer::new(service, sockets)?;
+        let (poller, waiter) = (Arc::clone(&server.poller), ReadinessWaiter::new(&server.poller));
+        let server = Arc::new(Mutex::new(server));
+        if let Some(forwarded) = &lock(&server).forwarded {
+            // Not an owner: the server owns the receiver, which owns this function.
+            let shared = Arc::downgrade(&server);
+            forwarded.receiver().set_serve(move || {
+                let Some(server) = shared.upgrade() else { return };
+                let is_done = server.try_lock().is_ok_and(|mut server| server.serve_forwarded_now());
+                if !is_done {
+                    drop(poller.notify());
+                }
+            });
+        }
+        Ok(Self { server, waiter, events: Vec::new() })
+    }
+
+    fn server(&self) -> MutexGuard<'_, SocketServer> {
+        lock(&self.server)
+    }
+
+    /// Waits for events, until the next due time and at most until `latest_ns`, and handles them.
+    fn run_once(&mut self, latest_ns: u64) -> io::Result<()> {
+        let sleep = self.server().begin_wait(latest_ns);
+        self.waiter.wait(sleep, &mut self.events)?;
+        lock(&self.server).handle(&self.events)
+    }
+
+    /// Stops accepting, processes the input that was sent, and sends outstanding replies. A close that waits
+    /// for a settled account gets it if it settles within `SETTLE_TIMEOUT_NS`, else the provisional account.
+    fn shut_down(&mut self) -> io::Result<()> {
+        let started_ns = self.server().begin_shutdown();
+        self.run_once(started_ns)?;
+        loop {
+            let latest_ns = match self.server().continue_shutdown(started_ns) {
+                Some(latest_ns) => latest_ns,
+                None => break,
+            };
+            self.run_once(latest_ns)?;
+        }
+        let mut server = self.server();
+        // No call comes after this.
+        server.forwarded = None;
+        server.service.shut_down();
+        Ok(())
+    }
+}
+
+/// A panic in the other thread has ended the daemon, or it was a test's.
+fn lock(server: &Mutex<SocketServer>) -> MutexGuard<'_, SocketServer> {
+    server.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct SocketServer {
     service: Service,
     poller: Arc<Poller>,
-    waiter: ReadinessWaiter,
     acceptor: Option<Acceptor>,
     stop: Option<RegisteredSocket<UnixStream>>,
     reload: Option<RegisteredSocket<UnixStream>>,
     stopping: bool,
     connections: ConnectionTable,
+    forwarded: Option<ForwardedClients>,
     subscriptions: Subscriptions,
     /// Indexes of the connections whose slice ended before all messages were processed.
     yielded: Vec<usize>,
@@ -102,6 +168,8 @@ struct SocketServer {
     final_accounts: Vec<FinalAccount>,
     next_poll_ns: u64,
     next_sweep_ns: u64,
+    /// The end of the current or last sleep.
+    sleeps_until_ns: u64,
 }
 
 struct ReadyClient {
@@ -118,10 +186,8 @@ impl SocketServer {
         let (policy, limits) = (*service.policy(), service.limits().clone());
         let waker = Arc::clone(&poller);
         service.set_waker(move || drop(waker.notify()));
-        let forwarded = sockets.forwarded.map(|receiver| (FORWARDED_KEY, receiver));
         let listeners = Some(sockets.listeners).filter(|listeners| !listeners.is_empty());
-        let acceptor =
-            listeners.map(|sockets| Acceptor::new(&poller, LISTENER_KEY, sockets, forwarded, policy, limits));
+        let acceptor = listeners.map(|sockets| Acceptor::new(&poller, LISTENER_KEY, sockets, policy, limits));
         let stop = sockets.stop.map(|stop| RegisteredSocket::new(&poller, stop, Event::readable(STOP_KEY)));
         let reload =
             sockets.reload.map(|reload| RegisteredSocket::new(&poller, reload, Event::readable(RELOAD_KEY)));
@@ -130,9 +196,9 @@ impl SocketServer {
             stop: stop.transpose()?,
             reload: reload.transpose()?,
             stopping: false,
-            waiter: ReadinessWaiter::new(&poller),
             poller,
             connections: ConnectionTable::default(),
+            forwarded: sockets.forwarded.map(ForwardedClients::new),
             subscriptions: Subscriptions::default(),
             yielded: Vec::new(),
             scheduler: FairScheduler::default(),
@@ -141,6 +207,7 @@ impl SocketServer {
             final_accounts: Vec::new(),
             next_poll_ns: 0,
             next_sweep_ns: 0,
+            sleeps_until_ns: 0,
             service,
         };
         sockets.connections.into_iter().try_for_each(|stream| server.add_own_connection(stream))?;
@@ -160,23 +227,51 @@ impl SocketServer {
         self.stopping || (self.connections.len() == 0 && self.acceptor.is_none() && self.stop.is_none())
     }
 
-    /// Waits for events, until the next due time and at most until `latest_ns`, and handles them.
-    fn run_once(&mut self, events: &mut Vec<Readiness>, latest_ns: u64) -> io::Result<()> {
-        self.wait(events, latest_ns)?;
+    /// The time to sleep, until the next due time and at most until `latest_ns`.
+    fn begin_wait(&mut self, latest_ns: u64) -> Duration {
+        let now_ns = self.service.now_ns();
+        self.next_poll_ns = self.next_poll_ns.min(self.service.next_poll_ns(now_ns));
+        let has_waiting = self.forwarded.as_ref().is_some_and(ForwardedClients::has_waiting);
+        let is_idle = self.yielded.is_empty() && !has_waiting;
+        self.sleeps_until_ns = if is_idle { self.next_wakeup_ns().min(latest_ns) } else { now_ns };
+        Duration::from_nanos(self.sleeps_until_ns.saturating_sub(now_ns))
+    }
+
+    /// Handles what happened during the sleep.
+    fn handle(&mut self, events: &[Readiness]) -> io::Result<()> {
         let ready = self.handle_events(events);
         self.serve_ready(ready);
+        self.serve_forwarded();
         if self.service.take_new_settings() {
             self.apply_policy();
         }
         self.run_due_work()
     }
 
-    fn wait(&mut self, events: &mut Vec<Readiness>, latest_ns: u64) -> io::Result<()> {
+    /// Performs forwarded calls for at most `SERVE_BUDGET_NS`.
+    fn serve_forwarded(&mut self) {
+        let Some(forwarded) = &mut self.forwarded else { return };
+        // At shutdown, all calls that were sent before are performed.
+        let end_ns = if self.stopping { u64::MAX } else { self.service.now_ns() + SERVE_BUDGET_NS };
+        let (service, scheduler) = (&mut self.service, &mut self.scheduler);
+        let mut parts = ServerParts { service, scheduler, acceptor: self.acceptor.as_mut() };
+        forwarded.serve(&mut parts, end_ns);
+    }
+
+    /// Performs forwarded calls on the thread of the other server while the loop sleeps. Returns false if the loop must
+    /// wake up: for calls that are left, or because something is due earlier than it knows.
+    fn serve_forwarded_now(&mut self) -> bool {
+        if self.scheduler.is_contended(self.service.now_ns()) {
+            return false;
+        }
+        self.serve_forwarded();
+        if self.service.take_new_settings() {
+            self.apply_policy();
+        }
         let now_ns = self.service.now_ns();
         self.next_poll_ns = self.next_poll_ns.min(self.service.next_poll_ns(now_ns));
-        let wakeup_ns = if self.yielded.is_empty() { self.next_wakeup_ns() } else { now_ns };
-        let sleep = Duration::from_nanos(wakeup_ns.min(latest_ns).saturating_sub(now_ns));
-        self.waiter.wait(sleep, events)
+        let has_waiting = self.forwarded.as_ref().is_some_and(ForwardedClients::has_waiting);
+        !has_waiting && self.next_wakeup_ns() >= self.sleeps_until_ns
     }
 
     /// Handles the events of the server's own sockets. Returns the clients that are ready.
@@ -186,7 +281,7 @@ impl SocketServer {
             yielded.into_iter().filter_map(|index| self.ready_client(index, None)).collect();
         for event in events.iter() {
             match event.key {
-                LISTENER_KEY | FORWARDED_KEY => self.accept_connections(),
+                LISTENER_KEY => self.accept_connections(),
                 STOP_KEY => self.stopping = true,
                 RELOAD_KEY => self.reload(),
                 key => ready.extend(self.ready_client(key - FIRST_CONNECTION_KEY, Some(*event))),
@@ -283,6 +378,7 @@ impl SocketServer {
     fn apply_policy(&mut self) {
         let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
         self.acceptor.iter_mut().for_each(|acceptor| acceptor.apply_policy(policy, limits.clone()));
+        self.forwarded.iter_mut().for_each(|forwarded| forwarded.apply_policy(&policy));
         for index in self.connections.apply_policy(&policy) {
             self.finish_slice(index, ControlFlow::Break(()));
         }
@@ -363,27 +459,22 @@ impl SocketServer {
         }
     }
 
-    /// Stops accepting, processes the input that was sent, and sends outstanding replies. A close that waits
-    /// for a settled account gets it if it settles within `SETTLE_TIMEOUT_NS`, else the provisional account.
-    fn shut_down(&mut self, events: &mut Vec<Readiness>) -> io::Result<()> {
+    /// Stops accepting. Returns the time.
+    fn begin_shutdown(&mut self) -> u64 {
         self.service.notify_stopping();
         (self.acceptor, self.stop, self.reload) = (None, None, None);
-        let started_ns = self.service.now_ns();
-        self.run_once(events, started_ns)?;
-        loop {
-            let now_ns = self.service.now_ns();
-            if now_ns >= started_ns + SETTLE_TIMEOUT_NS {
-                self.expire_waiting();
-            }
-            let is_pending = self.service.waiting_replies() > 0
-                || self.connections.has_pending_io(now_ns, SHUTDOWN_STALL_NS);
-            if !is_pending || now_ns >= started_ns + MAX_SHUTDOWN_NS {
-                break;
-            }
-            self.run_once(events, now_ns + SHUTDOWN_POLL_NS)?;
+        self.service.now_ns()
+    }
+
+    /// The latest time of the next step of a shutdown that started at this time; `None` if it is complete.
+    fn continue_shutdown(&mut self, started_ns: u64) -> Option<u64> {
+        let now_ns = self.service.now_ns();
+        if now_ns >= started_ns + SETTLE_TIMEOUT_NS {
+            self.expire_waiting();
         }
-        self.service.shut_down();
-        Ok(())
+        let is_pending =
+            self.service.waiting_replies() > 0 || self.connections.has_pending_io(now_ns, SHUTDOWN_STALL_NS);
+        (is_pending && now_ns < started_ns + MAX_SHUTDOWN_NS).then_some(now_ns + SHUTDOWN_POLL_NS)
     }
 
     /// Polls the service and delivers the accounts that became final.
@@ -414,7 +505,13 @@ impl SocketServer {
     }
 
     fn deliver_replies(&mut self) {
-        for (reply_to, reply) in self.service.take_store_replies() {
+        for (reply_to, result) in self.service.take_store_replies() {
+            if ForwardedClients::is_forwarded(reply_to) {
+                self.complete_forwarded(reply_to, result);
+                continue;
+            }
+            let mut reply = Vec::new();
+            encode_result(&result, &mut reply);
             self.complete_reply(reply_to, &reply, true);
         }
     }
@@ -427,7 +524,17 @@ impl SocketServer {
     }
 
     fn deliver_account(&mut self, reply_to: ReplyTo, account: &Account) {
-        self.complete_reply(reply_to, &encode_account_reply(account), false);
+        if ForwardedClients::is_forwarded(reply_to) {
+            self.complete_forwarded(reply_to, Ok(Reply::account(account.clone())));
+        } else {
+            self.complete_reply(reply_to, &encode_account_reply(account), false);
+        }
+    }
+
+    fn complete_forwarded(&mut self, reply_to: ReplyTo, result: MethodResult) {
+        if let Some(forwarded) = &mut self.forwarded {
+            forwarded.complete(reply_to, result);
+        }
     }
 
     fn complete_reply(&mut self, reply_to: ReplyTo, reply: &[u8], is_query: bool) {

@@ -34,9 +34,14 @@ impl FairScheduler {
             .map_or(self.virtual_time_ns, |finish_tag| *finish_tag.max(&self.virtual_time_ns))
     }
 
+    /// Whether two users have alternated within the last time.
+    pub(crate) fn is_contended(&self, now_ns: u64) -> bool {
+        now_ns < self.contended_until_ns
+    }
+
     /// Length of a slice that starts now.
     pub(crate) fn slice_ns(&self, now_ns: u64) -> u64 {
-        if now_ns < self.contended_until_ns { CONTENDED_SLICE_NS } else { UNCONTENDED_SLICE_NS }
+        if self.is_contended(now_ns) { CONTENDED_SLICE_NS } else { UNCONTENDED_SLICE_NS }
     }
 
     /// Charges a user for a slice that ended at `now_ns`.

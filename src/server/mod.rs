@@ -14,11 +14,12 @@
 
 mod acceptor;
 mod connection;
-mod connection_channel;
 mod connection_table;
 mod dispatch;
 mod event_loop;
 mod fair_scheduler;
+mod forwarded_calls;
+mod forwarded_clients;
 mod parameters;
 mod readiness;
 mod readiness_ffi;
@@ -33,8 +34,10 @@ use readiness_wait_ffi::ReadinessWaiter;
 #[cfg(not(target_os = "linux"))]
 use readiness::PollerWaiter as ReadinessWaiter;
 
-pub use connection_channel::{ConnectionReceiver, ConnectionSender, ForwardedConnection, connection_channel};
 pub use event_loop::{ServerSockets, serve};
+pub use forwarded_calls::{
+    ForwardedCall, ForwardedClient, ForwardedEvent, ForwardedReceiver, ForwardedSender, forwarded_calls,
+};
 
 #[cfg(test)]
 mod coarse_access_tests;

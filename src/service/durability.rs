@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wattspan_client::account::{Account, SpanState};
-use wattspan_client::protocol::{self, Access, MethodError, MethodReply, SpanAccount, SpanAccounts};
+use wattspan_client::protocol::{self, Access, MethodError, SpanAccounts};
 
 use super::access::{Peer, is_visible_to};
 use super::caller::ReplyTo;
@@ -17,6 +17,7 @@ use super::cursor::CursorCipher;
 use super::journal_clock::JournalClock;
 use super::journal_schedule::JournalSchedule;
 use super::list_request::ListRequest;
+use super::reply::{MethodResult, Reply};
 use super::span_registry::SpanRegistry;
 use crate::attribution::{Attributor, SpanKey, footprint};
 use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
@@ -41,8 +42,8 @@ pub struct FinalAccount {
     pub reply_to: Option<ReplyTo>,
 }
 
-/// An encoded reply with its address.
-pub(crate) type EncodedReply = (ReplyTo, Vec<u8>);
+/// A deferred reply with its address.
+pub(crate) type DeferredReply = (ReplyTo, MethodResult);
 
 /// The store with its pending accounts and queries.
 pub(crate) struct Durability {
@@ -164,14 +165,14 @@ impl Durability {
         None
     }
 
-    /// Takes the store's answers and commits: encoded replies go to `replies`, committed accounts to
+    /// Takes the store's answers and commits: replies go to `replies`, committed accounts to
     /// `final_accounts`. While the store fails, all pending ones are completed without it.
     pub(crate) fn poll(
         &mut self,
         now_ns: u64,
         registry: &SpanRegistry,
         cursor_cipher: &CursorCipher,
-        replies: &mut Vec<EncodedReply>,
+        replies: &mut Vec<DeferredReply>,
         final_accounts: &mut Vec<FinalAccount>,
     ) {
         let results = self.store.take_query_results();
@@ -273,7 +274,7 @@ impl Durability {
         &mut self,
         registry: &SpanRegistry,
         cursor_cipher: &CursorCipher,
-        replies: &mut Vec<EncodedReply>,
+        replies: &mut Vec<DeferredReply>,
     ) {
         let numbers: Vec<u64> = self.pending_queries.keys().copied().collect();
         let reason = self.failure_reason();
@@ -283,45 +284,39 @@ impl Durability {
         }
     }
 
-    /// Encodes the reply to a query; `None` where the query has been completed before.
+    /// The reply to a query; `None` where the query has been completed before.
     fn complete(
         &mut self,
         number: u64,
         outcome: QueryOutcome,
         registry: &SpanRegistry,
         cursor_cipher: &CursorCipher,
-    ) -> Option<EncodedReply> {
+    ) -> Option<DeferredReply> {
         let PendingQuery { reply_to, peer, kind, .. } = self.pending_queries.remove(&number)?;
         let encode_cursor = |store_number| cursor_cipher.encode(&peer, store_number);
-        let mut out = Vec::new();
-        match (kind, outcome) {
+        let result = match (kind, outcome) {
             (QueryKind::Span(span), QueryOutcome::Found(found)) => {
-                match found.accounts.into_iter().find(|account| is_visible_to(&peer, account)) {
-                    Some(account) => MethodReply::last(SpanAccount { account }).encode(&mut out),
-                    None => MethodError::NoSuchSpan { span }.encode(&mut out),
-                }
+                let visible = found.accounts.into_iter().find(|account| is_visible_to(&peer, account));
+                visible.map(Reply::account).ok_or(MethodError::NoSuchSpan { span })
             }
             (QueryKind::List(_), QueryOutcome::Found(QueryResult { mut accounts, before })) => {
                 accounts.retain(|account| is_visible_to(&peer, account));
                 accounts.reverse();
-                let before = before.map(encode_cursor);
-                MethodReply::last(SpanAccounts { accounts, before }).encode(&mut out);
+                Ok(Reply::Accounts(SpanAccounts { accounts, before: before.map(encode_cursor) }))
             }
             (QueryKind::List(request), QueryOutcome::Skipped(_)) => {
                 let mark = |account: &Account, number| self.mark_durability(account, number);
-                let accounts = request.remembered_accounts(&peer, registry, mark);
-                MethodReply::last(accounts).encode(&mut out);
+                Ok(Reply::Accounts(request.remembered_accounts(&peer, registry, mark)))
             }
-            (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => store_unavailable(reason).encode(&mut out),
+            (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => Err(store_unavailable(reason)),
             (_, QueryOutcome::Failed(QueryError::Damaged { reason, before })) => {
-                let before = before.map(encode_cursor);
-                MethodError::StoreDamaged { reason, before }.encode(&mut out);
+                Err(MethodError::StoreDamaged { reason, before: before.map(encode_cursor) })
             }
             (_, QueryOutcome::Failed(QueryError::Unavailable { reason })) => {
-                store_unavailable(Some(reason)).encode(&mut out)
+                Err(store_unavailable(Some(reason)))
             }
-        }
-        Some((reply_to, out))
+        };
+        Some((reply_to, result))
     }
 
     /// Notes that a span has opened or changed, so that the journal receives it. The registry has marked it as queued.

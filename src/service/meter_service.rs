@@ -15,9 +15,10 @@ use super::allocator;
 use super::caller::ReplyTo;
 use super::cursor::CursorCipher;
 use super::daemon_control::{DaemonControl, ReloadedSettings};
-use super::durability::{Durability, EncodedReply, FinalAccount};
+use super::durability::{DeferredReply, Durability, FinalAccount};
 use super::rate_limit::{CallClass, RateLimitError, RateLimiter};
 use super::readings::ReadingCollector;
+use super::reply::MethodResult;
 use super::span_id::SpanIdGenerator;
 use super::span_lifecycle::SpanLifecycle;
 use super::startup::{ServiceSettings, StartupSettings};
@@ -59,7 +60,7 @@ pub struct Service {
     peak_span_bytes: usize,
     /// The time of the second release, see [`Service::release_memory`].
     compact_due_ns: Option<u64>,
-    store_replies: Vec<EncodedReply>,
+    store_replies: Vec<DeferredReply>,
     refreshed_ns: u64,
     is_fast: bool,
     is_recording: bool,
@@ -233,8 +234,8 @@ impl Service {
         self.spans.next_poll_ns(now_ns, latest_ns)
     }
 
-    /// The encoded replies to queries of the store that have been completed.
-    pub fn take_store_replies(&mut self) -> Vec<(ReplyTo, Vec<u8>)> {
+    /// The replies to queries of the store that have been completed.
+    pub fn take_store_replies(&mut self) -> Vec<(ReplyTo, MethodResult)> {
         std::mem::take(&mut self.store_replies)
     }
 

@@ -1,7 +1,7 @@
 //! The methods of the protocol, independent of the transport.
 //!
-//! Owns spans, queries, the registry of names, durability, access and rate limits. Everything is called from the server's
-//! thread; the samplers run on threads of their own and share only their rings.
+//! Owns spans, queries, the registry of names, durability, access and rate limits. Everything is called by one thread at a time;
+//! the samplers run on threads of their own and share only their rings.
 
 pub(crate) mod access;
 pub(crate) mod caller;
@@ -27,6 +27,8 @@ mod power_ceiling;
 mod process_tracker;
 pub(crate) mod rate_limit;
 pub(crate) mod readings;
+pub(crate) mod reply;
+pub(crate) mod request;
 pub(crate) mod service_builder;
 mod span_id;
 pub(crate) mod span_lifecycle;
@@ -51,5 +53,7 @@ pub use access::AccessPolicy;
 pub use daemon_control::{ConfigLoader, DaemonControl};
 pub use domain_assumptions::AssumptionSettings;
 pub use meter_service::Service;
+pub use reply::{MethodResult, Reply};
+pub use request::{ParameterSource, Request};
 pub use service_builder::{DAEMON_DISCOVERY_TIMEOUT, ServiceBuilder};
 pub use startup::{ServiceSettings, StartupSettings};

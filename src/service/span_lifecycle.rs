@@ -16,7 +16,7 @@ use super::access::{self, Peer};
 use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::coarse_spans::CoarseSpans;
 use super::cursor::CursorCipher;
-use super::durability::{Durability, EncodedReply, FinalAccount, QueryKind};
+use super::durability::{DeferredReply, Durability, FinalAccount, QueryKind};
 use super::list_request::ListRequest;
 use super::metadata_limits;
 use super::pending_sources::AttachedDomains;
@@ -373,7 +373,7 @@ impl SpanLifecycle {
         now_ns: u64,
         since_ns: u64,
         cursor_cipher: &CursorCipher,
-        replies: &mut Vec<EncodedReply>,
+        replies: &mut Vec<DeferredReply>,
     ) -> Vec<Absent> {
         self.close_abandoned(now_ns);
         let unavailable = self.process_tracker.sample_if_due(now_ns, &mut self.attributor);
@@ -623,7 +623,7 @@ impl SpanLifecycle {
         &mut self,
         now_ns: u64,
         cursor_cipher: &CursorCipher,
-        store_replies: &mut Vec<EncodedReply>,
+        store_replies: &mut Vec<DeferredReply>,
     ) -> Vec<(ReplyTo, Account)> {
         let mut replies = Vec::new();
         if let Some(durability) = &mut self.durability {
@@ -723,7 +723,7 @@ mod tests {
         cursor_cipher: CursorCipher,
         directory: tempfile::TempDir,
         energy_uj: u64,
-        replies: Vec<EncodedReply>,
+        replies: Vec<DeferredReply>,
         final_accounts: Vec<FinalAccount>,
     }
 

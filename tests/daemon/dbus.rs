@@ -172,6 +172,122 @@ fn errors_match_those_of_the_socket() {
     daemon.client().call("GetInfo", json!({}));
 }
 
+/// Calls that fail or succeed alike: the member and its arguments on the bus, and the parameters on the socket.
+fn equal_calls() -> Vec<(&'static str, Value, Value)> {
+    vec![
+        ("OpenSpan", json!([{ "span": "e" }]), json!({ "span": "e" })),
+        ("OpenSpan", json!([{ "wieght": 2 }]), json!({ "wieght": 2 })),
+        ("OpenSpan", json!([{ "weight": "heavy" }]), json!({ "weight": "heavy" })),
+        ("OpenSpan", json!([{ "weight": -1.0 }]), json!({ "weight": -1.0 })),
+        ("OpenSpan", json!([{ "name": 5 }]), json!({ "name": 5 })),
+        ("OpenSpan", json!([{ "at_ns": 1.5 }]), json!({ "at_ns": 1.5 })),
+        ("OpenSpan", json!([{ "at_ns": u64::MAX }]), json!({ "at_ns": u64::MAX })),
+        ("OpenSpan", json!([{ "attributes": ["a"] }]), json!({ "attributes": ["a"] })),
+        ("OpenSpan", json!([{ "domains": ["none"] }]), json!({ "domains": ["none"] })),
+        ("OpenSpan", json!([{ "domains": [] }]), json!({ "domains": [] })),
+        ("OpenSpan", json!([{ "span": "a\nb" }]), json!({ "span": "a\nb" })),
+        ("MarkPhase", json!(["none", "p", {}]), json!({ "span": "none", "phase": "p" })),
+        (
+            "MarkPhase",
+            json!(["none", "p", { "when": 1 }]),
+            json!({ "span": "none", "phase": "p", "when": 1 }),
+        ),
+        ("SetWeight", json!(["none", 1.0, {}]), json!({ "span": "none", "weight": 1.0 })),
+        ("CloseSpan", json!(["none", { "wait_settled": 1 }]), json!({ "span": "none", "wait_settled": 1 })),
+        ("GetSpan", json!(["none"]), json!({ "span": "none" })),
+        ("ListSpans", json!([{ "state": "gone" }]), json!({ "state": "gone" })),
+        ("ListSpans", json!([{ "limit": 0 }]), json!({ "limit": 0 })),
+        ("ListSpans", json!([{ "before": -1 }]), json!({ "before": -1 })),
+    ]
+}
+
+#[test]
+fn every_answer_equals_that_of_the_socket() {
+    let Some((bus, daemon)) = start_on_bus(STEADY_MACHINE, "") else { return };
+    block_on(async {
+        let client = bus.client().await;
+        let mut socket = daemon.client();
+        // It exists for both.
+        socket.call("OpenSpan", json!({ "span": "e" }));
+        for (member, arguments, parameters) in equal_calls() {
+            let by_socket = socket.call_raw(member, parameters.clone());
+            let by_bus = client.call(member, arguments).await;
+            let Some(error) = by_socket.get("error").and_then(Value::as_str) else {
+                assert!(by_bus.is_ok(), "{member} {parameters}: {by_bus:?}");
+                continue;
+            };
+            let text =
+                wattspan_client::protocol::MethodError::parse(error, &by_socket["parameters"].to_string());
+            let expected = (
+                format!("{}{}", test_bus::ERROR, error.rsplit_once('.').unwrap().1),
+                text.unwrap().to_string(),
+            );
+            assert_eq!(by_bus, Err(expected), "{member} {parameters}");
+        }
+    });
+}
+
+#[test]
+fn access_is_checked_before_the_arguments() {
+    if !can_change_users() {
+        return;
+    }
+    let Some((bus, _daemon)) = start_on_bus(STEADY_MACHINE, ACCESS) else { return };
+    let calls = json!([["OpenSpan", [{ "wieght": 2 }]], ["GetInfo", []]]);
+    let replies = answers(&bus, 5, "", calls);
+    assert!(is_denied(&replies[0]), "{}", replies[0]);
+    assert!(replies[1].get("ok").is_some());
+}
+
+#[test]
+fn a_call_on_the_bus_wakes_no_other_thread_where_the_service_is_free() {
+    let Some((bus, daemon)) = start_on_bus(STEADY_MACHINE, "") else { return };
+    const CALLS: u64 = 400;
+    let pid = daemon.pid().as_raw_nonzero();
+    // The server's thread is the first one.
+    let wakeups = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    };
+    block_on(async {
+        let client = bus.client().await;
+        client.call_ok("GetInfo", json!([])).await;
+        let before = wakeups();
+        for _ in 0..CALLS {
+            client.call_ok("GetInfo", json!([])).await;
+        }
+        let woken = wakeups() - before;
+        assert!(woken < CALLS / 4, "{woken} in {CALLS} calls");
+    });
+}
+
+#[test]
+fn calls_of_users_that_compete_are_all_answered() {
+    if !can_change_users() {
+        return;
+    }
+    let Some((bus, daemon)) = start_on_bus(STEADY_MACHINE, ACCESS) else { return };
+    let pair = |at| {
+        [json!(["OpenSpan", [{ "span": format!("c{at}") }]]), json!(["CloseSpan", [format!("c{at}"), {}]])]
+    };
+    let calls: Value = (0..100).flat_map(pair).collect();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let replies = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut socket = daemon.client();
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                socket.call("GetInfo", json!({}));
+            }
+        });
+        let replies = answers(&bus, 3, "daemon", calls);
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        replies
+    });
+    assert_eq!(replies.len(), 200);
+    assert!(replies.iter().all(|reply| reply.get("ok").is_some()), "{replies:?}");
+}
+
 #[test]
 fn properties_are_what_the_socket_says() {
     let Some((bus, daemon)) = start_on_bus(STEADY_MACHINE, "") else { return };

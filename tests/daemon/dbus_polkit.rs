@@ -7,7 +7,6 @@ use crate::support;
 use crate::test_bus;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,7 +14,10 @@ use std::thread;
 use crate::test_bus::{INTERFACE, NAME, PATH, TestBus, block_on};
 use serde_json::{Value, json};
 use wattspan::config::{Config, DbusConfig};
-use wattspan::server::ForwardedConnection;
+use wattspan::server::{ForwardedEvent, ForwardedReceiver};
+use wattspan::service::{Reply, Request};
+use wattspan_client::protocol::{DaemonInfo, MethodError, ReloadReply};
+use wattspan_system::unix_socket::PeerCredentials;
 use zbus::message::{Flags, Type};
 use zbus::{Message, MessageStream, Variant};
 
@@ -35,29 +37,40 @@ enum PolkitReply {
 }
 
 /// The fake service: performs `Reload` for the daemon's own credentials, and refuses it to all others.
-fn serve(mut connection: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
-    // Credentials from the bus have no primary group; the daemon's own have one.
-    let own = connection.credentials.gid == rustix::process::getegid().as_raw();
-    let mut message = Vec::new();
-    let mut byte = [0];
-    while connection.stream.read(&mut byte).unwrap_or(0) == 1 {
-        if byte[0] != 0 {
-            message.push(byte[0]);
-            continue;
-        }
-        let call: Value = serde_json::from_slice(&std::mem::take(&mut message)).unwrap();
-        let answer = match call["method"].as_str().unwrap() {
-            "org.wattspan.Meter.Reload" if own => {
-                reloads.lock().unwrap().push(connection.credentials.uid);
-                json!({ "parameters": {} })
+fn serve(
+    receiver: &ForwardedReceiver,
+    clients: &mut BTreeMap<u64, PeerCredentials>,
+    reloads: &Mutex<Vec<u32>>,
+) {
+    for (client, event) in receiver.take_events() {
+        let call = match event {
+            ForwardedEvent::Connected { credentials, .. } => {
+                clients.insert(client, credentials);
+                continue;
             }
-            "org.wattspan.Meter.Reload" => {
-                json!({ "error": "org.wattspan.Meter.AccessDenied", "parameters": { "needs": "admin" } })
-            }
-            _ => json!({ "parameters": { "domains": [] } }),
+            ForwardedEvent::Called(call) => call,
+            ForwardedEvent::Left => continue,
         };
-        let _ = connection.stream.write_all(format!("{answer}\0").as_bytes());
+        // Credentials from the bus have no primary group; the daemon's own have one.
+        let own = clients[&client].gid == rustix::process::getegid().as_raw();
+        let result = match call.request.unwrap() {
+            Request::Reload(_) if own => {
+                reloads.lock().unwrap().push(clients[&client].uid);
+                Ok(Reply::Reload(ReloadReply::default()))
+            }
+            Request::Reload(_) => Err(MethodError::AccessDenied { needs: "admin".into() }),
+            _ => Ok(Reply::Info(Box::new(info()))),
+        };
+        (call.reply)(result);
     }
+}
+
+fn info() -> DaemonInfo {
+    let info = json!({
+        "version": "0", "boot_id": "b", "now_ns": 1, "horizon_ns": 1, "history_ns": 1, "domains": [], "absent": [],
+        "samplers": [], "access": "none",
+    });
+    serde_json::from_value(info).unwrap()
 }
 
 /// A bus with the D-Bus server, the fake polkit's answer, and the requests that polkit and the service received.
@@ -94,11 +107,9 @@ fn fixture(polkit_reply: Option<PolkitReply>) -> Option<PolkitFixture> {
     let reloads = Arc::new(Mutex::new(Vec::new()));
     let done = Arc::clone(&reloads);
     thread::spawn(move || {
-        while let Some(connections) = receiver.drain() {
-            for connection in connections {
-                let reloads = Arc::clone(&done);
-                thread::spawn(move || serve(connection, reloads));
-            }
+        let mut clients = BTreeMap::new();
+        loop {
+            serve(&receiver, &mut clients, &done);
             support::sleep_ms(1);
         }
     });

@@ -1,0 +1,38 @@
+//! The reply to a call, before a transport encodes it.
+
+use serde::Serialize;
+use wattspan_client::account::Account;
+use wattspan_client::protocol::{
+    Balances, DaemonInfo, EmptyReply, InterfaceDescription, MethodError, OpenedSpan, ReloadReply,
+    ServiceInfo, SpanAccount, SpanAccounts, WindowEnergy,
+};
+
+/// A reply or an error.
+pub type MethodResult = Result<Reply, MethodError>;
+
+/// The replies of the contract. Serialized as the reply itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+#[allow(missing_docs, reason = "each is the struct of the contract that it contains")]
+pub enum Reply {
+    Empty(EmptyReply),
+    Opened(OpenedSpan),
+    Account(Box<SpanAccount>),
+    Accounts(SpanAccounts),
+    Info(Box<DaemonInfo>),
+    Window(WindowEnergy),
+    Balances(Balances),
+    Reload(ReloadReply),
+    ServiceInfo(ServiceInfo),
+    InterfaceDescription(InterfaceDescription),
+}
+
+impl Reply {
+    /// A reply without fields.
+    pub const EMPTY: Self = Self::Empty(EmptyReply {});
+
+    /// The reply with one account.
+    pub fn account(account: Account) -> Self {
+        Self::Account(Box::new(SpanAccount { account }))
+    }
+}
