@@ -2,20 +2,27 @@
 //!
 //! The work is the CPU time of all threads of the daemon, as the scheduler counts it, for a fixed number of operations; the
 //! smallest of several rounds counts, because disturbances only add to it. The exponent is the slope between the smallest and
-//! the largest size on logarithmic scales: 0 is work that does not grow, 1 is work in proportion. Exits with 1 if an exponent
-//! is over its limit, because that is a defect on any machine. Run with `cargo bench --bench growth`; with `-- --short` it takes
-//! less than a minute.
+//! the largest size on logarithmic scales: 0 is work that does not grow, 1 is work in proportion. Then what open spans cost
+//! while nothing happens is counted: wake-ups, reads of files and memory. Exits with 1 if an exponent or a count is over its
+//! limit, because that is a defect on any machine. Run with `cargo bench --bench growth`; with `-- --short` it takes
+//! little more than a minute.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan, WatchSpans};
 
 /// Pairs of an opening and a close in one message, and their number in a round.
 const BATCH: usize = 32;
+
+/// What idle open spans may cost. The wake-ups are those of the server (5), of the source (two for each of 5 pairs) and of
+/// the store (one commit).
+const MAX_WAKE_UPS: f64 = 40.0;
+const MAX_READ_CALLS: f64 = 40.0;
+const MAX_BYTES: f64 = 800.0;
 
 /// What grows, and how it is measured at one size: CPU time of an operation in ns.
 struct Dimension {
@@ -103,11 +110,48 @@ fn main() -> ExitCode {
         is_over |= verdict == "over";
         println!("{:<68} {exponent:>10.2}  ≤ {:.2}  {verdict}", dimension.name, dimension.max_exponent);
     }
+    is_over |= is_idle_work_over(if is_short { 20_000 } else { 100_000 });
     ExitCode::from(u8::from(is_over))
 }
 
+/// Counts what open spans cost while nothing happens, long after their opening, and prints each count beside its limit;
+/// returns whether one is over.
+fn is_idle_work_over(spans: usize) -> bool {
+    const QUIET: Duration = Duration::from_secs(12);
+    const COUNTED_S: u64 = 10;
+    let daemon = Daemon::start(4, true);
+    let held = daemon.open_many(spans);
+    wait_for_the_journal(&daemon);
+    std::thread::sleep(QUIET);
+    let (cpu_ns, wake_ups, reads) = (daemon.cpu_ns(|_| true), daemon.wake_ups(|_| true), daemon.read_calls());
+    std::thread::sleep(Duration::from_secs(COUNTED_S));
+    let per_second = |before: f64, now: f64| (now - before) / COUNTED_S as f64;
+    let cpu_percent = per_second(cpu_ns, daemon.cpu_ns(|_| true)) / 1e7;
+    let counts = [
+        ("wake-ups of all threads a second", per_second(wake_ups, daemon.wake_ups(|_| true)), MAX_WAKE_UPS),
+        ("read calls a second", per_second(reads, daemon.read_calls()), MAX_READ_CALLS),
+        ("bytes for each", bytes_per_span(spans), MAX_BYTES),
+    ];
+    drop(held);
+    println!("{spans} idle open spans: {cpu_percent:.2} % of a CPU");
+    for (name, count, most) in counts {
+        let verdict = if count <= most { "ok" } else { "over" };
+        println!("{name:<68} {count:>10.1}  ≤ {most:.0}  {verdict}");
+    }
+    counts.iter().any(|(_, count, most)| count > most)
+}
+
+/// The memory of an open span with 4 domains, in a daemon without a store, whose queue depends on the speed of the disk.
+fn bytes_per_span(spans: usize) -> f64 {
+    let daemon = Daemon::start(4, false);
+    let before = daemon.memory_bytes();
+    let _held = daemon.open_many(spans);
+    (daemon.memory_bytes() - before) / spans as f64
+}
+
+/// Its parent ends at once: a client's process share contains that of its children, and the daemon always runs.
 struct Daemon {
-    child: Child,
+    pid: rustix::process::Pid,
     dir: tempfile::TempDir,
 }
 
@@ -125,14 +169,16 @@ impl Daemon {
         std::fs::write(&machine, (0..domains).map(domain).collect::<String>()).expect("a file in it");
         let limits = "open_spans = 131072\nspan_memory_bytes = 268435456\n";
         std::fs::write(&config, format!("[limits]\n{limits}[ledger]\nkeep = {keeps}\n")).expect("a file");
-        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+        let shell = Command::new("sh")
+            .args(["-c", r#""$0" "$@" >/dev/null 2>&1 & echo $!"#, env!("CARGO_BIN_EXE_wattspand")])
             .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
             .args(["--socket".as_ref(), dir.path().join("run/wattspan.sock").as_os_str()])
             .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
-            .stderr(Stdio::null())
-            .spawn()
+            .output()
             .expect("the daemon starts");
-        let daemon = Self { child, dir };
+        let pid = String::from_utf8_lossy(&shell.stdout).trim().parse().ok();
+        let pid = pid.and_then(rustix::process::Pid::from_raw).expect("the daemon's process");
+        let daemon = Self { pid, dir };
         daemon.connect();
         daemon
     }
@@ -151,15 +197,41 @@ impl Daemon {
 
     /// CPU time so far of all threads but the samplers', whose work depends on time alone.
     fn work_ns(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a running daemon");
-        let of_task = |task: std::io::Result<std::fs::DirEntry>| {
-            let path = task.ok()?.path();
-            let name = std::fs::read_to_string(path.join("comm")).ok()?;
-            let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
-            let ns = text.split(' ').next()?.parse::<f64>().ok()?;
-            (!name.starts_with("sampler")).then_some(ns)
+        self.cpu_ns(is_no_sampler)
+    }
+
+    /// CPU time so far of the threads whose names are `wanted`.
+    fn cpu_ns(&self, wanted: fn(&str) -> bool) -> f64 {
+        let ns = |task: PathBuf| {
+            let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<f64>().ok()
         };
-        tasks.filter_map(of_task).sum()
+        self.tasks(wanted).filter_map(ns).sum()
+    }
+
+    /// How often a thread whose name is `wanted` has waited so far.
+    fn wake_ups(&self, wanted: fn(&str) -> bool) -> f64 {
+        self.tasks(wanted).filter_map(|task| value_of(&task.join("status"), "voluntary_ctxt_switches:")).sum()
+    }
+
+    /// System calls so far that read.
+    fn read_calls(&self) -> f64 {
+        value_of(&self.proc_dir().join("io"), "syscr:").expect("a running daemon")
+    }
+
+    /// Memory that is no file's.
+    fn memory_bytes(&self) -> f64 {
+        1024.0 * value_of(&self.proc_dir().join("status"), "RssAnon:").expect("a running daemon")
+    }
+
+    fn proc_dir(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.pid.as_raw_nonzero()))
+    }
+
+    fn tasks(&self, wanted: fn(&str) -> bool) -> impl Iterator<Item = PathBuf> {
+        let tasks = std::fs::read_dir(self.proc_dir().join("task")).expect("a running daemon");
+        let paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+        paths.filter(move |task| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| wanted(&name)))
     }
 
     /// The smallest CPU time of an operation over the rounds; `run` returns the number of its operations.
@@ -203,9 +275,20 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
     }
+}
+
+/// The samplers' work depends on time alone.
+fn is_no_sampler(thread: &str) -> bool {
+    !thread.starts_with("sampler")
+}
+
+/// The number after a name in a file of `/proc`.
+fn value_of(file: &Path, name: &str) -> Option<f64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn encode<P: wattspan_client::protocol::Method + serde::Serialize>(parameters: P) -> Vec<u8> {
@@ -238,14 +321,14 @@ fn exchange(stream: &mut UnixStream, requests: &[u8], replies: usize) {
 fn pair_beside_open_spans(spans: usize, effort: &Effort) -> f64 {
     let daemon = Daemon::start(4, true);
     let _held = daemon.open_many(spans);
-    wait_for_the_journal(spans);
+    wait_for_the_journal(&daemon);
     daemon.pair_work_ns(effort)
 }
 
 fn idle_second(spans: usize, effort: &Effort) -> f64 {
     let daemon = Daemon::start(4, true);
     let _held = daemon.open_many(spans);
-    wait_for_the_journal(spans);
+    wait_for_the_journal(&daemon);
     let brief = Effort { rounds: effort.rounds.div_ceil(2), ..*effort };
     daemon.least_work_ns(&brief, |_| {
         std::thread::sleep(Duration::from_secs(1));
@@ -253,9 +336,18 @@ fn idle_second(spans: usize, effort: &Effort) -> f64 {
     })
 }
 
-/// Each new span is written to the journal once, in turns of 32 every 5 ms.
-fn wait_for_the_journal(spans: usize) {
-    std::thread::sleep(Duration::from_millis(1_500 + spans as u64 / 4));
+/// Each new span is written to the journal once, a second after it opened, in turns of 32 every 5 ms. Waits until these end.
+fn wait_for_the_journal(daemon: &Daemon) {
+    std::thread::sleep(Duration::from_millis(1_500));
+    let give_up = Instant::now() + Duration::from_secs(300);
+    loop {
+        let before = daemon.wake_ups(is_no_sampler);
+        std::thread::sleep(Duration::from_secs(1));
+        if daemon.wake_ups(is_no_sampler) - before <= MAX_WAKE_UPS {
+            return;
+        }
+        assert!(Instant::now() < give_up, "the journal does not end");
+    }
 }
 
 fn pair_over_domains(domains: usize, effort: &Effort) -> f64 {

@@ -13,7 +13,7 @@ use wattspan::attribution::{AttributionSettings, Attributor, ExpectedUpdates, Ne
 use wattspan::domain::{Domain, DomainKind, EnergyReading};
 use wattspan::ring::Sample;
 use wattspan::sampler::counter_profile::CounterProfile;
-use wattspan::sampler::read_schedule::{PAIR_INTERVAL_NS, ReadDemand, ReadSchedule};
+use wattspan::sampler::read_schedule::{ReadDemand, ReadSchedule, pair_interval_ns};
 use wattspan_client::account::Account;
 
 use crate::ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
@@ -276,7 +276,8 @@ impl<'a> Meter<'a> {
         let rest_ns = if self.is_busy() { fixed_period_ns } else { SECOND };
         if self.by_edges && !is_survey {
             let demand = ReadDemand {
-                pair_interval_ns: rest_ns.max(PAIR_INTERVAL_NS),
+                pair_interval_ns: rest_ns
+                    .max(pair_interval_ns(self.now_ns.saturating_sub(self.newest_edge_ns))),
                 dense_interval_ns: fixed_period_ns,
                 edge_ns: self.newest_edge_ns,
             };

@@ -81,6 +81,10 @@ impl ProcessTree {
 
     /// Samples the CPU time of all members since the first sample. `now_ticks`: ticks since boot.
     pub fn cpu_time_ns(&mut self, children: &ProcessChildren, now_ticks: u64) -> u64 {
+        if !self.has_run() {
+            self.sampled_ticks = Some(now_ticks);
+            return self.cpu_time_ns;
+        }
         let mut exited: BTreeMap<u32, TreeProcess> = BTreeMap::new();
         let mut waited_growth_ns: BTreeMap<u32, u64> = BTreeMap::new();
         let mut unvisited: Vec<(u32, u64)> = Vec::new();
@@ -111,6 +115,18 @@ impl ProcessTree {
         let sum = self.processes.values().map(TreeProcess::counted_ns).sum::<u64>() + self.exited_ns;
         self.cpu_time_ns = self.cpu_time_ns.max(sum);
         self.cpu_time_ns
+    }
+
+    /// Whether a member may have used CPU time since the last sample. A process that starts, waits for or loses a child, or
+    /// that exits, runs itself, so that otherwise nothing has changed and no file has to be read. The clocks cost a tenth.
+    fn has_run(&self) -> bool {
+        let is_as_sampled = |(pid, process): (&u32, &TreeProcess)| {
+            process_clock::cpu_time_ns(*pid).is_some_and(|now_ns| now_ns == process.cpu_ns)
+        };
+        self.sampled_ticks.is_none()
+            || !self.has_process_clocks
+            || self.is_root_excluded
+            || !self.processes.iter().all(is_as_sampled)
     }
 
     /// Accounts for members that have exited. If an ancestor has waited for them, its count includes theirs; else `exited_ns`
@@ -323,6 +339,50 @@ mod tests {
         proc.set(12, 1, 125, 5000, 0);
         assert_eq!(proc.sample(&mut tree, 130), 9);
         assert!(ProcessTree::of(12, 105, proc.0.path()).is_none());
+    }
+
+    /// A shell that starts a process for each line of its input.
+    #[cfg_attr(not(target_os = "linux"), ignore = "needs the clocks of processes")]
+    #[test]
+    fn a_tree_that_rests_is_not_read_and_one_that_starts_a_process_is() {
+        use std::io::Write;
+        let script = "while read line; do sleep 1000 & done; kill $!";
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut tree = {
+            let stat = PidStat::read(Path::new("/proc"), shell.id()).unwrap();
+            ProcessTree::of(shell.id(), stat.start_ticks, Path::new("/proc")).unwrap()
+        };
+        let mut children = ProcessChildren::new("/proc".into());
+        let give_up = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let mut sample_until = |tree: &mut ProcessTree, is_done: fn(&ProcessTree) -> bool| loop {
+            children.refresh();
+            tree.cpu_time_ns(&children, crate::clock::boottime_ns() / TICK_NS);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            if is_done(tree) {
+                break;
+            }
+            assert!(std::time::Instant::now() < give_up, "{tree:?}");
+        };
+        sample_until(&mut tree, |tree| !tree.has_run());
+        for members in 2..=3 {
+            shell.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+            let is_found = match members {
+                2 => |tree: &ProcessTree| tree.processes.len() == 2,
+                _ => |tree: &ProcessTree| tree.processes.len() == 3,
+            };
+            sample_until(&mut tree, is_found);
+            sample_until(&mut tree, |tree| !tree.has_run());
+        }
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        sample_until(&mut tree, |tree| tree.processes.len() == 1);
+        let left = tree.processes.keys().next().unwrap().to_string();
+        std::process::Command::new("kill").arg(left).status().unwrap();
+        sample_until(&mut tree, |tree| tree.processes.is_empty());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! When to read a source: after each edge, around the counter update that follows it, and around an update every 20 ms.
-//! Where another edge is likely soon, also before each update until then.
+//! When to read a source: after each edge, around the counter update that follows it, and around an update every 20 ms,
+//! less often where no edge comes for seconds. Where another edge is likely soon, also before each update until then.
 //!
 //! A read carries information beside an edge and beside a counter update, and little elsewhere. The schedule is
 //! possible where the phase of each counter that moves is known; otherwise the source keeps its fixed rate. Nothing
@@ -10,8 +10,13 @@ use crate::ring::Sample;
 
 use super::counter_profile::{PhaseLock, UpdatePhase};
 
-/// While spans are open, an update of each counter is bracketed at least this often.
+/// While spans are open, an update of each counter is bracketed at least this often in the first second after an edge.
 pub const PAIR_INTERVAL_NS: u64 = 20_000_000;
+
+/// Later the distance is this part of the time since the edge, up to [`QUIET_PAIR_INTERVAL_NS`] after ten seconds: an edge
+/// has reads of its own, so that pairs far from edges serve accounts so far alone.
+const QUIET_DIVISOR: u64 = 50;
+const QUIET_PAIR_INTERVAL_NS: u64 = 200_000_000;
 
 /// A read this short before an edge serves for the edge, unless the counter moved between them.
 pub const EDGE_SPACING_NS: u64 = 100_000;
@@ -116,6 +121,11 @@ impl EdgeSuccession {
         let is_likely = self.followed[usize::from(self.is_soon)] > Self::ALWAYS / 4;
         if is_likely { self.newest_ns.saturating_add(WATCH_NS) } else { 0 }
     }
+}
+
+/// How often an update of each counter is bracketed while spans are open and the newest edge is this old.
+pub fn pair_interval_ns(since_edge_ns: u64) -> u64 {
+    (since_edge_ns / QUIET_DIVISOR).clamp(PAIR_INTERVAL_NS, QUIET_PAIR_INTERVAL_NS)
 }
 
 /// What the next read is for.
@@ -375,7 +385,11 @@ mod tests {
         }
 
         fn next_read_ns(&mut self, edge_ns: u64) -> Option<u64> {
-            let demand = ReadDemand { pair_interval_ns: PAIR_INTERVAL_NS, dense_interval_ns: MS, edge_ns };
+            let pair_interval_ns = match edge_ns {
+                0 => PAIR_INTERVAL_NS,
+                _ => pair_interval_ns(self.now_ns.saturating_sub(edge_ns)),
+            };
+            let demand = ReadDemand { pair_interval_ns, dense_interval_ns: MS, edge_ns };
             self.schedule.next_read_ns(self.now_ns, &demand)
         }
 
@@ -421,6 +435,26 @@ mod tests {
                 let range = (from_ns, from_ns + 23 * MS);
                 assert!(source.brackets(&reads, 0, range, 150 * US), "{range:?} of {interval_ns}");
             }
+        }
+    }
+
+    #[test]
+    fn without_edges_the_pairs_become_rare_and_the_next_edge_has_its_reads() {
+        let mut source = TestSource::surveyed(&[(976_600, 3 * SECOND + 337 * US)]);
+        let mut last_edge_ns = source.now_ns;
+        for (second, least, most) in [(0, 98, 170), (5, 16, 30), (12, 8, 16), (60, 8, 16)] {
+            source.run_until(last_edge_ns + second * SECOND, last_edge_ns);
+            source.reads = 0;
+            source.run_until(source.now_ns + SECOND, last_edge_ns);
+            assert!((least..=most).contains(&source.reads), "{} reads in second {second}", source.reads);
+        }
+        for _ in 0..5 {
+            let edge_ns = source.now_ns + 12 * SECOND + 345_678;
+            source.run_until(edge_ns, last_edge_ns);
+            last_edge_ns = edge_ns;
+            let reads = source.run_until(edge_ns + 2 * MS, edge_ns);
+            assert!(reads[0] <= edge_ns + 2 * US, "{reads:?} after {edge_ns}");
+            assert!(source.brackets(&reads, 0, (edge_ns, edge_ns + 2 * MS), 150 * US), "{reads:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use super::limits::{LimitReader, SharedLimits};
 use super::priority::request_scheduling;
 use super::rate_control::{RateController, RateRequest, Speed};
 use super::rates::{AtomicRates, Rates};
-use super::read_schedule::{PAIR_INTERVAL_NS, ReadDemand};
+use super::read_schedule::{ReadDemand, pair_interval_ns};
 use super::source_reader::SourceReader;
 use super::stats::SamplerStats;
 
@@ -241,15 +241,16 @@ impl SamplerThread {
         };
         self.edges_seen = edges.count.load(Ordering::Acquire);
         reader.schedule.observe_edges(self.edges_seen, now_ns);
+        let edge_ns = edges.newest_ns.load(Ordering::Relaxed);
         let demand = ReadDemand {
             // After the last span nothing needs the pairs. The linger keeps a source fast that has a fixed rate.
             pair_interval_ns: if self.rate_controller.is_requested() {
-                PAIR_INTERVAL_NS
+                pair_interval_ns(now_ns.saturating_sub(edge_ns))
             } else {
                 self.rates.period_ns(Speed::Slow)
             },
             dense_interval_ns: self.rates.period_ns(Speed::Fast),
-            edge_ns: edges.newest_ns.load(Ordering::Relaxed),
+            edge_ns,
         };
         let due_ns = if is_fixed { None } else { reader.schedule.next_read_ns(now_ns, &demand) };
         edges.wakes_wanted.store(due_ns.is_some() && !reader.schedule.is_dense(), Ordering::Relaxed);

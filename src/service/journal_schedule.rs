@@ -17,6 +17,8 @@ const CHANGED_PER_TURN: usize = 32;
 /// The maximum number of entries in one turn, with those of spans that have ended. An entry takes some 10 ns.
 const ENTRIES_PER_TURN: usize = 16_384;
 const TURN_PAUSE_NS: u64 = 5_000_000;
+/// A queue with room for fewer entries than this keeps it.
+const MIN_SHRUNK_ENTRIES: usize = 4096;
 
 /// The number of slots that are refreshed in one turn, and the interval between these turns: 8 spans a second, with
 /// the record of the clocks. The cost does not depend on their number.
@@ -72,6 +74,10 @@ impl JournalSchedule {
                 self.changed_due_ns = now_ns + TURN_PAUSE_NS;
                 break;
             }
+        }
+        // After many spans opened, most of the queue is free for as long as they stay open.
+        if self.changed.capacity() > MIN_SHRUNK_ENTRIES.max(8 * self.changed.len()) {
+            self.shrink();
         }
         taken
     }
@@ -155,6 +161,15 @@ mod tests {
         );
         assert_eq!(schedule.take_changed(61 * SECOND_NS, |_| true), [SpanKey(7)]);
         assert!(schedule.take_changed(70 * SECOND_NS, |_| true).is_empty());
+    }
+
+    #[test]
+    fn the_queue_of_many_spans_frees_its_memory_while_they_stay_open() {
+        let mut schedule = JournalSchedule::new(0);
+        (0..100_000).for_each(|key| schedule.add_changed(SpanKey(key), 0));
+        run(&mut schedule, 100_000, 0, 30 * SECOND_NS);
+        let room = schedule.changed.capacity();
+        assert!(room <= MIN_SHRUNK_ENTRIES, "room for {room} entries after the last was taken");
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Service {
         /// While spans are open: the delay of WatchSpans and of readings.
         const ACTIVE_POLL_NS: u64 = 20_000_000;
         /// While nothing happens to the open spans: few readings come, and no account is due.
-        const QUIET_POLL_NS: u64 = 100_000_000;
+        const QUIET_POLL_NS: u64 = 200_000_000;
         /// Otherwise: only the readings of the idle rate are to be processed.
         const IDLE_POLL_NS: u64 = 1_000_000_000;
         if !self.store_replies.is_empty() {

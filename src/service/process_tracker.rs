@@ -1,7 +1,7 @@
 //! CPU and GPU time of the processes and control groups that spans report on.
 //!
 //! Owns the watched subjects and the sampling schedule: one sample soon after a span with a new subject opens, one
-//! before a closed span settles, ten per second while spans are open, none without spans. The samples cost at most a
+//! before a closed span settles, ten per second while spans are open, five where their processes rest, none without spans. The samples cost at most a
 //! fiftieth of a CPU, or a tenth while new subjects keep coming. A caller may watch its own user's processes, and all
 //! with telemetry access; the identity of the caller's process comes from the transport, never from a message.
 
@@ -20,8 +20,9 @@ use crate::process_usage::{
 use crate::sources::nvml;
 use crate::sources::nvml::process_utilization::{ProcessUtilization, UtilizationReport};
 
-/// The time between samples while spans are open, and while closed ones are not settled.
+/// The time between samples while spans are open, while no subject runs, and while closed spans are not settled.
 const OPEN_INTERVAL_NS: u64 = 100_000_000;
+const RESTING_INTERVAL_NS: u64 = 200_000_000;
 const CLOSING_INTERVAL_NS: u64 = 10_000_000;
 /// The pause after a sample is at least this multiple of its cost; the smaller one while a new subject has no sample.
 const COST_FACTOR: u64 = 50;
@@ -42,6 +43,10 @@ pub(crate) struct ProcessTracker {
     sample_cost_ns: u64,
     /// A subject has no sample yet.
     has_new_target: bool,
+    /// The time that all subjects had used at the last sample.
+    used_ns: u64,
+    /// No subject had run at the last sample since the one before. Unknown where boards are split.
+    is_resting: bool,
     swept_ns: u64,
     unreferenced: HashSet<u32>,
 }
@@ -55,6 +60,8 @@ impl ProcessTracker {
             sampled_ns: None,
             sample_cost_ns: 0,
             has_new_target: false,
+            used_ns: 0,
+            is_resting: false,
             swept_ns: 0,
             unreferenced: HashSet::new(),
         }
@@ -132,6 +139,7 @@ impl ProcessTracker {
         let (interval_ns, cost_factor) = match (self.has_new_target, attributor.has_closing_spans()) {
             (true, _) => (CLOSING_INTERVAL_NS, NEW_TARGET_COST_FACTOR),
             (false, true) => (CLOSING_INTERVAL_NS, COST_FACTOR),
+            (false, false) if self.is_resting => (RESTING_INTERVAL_NS, COST_FACTOR),
             (false, false) => (OPEN_INTERVAL_NS, COST_FACTOR),
         };
         Some(
@@ -163,6 +171,9 @@ impl ProcessTracker {
             subjects: &used,
         });
         (self.sampled_ns, self.has_new_target) = (Some(now_ns), false);
+        let used_ns = targets.iter().filter_map(|target| target.used_ns).sum();
+        let has_run = std::mem::replace(&mut self.used_ns, used_ns) != used_ns;
+        self.is_resting = !has_run && self.gpus.boards.is_empty();
         // A single slow sample counts at most fourfold.
         self.sample_cost_ns = if self.sample_cost_ns == 0 {
             cost_ns

@@ -46,10 +46,21 @@ struct AbandonedConnection {
 #[derive(Debug)]
 enum SpanEntry {
     Open(OpenSpanEntry),
-    // With the name that is the key of this entry, so that settling needs one look-up.
-    Closing { key: SpanKey, span: Arc<str>, size: SpanSize, reply_to: Option<ReplyTo>, is_journalled: bool },
+    // Boxed, because an entry of a span that stays open would be as large.
+    Closing(Box<ClosingSpan>),
     // `store_number`: `None` without a store, or where the store did not take the account.
     Settled { account: Arc<Account>, bytes: usize, store_number: Option<u64> },
+}
+
+/// A span that is closed in the attributor and not settled.
+#[derive(Debug)]
+struct ClosingSpan {
+    key: SpanKey,
+    /// The name that is the key of its entry, so that settling needs one look-up.
+    span: Arc<str>,
+    size: SpanSize,
+    reply_to: Option<ReplyTo>,
+    is_journalled: bool,
 }
 
 /// The state of a span that was found by name.
@@ -131,8 +142,12 @@ impl SpanRegistry {
         attributes: &BTreeMap<String, String>,
         withheld: bool,
     ) -> SpanSize {
-        /// An entry in a user's table and in a connection's set; both tables are up to twice as large as needed.
-        const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, SpanEntry)>() + size_of::<Arc<str>>() + 2);
+        // An entry in a user's table, beside one in a connection's set while the span is open, and a box while it closes. Both
+        // tables are up to twice as large as needed.
+        const OPEN_BYTES: usize = 2 * (size_of::<Arc<str>>() + 1);
+        const CLOSING_BYTES: usize = footprint::allocation_bytes(size_of::<ClosingSpan>());
+        const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, SpanEntry)>() + 1)
+            + if OPEN_BYTES > CLOSING_BYTES { OPEN_BYTES } else { CLOSING_BYTES };
         let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
         let in_attributor = self.footprint.span_bytes(span, name) * if withheld { 2 } else { 1 };
         let memory_bytes = in_attributor
@@ -370,7 +385,8 @@ impl SpanRegistry {
                 .unwrap_or_else(|| span.into());
             let (mut size, is_journalled) = (open.size, open.is_journalled);
             size.add(growth);
-            *entry = SpanEntry::Closing { key: open.key, span, size, reply_to, is_journalled };
+            let closing = ClosingSpan { key: open.key, span, size, reply_to, is_journalled };
+            *entry = SpanEntry::Closing(Box::new(closing));
             user.open_count -= 1;
             self.waiting_replies += usize::from(reply_to.is_some());
             self.add_usage(uid, growth);
@@ -393,7 +409,7 @@ impl SpanRegistry {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
         match entry {
             Some(SpanEntry::Open(open)) => open.is_journalled = true,
-            Some(SpanEntry::Closing { is_journalled, .. }) => *is_journalled = true,
+            Some(SpanEntry::Closing(closing)) => closing.is_journalled = true,
             _ => {}
         }
     }
@@ -460,7 +476,8 @@ impl SpanRegistry {
         let bytes = footprint::account_bytes(account);
         let settled = SpanEntry::Settled { account: Arc::clone(account), bytes, store_number };
         let (span, size, settled_span) = match std::mem::replace(entry, settled) {
-            SpanEntry::Closing { span, size, reply_to, key, is_journalled } => {
+            SpanEntry::Closing(closing) => {
+                let ClosingSpan { key, span, size, reply_to, is_journalled } = *closing;
                 (span, size, SettledSpan { reply_to, journal_key: is_journalled.then_some(key) })
             }
             // Does not happen: the attributor settles closed spans only.
@@ -512,8 +529,8 @@ impl SpanRegistry {
     pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, SpanKey)> {
         let mut waiting = Vec::new();
         for entry in self.users.values_mut().flat_map(|user| user.spans.values_mut()) {
-            if let SpanEntry::Closing { key, reply_to, .. } = entry {
-                waiting.extend(reply_to.take().map(|reply_to| (reply_to, *key)));
+            if let SpanEntry::Closing(closing) = entry {
+                waiting.extend(closing.reply_to.take().map(|reply_to| (reply_to, closing.key)));
             }
         }
         self.waiting_replies = 0;
@@ -538,9 +555,8 @@ fn remove_from_connection(
 impl From<&SpanEntry> for SpanLookup {
     fn from(entry: &SpanEntry) -> Self {
         match entry {
-            SpanEntry::Open(OpenSpanEntry { key, .. }) | SpanEntry::Closing { key, .. } => {
-                SpanLookup::Unsettled(*key)
-            }
+            SpanEntry::Open(open) => SpanLookup::Unsettled(open.key),
+            SpanEntry::Closing(closing) => SpanLookup::Unsettled(closing.key),
             SpanEntry::Settled { account, store_number, .. } => {
                 SpanLookup::Settled(Arc::clone(account), *store_number)
             }

@@ -501,7 +501,7 @@ pub struct SamplerStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadingSchedule {
-    /// At the edges of spans, around the counter update after each, and around an update every 20 ms.
+    /// At the edges of spans, around the counter update after each, and around an update every 20 to 200 ms.
     Edges,
     /// At the fixed rate of the source.
     FixedRate,
