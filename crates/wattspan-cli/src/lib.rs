@@ -8,6 +8,7 @@
 mod account_report;
 mod balance;
 mod bundle;
+mod busy_loop;
 mod child_process;
 mod connect;
 mod csv;
@@ -17,6 +18,7 @@ mod domain_tree;
 mod exit_status;
 mod generate;
 mod ipw;
+mod mechanism_comparison;
 mod output;
 mod proxy;
 mod quantity;
