@@ -8,11 +8,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan, WatchSpans};
+
+mod daemon;
+
+use daemon::{Daemon, MANY_SPANS};
 
 /// Pairs of an opening and a close in one message, and their number in a round.
 const BATCH: usize = 32;
@@ -106,106 +109,58 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(is_over))
 }
 
-struct Daemon {
-    child: Child,
-    dir: tempfile::TempDir,
+/// Starts a daemon on a machine of so many packages, without the surveys of their phases at the start.
+fn start_daemon(domains: usize) -> Daemon {
+    let domain = |number| {
+        format!(
+            "[[domain]]\nname = \"package-{number}\"\nkind = \"package\"\nprofile = [[1.0, 80]]\n\
+             quantum_uj = 61\nceiling_w = 400\n"
+        )
+    };
+    Daemon::start(&(0..domains).map(domain).collect::<String>(), MANY_SPANS)
 }
 
-impl Daemon {
-    /// Starts a daemon on a machine of so many packages, without the surveys of their phases at the start.
-    fn start(domains: usize, keeps: bool) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
-        let domain = |number| {
-            format!(
-                "[[domain]]\nname = \"package-{number}\"\nkind = \"package\"\nprofile = [[1.0, 80]]\n\
-                 quantum_uj = 61\nceiling_w = 400\n"
-            )
-        };
-        std::fs::write(&machine, (0..domains).map(domain).collect::<String>()).expect("a file in it");
-        let limits = "open_spans = 131072\nspan_memory_bytes = 268435456\n";
-        std::fs::write(&config, format!("[limits]\n{limits}[ledger]\nkeep = {keeps}\n")).expect("a file");
-        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
-            .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
-            .args(["--socket".as_ref(), dir.path().join("run/wattspan.sock").as_os_str()])
-            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the daemon starts");
-        let daemon = Self { child, dir };
-        daemon.connect();
-        daemon
-    }
-
-    fn connect(&self) -> UnixStream {
-        let path: PathBuf = self.dir.path().join("run/wattspan.sock");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            match UnixStream::connect(&path) {
-                Ok(stream) => return stream,
-                Err(cause) if Instant::now() > deadline => panic!("no daemon: {cause}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
-    }
-
-    /// CPU time so far of all threads but the samplers', whose work depends on time alone.
-    fn work_ns(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a running daemon");
-        let of_task = |task: std::io::Result<std::fs::DirEntry>| {
-            let path = task.ok()?.path();
-            let name = std::fs::read_to_string(path.join("comm")).ok()?;
-            let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
-            let ns = text.split(' ').next()?.parse::<f64>().ok()?;
-            (!name.starts_with("sampler")).then_some(ns)
-        };
-        tasks.filter_map(of_task).sum()
-    }
-
-    /// The smallest CPU time of an operation over the rounds; `run` returns the number of its operations.
-    fn least_work_ns(&self, effort: &Effort, mut run: impl FnMut(usize) -> usize) -> f64 {
-        // The first round is a warm-up.
-        let rounds = (0..=effort.rounds).map(|round| {
-            let before_ns = self.work_ns();
-            let operations = run(round);
-            (self.work_ns() - before_ns) / operations as f64
-        });
-        rounds.skip(1).fold(f64::INFINITY, f64::min)
-    }
-
-    /// The same for pairs of an opening and a close on one connection.
-    fn pair_work_ns(&self, effort: &Effort) -> f64 {
-        let mut stream = self.connect();
-        self.least_work_ns(effort, |round| {
-            for batch in 0..effort.batches {
-                let pair = |at| {
-                    let span = format!("{round}-{batch}-{at}");
-                    [open(&span), close(&span)].concat()
-                };
-                let requests: Vec<u8> = (0..BATCH).flat_map(pair).collect();
-                exchange(&mut stream, &requests, 2 * BATCH);
-            }
-            effort.batches * BATCH
-        })
-    }
-
-    /// Opens spans that stay open until the stream is dropped.
-    fn open_many(&self, count: usize) -> UnixStream {
-        let mut stream = self.connect();
-        for from in (0..count).step_by(BATCH) {
-            let spans = from..count.min(from + BATCH);
-            let requests: Vec<u8> = spans.clone().flat_map(|span| open(&format!("held-{span}"))).collect();
-            exchange(&mut stream, &requests, spans.len());
-        }
-        stream
-    }
+/// CPU time so far of all threads but the samplers', whose work depends on time alone.
+fn work_ns(daemon: &Daemon) -> f64 {
+    daemon.cpu_time(|thread| !thread.starts_with("sampler")).as_nanos() as f64
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// The smallest CPU time of an operation over the rounds; `run` returns the number of its operations.
+fn least_work_ns(daemon: &Daemon, effort: &Effort, mut run: impl FnMut(usize) -> usize) -> f64 {
+    // The first round is a warm-up.
+    let rounds = (0..=effort.rounds).map(|round| {
+        let before_ns = work_ns(daemon);
+        let operations = run(round);
+        (work_ns(daemon) - before_ns) / operations as f64
+    });
+    rounds.skip(1).fold(f64::INFINITY, f64::min)
+}
+
+/// The same for pairs of an opening and a close on one connection.
+fn pair_work_ns(daemon: &Daemon, effort: &Effort) -> f64 {
+    let mut stream = daemon.connect();
+    least_work_ns(daemon, effort, |round| {
+        for batch in 0..effort.batches {
+            let pair = |at| {
+                let span = format!("{round}-{batch}-{at}");
+                [open(&span), close(&span)].concat()
+            };
+            let requests: Vec<u8> = (0..BATCH).flat_map(pair).collect();
+            exchange(&mut stream, &requests, 2 * BATCH);
+        }
+        effort.batches * BATCH
+    })
+}
+
+/// Opens spans that stay open until the stream is dropped.
+fn open_many(daemon: &Daemon, count: usize) -> UnixStream {
+    let mut stream = daemon.connect();
+    for from in (0..count).step_by(BATCH) {
+        let spans = from..count.min(from + BATCH);
+        let requests: Vec<u8> = spans.clone().flat_map(|span| open(&format!("held-{span}"))).collect();
+        exchange(&mut stream, &requests, spans.len());
     }
+    stream
 }
 
 fn encode<P: wattspan_client::protocol::Method + serde::Serialize>(parameters: P) -> Vec<u8> {
@@ -236,18 +191,18 @@ fn exchange(stream: &mut UnixStream, requests: &[u8], replies: usize) {
 }
 
 fn pair_beside_open_spans(spans: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
-    let _held = daemon.open_many(spans);
+    let daemon = start_daemon(4);
+    let _held = open_many(&daemon, spans);
     wait_for_the_journal(spans);
-    daemon.pair_work_ns(effort)
+    pair_work_ns(&daemon, effort)
 }
 
 fn idle_second(spans: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
-    let _held = daemon.open_many(spans);
+    let daemon = start_daemon(4);
+    let _held = open_many(&daemon, spans);
     wait_for_the_journal(spans);
     let brief = Effort { rounds: effort.rounds.div_ceil(2), ..*effort };
-    daemon.least_work_ns(&brief, |_| {
+    least_work_ns(&daemon, &brief, |_| {
         std::thread::sleep(Duration::from_secs(1));
         1
     })
@@ -259,17 +214,17 @@ fn wait_for_the_journal(spans: usize) {
 }
 
 fn pair_over_domains(domains: usize, effort: &Effort) -> f64 {
-    Daemon::start(domains, true).pair_work_ns(effort)
+    pair_work_ns(&start_daemon(domains), effort)
 }
 
 fn pair_beside_clients(clients: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
+    let daemon = start_daemon(4);
     let _clients: Vec<UnixStream> = (0..clients).map(|_| daemon.connect()).collect();
-    daemon.pair_work_ns(effort)
+    pair_work_ns(&daemon, effort)
 }
 
 fn pair_before_watchers(watchers: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
+    let daemon = start_daemon(4);
     for _ in 0..watchers {
         let mut stream = daemon.connect();
         let mut request = Vec::new();
@@ -277,11 +232,11 @@ fn pair_before_watchers(watchers: usize, effort: &Effort) -> f64 {
         stream.write_all(&request).expect("a daemon that reads");
         std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     }
-    daemon.pair_work_ns(effort)
+    pair_work_ns(&daemon, effort)
 }
 
 fn search_of_accounts(accounts: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(1, true);
+    let daemon = start_daemon(1);
     let mut stream = daemon.connect();
     for from in (0..accounts).step_by(BATCH) {
         let spans = from..accounts.min(from + BATCH);
@@ -290,7 +245,7 @@ fn search_of_accounts(accounts: usize, effort: &Effort) -> f64 {
         exchange(&mut stream, &requests, 2 * spans.len());
     }
     std::thread::sleep(Duration::from_millis(500));
-    daemon.least_work_ns(effort, |round| {
+    least_work_ns(&daemon, effort, |round| {
         const SEARCHES: usize = 20;
         for search in 0..SEARCHES {
             let name = Some(format!("absent-{round}-{search}"));
