@@ -6,12 +6,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use wattspan_client::protocol::{Call, CloseSpan, GetInfo, OpenSpan, ReadWindow};
+
+mod daemon;
+
+use daemon::{Daemon, MACHINE, MANY_SPANS};
 
 /// Rounds, alternating with the floor so that both see the same disturbances; the median round counts.
 const ROUNDS: usize = 7;
@@ -19,40 +21,19 @@ const ROUNDS: usize = 7;
 /// Round trips per round.
 const ROUND_TRIPS: usize = 4000;
 
-const MACHINE: &str = r#"
-[[domain]]
-name = "package-0"
-kind = "package"
-profile = [[0.7, 60], [0.3, 140]]
-quantum_uj = 61
-[[domain]]
-name = "core-0"
-kind = "core"
-parent = "package-0"
-profile = [[0.7, 40], [0.3, 110]]
-quantum_uj = 61
-[[domain]]
-name = "dram-0"
-kind = "dram"
-profile = [[1.0, 12]]
-quantum_uj = 15
-[[domain]]
-name = "gpu-0"
-kind = "gpu"
-profile = [[0.5, 90], [0.5, 300]]
-update_ns = 20_000_000
-quantum_uj = 1000
-"#;
-
 fn main() {
     let mut table = Table::default();
     start_up(&mut table);
-    let daemon = Daemon::start();
+    let daemon = Daemon::start(MACHINE, MANY_SPANS);
     idle(&daemon, &mut table);
     round_trips(&daemon, &mut table);
     windows(&daemon, &mut table);
     oneway(&daemon, &mut table);
-    pipelined(&Daemon::spawn(false), &mut table, "accounts not kept");
+    pipelined(
+        &Daemon::spawn(MACHINE, &format!("{MANY_SPANS}[ledger]\nkeep = false\n")),
+        &mut table,
+        "accounts not kept",
+    );
     pipelined(&daemon, &mut table, "each account to disk");
     many_open(&daemon, &mut table);
     table.print();
@@ -88,75 +69,9 @@ impl Table {
     }
 }
 
-struct Daemon {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Daemon {
-    fn spawn(keep: bool) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
-        std::fs::write(&machine, MACHINE).expect("a file in it");
-        let settings = format!(
-            "[limits]\nopen_spans = 131072\nspan_memory_bytes = 268435456\n[ledger]\nkeep = {keep}\n"
-        );
-        std::fs::write(&config, settings).expect("a file in it");
-        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
-            .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
-            .args(["--socket".as_ref(), dir.path().join("run/wattspan.sock").as_os_str()])
-            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the daemon starts");
-        Self { child, dir }
-    }
-
-    fn start() -> Self {
-        let daemon = Self::spawn(true);
-        daemon.connect();
-        daemon
-    }
-
-    fn connect(&self) -> UnixStream {
-        let path: PathBuf = self.dir.path().join("run/wattspan.sock");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match UnixStream::connect(&path) {
-                Ok(stream) => return stream,
-                Err(cause) if Instant::now() > deadline => panic!("no daemon: {cause}"),
-                Err(_) => std::thread::sleep(Duration::from_micros(200)),
-            }
-        }
-    }
-
-    /// CPU time so far, of all threads.
-    fn processor(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()));
-        let _ = stat;
-        let mut total = 0;
-        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a running daemon") {
-            let path = task.expect("a task").path().join("schedstat");
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Duration::from_nanos(total)
-    }
-
-    fn resident_mb(&self) -> f64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running daemon");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kib / 1024.0
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// CPU time so far, of all threads.
+fn cpu_time(daemon: &Daemon) -> Duration {
+    daemon.cpu_time(|_| true)
 }
 
 fn message(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -351,7 +266,7 @@ fn pipelined(daemon: &Daemon, table: &mut Table, what: &str) {
                 (0..BATCH).flat_map(pair).collect()
             })
             .collect();
-        let (begun, processor) = (Instant::now(), daemon.processor());
+        let (begun, processor) = (Instant::now(), cpu_time(daemon));
         let answers = std::thread::spawn(move || {
             let (mut buffer, mut answers) = (vec![0; 1 << 16], 0);
             while answers < PAIRS / BATCH * BATCH * 2 {
@@ -369,7 +284,7 @@ fn pipelined(daemon: &Daemon, table: &mut Table, what: &str) {
         answers.join().expect("all answers");
         let pairs = (PAIRS / BATCH * BATCH) as f64;
         rates.push(pairs / begun.elapsed().as_secs_f64());
-        costs.push((daemon.processor() - processor).as_secs_f64() * 1e6 / pairs);
+        costs.push((cpu_time(daemon) - processor).as_secs_f64() * 1e6 / pairs);
     }
     let row = format!("pipelined OpenSpan + CloseSpan, {what}");
     table.row(&row, median(rates), 150_000.0, false, "/s");
@@ -404,9 +319,9 @@ fn many_open(daemon: &Daemon, table: &mut Table) {
 fn idle(daemon: &Daemon, table: &mut Table) {
     // The characterisation of the counters at the start has finished by then.
     std::thread::sleep(Duration::from_secs(3));
-    let (before, begun) = (daemon.processor(), Instant::now());
+    let (before, begun) = (cpu_time(daemon), Instant::now());
     std::thread::sleep(Duration::from_secs(10));
-    let share = (daemon.processor() - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let share = (cpu_time(daemon) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     table.row("idle daemon, processor", share * 100.0, 0.1, true, "%");
     table.row("idle daemon, resident", daemon.resident_mb(), 12.0, true, "MB");
 }
@@ -414,7 +329,7 @@ fn idle(daemon: &Daemon, table: &mut Table) {
 fn start_up(table: &mut Table) {
     let times = (0..5).map(|_| {
         let begun = Instant::now();
-        let daemon = Daemon::spawn(true);
+        let daemon = Daemon::spawn(MACHINE, MANY_SPANS);
         let mut stream = daemon.connect();
         let request = message(|out| Call::new(GetInfo {}).encode(out));
         let mut buffer = vec![0; 1 << 16];

@@ -5,9 +5,7 @@
 //! with `cargo bench --bench store`; it takes about a minute.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -16,36 +14,15 @@ use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
 use wattspan_client::account::{Account, Share, SpanState};
 use wattspan_client::protocol::{Call, CloseSpan, OpenSpan};
 
+mod daemon;
+
+use daemon::{Daemon, MACHINE};
+
 /// Accounts of the bulk load.
 const ACCOUNTS: u64 = 1_000_000;
 
 /// Accounts per batch: those that settle in 10 ms at 100,000 per second.
 const BATCH: u64 = 1000;
-
-const MACHINE: &str = r#"
-[[domain]]
-name = "package-0"
-kind = "package"
-profile = [[0.7, 60], [0.3, 140]]
-quantum_uj = 61
-[[domain]]
-name = "core-0"
-kind = "core"
-parent = "package-0"
-profile = [[0.7, 40], [0.3, 110]]
-quantum_uj = 61
-[[domain]]
-name = "dram-0"
-kind = "dram"
-profile = [[1.0, 12]]
-quantum_uj = 15
-[[domain]]
-name = "gpu-0"
-kind = "gpu"
-profile = [[0.5, 90], [0.5, 300]]
-update_ns = 20_000_000
-quantum_uj = 1000
-"#;
 
 fn main() {
     println!("{:<62} {:>16} {:>20}", "what", "target", "value");
@@ -222,59 +199,11 @@ fn commits(dir: &Path) {
     }
 }
 
-struct Daemon {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
-        std::fs::write(&machine, MACHINE).expect("a file in it");
-        std::fs::write(&config, "").expect("a file in it");
-        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
-            .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
-            .args(["--socket".as_ref(), dir.path().join("wattspan.sock").as_os_str()])
-            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the daemon starts");
-        Self { child, dir }
-    }
-
-    fn connect(&self) -> UnixStream {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match UnixStream::connect(self.dir.path().join("wattspan.sock")) {
-                Ok(stream) => return stream,
-                Err(cause) if Instant::now() > deadline => panic!("no daemon: {cause}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
-    }
-
-    fn resident_mb(&self) -> f64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running daemon");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kib / 1024.0
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// 10,000 closes per second for half a minute.
 fn steady_load() {
     const SECONDS: u64 = 30;
     const EACH_MS: u64 = 10;
-    let daemon = Daemon::start();
+    let daemon = Daemon::start(MACHINE, "");
     let mut stream = daemon.connect();
     let mut reading = stream.try_clone().expect("a descriptor");
     let reader = std::thread::spawn(move || {

@@ -20,9 +20,11 @@ use crate::domain::{Absent, Domain, Liveness};
 use crate::server::ServerSockets;
 use crate::service::{ServiceBuilder, StartupSettings};
 use crate::sources::dedup::domain_tree::counted_in_total;
+use crate::sources::mechanism_comparison;
 use crate::sources::{self, SourceSettings};
 
 pub use crate::sources::ProbeLoad;
+pub use crate::sources::mechanism_comparison::{ComparedMechanism, MechanismPair};
 
 /// Timeout and poll interval of the wait for the first reading.
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
@@ -113,6 +115,18 @@ pub fn record(
     thread::sleep(duration);
     recording.finish()?;
     Ok(builder.absent().to_vec())
+}
+
+/// Reads all mechanisms of this machine, and compares those that show the same energy. `load` runs on this thread meanwhile
+/// and returns after the duration. Returns the unavailable sources too, with their reasons.
+pub fn compare_mechanisms(
+    config: &Config,
+    duration: Duration,
+    load: impl FnOnce(Duration),
+) -> (Vec<MechanismPair>, Vec<Absent>) {
+    let settings = StartupSettings::for_own_process(config);
+    let found = sources::discover_all(&settings.sources, &Clock::Machine);
+    (mechanism_comparison::compare(found.opened, &Clock::Machine, duration, load), found.absent)
 }
 
 /// The domains that the files below these roots show, in lines of name, kind, parent and whether the total counts it.

@@ -161,16 +161,6 @@ class Wattspan:
     def lateness_ms(self):
         return self.sampler().get("lateness_p99_ns", 0) / 1e6
 
-    def cpu_s(self):
-        return self.daemon.cpu_s()
-
-    def peak_mb(self):
-        return self.daemon.peak_mb()
-
-    def stop(self):
-        self.daemon.stop()
-
-
 class ZeusdCumulative:
     """zeusd, asked for the cumulative energy at both ends of a span; it reads the counter for each request."""
 
@@ -201,16 +191,6 @@ class ZeusdCumulative:
 
     def lateness_ms(self):
         return None
-
-    def cpu_s(self):
-        return self.daemon.cpu_s()
-
-    def peak_mb(self):
-        return self.daemon.peak_mb()
-
-    def stop(self):
-        self.daemon.stop()
-
 
 class ZeusdStream(ZeusdCumulative):
     """zeusd's power stream at a poll rate, integrated over each span by the client."""
@@ -425,18 +405,18 @@ def run_round(make, program, result):
         meter = make(program, directory)
         try:
             time.sleep(1.5)
-            cpu_before_s, begun_s = meter.cpu_s(), time.monotonic()
+            cpu_before_s, begun_s = meter.daemon.cpu_s(), time.monotonic()
             one_at_a_time(meter, result)
-            result.cpu.append(100 * (meter.cpu_s() - cpu_before_s) / (time.monotonic() - begun_s))
+            result.cpu.append(100 * (meter.daemon.cpu_s() - cpu_before_s) / (time.monotonic() - begun_s))
             at_once(meter, result)
-            result.memory_mb.append(meter.peak_mb())
+            result.memory_mb.append(meter.daemon.peak_mb())
             result.start_ms.append(meter.daemon.start_s * 1e3)
             lateness_ms = meter.lateness_ms()
             if lateness_ms is not None:
                 result.lateness_ms.append(lateness_ms)
             return meter.label, meter.polls
         finally:
-            meter.stop()
+            meter.daemon.stop()
 
 
 def main():

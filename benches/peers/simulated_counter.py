@@ -14,7 +14,8 @@ PERIOD_S = 0.73
 UPDATE_S = 0.001
 # The energy unit of most Intel processors, 2^-14 J.
 QUANTUM_UJ = 1e6 / (1 << 14)
-RANGE_UJ = 262_143_328_850
+# The largest count of 32 bits in that unit.
+RANGE_UJ = ((1 << 32) - 1) * 10**6 >> 14
 
 
 def energy_j(instant_s):

@@ -26,9 +26,7 @@ use super::energy_integral::ROUNDING_UJ;
 use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, pci_address};
 use super::power_sensor::{PowerInput, PowerSensor};
-use super::sensor_files::{
-    ReadCondition, SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended,
-};
+use super::sensor_files::{ReadCondition, SensorFile, SensorFileGroup, is_suspended, not_suspended};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{Inventory, OpenedSource, Source, SourceSettings};
@@ -317,8 +315,7 @@ impl AmdCard {
     fn open_accumulator(&self, name: &str, width: AccumulatorWidth, clock: &Clock) -> Option<OpenedSource> {
         let table = SysfsFile::open(self.device_dir.join("gpu_metrics")).ok()?;
         let mut source = AccumulatorSource::new(table, width, not_suspended(&self.device_dir), clock);
-        let cap = self.hwmon_chip().and_then(|chip| chip.find_file("power1_cap"));
-        source.cap = cap.and_then(|path| open_unless_suspended(path, &self.device_dir).ok());
+        source.cap = self.hwmon_chip().and_then(|chip| chip.open_file("power1_cap", &self.device_dir).ok());
         let domain = Domain {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
@@ -338,9 +335,7 @@ impl AmdCard {
     /// The card's power sensor and the name of its file. The averaging time of `power1_average` is unknown.
     fn open_power_sensor(&self, is_apu: bool) -> Option<(SensorFile, &'static str)> {
         let chip = self.hwmon_chip()?;
-        let open = |file: &'static str| {
-            Some((open_unless_suspended(chip.find_file(file)?, &self.device_dir).ok()?, file))
-        };
+        let open = |file: &'static str| Some((chip.open_file(file, &self.device_dir).ok()?, file));
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if is_apu { DomainKind::Soc } else { DomainKind::Gpu };
         let limit_mw = chip

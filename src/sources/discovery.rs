@@ -33,12 +33,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
-    let deadline = Instant::now() + wait;
-    let is_opened = |name: &&str| *name != estimate::NAME && ALL_NAMES.contains(name);
-    let mut starting =
-        spawn_all(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
-    let parts = wait_for_sources(&mut starting, &settings.enabled, deadline);
-    let (mut found, self_probed) = merge_parts(&settings.enabled, parts);
+    let (mut found, self_probed, starting) = open_enabled(settings, clock, wait);
     let probe_result = probe::probe_domains(
         &mut found.opened,
         &topology::physical_packages(&settings.sysfs_root),
@@ -56,6 +51,32 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     }
     found.starting = Some(starting).filter(|starting| !starting.names().is_empty());
     found
+}
+
+/// Finds all domains of all enabled mechanisms but the estimate, for a comparison: none is dropped because another
+/// mechanism shows it too, and none is probed.
+pub fn discover_all(settings: &SourceSettings, clock: &Clock) -> Inventory {
+    if let Some(path) = &settings.replay {
+        return replay::open(path, clock);
+    }
+    let (mut found, self_probed, _) = open_enabled(settings, clock, OPEN_TIMEOUT);
+    found.append(self_probed);
+    found
+}
+
+/// Opens the enabled mechanisms but the estimate. Returns what needs the probe, what probes itself, and what still opens.
+fn open_enabled(
+    settings: &SourceSettings,
+    clock: &Clock,
+    wait: Duration,
+) -> (Inventory, Inventory, StartingSources) {
+    let deadline = Instant::now() + wait;
+    let is_opened = |name: &&str| *name != estimate::NAME && ALL_NAMES.contains(name);
+    let mut starting =
+        spawn_all(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
+    let parts = wait_for_sources(&mut starting, &settings.enabled, deadline);
+    let (found, self_probed) = merge_parts(&settings.enabled, parts);
+    (found, self_probed, starting)
 }
 
 /// What each enabled mechanism has found by the deadline, in the order of the names.

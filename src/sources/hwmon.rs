@@ -19,7 +19,7 @@ use super::hwmon_label::{
     ChipRole, RailPosition, chip_role, core_counter, is_no_power, rail_position, slugify,
 };
 use super::power_sensor::{PowerInput, PowerSensor};
-use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
+use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended};
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, SourceSettings, intelgpu, rapl};
 
@@ -332,7 +332,7 @@ fn unknown_rail(chip: &HwmonChip, label: Option<&str>, nth: usize, channel: &str
 
 fn open_file(chip: &HwmonChip, file: &str) -> Result<SysfsFile, String> {
     let path = chip.find_file(file).ok_or_else(|| format!("{}: no {file}", chip.name))?;
-    open_unless_suspended(path.clone(), chip.device()).map_err(|error| match error.kind() {
+    chip.open_file(file, chip.device()).map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => format!(
             "{}: only root can read it; run the program as root, or with CAP_DAC_READ_SEARCH: sudo setcap \
              cap_dac_read_search=ep PROGRAM",

@@ -2,13 +2,14 @@
 //!
 //! Owns the directory layouts: newer drivers have their files in `hwmonN/`, older ones (and `acpi_power_meter` before Linux
 //! 6.13) in `hwmonN/device/` (linux Documentation/hwmon/sysfs-interface.rst). Keeps no file open and never depends on the
-//! number in `hwmonN`, which changes between boots.
+//! number in `hwmonN`, which changes between boots and when a driver is loaded again.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::sysfs_file::{read_parsed, read_trimmed};
+use super::sensor_files::open_unless_suspended;
+use super::sysfs_file::{SysfsFile, read_parsed, read_trimmed};
 
 #[derive(Debug, Clone)]
 pub struct HwmonChip {
@@ -43,6 +44,25 @@ impl HwmonChip {
             .find_map(|device| fs::canonicalize(device).ok())
             .unwrap_or_else(|| folder.to_path_buf());
         Some(HwmonChip { name, dirs: folders, device })
+    }
+
+    /// Opens a file of the chip of `device`, unless the read would wake it: see [`open_unless_suspended`]. After the driver was
+    /// loaded again, the file is found by the chip's device and name: another chip may have the number of this one.
+    ///
+    /// # Errors
+    /// The file does not exist, cannot be opened, or contains no number.
+    pub fn open_file(&self, name: &str, device: &Path) -> io::Result<SysfsFile> {
+        let path = self.find_file(name).ok_or(io::ErrorKind::NotFound)?;
+        let (chip, file) = (self.clone(), name.to_owned());
+        let locate = move || chip.find_again()?.find_file(&file);
+        Ok(open_unless_suspended(path, device)?.relocated_by(locate))
+    }
+
+    /// The chip of this name and device under any number.
+    fn find_again(&self) -> Option<HwmonChip> {
+        let chips = fs::read_dir(self.dirs.first()?.parent()?).ok()?;
+        let is_it = |chip: &HwmonChip| (&chip.name, &chip.device) == (&self.name, &self.device);
+        chips.flatten().filter_map(|entry| HwmonChip::read(&entry.path())).find(is_it)
     }
 
     /// The path of a file, if it exists.
@@ -134,5 +154,45 @@ mod tests {
         );
         assert_eq!(chip.read_number("power1_average"), Some(5));
         assert!(HwmonChip::read(Path::new("/nowhere")).is_none());
+    }
+
+    #[test]
+    fn a_file_is_found_again_by_device_and_name_when_a_driver_numbers_its_chips_anew() {
+        const SECOND: u64 = 1_000_000_000;
+        let root = tempfile::tempdir().unwrap();
+        let hwmon = root.path().join("class/hwmon");
+        let add = |number: u32, device: &str, name: &str, energy: &str| {
+            let (chip, device) =
+                (hwmon.join(format!("hwmon{number}")), root.path().join("devices").join(device));
+            fs::create_dir_all(&device).unwrap();
+            fs::create_dir_all(&chip).unwrap();
+            std::os::unix::fs::symlink(device, chip.join("device")).unwrap();
+            fs::write(chip.join("name"), name).unwrap();
+            fs::write(chip.join("energy1_input"), energy).unwrap();
+        };
+        // A tile and its card have one device.
+        add(3, "0000:03:00.0", "i915", "300");
+        add(4, "0000:03:00.0", "i915_gt0", "400");
+        add(5, "0000:04:00.0", "i915", "500");
+        let mut files: Vec<SysfsFile> = list_chips(root.path())
+            .unwrap()
+            .iter()
+            .map(|chip| chip.open_file("energy1_input", chip.device()).unwrap())
+            .collect();
+        let mut read = |now_ns: u64| -> Vec<Option<u64>> {
+            files.iter_mut().map(|file| file.read_number(now_ns)).collect()
+        };
+        assert_eq!(read(0), [Some(300), Some(400), Some(500)]);
+        // A removed file of sysfs can no longer be read; here it becomes empty.
+        for number in 3..=5 {
+            fs::write(hwmon.join(format!("hwmon{number}/energy1_input")), "").unwrap();
+        }
+        assert_eq!(read(1), [None; 3]);
+        fs::remove_dir_all(&hwmon).unwrap();
+        assert_eq!(read(SECOND + 1), [None; 3]);
+        add(3, "0000:04:00.0", "i915", "501");
+        add(4, "0000:03:00.0", "i915", "301");
+        add(9, "0000:03:00.0", "i915_gt0", "401");
+        assert_eq!(read(2 * SECOND + 1), [Some(301), Some(401), Some(501)]);
     }
 }

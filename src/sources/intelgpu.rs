@@ -16,7 +16,7 @@ use crate::domain::{Domain, DomainKind, Grade};
 use super::counter::plausible_ceiling_mw;
 use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, list_chips};
-use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
+use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended};
 use super::{Inventory, SourceSettings};
 
 /// 2^32 counts of 2^-14 J: the energy after which the hardware register may have wrapped unnoticed.
@@ -88,7 +88,7 @@ fn open_card_sensors(
                 Some(tile) => Some(format!("gt{tile}")),
                 None => part.map(String::from),
             };
-            match open_unless_suspended(path.clone(), chip.device()) {
+            match chip.open_file(file, chip.device()) {
                 Ok(file) => {
                     let sensor = SensorFile::energy(file, DomainKind::Gpu, Some(REGISTER_RANGE_UJ));
                     sensors.push((

@@ -17,7 +17,7 @@
 //! | `estimate` | CPU load times a model of the processor's family | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as recorded | a file |
 
-pub use discovery::{discover, discover_within};
+pub use discovery::{discover, discover_all, discover_within};
 pub use energy_filter::EnergyFilter;
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::{ProbeLoad, SourceSettings, reads_rapl};
@@ -101,6 +101,9 @@ mod hwmon_label;
 
 /// Intel GPUs through the kernel's drivers.
 pub mod intelgpu;
+
+/// Comparison of mechanisms that show the same energy.
+pub mod mechanism_comparison;
 
 /// RAPL through the model-specific registers.
 pub mod msr;

@@ -690,6 +690,49 @@ fn doctor_compares_the_battery_with_the_sum_and_never_adds_it() {
 }
 
 #[test]
+fn doctor_compares_mechanisms_by_the_energy_of_the_same_machine() {
+    let fixture = CliFixture::new();
+    // Of what the machine uses, the battery shows 25 % more than the platform's counter, and the package 20 % less.
+    let domain = |name: &str, kind: &str, watts: u32| {
+        format!(
+            "[[domain]]\nname = \"{name}\"\nkind = \"{kind}\"\nprofile = [[1.0, {watts}]]\nquantum_uj = 61\n"
+        )
+    };
+    let machine = [
+        domain("psys", "psys", 100),
+        domain("package-0", "package", 80),
+        domain("battery-0", "battery", 125),
+    ];
+    std::fs::write(&fixture.machine, machine.concat()).unwrap();
+    let output = fixture.output(&["doctor", "--compare", "1", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report = json(&output.stdout);
+    let pairs = report["compared"].as_array().unwrap();
+    assert_eq!(pairs.len(), 2, "{report}");
+    for (pair, second, watts, ppm) in
+        [(&pairs[0], "battery-0", 125.0, 250_000_i64), (&pairs[1], "package-0", 80.0, -200_000)]
+    {
+        assert_eq!(
+            (&pair["first"]["domains"][0], &pair["second"]["domains"][0]),
+            (&"psys".into(), &second.into())
+        );
+        let shown = pair["difference_ppm"].as_i64().unwrap();
+        assert!(shown.abs_diff(ppm) < 20_000, "{shown} and not {ppm}: {report}");
+        let period_s = pair["period_ns"].as_f64().unwrap() / 1e9;
+        let energy = |side: &str| pair[side]["energy_uj"].as_f64().unwrap() / 1e6;
+        assert!(period_s > 0.5, "{report}");
+        assert!((energy("first") / period_s - 100.0).abs() < 2.0, "{report}");
+        assert!((energy("second") / period_s - watts).abs() < 2.0, "{report}");
+    }
+    let shown = fixture.output(&["doctor", "--compare", "1"]).stdout;
+    let battery = text(&shown).lines().find(|line| line.contains("battery-0")).unwrap_or_default();
+    let percent = battery.split_whitespace().find(|word| word.starts_with('+')).unwrap_or_default();
+    assert!((percent.parse::<f64>().unwrap() - 25.0).abs() < 2.0, "{}", text(&shown));
+    let refused = fixture.bare().args(["--socket", "x", "doctor", "--compare", "1"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn a_narrow_terminal_loses_no_figure() {
     let fixture = CliFixture::new();
     let narrow = fixture.wattspan(&["doctor"]).env("COLUMNS", "40").output().unwrap().stdout;

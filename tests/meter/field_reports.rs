@@ -150,9 +150,9 @@ fn a_discharging_battery_is_metered_whatever_the_sign_and_whichever_family_it_sh
         let text = format!("{BATTERY}\n{volts}\nsys/class/power_supply/BAT0/{files}");
         let tree = MachineTree::parse(&text, files);
         let Some(mounted) = tree.mount() else { return };
-        let power = tree.power(&mounted, "battery-0");
-        assert!(power.contains(12.0), "{files}: {power:?}");
         let found = tree.discover(&mounted);
+        let power = found.power("battery-0");
+        assert!(power.contains(12.0), "{files}: {power:?}");
         assert_eq!(found.inventory.opened[0].domains[0].grade == Grade::Integrated, !is_gauge, "{files}");
     }
 }

@@ -56,7 +56,8 @@ pub struct MachineTree {
 /// What was found on a mounted tree.
 pub struct FoundMachine {
     pub inventory: Inventory,
-    pub total: PowerRange,
+    /// The observed power of each domain.
+    powers: Vec<PowerRange>,
 }
 
 /// Bounds of a mean power, whenever between the clock readings around it a value was read.
@@ -137,7 +138,7 @@ impl MachineTree {
         machine.mount()
     }
 
-    /// Discovers the mounted machine and observes its total.
+    /// Discovers the mounted machine and observes its power.
     pub fn discover(&self, mounted: &MountedMachine) -> FoundMachine {
         let mut enabled = SourceSettings::default().enabled;
         // These sources would find this machine's own counters, or are no part of the tree.
@@ -147,22 +148,8 @@ impl MachineTree {
         enabled.extend(has("cpu/").then(|| "msr".to_owned()));
         let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
         let mut inventory = discover(&mounted.settings(&enabled), &Clock::Machine);
-        let total = observe_total(&mut inventory);
-        FoundMachine { inventory, total }
-    }
-
-    /// The power that a domain shows, whether it is counted or not.
-    pub fn power(&self, mounted: &MountedMachine, name: &str) -> PowerRange {
-        let mut found = self.discover(mounted);
-        let is_it = |domain: &Domain| domain.name == name;
-        let (source, at) = found
-            .inventory
-            .opened
-            .iter()
-            .enumerate()
-            .find_map(|(nth, opened)| Some((nth, opened.domains.iter().position(is_it)?)))
-            .unwrap_or_else(|| panic!("no {name}: {}", found.reasons()));
-        observe_powers(&mut found.inventory)[source][at]
+        let powers = observe_powers(&mut inventory);
+        FoundMachine { inventory, powers }
     }
 
     /// Compares what was found with what the source says; `None` where no tree can be mounted. Repeats, because a busy machine
@@ -196,8 +183,9 @@ impl MachineTree {
         if let Some(missing) = self.absent.iter().find(|part| !reasons.contains(part.as_str())) {
             return Some(format!("no reason contains {missing:?}"));
         }
-        let total_w = self.total_w.filter(|total_w| !found.total.contains(*total_w))?;
-        Some(format!("the total is {:?}, expected {total_w} W", found.total))
+        let total = found.total();
+        let total_w = self.total_w.filter(|total_w| !total.contains(*total_w))?;
+        Some(format!("the total is {total:?}, expected {total_w} W"))
     }
 }
 
@@ -206,13 +194,30 @@ impl FoundMachine {
         domains(&self.inventory)
     }
 
+    fn counted(&self) -> Vec<bool> {
+        counted_in_total(&self.domains(), &live(&self.inventory))
+    }
+
+    /// The power of the counted domains.
+    fn total(&self) -> PowerRange {
+        let counted = self.powers.iter().zip(self.counted()).filter(|(_, counted)| *counted);
+        counted.fold(PowerRange::default(), |sum, (power, _)| PowerRange {
+            low_w: sum.low_w + power.low_w,
+            high_w: sum.high_w + power.high_w,
+        })
+    }
+
+    /// The power of a domain, whether it is counted or not.
+    pub fn power(&self, name: &str) -> PowerRange {
+        let at = self.domains().iter().position(|domain| domain.name == name);
+        at.map(|at| self.powers[at]).unwrap_or_else(|| panic!("no {name}: {}", self.reasons()))
+    }
+
     /// One line for each domain, as in a tree's file.
     pub fn shown(&self) -> Vec<String> {
-        let (domains, live) = (self.domains(), live(&self.inventory));
-        let counted = counted_in_total(&domains, &live);
-        domains
+        self.domains()
             .iter()
-            .zip(counted)
+            .zip(self.counted())
             .map(|(domain, counted)| {
                 let kind = serde_json::to_value(domain.kind).unwrap();
                 let parent = domain.parent.as_deref().unwrap_or("-");
@@ -263,17 +268,6 @@ fn live(inventory: &Inventory) -> Vec<bool> {
     inventory.opened.iter().flat_map(|opened| opened.advanced.clone()).collect()
 }
 
-/// The power of the counted domains.
-fn observe_total(inventory: &mut Inventory) -> PowerRange {
-    let counted = counted_in_total(&domains(inventory), &live(inventory));
-    let powers = observe_powers(inventory).concat();
-    let counted = powers.iter().zip(counted).filter(|(_, counted)| *counted);
-    counted.fold(PowerRange::default(), |sum, (power, _)| PowerRange {
-        low_w: sum.low_w + power.low_w,
-        high_w: sum.high_w + power.high_w,
-    })
-}
-
 /// One read of a source, between two clock readings.
 struct TimedRead {
     before_ns: u64,
@@ -281,8 +275,8 @@ struct TimedRead {
     readings: Vec<EnergyReading>,
 }
 
-/// The power of each source's domains.
-fn observe_powers(inventory: &mut Inventory) -> Vec<Vec<PowerRange>> {
+/// The power of each domain.
+fn observe_powers(inventory: &mut Inventory) -> Vec<PowerRange> {
     let mut read = || -> Vec<TimedRead> {
         let read = inventory.opened.iter_mut().map(|opened| {
             let mut readings = vec![EnergyReading::default(); opened.domains.len()];
@@ -295,7 +289,7 @@ fn observe_powers(inventory: &mut Inventory) -> Vec<Vec<PowerRange>> {
     let first = read();
     sleep(OBSERVED);
     let last = read();
-    first.iter().zip(&last).map(|(first, last)| powers_between(first, last)).collect()
+    first.iter().zip(&last).flat_map(|(first, last)| powers_between(first, last)).collect()
 }
 
 fn powers_between(first: &TimedRead, last: &TimedRead) -> Vec<PowerRange> {

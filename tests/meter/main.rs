@@ -44,6 +44,8 @@ mod gpu_process_shares;
 #[cfg(target_os = "linux")]
 mod machine_tree;
 #[cfg(target_os = "linux")]
+mod mechanism_comparison;
+#[cfg(target_os = "linux")]
 mod nvml;
 #[cfg(target_os = "linux")]
 mod perf_source;

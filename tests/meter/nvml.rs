@@ -250,6 +250,47 @@ fn mig_is_metered_as_a_board_and_says_so() {
 }
 
 #[test]
+fn a_board_with_mig_is_counted_once_whatever_its_instances_do() {
+    let library = Library::new(2);
+    library.set(1, Knob::Mig, 1);
+    library.curve(1, &OTHER);
+    let mut machine = Machine::new(library);
+    let domains = machine.domains();
+    let counted = domain_tree::counted_in_total(&domains, &[true, true]);
+    assert_eq!(counted, [true, true], "{domains:?}");
+    assert!(domains.iter().all(|domain| domain.parent.is_none() && domain.grade == Grade::Measured));
+    let (from_ns, to_ns) = (START_NS + 1_234 * MS, START_NS + 3_456 * MS);
+    let account = machine.account(from_ns, to_ns);
+    let truths = [true_uj(&USUAL, from_ns, to_ns), true_uj(&OTHER, from_ns, to_ns)];
+    for (domain, truth_uj) in ["gpu-0", "gpu-1"].into_iter().zip(truths) {
+        assert!(off_uj(share(&account, domain), truth_uj) < 0.05 * truth_uj, "{account:?}");
+    }
+    assert_eq!(account.domains.len(), 2, "no instance is a domain");
+    let total_uj = account.share_uj.unwrap() as f64;
+    assert!((total_uj - truths[0] - truths[1]).abs() <= account.error_uj.unwrap() as f64);
+}
+
+#[test]
+fn a_board_on_which_mig_is_turned_on_is_reset_and_continues_after_a_gap() {
+    let mut machine = Machine::new(Library::new(1));
+    let (from_ns, to_ns) = (START_NS + S, START_NS + 8 * S);
+    // The driver resets the board when the mode changes: it is lost, and its counter starts at 0 (MIG User Guide).
+    let reset_ns = START_NS + 2 * S..START_NS + 3 * S;
+    let account = machine.account_while(from_ns, to_ns, |now_ns, library| {
+        library.set(0, Knob::Refuses, if reset_ns.contains(&now_ns) { GPU_IS_LOST } else { 0 });
+        if reset_ns.contains(&now_ns) {
+            library.set(0, Knob::Mig, 1);
+            library.set(0, Knob::BaseNs, now_ns);
+        }
+    });
+    let board = share(&account, "gpu-0");
+    assert!(board.unknown_ns >= S && board.unknown_ns < 4 * S, "{board:?}");
+    let most_uj = true_uj(&USUAL, from_ns, to_ns);
+    assert_eq!(board.error_uj, None);
+    assert!(board.share_uj.is_none_or(|share_uj| share_uj as f64 <= most_uj), "{board:?}");
+}
+
+#[test]
 fn without_a_counter_power_is_integrated_and_the_truth_lies_within_its_uncertainty() {
     let library = Library::new(1);
     library.set(0, Knob::Counter, 0);
@@ -265,6 +306,34 @@ fn without_a_counter_power_is_integrated_and_the_truth_lies_within_its_uncertain
     let truth_uj = true_uj(&USUAL, from_ns, to_ns);
     assert!(off_uj(share(&account, "gpu-0"), truth_uj) < 0.05 * truth_uj);
     assert_eq!(account.grade, Some(Grade::Integrated));
+}
+
+#[test]
+fn a_board_without_counter_and_power_is_estimated_from_its_limit_and_utilization() {
+    let library = Library::new(1);
+    for (knob, value) in [(Knob::Counter, 0), (Knob::Instant, 0), (Knob::Usage, 0), (Knob::LimitMw, 300_000)]
+    {
+        library.set(0, knob, value);
+    }
+    assert!(absent(&library).contains("reports neither an energy counter nor its current power"));
+    library.set(0, Knob::LoadPercent, 1);
+    let mut machine = Machine::new(library);
+    let domain = machine.domains().remove(0);
+    assert_eq!((domain.grade, domain.ceiling_mw), (Grade::Estimated, Some(300_000)));
+    let reason = &machine.inventory.absent[0].reason;
+    assert!(reason.contains("estimated from its power limit and utilization"), "{reason}");
+    // An idle board draws 11.3 % of its limit, a busy one all of it; the interval is from 0 to the limit.
+    for (load_percent, power_mw) in [(0, 33_900), (50, 166_950), (100, 300_000)] {
+        machine.library.set(0, Knob::LoadPercent, load_percent + 1);
+        let from = machine.read_for(10 * MS)[0];
+        let to = machine.read_for(S)[0];
+        assert_eq!(to.energy_uj - from.energy_uj, power_mw * 1_000, "{load_percent} %");
+        let farther_mw = power_mw.max(300_000 - power_mw);
+        assert_eq!(to.uncertainty_uj - from.uncertainty_uj, farther_mw * 1_000, "{load_percent} %");
+    }
+    // A board that is lost meanwhile is a gap and not idle.
+    machine.library.set(0, Knob::Refuses, GPU_IS_LOST);
+    assert!(!machine.read_for(10 * MS)[0].valid);
 }
 
 #[test]

@@ -277,6 +277,50 @@ fn a_card_of_xe_counts_its_package_within_itself() {
 }
 
 #[test]
+fn cards_whose_driver_is_loaded_again_are_found_under_their_new_numbers_after_a_gap() {
+    const WATTS: [u64; 2] = [40, 200];
+    let mut machine = FuseMachine::new();
+    // Each card has one number before and another one after; the order of the cards changes.
+    for (number, card) in [(1, 0), (2, 1), (5, 1), (6, 0)] {
+        let path = chip(&mut machine, number, "xe", &format!("sys/devices/pci0000:00/0000:0{card}:00.0"));
+        let wave = SquareWave::steady(WATTS[card] * 1_000);
+        machine.number(&format!("{path}/energy1_input"), move |at| wave.energy_uj(at));
+    }
+    let Some(mounted) = machine.mount() else { return };
+    let number = |number: u32| format!("sys/class/hwmon/hwmon{number}");
+    [5, 6].iter().for_each(|&nth| mounted.hide(&number(nth)));
+    let mut inventory = discover_sources(&mounted, &["intelgpu"]);
+    assert_eq!(names(&inventory), ["intelgpu-0", "intelgpu-1"], "{}", reasons(&inventory));
+    let mut read = || -> Vec<EnergyReading> {
+        let of = |opened: &mut OpenedSource| {
+            let mut reading = [EnergyReading::default()];
+            opened.source.read(&mut reading);
+            reading[0]
+        };
+        inventory.opened.iter_mut().map(of).collect()
+    };
+    let before = read();
+    [1, 2].iter().for_each(|&nth| mounted.hide(&number(nth)));
+    assert!(read().iter().all(|reading| !reading.valid));
+    [5, 6].iter().for_each(|&nth| mounted.show(&number(nth)));
+    let end = Instant::now() + Duration::from_secs(20);
+    let (mut from_ns, mut back) = (monotonic_ns(), read());
+    while !back.iter().all(|reading| reading.valid) && Instant::now() < end {
+        sleep(Duration::from_millis(50));
+        (from_ns, back) = (monotonic_ns(), read());
+    }
+    sleep(Duration::from_millis(200));
+    let (later, to_ns) = (read(), monotonic_ns());
+    for (card, watts) in WATTS.into_iter().enumerate() {
+        assert!(back[card].valid && later[card].valid, "{back:?}");
+        assert_eq!((back[card].epoch, later[card].epoch), (before[card].epoch + 1, before[card].epoch + 1));
+        let most_uj = watts * (to_ns - from_ns) / 1_000;
+        let grown_uj = later[card].energy_uj - back[card].energy_uj;
+        assert!((watts * 200_000..=most_uj).contains(&grown_uj), "card {card}: {grown_uj} µJ of {most_uj}");
+    }
+}
+
+#[test]
 fn the_tiles_of_i915_lie_within_their_card_and_a_sleeping_card_is_left_asleep() {
     // Shape: linux Documentation/ABI/testing/sysfs-driver-intel-i915-hwmon, and the names of i915_hwmon.c.
     let mut machine = FuseMachine::new();

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use wattspan::clock::Clock;
 use wattspan::domain::EnergyReading;
-use wattspan::sources::dedup::domain_tree::counted_in_total;
+use wattspan::embedded::describe_tree;
+use wattspan::sources::replay;
 use wattspan::sources::replay::trace::RecordedTrace;
-use wattspan::sources::{SourceSettings, discover, replay};
 
 /// Checks the bundle at `path`. Returns its domains.
 pub fn check(path: &Path) -> Vec<String> {
@@ -29,7 +29,8 @@ pub fn check(path: &Path) -> Vec<String> {
         }
     }
     expected.sort();
-    assert_eq!(shown_domains(root.path()), expected, "{}", path.display());
+    let shown = describe_tree(&root.path().join("sys"), &root.path().join("proc"));
+    assert_eq!(shown, expected, "{}", path.display());
     if !trace.is_empty() {
         check_trace(&trace);
     }
@@ -57,35 +58,6 @@ fn add_to_tree(root: &Path, line: &str) {
         let value = value.replace("\\\\", "\0").replace("\\n", "\n").replace('\0', "\\");
         fs::write(at(path), format!("{value}\n")).unwrap();
     }
-}
-
-fn shown_domains(root: &Path) -> Vec<String> {
-    let mut settings = SourceSettings {
-        sysfs_root: root.join("sys"),
-        proc_root: root.join("proc"),
-        ..SourceSettings::default()
-    };
-    // These sources would find this machine's own counters.
-    settings.enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
-    let found = discover(&settings, &Clock::Machine);
-    let domains: Vec<_> = found.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
-    let counted = counted_in_total(&domains, &vec![true; domains.len()]);
-    let mut shown: Vec<String> = domains
-        .iter()
-        .zip(counted)
-        .map(|(domain, counted)| {
-            let kind = serde_json::to_value(domain.kind).unwrap();
-            let parent = domain.parent.as_deref().unwrap_or("-");
-            format!(
-                "{} {} {parent} {}",
-                domain.name,
-                kind.as_str().unwrap(),
-                if counted { "counted" } else { "-" }
-            )
-        })
-        .collect();
-    shown.sort();
-    shown
 }
 
 /// The recorded energy comes back, and decreases in no epoch.

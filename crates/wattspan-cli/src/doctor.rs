@@ -4,7 +4,6 @@
 //! Examines no hardware itself.
 
 use std::fmt::Write as _;
-use std::hint::black_box;
 use std::io::stdout;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,10 +20,12 @@ use wattspan_client::protocol::{
 
 use super::account_report::grade_label;
 use super::bundle::{self, BundleArgs};
+use super::busy_loop::keep_busy;
 use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
 use super::domain_ticks::DomainTicks;
 use super::domain_tree::{self, indented_name};
 use super::exit_status::{CliError, NO_COUNTER, OK};
+use super::mechanism_comparison;
 use super::output;
 use super::quantity::{format_duration, format_energy, format_lower_bound, format_power};
 use super::table::{TableCell, TextTable, number_column, text_column};
@@ -47,12 +48,18 @@ struct DoctorOutput<'a> {
 pub struct DoctorArgs {
     #[command(flatten)]
     bundle: BundleArgs,
+    /// Compare the mechanisms that show the same energy, under load, in this process
+    #[arg(long, value_name = "SECONDS", conflicts_with = "bundle", value_parser = clap::value_parser!(u32).range(1..=600))]
+    compare: Option<u32>,
 }
 
 /// Runs `wattspan doctor`.
 pub fn doctor(options: &MeterOptions, args: &DoctorArgs) -> Result<u8, CliError> {
     if let Some(path) = &args.bundle.bundle {
         return bundle::write_bundle(options, &args.bundle, path);
+    }
+    if let Some(seconds) = args.compare {
+        return mechanism_comparison::compare(options, seconds);
     }
     let (connector, client) = MeterConnector::open(options)?;
     watch_under_load(&connector, &client.info()?);
@@ -70,14 +77,7 @@ pub fn doctor(options: &MeterOptions, args: &DoctorArgs) -> Result<u8, CliError>
 fn watch_under_load(connector: &MeterConnector, info: &DaemonInfo) {
     let busy = AtomicBool::new(true);
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut x = 1u64;
-            while busy.load(Ordering::Relaxed) {
-                for _ in 0..10_000 {
-                    x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).rotate_left(17));
-                }
-            }
-        });
+        scope.spawn(|| keep_busy(&busy));
         let _ = watch_domains(connector, info);
         busy.store(false, Ordering::Relaxed);
     });

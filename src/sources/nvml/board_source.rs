@@ -19,7 +19,7 @@ use super::board_connection::BoardConnection;
 use super::board_ffi::{FieldResult, MAX_FIELDS, NvmlBoard, NvmlField};
 use super::call_schedule::CallSchedule;
 use super::error_reason::{board_error_reason, is_board_lost};
-use super::scope_meter::{PowerScope, QueryMethod, ScopeMeter};
+use super::scope_meter::{PowerScope, QueryMethod, ScopeMeter, estimate_power_mw};
 
 /// Highest rate of one board: instantaneous power changes about 50 times a second, the counter 10 to 50 times.
 const MAX_RATE_HZ: f64 = 100.0;
@@ -117,11 +117,14 @@ fn find_meters(
     let device = board.device();
     let product = device.name().unwrap_or_default();
     let domain_name = PowerScope::Gpu.domain_name(identity.number);
+    let missing = format!(
+        "{product} reports neither an energy counter nor its current power; a driver from version 530 on may, and a \
+         virtual GPU has neither"
+    );
     let Some(whole) = ScopeMeter::probe(board, PowerScope::Gpu) else {
-        return Err(format!(
-            "{product} reports neither an energy counter nor its current power; a driver from version 530 on may, \
-             and a virtual GPU has neither"
-        ));
+        let estimated = ScopeMeter::estimated(board).ok_or_else(|| missing.clone())?;
+        let note = format!("{domain_name}: {missing}; it is estimated from its power limit and utilization");
+        return Ok((vec![estimated], vec![note]));
     };
     let (mut meters, mut notes) = (vec![whole], Vec::new());
     if let Some(module) = ScopeMeter::probe(board, PowerScope::Module) {
@@ -214,6 +217,7 @@ fn query_meters(
                 count += 1;
             }
             Some(QueryMethod::Call) => answers[index] = call(),
+            Some(QueryMethod::Estimate) => answers[index] = estimate_power_mw(board),
             None => {}
         }
     }

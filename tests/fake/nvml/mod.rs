@@ -84,6 +84,8 @@ pub enum Knob {
     UserBPercent,
     /// The delay from an update of the counter to its appearance.
     LagNs,
+    /// The board's utilization in percent, plus 1; 0: not supported.
+    LoadPercent,
 }
 
 pub const GPU_IS_LOST: u64 = 15;

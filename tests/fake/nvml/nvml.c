@@ -21,7 +21,7 @@ enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, 
 enum { NOW_NS, BOARDS, REFUSAL, INIT_HANGS, GENERATION, UNLOADED, INITS, HEAD = 16 };
 enum { SHOWN_AT, NAME, COUNTER, INSTANT, MODULE, MEMORY, MIG, REFUSES, HANGS, UPDATE_NS, PHASE_NS, SENSOR_NS,
        BASE_NS, BURN_NS, SLEEP_NS, ENERGY_ASKED, POWER_ASKED, LIMIT_MW, USAGE, ARCHITECTURE, SENSOR_PERMILLE,
-       HELD, STEPS, CURVE, USERS_TOLD = 56, USER_A, USER_A_PERCENT, USER_B, USER_B_PERCENT, LAG_NS, BOARD = 64 };
+       HELD, STEPS, CURVE, USERS_TOLD = 56, USER_A, USER_A_PERCENT, USER_B, USER_B_PERCENT, LAG_NS, LOAD_PERCENT, BOARD = 64 };
 enum { MOST_BOARDS = 16 };
 
 typedef struct {
@@ -263,6 +263,21 @@ int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned int *limit)
         return refused;
     *limit = (unsigned int)b[LIMIT_MW];
     return b[LIMIT_MW] ? SUCCESS : NOT_SUPPORTED;
+}
+
+typedef struct { unsigned int gpu, memory; } nvmlUtilization_t;
+
+int nvmlDeviceGetUtilizationRates(void *handle, nvmlUtilization_t *utilization)
+{
+    volatile uint64_t *b = 0;
+    int refused = enter(handle, &b);
+    if (refused)
+        return refused;
+    if (!b[LOAD_PERCENT])
+        return NOT_SUPPORTED;
+    utilization->gpu = (unsigned int)b[LOAD_PERCENT] - 1;
+    utilization->memory = 0;
+    return SUCCESS;
 }
 
 /* A mean over the last second, as on everything from Ampere on. */
