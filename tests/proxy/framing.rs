@@ -2,12 +2,9 @@
 //!
 //! The peer of the proxy receives a message framed in one way, or none.
 
-use std::sync::{Arc, Mutex};
-
+use crate::fixture::fixture;
 use crate::http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, inference_request};
 use crate::support::{STEADY_MACHINE, TestDaemon};
-
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// Transfer codings that the proxy does not forward: the header lines, and the expected status.
 const REFUSED_CODINGS: [(&str, u16); 20] = [
@@ -34,28 +31,6 @@ const REFUSED_CODINGS: [(&str, u16); 20] = [
 ];
 
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
-
-struct FramingFixture {
-    _daemon: TestDaemon,
-    _stub: StubServer,
-    received: Arc<Mutex<Vec<HttpMessage>>>,
-    proxy: TestProxy,
-}
-
-fn fixture() -> FramingFixture {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let received = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&received);
-    let stub = StubServer::new(move |mut connection| {
-        while let Some(request) = connection.read_request() {
-            log.lock().unwrap().push(request);
-            connection.send(OK);
-        }
-    });
-    let proxy =
-        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &[]).wait_for_daemon();
-    FramingFixture { _daemon: daemon, _stub: stub, received, proxy }
-}
 
 #[test]
 fn a_request_with_a_coding_other_than_chunked_is_refused_and_the_connection_ends() {

@@ -2,34 +2,11 @@
 
 use crate::support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use crate::http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, inference_request};
+use crate::fixture::{OK, ProxyFixture, fixture};
+use crate::http_stub::{HttpConnection, StubServer, TestProxy, inference_request};
 use crate::support::{STEADY_MACHINE, TestDaemon};
-
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-struct ProxyFixture {
-    _daemon: TestDaemon,
-    _stub: StubServer,
-    received: Arc<Mutex<Vec<HttpMessage>>>,
-    proxy: TestProxy,
-}
-
-fn fixture() -> ProxyFixture {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let received = Arc::new(Mutex::new(Vec::new()));
-    let listener = Arc::clone(&received);
-    let stub = StubServer::new(move |mut connection| {
-        while let Some(request) = connection.read_request() {
-            listener.lock().unwrap().push(request);
-            connection.send(OK);
-        }
-    });
-    let proxy =
-        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &[]).wait_for_daemon();
-    ProxyFixture { _daemon: daemon, _stub: stub, received, proxy }
-}
 
 fn status(fixture: &ProxyFixture, request: &[u8]) -> u16 {
     let mut connection = HttpConnection::connect(fixture.proxy.address);

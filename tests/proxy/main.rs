@@ -18,6 +18,7 @@ mod access;
 mod burst;
 mod bytes;
 mod connections;
+mod fixture;
 mod framing;
 mod hostile;
 mod hostile_mix;

@@ -72,11 +72,8 @@ impl JsonShortener {
     }
 
     /// Returns the shortened text and whether it is complete; it is cut where even the rest was longer than the limit.
-    pub fn finish(&mut self) -> (Vec<u8>, bool) {
-        let is_complete = !self.is_cut;
-        let out = std::mem::take(&mut self.out);
-        *self = JsonShortener::new(self.max_bytes);
-        (out, is_complete)
+    pub fn finish(self) -> (Vec<u8>, bool) {
+        (self.out, !self.is_cut)
     }
 
     /// Whether nothing of the current position is kept.
@@ -102,7 +99,6 @@ impl JsonShortener {
             if self.skipping.is_none() {
                 self.keep(byte);
             }
-            self.string_is_cut = false;
             return;
         }
         // Cut only between characters: not inside an escape or a sequence of UTF-8.
@@ -120,10 +116,7 @@ impl JsonShortener {
 
     fn push_structure(&mut self, byte: u8) {
         match byte {
-            b'"' => {
-                (self.in_string, self.string_bytes, self.string_is_cut) = (true, 0, false);
-                self.after_backslash = false;
-            }
+            b'"' => (self.in_string, self.string_bytes, self.string_is_cut) = (true, 0, false),
             b'{' | b'[' => {
                 self.is_cut |= self.containers.len() >= MAX_DEPTH;
                 if self.containers.len() < MAX_DEPTH {

@@ -82,7 +82,7 @@ impl LineDecoder {
 
     /// Replaces the line by its shortened text, if it was shortened.
     fn end_shortening(&mut self) {
-        if let Some(mut shortener) = self.shortener.take() {
+        if let Some(shortener) = self.shortener.take() {
             let (text, is_complete) = shortener.finish();
             (self.partial, self.overflowed) = (text, !is_complete);
         }

@@ -95,22 +95,17 @@ async fn serve_connection(
         let connection = http2_builder().serve_connection(io, service);
         tokio::pin!(connection);
         // hyper has no timeout for the preface and the first head of HTTP/2.
-        let first_head = tokio::time::sleep_until(first_deadline.into());
-        tokio::pin!(first_head);
-        let mut is_waiting = true;
-        loop {
-            tokio::select! {
-                ended = connection.as_mut() => return Ok(ended?),
-                () = first_head.as_mut(), if is_waiting => {
-                    if !has_request.load(Ordering::Relaxed) {
-                        return Ok(());
-                    }
-                    is_waiting = false;
-                }
-                _ = stop.wait_for(|stop| *stop) => break,
+        let no_head = async {
+            tokio::time::sleep_until(first_deadline.into()).await;
+            if has_request.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
             }
+        };
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            () = no_head => return Ok(()),
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
         }
-        connection.as_mut().graceful_shutdown();
         Ok(connection.await?)
     } else {
         let timer = HeadTimer { received, first_deadline, head_timeout };

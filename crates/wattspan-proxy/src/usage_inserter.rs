@@ -84,10 +84,10 @@ impl UsageInserter {
     pub fn feed(&mut self, chunk: &[u8], out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
         self.line.extend_from_slice(chunk);
         let mut consumed = 0;
-        let mut from = self.searched.min(self.line.len());
+        let mut from = self.searched;
         while let Some(found) = memchr(b'\n', self.line.get(from..).unwrap_or_default()) {
-            let length = from + found - consumed;
-            let line = self.line.get(consumed..=consumed + length).unwrap_or_default();
+            let end = from + found + 1;
+            let line = self.line.get(consumed..end).unwrap_or_default();
             let point = if self.is_passing_through || self.is_done {
                 None
             } else {
@@ -95,15 +95,12 @@ impl UsageInserter {
             };
             self.is_passing_through = false;
             if let Some(point) = point {
-                self.searched = 0;
-                let line = line.to_vec();
                 push_chunk(out, self.line.drain(..consumed));
-                self.line.drain(..line.len());
-                self.is_done = true;
+                let line = self.line.drain(..end - consumed).collect();
+                (self.searched, self.is_done) = (0, true);
                 return Some(HeldLine { line, point });
             }
-            consumed += length + 1;
-            from = consumed;
+            (consumed, from) = (end, end);
         }
         push_chunk(out, self.line.drain(..consumed));
         self.searched = self.line.len();

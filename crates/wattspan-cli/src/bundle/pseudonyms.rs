@@ -142,15 +142,9 @@ impl Pseudonyms {
             return;
         }
         // Names of devices and domains are derived from these texts with other separators.
-        for separator in [None, Some("-"), Some("_"), Some("")] {
-            let spelling = match separator {
-                None => text.clone(),
-                Some(separator) => text
-                    .split(|c: char| !c.is_alphanumeric())
-                    .filter(|part| !part.is_empty())
-                    .collect::<Vec<_>>()
-                    .join(separator),
-            };
+        let parts: Vec<&str> =
+            text.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).collect();
+        for spelling in [text.clone(), parts.join("-"), parts.join("_"), parts.concat()] {
             if !spelling.is_empty() && !self.known.iter().any(|(known, _)| *known == spelling) {
                 self.known.push((spelling, kind));
             }
@@ -219,14 +213,11 @@ impl Pseudonyms {
             (hex_groups_length(text, &[2; 6]), IdentifierKind::Mac),
             (mail_length(text), IdentifierKind::User),
         ];
-        if let Some((length, kind)) =
-            shaped.into_iter().find_map(|(length, kind)| length.map(|length| (length, kind)))
-        {
-            return Some((length, kind));
+        if let Some(identifier) = shaped.into_iter().find_map(|(length, kind)| Some((length?, kind))) {
+            return Some(identifier);
         }
         let length = text.find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len());
-        let kind = serial_kind(&text[..length], origin)?;
-        Some((length, kind))
+        Some((length, serial_kind(&text[..length], origin)?))
     }
 }
 
@@ -283,8 +274,7 @@ fn mail_length(text: &str) -> Option<usize> {
 
 /// Whether a word has the form of a serial number.
 fn serial_kind(word: &str, origin: TextOrigin) -> Option<IdentifierKind> {
-    let digits_of = |word: &str| word.strip_prefix("0x").unwrap_or(word).to_owned();
-    let hex = digits_of(word);
+    let hex = word.strip_prefix("0x").unwrap_or(word);
     let count = hex.chars().filter(char::is_ascii_digit).count();
     let is_hex = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     match hex.chars().count() {
