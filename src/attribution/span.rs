@@ -420,10 +420,6 @@ pub(crate) struct SpanTable {
 }
 
 impl SpanTable {
-    pub(crate) fn new(domain_count: usize) -> Self {
-        Self { domain_count, ..Self::default() }
-    }
-
     /// Adds a state for one more domain to every slot.
     pub(crate) fn add_domain(&mut self) {
         let domain_count = self.domain_count + 1;
