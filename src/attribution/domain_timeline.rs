@@ -8,18 +8,17 @@
 use std::collections::VecDeque;
 
 use wattspan_client::account::Balance;
-use wattspan_client::domain::DomainName;
 
 use super::edge_commit::{CounterStep, EdgeCommit, EdgeSnapshot};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
-use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, bound_energy};
+use super::error_bounds::{AccumulatedError, Bound, BoundPoint, EdgeGroup, ErrorBounds, bound_energy};
 use super::idle_power::IdlePower;
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, whole_uj};
 use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::virtual_energy::{TotalWeight, VirtualEnergy};
-use crate::domain::{Domain, EnergyReading};
+use crate::domain::{Domain, DomainName, EnergyReading};
 
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
@@ -40,7 +39,7 @@ pub(crate) struct DomainTimeline {
     pub error_bounds: ErrorBounds,
     last_update: CounterUpdate,
     last_energy: u128,
-    accumulated_error: u128,
+    accumulated_error: AccumulatedError,
     /// The instants of the group that is being passed.
     snapshots: Vec<EdgeSnapshot>,
     pub idle_power: IdlePower,
@@ -62,7 +61,7 @@ impl DomainTimeline {
             error_bounds: ErrorBounds::new(domain.quantum_uj, domain.ceiling_mw),
             last_update: CounterUpdate::new((0, 0, 0), &EnergyReading::default(), true),
             last_energy: 0,
-            accumulated_error: 0,
+            accumulated_error: AccumulatedError::default(),
             snapshots: Vec::new(),
             idle_power: IdlePower::new(idle_mw),
             name: domain.name.as_str().into(),
