@@ -158,9 +158,9 @@ fn attributed_accounts(
     let described = domain("device", case.kind, case.quantum_uj, Some(case.ceiling_mw));
     assert_eq!(described.grade, Grade::Measured);
     let mut attributor = Attributor::new(vec![described], AttributionSettings::default());
-    attributor.set_update_interval(0, case.update_ns);
+    attributor.domains().set_update_interval(0, case.update_ns);
     if !case.limits.is_empty() {
-        attributor.set_power_limits(0, case.limits);
+        attributor.domains().set_power_limits(0, case.limits);
     }
     let mut edges: Vec<(u64, bool, usize)> = spans
         .iter()

@@ -8,7 +8,9 @@
 //! reading covers; a *counter update* is an instant at which a counter moved; a *span* is a period that a client opens
 //! and closes; a *share* is the part of a domain's energy that belongs to a span; an *account* is the report of a span.
 
-pub use wattspan_client::domain::{Absent, DomainKind, Duplicate, Grade, Liveness, REPLAY_SOURCE};
+pub use wattspan_client::domain::{
+    Absent, DomainKind, DomainName, Duplicate, Grade, Liveness, REPLAY_SOURCE,
+};
 
 /// The description of a domain, fixed but for its parent.
 #[derive(Debug, Clone, PartialEq)]

@@ -315,10 +315,10 @@ impl<'a> Meter<'a> {
                 interval_ns: phase.interval_ns,
                 uncertainty_ns: phase.uncertainty_ns,
             });
-            self.attributor.set_expected_updates(0, expected);
+            self.attributor.domains().set_expected_updates(0, expected);
         }
         if let Some(interval_ns) = self.profile.update_interval_ns() {
-            self.attributor.set_update_interval(0, interval_ns);
+            self.attributor.domains().set_update_interval(0, interval_ns);
         }
         self.attributor.add_reading(0, before_ns, after_ns, &reading);
         let mut settled = Vec::new();

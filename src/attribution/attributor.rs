@@ -45,28 +45,18 @@ pub struct Attributor {
 }
 
 impl Attributor {
-    /// Creates an attributor over these domains, at most [`MAX_DOMAINS`]; more are ignored. Their order is fixed.
+    /// Creates an attributor over these domains, at most [`MAX_DOMAINS`]; more are ignored. Their order is fixed. All are
+    /// live and in the host's total.
     pub fn new(domains: Vec<Domain>, settings: AttributionSettings) -> Self {
-        let count = domains.len().min(MAX_DOMAINS);
-        let all = (0..count).fold(0, |bits, index| bits | 1 << index);
-        let timelines: Vec<DomainTimeline> = domains
-            .into_iter()
-            .take(MAX_DOMAINS)
-            .enumerate()
-            .map(|(index, domain)| {
-                let idle_mw = settings.idle_mw.get(&domain.name).copied();
-                DomainTimeline::new(index, domain, settings.counter_timeout_ns, idle_mw)
-            })
-            .collect();
-        Self {
-            spans: SpanTable::new(count),
-            process_shares: ProcessShares::new(&timelines),
-            timelines,
+        let mut attributor = Self {
             settings,
+            timelines: Vec::new(),
+            spans: SpanTable::default(),
             queue: EdgeQueue::default(),
-            live_domains: all,
+            process_shares: ProcessShares::new(),
+            live_domains: 0,
             starting_domains: 0,
-            counted_domains: all,
+            counted_domains: 0,
             undecided_domains: 0,
             open_count: 0,
             last_settle_ns: 0,
@@ -74,7 +64,18 @@ impl Attributor {
             oldest_close_ns: None,
             newest_close_ns: 0,
             settled_slots: Vec::new(),
+        };
+        for (index, domain) in domains.into_iter().enumerate() {
+            attributor.domains().add_domain(domain);
+            attributor.domains().set_live(index, true);
+            attributor.domains().set_counted(index, true);
         }
+        attributor
+    }
+
+    /// The domains, whose readings and states it takes.
+    pub fn domains(&mut self) -> DomainInputs<'_> {
+        DomainInputs { attributor: self }
     }
 
     /// Adds a reading of a domain, in the order of time. The read happened within `before_ns..=after_ns`.
@@ -87,109 +88,16 @@ impl Attributor {
     /// Changes the settings that can change at run time: idle power, the limit of open spans, and the limit of
     /// unsettled changes of weight. Settled accounts do not change.
     pub fn reconfigure(&mut self, idle_mw: BTreeMap<String, u64>, max_open_spans: usize, max_changes: u64) {
-        self.timelines.iter_mut().for_each(|timeline| timeline.set_idle_power(&idle_mw));
+        for timeline in &mut self.timelines {
+            timeline.idle_power.configure(idle_mw.get(&timeline.domain.name).copied());
+        }
         (self.settings.idle_mw, self.settings.max_open_spans) = (idle_mw, max_open_spans);
         self.settings.max_pending_weight_changes = max_changes;
     }
 
     /// The domain's idle power at present, configured or learned; `None` if it is unknown.
     pub fn idle_power_mw(&self, domain: usize) -> Option<u64> {
-        self.timelines.get(domain)?.idle_power_mw()
-    }
-
-    /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
-    /// error does not depend on it.
-    pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
-        if let Some(timeline) = self.timelines.get_mut(domain) {
-            timeline.set_update_interval(interval_ns);
-        }
-    }
-
-    /// Sets the instants at which the domain's counter is expected to move; `None`: unknown. They improve estimates; the
-    /// guaranteed error does not depend on them.
-    pub fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
-        if let Some(timeline) = self.timelines.get_mut(domain) {
-            timeline.set_expected_updates(expected);
-        }
-    }
-
-    /// Sets the largest publishing lag of the domain's counter, for readings from now on. The guaranteed error rests on
-    /// it.
-    pub fn set_latency(&mut self, domain: usize, latency_ns: u64) {
-        if let Some(timeline) = self.timelines.get_mut(domain) {
-            timeline.set_latency(latency_ns);
-        }
-    }
-
-    /// Sets the limits of the domain's power, in place of `Domain::ceiling_mw`. They tighten the guaranteed error of all
-    /// that is not settled; without a limit of the peak (`window_ns` 0) none applies.
-    pub fn set_power_limits(&mut self, domain: usize, limits: &[PowerLimit]) {
-        if let Some(timeline) = self.timelines.get_mut(domain) {
-            timeline.set_power_limits(limits);
-        }
-    }
-
-    /// Sets whether the domain is part of the host's total, for spans opened from now on.
-    pub fn set_counted(&mut self, domain: usize, counted: bool) {
-        if domain < self.timelines.len() {
-            set_bit(&mut self.counted_domains, domain, counted);
-        }
-    }
-
-    /// Sets whether the domain is left out of the total but may belong to it. Then the sums of spans opened from now on
-    /// are lower bounds.
-    pub fn set_undecided(&mut self, domain: usize, undecided: bool) {
-        if domain < self.timelines.len() {
-            set_bit(&mut self.undecided_domains, domain, undecided);
-        }
-    }
-
-    /// Removes the domain from the totals of all unsettled spans, because it is a second name of another domain.
-    pub fn exclude(&mut self, domain: usize) {
-        if domain < self.timelines.len() {
-            set_bit(&mut self.counted_domains, domain, false);
-            self.spans.iter_mut().for_each(|span| set_bit(&mut span.counted, domain, false));
-        }
-    }
-
-    /// Updates the parents of the domains, from a list in the order of the domains.
-    pub fn set_parents<'a>(&mut self, domains: impl Iterator<Item = &'a Domain>) {
-        for (timeline, domain) in self.timelines.iter_mut().zip(domains) {
-            timeline.domain.parent.clone_from(&domain.parent);
-        }
-        self.process_shares.update_domain_tree(&self.timelines);
-    }
-
-    /// Sets whether the domain is part of the accounts of spans opened from now on. For spans that already use a domain
-    /// that is no longer live, its time is unknown.
-    pub fn set_live(&mut self, domain: usize, live: bool) {
-        if domain < self.timelines.len() {
-            set_bit(&mut self.live_domains, domain, live);
-        }
-    }
-
-    /// Sets whether the domain's source has not answered yet. The domain is part of spans opened from now on, and all
-    /// its time is unknown.
-    pub fn set_starting(&mut self, domain: usize, starting: bool) {
-        if domain < self.timelines.len() {
-            set_bit(&mut self.starting_domains, domain, starting);
-        }
-    }
-
-    /// Adds a domain after the others; ignored beyond [`MAX_DOMAINS`]. Open spans do not use it.
-    pub fn add_domain(&mut self, domain: Domain) {
-        let index = self.timelines.len();
-        if index == MAX_DOMAINS {
-            return;
-        }
-        let idle_mw = self.settings.idle_mw.get(&domain.name).copied();
-        let mut timeline = DomainTimeline::new(index, domain, self.settings.counter_timeout_ns, idle_mw);
-        // Skip the edges so far: none of them uses the new domain.
-        (timeline.next_instant, timeline.next_edge) =
-            (self.queue.instants.end_index(), self.queue.next_edge());
-        self.timelines.push(timeline);
-        self.spans.add_domain();
-        self.process_shares.add_domain(&self.timelines);
+        self.timelines.get(domain)?.idle_power.power_mw()
     }
 
     /// Opens a span. `now_ns` is the time at which the message came. An edge before the horizon is moved to the
@@ -480,9 +388,10 @@ impl Attributor {
         let busy = self.is_busy();
         for timeline in &mut self.timelines {
             let has_pending_edges = timeline.next_edge < self.queue.edges.end_index();
-            let waited_ns = now_ns.saturating_sub(timeline.last_reading_ns().max(self.busy_since_ns));
+            let waited_ns =
+                now_ns.saturating_sub(timeline.update_detector.last_reading_ns().max(self.busy_since_ns));
             if (has_pending_edges && (self.live_domains >> timeline.index()) & 1 == 0)
-                || (busy && waited_ns > timeline.counter_timeout_ns())
+                || (busy && waited_ns > timeline.update_detector.counter_timeout_ns())
             {
                 timeline.time_out(horizon_ns);
             }
@@ -610,8 +519,109 @@ impl Attributor {
     }
 }
 
-fn set_bit(bits: &mut u64, index: usize, set: bool) {
-    *bits = *bits & !(1 << index) | u64::from(set) << index;
+/// The domains of an attributor, without its spans, whose edges and accounts belong to the attributor's owner. For the
+/// parts that read counters.
+#[derive(Debug)]
+pub struct DomainInputs<'a> {
+    attributor: &'a mut Attributor,
+}
+
+impl DomainInputs<'_> {
+    /// Adds a domain after the others; ignored beyond [`MAX_DOMAINS`]. Open spans do not use it.
+    pub fn add_domain(&mut self, domain: Domain) {
+        let Attributor { settings, timelines, spans, queue, process_shares, .. } = &mut *self.attributor;
+        if timelines.len() == MAX_DOMAINS {
+            return;
+        }
+        let idle_mw = settings.idle_mw.get(&domain.name).copied();
+        let mut timeline = DomainTimeline::new(timelines.len(), domain, settings.counter_timeout_ns, idle_mw);
+        // Skip the edges so far: none of them uses the new domain.
+        (timeline.next_instant, timeline.next_edge) = (queue.instants.end_index(), queue.next_edge());
+        timelines.push(timeline);
+        spans.add_domain();
+        process_shares.add_domain(timelines);
+    }
+
+    /// As [`Attributor::add_reading`].
+    #[inline]
+    pub fn add_reading(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
+        self.attributor.add_reading(domain, before_ns, after_ns, reading);
+    }
+
+    /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
+    /// error does not depend on it.
+    pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
+        self.change(domain, |timeline| timeline.update_detector.set_update_interval(interval_ns));
+    }
+
+    /// Sets the instants at which the domain's counter is expected to move; `None`: unknown. They improve estimates; the
+    /// guaranteed error does not depend on them.
+    #[inline]
+    pub fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
+        self.change(domain, |timeline| timeline.update_detector.set_expected_updates(expected));
+    }
+
+    /// Sets the largest publishing lag of the domain's counter, for readings from now on. The guaranteed error rests on
+    /// it.
+    pub fn set_latency(&mut self, domain: usize, latency_ns: u64) {
+        self.change(domain, |timeline| timeline.update_detector.set_latency(latency_ns));
+    }
+
+    /// Sets the limits of the domain's power, in place of `Domain::ceiling_mw`. They tighten the guaranteed error of all
+    /// that is not settled; without a limit of the peak (`window_ns` 0) none applies.
+    pub fn set_power_limits(&mut self, domain: usize, limits: &[PowerLimit]) {
+        self.change(domain, |timeline| timeline.error_bounds.set_power_limits(limits));
+    }
+
+    fn change(&mut self, domain: usize, change: impl FnMut(&mut DomainTimeline)) {
+        self.attributor.timelines.get_mut(domain).into_iter().for_each(change);
+    }
+
+    /// Sets whether the domain is part of the host's total, for spans opened from now on.
+    pub fn set_counted(&mut self, domain: usize, counted: bool) {
+        self.set_bit(domain, counted, |attributor| &mut attributor.counted_domains);
+    }
+
+    /// Sets whether the domain is left out of the total but may belong to it. Then the sums of spans opened from now on
+    /// are lower bounds.
+    pub fn set_undecided(&mut self, domain: usize, undecided: bool) {
+        self.set_bit(domain, undecided, |attributor| &mut attributor.undecided_domains);
+    }
+
+    /// Sets whether the domain is part of the accounts of spans opened from now on. For spans that already use a domain
+    /// that is no longer live, its time is unknown.
+    pub fn set_live(&mut self, domain: usize, live: bool) {
+        self.set_bit(domain, live, |attributor| &mut attributor.live_domains);
+    }
+
+    /// Sets whether the domain's source has not answered yet. The domain is part of spans opened from now on, and all
+    /// its time is unknown.
+    pub fn set_starting(&mut self, domain: usize, starting: bool) {
+        self.set_bit(domain, starting, |attributor| &mut attributor.starting_domains);
+    }
+
+    fn set_bit(&mut self, domain: usize, set: bool, bits: fn(&mut Attributor) -> &mut u64) {
+        if domain < self.attributor.timelines.len() {
+            let bits = bits(self.attributor);
+            *bits = *bits & !(1 << domain) | u64::from(set) << domain;
+        }
+    }
+
+    /// Removes the domain from the totals of all unsettled spans, because it is a second name of another domain.
+    pub fn exclude(&mut self, domain: usize) {
+        self.set_counted(domain, false);
+        if domain < MAX_DOMAINS {
+            self.attributor.spans.iter_mut().for_each(|span| span.counted &= !(1 << domain));
+        }
+    }
+
+    /// Updates the parents of the domains, from a list in the order of the domains.
+    pub fn set_parents<'a>(&mut self, domains: impl Iterator<Item = &'a Domain>) {
+        for (timeline, domain) in self.attributor.timelines.iter_mut().zip(domains) {
+            timeline.domain.parent.clone_from(&domain.parent);
+        }
+        self.attributor.process_shares.update_domain_tree(&self.attributor.timelines);
+    }
 }
 
 fn slot_of(key: SpanKey) -> u32 {

@@ -5,21 +5,20 @@
 //! that updates every 100 ms delays no other domain. Invariant: `position_ns` never goes back; each edge is passed
 //! once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use wattspan_client::account::Balance;
-use wattspan_client::domain::DomainName;
 
 use super::edge_commit::{CounterStep, EdgeCommit, EdgeSnapshot};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
-use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, bound_energy};
+use super::error_bounds::{AccumulatedError, Bound, BoundPoint, EdgeGroup, ErrorBounds, bound_energy};
 use super::idle_power::IdlePower;
 use super::power_shape::PowerShape;
 use super::span::SpanTable;
 use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, whole_uj};
-use super::update_detector::{CounterUpdate, ExpectedUpdates, UpdateDetector};
+use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::virtual_energy::{TotalWeight, VirtualEnergy};
-use crate::domain::{Domain, EnergyReading, PowerLimit};
+use crate::domain::{Domain, DomainName, EnergyReading};
 
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
@@ -34,22 +33,20 @@ pub(crate) struct DomainTimeline {
     pub next_instant: u64,
     pub next_edge: u64,
     index: usize,
-    update_detector: UpdateDetector,
+    pub update_detector: UpdateDetector,
     power_shape: PowerShape,
     pending_updates: VecDeque<CounterUpdate>,
-    error_bounds: ErrorBounds,
+    pub error_bounds: ErrorBounds,
     last_update: CounterUpdate,
     last_energy: u128,
-    accumulated_error: u128,
+    accumulated_error: AccumulatedError,
     /// The instants of the group that is being passed.
     snapshots: Vec<EdgeSnapshot>,
-    idle_power: IdlePower,
+    pub idle_power: IdlePower,
 }
 
 impl DomainTimeline {
     pub(crate) fn new(index: usize, domain: Domain, counter_timeout_ns: u64, idle_mw: Option<u64>) -> Self {
-        let no_update =
-            CounterUpdate { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, uncertainty_uj: 0, gap: true };
         Self {
             virtual_energy: VirtualEnergy::default(),
             settled_uj: 0,
@@ -62,9 +59,9 @@ impl DomainTimeline {
             power_shape: PowerShape::default(),
             pending_updates: VecDeque::new(),
             error_bounds: ErrorBounds::new(domain.quantum_uj, domain.ceiling_mw),
-            last_update: no_update,
+            last_update: CounterUpdate::new((0, 0, 0), &EnergyReading::default(), true),
             last_energy: 0,
-            accumulated_error: 0,
+            accumulated_error: AccumulatedError::default(),
             snapshots: Vec::new(),
             idle_power: IdlePower::new(idle_mw),
             name: domain.name.as_str().into(),
@@ -72,44 +69,8 @@ impl DomainTimeline {
         }
     }
 
-    pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
-        self.update_detector.set_update_interval(interval_ns);
-    }
-
-    pub(crate) fn set_expected_updates(&mut self, expected: Option<ExpectedUpdates>) {
-        self.update_detector.set_expected_updates(expected);
-    }
-
-    /// Sets the largest lag of the counter, for updates from now on.
-    pub(crate) fn set_latency(&mut self, latency_ns: u64) {
-        self.update_detector.set_latency(latency_ns);
-    }
-
-    /// Sets the limits of the power, for edges that are not passed yet.
-    pub(crate) fn set_power_limits(&mut self, limits: &[PowerLimit]) {
-        self.error_bounds.set_power_limits(limits);
-    }
-
-    /// Sets the configured idle power from a map by domain name.
-    pub(crate) fn set_idle_power(&mut self, idle_mw: &BTreeMap<String, u64>) {
-        self.idle_power.configure(idle_mw.get(&self.domain.name).copied());
-    }
-
-    /// The idle power at present; `None` if it is unknown.
-    pub(crate) fn idle_power_mw(&self) -> Option<u64> {
-        self.idle_power.power_mw()
-    }
-
     pub(crate) fn index(&self) -> usize {
         self.index
-    }
-
-    pub(crate) fn counter_timeout_ns(&self) -> u64 {
-        self.update_detector.counter_timeout_ns()
-    }
-
-    pub(crate) fn last_reading_ns(&self) -> u64 {
-        self.update_detector.last_reading_ns()
     }
 
     /// Frees memory that a group of many edges used.

@@ -5,10 +5,8 @@
 //! domain's accumulated error within that group, so the error between two edges is counted from group to group.
 
 use super::edge_queue::{Edge, EdgeKind, IndexedQueue};
-use super::error_bounds::{GroupError, difference, share_fraction, smaller};
-use super::span::{
-    PhaseEnd, SpanDomainState, SpanTable, StepError, add_accumulated_error, stored_accumulated_error,
-};
+use super::error_bounds::{AccumulatedError, GroupError, difference, share_fraction, smaller};
+use super::span::{PhaseEnd, SpanDomainState, SpanTable, StepError};
 use super::virtual_energy::ClockSnapshot;
 
 /// One instant of a group of edges, as the domain passed it.
@@ -56,15 +54,15 @@ pub(crate) struct EdgeCommit<'a> {
 
 impl<'a> EdgeCommit<'a> {
     /// Adds the group's accumulated error to the domain's.
-    pub(crate) fn new(step: &'a CounterStep, group: GroupError, accumulated_error: &mut u128) -> Self {
-        let accumulated_before = stored_accumulated_error(*accumulated_error);
-        add_accumulated_error(accumulated_error, group.accumulated_error(step.drift));
+    pub(crate) fn new(step: &'a CounterStep, group: GroupError, accumulated: &mut AccumulatedError) -> Self {
+        let accumulated_before = accumulated.stored();
+        accumulated.add(group.accumulated_error(step.drift));
         Self {
             step,
             group,
             gap_error: if step.gap { f64::INFINITY } else { 0.0 },
             accumulated_before,
-            accumulated_after: stored_accumulated_error(*accumulated_error),
+            accumulated_after: accumulated.stored(),
         }
     }
 

@@ -315,6 +315,38 @@ impl GroupError {
     }
 }
 
+/// V, the sum of a domain's group errors, µJ per unit of weight. An integer in 2^-64 µJ, because a span needs the difference
+/// of two sums over a long time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct AccumulatedError(u128);
+
+const ACCUMULATED_FRACTION_BITS: u32 = 64;
+/// Span states store it in 2^-24 µJ, wrapping.
+const STORED_FRACTION_BITS: u32 = 24;
+/// The largest error of one group: no guarantee follows from it.
+const MAX_GROUP_ERROR: f64 = (1_u64 << 38) as f64;
+
+impl AccumulatedError {
+    /// Adds the error of a group, rounded up.
+    pub(crate) fn add(&mut self, error: f64) {
+        let units = error.min(MAX_GROUP_ERROR) * 2_f64.powi(ACCUMULATED_FRACTION_BITS as i32);
+        self.0 = self.0.wrapping_add(units as u128 + 1);
+    }
+
+    /// The form in span states, rounded down.
+    pub(crate) fn stored(self) -> u64 {
+        (self.0 >> (ACCUMULATED_FRACTION_BITS - STORED_FRACTION_BITS)) as u64
+    }
+
+    /// The difference of two stored sums times a weight, µJ.
+    #[inline]
+    pub(crate) fn since(begin: u64, end: u64, weight: u64) -> f64 {
+        // Both values were rounded down: one unit compensates for it, and for 2^40 / (P + 1) remainders besides.
+        let rise = end.wrapping_sub(begin) as i64 as f64 + 1.0;
+        rise * weight_of(weight) * (1.0 / (1_u64 << STORED_FRACTION_BITS) as f64)
+    }
+}
+
 /// |a − b| of two rounded quotients, rounded up.
 #[inline]
 pub(crate) fn difference(a: f64, b: f64) -> f64 {

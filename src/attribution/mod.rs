@@ -7,7 +7,6 @@
 mod account_builder;
 mod attributor;
 pub(crate) mod clock_record;
-mod domain_inputs;
 mod domain_timeline;
 mod edge_commit;
 mod edge_queue;
@@ -24,8 +23,7 @@ mod update_detector;
 mod virtual_energy;
 
 pub use account_builder::SettledSpan;
-pub use attributor::{Attributor, MAX_DOMAINS};
-pub(crate) use domain_inputs::DomainInputs;
+pub use attributor::{Attributor, DomainInputs, MAX_DOMAINS};
 pub use process_share::CPU_TIME;
 pub use request::{
     AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject, SubjectUsage,

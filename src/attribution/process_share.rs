@@ -95,27 +95,24 @@ pub(crate) struct ProcessShares {
 }
 
 impl ProcessShares {
-    pub(crate) fn new(timelines: &[DomainTimeline]) -> Self {
-        let split_domain = |timeline: &DomainTimeline| SplitDomain {
-            basis: default_basis(timeline),
-            ..SplitDomain::default()
-        };
+    /// Without domains and subjects; the first basis is CPU time.
+    pub(crate) fn new() -> Self {
         Self {
-            split_domains: timelines.iter().map(split_domain).collect(),
+            split_domains: Vec::new(),
             bases: vec![BasisUsageHistory::default()],
             subjects: Vec::new(),
             subject_count: 0,
             opening_points: HashMap::new(),
-            domain_tree: DomainTree::of(timelines.iter().map(|timeline| &timeline.domain)),
+            domain_tree: DomainTree::default(),
         }
     }
 
     /// Adds the domains at the end that are new.
     pub(crate) fn add_domain(&mut self, timelines: &[DomainTimeline]) {
         let new = timelines.iter().skip(self.split_domains.len());
-        self.split_domains.extend(
-            new.map(|timeline| SplitDomain { basis: default_basis(timeline), ..SplitDomain::default() }),
-        );
+        let new =
+            new.map(|timeline| SplitDomain { basis: default_basis(timeline), ..SplitDomain::default() });
+        self.split_domains.extend(new);
         self.update_domain_tree(timelines);
     }
 

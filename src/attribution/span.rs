@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
+use super::error_bounds::AccumulatedError;
 use super::process_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 use super::request::{NewSpan, SpanKey};
 use super::units::{ENERGY_FRACTION_BITS, whole_uj};
@@ -50,7 +51,7 @@ impl StepError {
     /// The error before a later group, where the domain's accumulated error is `accumulated`; `weight` is the weight
     /// since the latest edge.
     pub(crate) fn error_before_group(&self, accumulated: u64, weight: u64) -> f64 {
-        self.error + self.edge_error + accumulated_error_since(self.accumulated_error, accumulated, weight)
+        self.error + self.edge_error + AccumulatedError::since(self.accumulated_error, accumulated, weight)
     }
 }
 
@@ -261,13 +262,6 @@ pub(crate) fn domains_of(mut scope: u64) -> impl Iterator<Item = usize> {
 
 const IDLE_UNKNOWN: u64 = u64::MAX;
 
-/// A domain's accumulated error V is an integer in 2^-64 µJ per unit of weight, because a span needs the difference of
-/// two sums over a long time. Span states store it in 2^-24 µJ.
-const ACCUMULATED_FRACTION_BITS: u32 = 64;
-const STORED_FRACTION_BITS: u32 = 24;
-/// The largest error of one group, µJ per unit of weight: no guarantee follows from it.
-const MAX_GROUP_ERROR: f64 = (1_u64 << 38) as f64;
-
 /// The progress of one domain with one span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpanDomainStage {
@@ -290,32 +284,12 @@ pub(crate) struct SpanDomainState {
     pub idle_g: u64,
     /// Open: the domain's unknown time at the opening. Closed: the span's.
     pub unknown_ns: u64,
-    /// The domain's accumulated error after that edge's group, 2^-24 µJ per unit of weight, wrapping.
+    /// The domain's accumulated error after that edge's group, as [`AccumulatedError::stored`] returns it.
     pub accumulated_error: u64,
     /// Open: the error of the latest edge's group, µJ. Closed: the span's error.
     pub edge_error: f64,
     /// The weight from that edge on (at most 37 bits), shifted left by 2; the stage in the lowest 2 bits.
     weight_and_stage: u64,
-}
-
-/// Adds a group's error, µJ per unit of weight, to a domain's accumulated error.
-pub(crate) fn add_accumulated_error(accumulated: &mut u128, error: f64) {
-    let units = error.min(MAX_GROUP_ERROR) * 2_f64.powi(ACCUMULATED_FRACTION_BITS as i32);
-    *accumulated = accumulated.wrapping_add(units as u128 + 1);
-}
-
-/// A domain's accumulated error in the format of span states.
-#[inline]
-pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
-    (accumulated >> (ACCUMULATED_FRACTION_BITS - STORED_FRACTION_BITS)) as u64
-}
-
-/// The difference of two stored accumulated errors times a weight, µJ.
-#[inline]
-pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> f64 {
-    // Both values were rounded down: one unit compensates for it, and for 2^40 / (P + 1) remainders besides.
-    let rise = accumulated.wrapping_sub(since) as i64 as f64 + 1.0;
-    rise * weight as i64 as f64 * (1.0 / (1_u64 << STORED_FRACTION_BITS) as f64)
 }
 
 impl SpanDomainState {
@@ -420,10 +394,6 @@ pub(crate) struct SpanTable {
 }
 
 impl SpanTable {
-    pub(crate) fn new(domain_count: usize) -> Self {
-        Self { domain_count, ..Self::default() }
-    }
-
     /// Adds a state for one more domain to every slot.
     pub(crate) fn add_domain(&mut self) {
         let domain_count = self.domain_count + 1;

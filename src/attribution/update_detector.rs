@@ -24,6 +24,18 @@ pub(crate) struct CounterUpdate {
     pub gap: bool,
 }
 
+impl CounterUpdate {
+    /// From the times early, at and late, and the value of a reading.
+    pub(crate) fn new(
+        (early_ns, at_ns, late_ns): (u64, u64, u64),
+        reading: &EnergyReading,
+        gap: bool,
+    ) -> Self {
+        let EnergyReading { energy_uj, uncertainty_uj, .. } = *reading;
+        Self { early_ns, at_ns, late_ns, energy_uj, uncertainty_uj, gap }
+    }
+}
+
 /// The instants at which a counter is expected to move, learnt from earlier readings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpectedUpdates {
@@ -58,25 +70,9 @@ impl ExpectedUpdates {
 #[derive(Debug, Clone, Copy)]
 struct LastReading {
     before_ns: u64,
+    /// The end of the first reading with this value.
     last_change_ns: u64,
-    energy_uj: u64,
-    uncertainty_uj: u64,
-    stamp_ns: u64,
-    epoch: u32,
-}
-
-impl LastReading {
-    /// From a reading in which the counter has moved.
-    fn new(before_ns: u64, after_ns: u64, reading: &EnergyReading) -> Self {
-        Self {
-            before_ns,
-            last_change_ns: after_ns,
-            energy_uj: reading.energy_uj,
-            uncertainty_uj: reading.uncertainty_uj,
-            stamp_ns: reading.stamp_ns,
-            epoch: reading.epoch,
-        }
-    }
+    reading: EnergyReading,
 }
 
 /// Finds the counter updates of one domain in its readings.
@@ -157,13 +153,14 @@ impl UpdateDetector {
         if !reading.valid {
             return self.check_timeout(last, before_ns);
         }
-        if reading.epoch != last.epoch || reading.energy_uj < last.energy_uj {
+        let previous = last.reading;
+        if reading.epoch != previous.epoch || reading.energy_uj < previous.energy_uj {
             return Some(self.restart(before_ns, after_ns, reading));
         }
         let moved = if reading.stamp_ns == 0 {
-            reading.energy_uj != last.energy_uj
+            reading.energy_uj != previous.energy_uj
         } else {
-            reading.stamp_ns > last.stamp_ns && reading.stamp_ns > self.last_update_ns
+            reading.stamp_ns > previous.stamp_ns && reading.stamp_ns > self.last_update_ns
         };
         if !moved {
             self.last_reading = Some(LastReading { before_ns, ..last });
@@ -182,9 +179,8 @@ impl UpdateDetector {
         }
         self.timed_out = true;
         self.last_update_ns = at_ns;
-        let (energy_uj, uncertainty_uj) =
-            self.last_reading.map_or((0, 0), |last| (last.energy_uj, last.uncertainty_uj));
-        Some(CounterUpdate { early_ns: at_ns, at_ns, late_ns: at_ns, energy_uj, uncertainty_uj, gap: true })
+        let last = self.last_reading.map_or(EnergyReading::default(), |last| last.reading);
+        Some(CounterUpdate::new((at_ns, at_ns, at_ns), &last, true))
     }
 
     /// The first reading, or the first after a gap: a baseline without energy.
@@ -195,16 +191,8 @@ impl UpdateDetector {
             after_ns
         };
         self.timed_out = false;
-        (self.last_update_ns, self.last_early_ns) = (at_ns, 0);
-        self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
-        CounterUpdate {
-            early_ns: at_ns,
-            at_ns,
-            late_ns: after_ns.max(at_ns),
-            energy_uj: reading.energy_uj,
-            uncertainty_uj: reading.uncertainty_uj,
-            gap: true,
-        }
+        self.last_early_ns = 0;
+        self.update((at_ns, at_ns, after_ns.max(at_ns)), before_ns, after_ns, reading, true)
     }
 
     fn check_timeout(&mut self, last: LastReading, before_ns: u64) -> Option<CounterUpdate> {
@@ -234,33 +222,33 @@ impl UpdateDetector {
         after_ns: u64,
         reading: &EnergyReading,
     ) -> CounterUpdate {
-        let update = if reading.stamp_ns != 0 {
+        let times = if reading.stamp_ns != 0 {
             let at_ns = reading.stamp_ns.min(after_ns);
-            CounterUpdate {
-                early_ns: at_ns,
-                at_ns,
-                late_ns: at_ns,
-                energy_uj: reading.energy_uj,
-                uncertainty_uj: reading.uncertainty_uj,
-                gap: false,
-            }
+            (at_ns, at_ns, at_ns)
         } else {
             // The largest lag may have grown since the last update.
             let early_ns = last.before_ns.saturating_sub(self.latency_ns).max(self.last_early_ns);
             let oldest_ns =
                 last.before_ns.saturating_sub(self.latency_ns.min(self.placement_lag_ns)).max(early_ns);
-            CounterUpdate {
-                early_ns,
-                at_ns: self.estimated_update_ns(oldest_ns, after_ns).max(self.last_update_ns + 1),
-                late_ns: after_ns.max(self.last_update_ns + 1),
-                energy_uj: reading.energy_uj,
-                uncertainty_uj: reading.uncertainty_uj,
-                gap: false,
-            }
+            let next_ns = self.last_update_ns + 1;
+            (early_ns, self.estimated_update_ns(oldest_ns, after_ns).max(next_ns), after_ns.max(next_ns))
         };
-        (self.last_update_ns, self.last_early_ns) = (update.at_ns, update.early_ns);
-        self.last_reading = Some(LastReading::new(before_ns, after_ns, reading));
-        update
+        self.last_early_ns = times.0;
+        self.update(times, before_ns, after_ns, reading, false)
+    }
+
+    /// The update to the value of this reading, at these times: early, at, late.
+    fn update(
+        &mut self,
+        times: (u64, u64, u64),
+        before_ns: u64,
+        after_ns: u64,
+        reading: &EnergyReading,
+        gap: bool,
+    ) -> CounterUpdate {
+        self.last_update_ns = times.1;
+        self.last_reading = Some(LastReading { before_ns, last_change_ns: after_ns, reading: *reading });
+        CounterUpdate::new(times, reading, gap)
     }
 }
 

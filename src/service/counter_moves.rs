@@ -437,7 +437,7 @@ mod tests {
             for (place, counter) in self.counters.iter().enumerate() {
                 // Domains of integrated sources know their interval, others may not.
                 if counter.uncertainty_per_mille == 0 {
-                    attributor.set_update_interval(place, counter.period_ns);
+                    attributor.domains().set_update_interval(place, counter.period_ns);
                 }
             }
             let key = attributor.open(from_ns, NewSpan::new("", from_ns)).unwrap();

@@ -576,7 +576,7 @@ impl ReadingCollector {
         let mut end_ns = to_ns.saturating_add(1);
         for reader in &self.readers {
             let samples = reader.samples_of_window(from_ns, to_ns, &self.domains);
-            end_ns = end_ns.max(reader.feed(samples, &mut DomainInputs::new(&mut attributor)));
+            end_ns = end_ns.max(reader.feed(samples, &mut attributor.domains()));
         }
         window_energy(&mut attributor, key, end_ns)
     }
@@ -592,13 +592,13 @@ impl ReadingCollector {
         let idle_mw = self.domains().enumerate().filter_map(idle_mw).collect();
         let settings = AttributionSettings { horizon_ns: 0, idle_mw, ..settings.clone() };
         let mut attributor = Attributor::new(self.domains().cloned().collect(), settings);
-        self.publish_domain_state(&mut DomainInputs::new(&mut attributor));
+        self.publish_domain_state(&mut attributor.domains());
         let later =
             |metered: &MeteredDomain| metered.independent_since_ns.is_some_and(|since_ns| since_ns > from_ns);
         for (index, metered) in self.domains.iter().enumerate().filter(|(_, metered)| later(metered)) {
             // The decision holds from its instant on.
-            attributor.set_undecided(index, metered.counted || metered.is_undecided);
-            attributor.set_counted(index, false);
+            attributor.domains().set_undecided(index, metered.counted || metered.is_undecided);
+            attributor.domains().set_counted(index, false);
         }
         attributor
     }

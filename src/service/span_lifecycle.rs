@@ -86,7 +86,7 @@ impl SpanLifecycle {
         let gpus = GpuProcessUsage::new(collector.domains().enumerate(), settings.nvml_library.clone());
         let mut attributor =
             Attributor::new(collector.domains().cloned().collect(), settings.attribution.clone());
-        collector.publish_domain_state(&mut DomainInputs::new(&mut attributor));
+        collector.publish_domain_state(&mut attributor.domains());
         let domains = collector.domains().count().min(MAX_DOMAINS);
         Self {
             attributor,
@@ -108,7 +108,7 @@ impl SpanLifecycle {
 
     /// The attributor's domains, for their readings and states.
     pub(crate) fn domain_inputs(&mut self) -> DomainInputs<'_> {
-        DomainInputs::new(&mut self.attributor)
+        self.attributor.domains()
     }
 
     /// Adds the domains of sources that have answered since the last call; `None` where there are none.

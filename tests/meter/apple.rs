@@ -146,7 +146,7 @@ impl Machine {
         let domains = self.domains();
         let counted = domain_tree::counted_in_total(&domains, &vec![true; domains.len()]);
         let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
-        counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
+        counted.iter().enumerate().for_each(|(at, counted)| attributor.domains().set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         while self.now_ns < to_ns + 9 * S && out.is_empty() {
             let next_ns = self.now_ns + 50 * MS;

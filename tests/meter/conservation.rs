@@ -64,7 +64,7 @@ fn run_random_schedule(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
     for turn in 0..1500_u32 {
         now += rng.range(MS / 10, 2 * MS);
         if let Some((_, domain)) = late.take_if(|(comes_at, _)| *comes_at == turn) {
-            attributor.add_domain(domain);
+            attributor.domains().add_domain(domain);
         }
         for (index, truth) in truths.iter().enumerate() {
             if faults && rng.range(0, 400) == 0 {

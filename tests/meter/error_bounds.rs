@@ -124,10 +124,10 @@ fn run(schedule: &SpanSchedule, seed: u64) -> Vec<Account> {
     let domain = domain("package-0", DomainKind::Package, schedule.truth.quantum_uj, ceiling);
     let mut attributor = Attributor::new(vec![domain], AttributionSettings::default());
     if schedule.is_governed {
-        attributor.set_power_limits(0, &[PEAK, SHORT_TERM]);
+        attributor.domains().set_power_limits(0, &[PEAK, SHORT_TERM]);
     }
     if schedule.interval_known {
-        attributor.set_update_interval(0, schedule.truth.update_ns);
+        attributor.domains().set_update_interval(0, schedule.truth.update_ns);
     }
     let mut edges: Vec<(u64, usize, usize)> = Vec::new();
     for (span, held) in schedule.spans.iter().enumerate() {
@@ -506,7 +506,7 @@ fn span_with_bursts_at_its_edges(limits: &[PowerLimit], bursts: Bursts, phase_ns
     let truth = GroundTruth::new(&steps, 5 * MS, phase_ns, 61);
     let described = domain("package-0", DomainKind::Package, 61, Some(2_000_000));
     let mut attributor = Attributor::new(vec![described], AttributionSettings::default());
-    attributor.set_power_limits(0, limits);
+    attributor.domains().set_power_limits(0, limits);
     // Once a second at rest, then at the message and each 0.2 ms.
     let reads = [500 * MS].into_iter().chain((0..400).map(|tick| opened_ns + 300 * US + tick * 200 * US));
     let (mut out, mut key) = (Vec::new(), None);

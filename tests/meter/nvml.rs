@@ -92,7 +92,7 @@ impl Machine {
         let domains = self.domains();
         let counted = domain_tree::counted_in_total(&domains, &vec![true; domains.len()]);
         let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
-        counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
+        counted.iter().enumerate().for_each(|(at, counted)| attributor.domains().set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         let end_ns = to_ns + 4 * S;
         while self.now_ns < end_ns && out.is_empty() {
@@ -797,7 +797,7 @@ fn spans_outside_at_each_phase(true_ms: u64, assumed_ms: u64) -> usize {
         let truth = GroundTruth::new(&burst, 100 * MS, phase_ns, 1_000);
         let described = ground_truth::domain("gpu-0", DomainKind::Gpu, 1_000, Some(4_000_000));
         let mut attributor = Attributor::new(vec![described], attribution::AttributionSettings::default());
-        attributor.set_latency(0, assumed_ms * MS);
+        attributor.domains().set_latency(0, assumed_ms * MS);
         let (mut out, mut now_ns) = (Vec::new(), 500 * MS);
         let (mut key, mut is_closed, end_ns) = (None, false, S + 310 * MS);
         while out.is_empty() {
@@ -839,7 +839,7 @@ fn an_account_settles_one_update_interval_and_the_lag_after_its_close() {
         let limit_ns = 100 * MS + LAG_NS + READ_NS + settings.horizon_ns + READ_NS;
         let described = ground_truth::domain("gpu-0", DomainKind::Gpu, 1_000, Some(1_000_000));
         let mut attributor = Attributor::new(vec![described], settings);
-        attributor.set_latency(0, LAG_NS);
+        attributor.domains().set_latency(0, LAG_NS);
         let (close_ns, mut out, mut now_ns) = (S + phase_ns, Vec::new(), 500 * MS);
         let mut key = None;
         while out.is_empty() {

@@ -57,8 +57,8 @@ fn account(inventory: &mut Inventory, read: impl Fn(&mut OpenedSource, &mut [Ene
     let counts = counted_in_total(&listed, &vec![true; listed.len()]);
     let mut attributor = Attributor::new(listed, AttributionSettings::default());
     for (nth, counts) in counts.into_iter().enumerate() {
-        attributor.set_live(nth, true);
-        attributor.set_counted(nth, counts);
+        attributor.domains().set_live(nth, true);
+        attributor.domains().set_counted(nth, counts);
     }
     let mut readings: Vec<_> =
         inventory.opened.iter().map(|opened| vec![EnergyReading::default(); opened.domains.len()]).collect();

@@ -369,12 +369,12 @@ impl Simulation {
         let mut attributor = Attributor::new(domains, AttributionSettings::default());
         for (number, machine) in self.machines.iter().enumerate() {
             if machine.is_governed {
-                attributor.set_power_limits(number, &[PEAK, SHORT_TERM]);
+                attributor.domains().set_power_limits(number, &[PEAK, SHORT_TERM]);
             }
             if let Some(interval_ns) = machine.update_interval_ns {
-                attributor.set_update_interval(number, interval_ns);
+                attributor.domains().set_update_interval(number, interval_ns);
             }
-            attributor.set_expected_updates(number, machine.expected);
+            attributor.domains().set_expected_updates(number, machine.expected);
         }
         attributor
     }
