@@ -21,6 +21,7 @@ use wattspan_client::protocol::{
 
 use super::account_report::grade_label;
 use super::bundle::{self, BundleArgs};
+use super::characterise::{self, CharacteriseArgs};
 use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
 use super::domain_ticks::DomainTicks;
 use super::domain_tree::{self, indented_name};
@@ -47,12 +48,17 @@ struct DoctorOutput<'a> {
 pub struct DoctorArgs {
     #[command(flatten)]
     bundle: BundleArgs,
+    #[command(flatten)]
+    characterise: CharacteriseArgs,
 }
 
 /// Runs `wattspan doctor`.
 pub fn doctor(options: &MeterOptions, args: &DoctorArgs) -> Result<u8, CliError> {
     if let Some(path) = &args.bundle.bundle {
         return bundle::write_bundle(options, &args.bundle, path);
+    }
+    if args.characterise.characterise {
+        return characterise::characterise(options, &args.characterise);
     }
     let (connector, client) = MeterConnector::open(options)?;
     watch_under_load(&connector, &client.info()?);

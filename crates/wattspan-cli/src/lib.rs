@@ -8,6 +8,7 @@
 mod account_report;
 mod balance;
 mod bundle;
+mod characterise;
 mod child_process;
 mod connect;
 mod csv;
