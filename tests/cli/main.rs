@@ -3,6 +3,9 @@
 #[cfg(target_os = "linux")]
 #[path = "../support/bundle.rs"]
 mod bundle;
+#[cfg(target_os = "linux")]
+#[path = "../fuse_sysfs/mod.rs"]
+mod fuse_sysfs;
 #[path = "../support/programs.rs"]
 mod programs;
 #[path = "../support/mod.rs"]
@@ -10,6 +13,8 @@ mod support;
 
 #[cfg(target_os = "linux")]
 mod bundles;
+#[cfg(target_os = "linux")]
+mod characterise;
 mod commands;
 mod private_files;
 mod top;

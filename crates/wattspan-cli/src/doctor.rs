@@ -21,6 +21,7 @@ use wattspan_client::protocol::{
 use super::account_report::grade_label;
 use super::bundle::{self, BundleArgs};
 use super::busy_loop::keep_busy;
+use super::characterise::{self, CharacteriseArgs};
 use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
 use super::domain_ticks::DomainTicks;
 use super::domain_tree::{self, indented_name};
@@ -49,8 +50,10 @@ pub struct DoctorArgs {
     #[command(flatten)]
     bundle: BundleArgs,
     /// Compare the mechanisms that show the same energy, under load, in this process
-    #[arg(long, value_name = "SECONDS", conflicts_with = "bundle", value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["bundle", "characterise"], value_parser = clap::value_parser!(u32).range(1..=600))]
     compare: Option<u32>,
+    #[command(flatten)]
+    characterise: CharacteriseArgs,
 }
 
 /// Runs `wattspan doctor`.
@@ -60,6 +63,9 @@ pub fn doctor(options: &MeterOptions, args: &DoctorArgs) -> Result<u8, CliError>
     }
     if let Some(seconds) = args.compare {
         return mechanism_comparison::compare(options, seconds);
+    }
+    if args.characterise.characterise {
+        return characterise::characterise(options, &args.characterise);
     }
     let (connector, client) = MeterConnector::open(options)?;
     watch_under_load(&connector, &client.info()?);

@@ -10,6 +10,7 @@ mod account_report;
 mod balance;
 mod bundle;
 mod busy_loop;
+mod characterise;
 mod child_process;
 mod connect;
 mod csv;
