@@ -6,7 +6,7 @@
 
 use memchr::memchr;
 
-use super::json_shortener::JsonShortener;
+use super::message_buffer::MessageBuffer;
 
 /// One line, without its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,26 +20,18 @@ pub enum DecodedLine<'a> {
 /// Decodes lines from a byte stream.
 #[derive(Debug, Default)]
 pub struct LineDecoder {
-    partial: Vec<u8>,
-    max_bytes: usize,
-    /// The line exceeds the limit; its rest is skipped.
-    overflowed: bool,
-    /// Lines over the limit are shortened.
-    shortens: bool,
-    /// The current line exceeds the limit, and is shortened as it arrives.
-    shortener: Option<Box<JsonShortener>>,
+    partial: MessageBuffer,
 }
 
 impl LineDecoder {
     /// A decoder for lines of at most `max_bytes` bytes.
     pub fn new(max_bytes: usize) -> Self {
-        LineDecoder { max_bytes, ..LineDecoder::default() }
+        LineDecoder { partial: MessageBuffer::new(max_bytes) }
     }
 
-    /// A decoder for JSON, which shortens lines over `max_bytes` bytes (see [`JsonShortener`]) and truncates those that
-    /// are too long even then.
+    /// A decoder for JSON, which shortens lines over `max_bytes` bytes.
     pub fn shortening(max_bytes: usize) -> Self {
-        LineDecoder { max_bytes, shortens: true, ..LineDecoder::default() }
+        LineDecoder { partial: MessageBuffer::shortening(max_bytes) }
     }
 
     /// Calls `on_line` for every line that `chunk` completes. A line within one chunk is not copied.
@@ -47,62 +39,34 @@ impl LineDecoder {
         while let Some(end) = memchr(b'\n', chunk) {
             let (line, next) =
                 (chunk.get(..end).unwrap_or_default(), chunk.get(end + 1..).unwrap_or_default());
-            if self.is_at_line_start() && line.len() <= self.max_bytes {
+            if self.is_at_line_start() && line.len() <= self.partial.max_bytes() {
                 on_line(DecodedLine::Complete(trim_cr(line)));
             } else {
-                self.append_partial(line);
-                self.end_shortening();
-                let whole = trim_cr(&self.partial);
-                on_line(if self.overflowed {
-                    DecodedLine::Truncated(whole)
-                } else {
-                    DecodedLine::Complete(whole)
+                self.partial.append(line);
+                on_line(match self.partial.end() {
+                    (line, true) => DecodedLine::Complete(trim_cr(line)),
+                    (line, false) => DecodedLine::Truncated(trim_cr(line)),
                 });
                 self.partial.clear();
-                // Release the memory of a long line.
-                self.partial.shrink_to(1024);
-                self.overflowed = false;
             }
             chunk = next;
         }
-        self.append_partial(chunk);
+        if !chunk.is_empty() {
+            self.partial.append(chunk);
+        }
     }
 
     /// Whether the bytes so far end with a line end, or there were none.
     pub fn is_at_line_start(&self) -> bool {
-        self.partial.is_empty() && !self.overflowed && self.shortener.is_none()
+        self.partial.is_empty()
     }
 
     /// The bytes after the last line end.
     pub fn finish(&mut self) -> Option<Vec<u8>> {
-        self.end_shortening();
-        let partial = std::mem::take(&mut self.partial);
-        (!partial.is_empty() && !std::mem::take(&mut self.overflowed)).then_some(partial)
-    }
-
-    /// Replaces the line by its shortened text, if it was shortened.
-    fn end_shortening(&mut self) {
-        if let Some(shortener) = self.shortener.take() {
-            let (text, is_complete) = shortener.finish();
-            (self.partial, self.overflowed) = (text, !is_complete);
-        }
-    }
-
-    fn append_partial(&mut self, chunk: &[u8]) {
-        if let Some(shortener) = &mut self.shortener {
-            return shortener.feed(chunk);
-        }
-        if self.shortens && self.partial.len() + chunk.len() > self.max_bytes {
-            let mut shortener = Box::new(JsonShortener::new(self.max_bytes));
-            shortener.feed(&self.partial);
-            shortener.feed(chunk);
-            self.partial = Vec::new();
-            self.shortener = Some(shortener);
-            return;
-        }
-        let remaining = self.max_bytes.saturating_sub(self.partial.len());
-        self.overflowed |= chunk.len() > remaining;
-        self.partial.extend_from_slice(chunk.get(..remaining.min(chunk.len())).unwrap_or_default());
+        let (line, is_complete) = self.partial.end();
+        let line = (is_complete && !line.is_empty()).then(|| line.to_vec());
+        self.partial.clear();
+        line
     }
 }
 

@@ -1,8 +1,8 @@
 //! Decodes server-sent events (HTML standard, section 9.2.6).
 //!
-//! `data` lines of one event are joined by LF; comments and unknown fields are ignored. An event without data, or
-//! without a blank line at its end (unless [`SseDecoder::finish`] is called), is discarded. An event over the limit is
-//! shortened or reported as truncated.
+//! `data` lines of one event are joined by LF; comments and unknown fields are ignored; a field `error` is the data of an
+//! event of this type. An event without data, or without a blank line at its end (unless [`SseDecoder::finish`] is
+//! called), is discarded. An event over the limit is shortened or reported as truncated.
 
 use super::line_decoder::{DecodedLine, LineDecoder};
 
@@ -101,6 +101,11 @@ impl PendingEvent {
         match field {
             b"data" => self.push_data(value, is_truncated),
             b"event" => value.clone_into(&mut self.event_type),
+            // llama.cpp of 2025 and before: an error in the place of data.
+            b"error" => {
+                field.clone_into(&mut self.event_type);
+                self.push_data(value, is_truncated);
+            }
             _ => {}
         }
     }

@@ -18,7 +18,7 @@ use wattspan_http::connection_pool::{ConnectionPool, capture_connection};
 use super::account_result::{AccountResult, query_energy};
 use super::llm_api::RequestSettings;
 use super::llm_api::reply::{ModelReply, ReplyError, one_line};
-use super::llm_api::reply_parser::ReplyParser;
+use super::llm_api::reply_builder::ReplyBuilder;
 use super::metering_thread::MeteringHandle;
 use super::question::Question;
 use super::row::{EarlierTry, QueryRow, ReplyText};
@@ -209,20 +209,19 @@ impl QueryRunner<'_> {
         }
         let content_type =
             head.headers.get(http::header::CONTENT_TYPE).and_then(|content_type| content_type.to_str().ok());
-        let mut parser =
-            ReplyParser::new(self.request_settings.api, content_type.unwrap_or_default(), began_ns);
+        let mut reply = ReplyBuilder::new(content_type.unwrap_or_default(), began_ns);
         // Read to the end of the body, not only to the last event: some servers otherwise break the next request on
         // the connection.
         while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(timed_out)? {
             let frame = frame.map_err(|cause| ReplyError::Truncated(one_line(&error_chain(&cause))))?;
             if let Ok(bytes) = frame.into_data() {
                 let now_ns = monotonic_ns();
-                if parser.feed(&bytes, now_ns) {
+                if reply.feed(&bytes, now_ns) {
                     mark(now_ns);
                 }
             }
         }
-        parser.finish(monotonic_ns())
+        reply.finish(monotonic_ns())
     }
 }
 

@@ -18,7 +18,6 @@ mod annotation_policy;
 mod bound_proxy;
 mod client_io;
 mod connection_limit;
-mod content_template;
 mod context;
 mod counters;
 mod daemon_connection;

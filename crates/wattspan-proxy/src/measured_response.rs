@@ -19,12 +19,13 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
+use wattspan_http::reply::{DeclaredFormat, ReplyReader};
 use wattspan_http::{BodyError, BoxBody, BufferedBody, hop_by_hop};
 
 use super::annotation::{ENERGY_HEADER, EnergyAnnotation, SPAN_HEADER};
 use super::context::{AnnotationMode, ClientContext};
 use super::request_span::{RequestSpan, WeightedStream};
-use super::response_reader::{ResponseMetadata, ResponseReader};
+use super::response_reader::ResponseReader;
 use super::upstream_request::ClientCapabilities;
 use super::usage_inserter::{HeldLine, InsertionPoint, UsageInserter};
 
@@ -80,23 +81,11 @@ struct ResponseKind {
 impl ResponseKind {
     fn from_head(head: &response::Parts) -> Self {
         let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let media_type =
-            text(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim();
         let is_uncompressed = text(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
-        let is_sse = media_type.eq_ignore_ascii_case("text/event-stream");
-        let is_json_lines =
-            ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/stream+json"]
-                .iter()
-                .any(|media_type_name| media_type.eq_ignore_ascii_case(media_type_name));
-        let is_streamed = is_sse || is_json_lines;
-        let is_unknown = media_type.is_empty();
-        let reader = match (is_uncompressed, is_sse, is_json_lines) {
-            (false, ..) => ResponseReader::Opaque { stream: is_streamed },
-            (true, true, _) => ResponseReader::sse(),
-            (true, _, true) => ResponseReader::json_lines(),
-            (true, false, false) if is_unknown => ResponseReader::Unknown,
-            (true, false, false) => ResponseReader::json(),
-        };
+        let declared = DeclaredFormat::from_content_type(text(header::CONTENT_TYPE).unwrap_or_default());
+        let is_streamed = declared.is_stream();
+        let reader = is_uncompressed.then(|| ReplyReader::without_text(declared));
+        let reader = ResponseReader::new(reader, is_streamed);
         ResponseKind { reader, is_streamed, is_uncompressed }
     }
 }
@@ -151,14 +140,12 @@ async fn buffered_response(
     placement: AnnotationPlacement,
 ) -> Result<Response<BoxBody>, hyper::Error> {
     let mut chunks = VecDeque::new();
-    let mut metadata = ResponseMetadata::default();
-    let trailers = match buffer_body(&mut body, &mut chunks, (&mut reader, &mut metadata)).await {
+    let trailers = match buffer_body(&mut body, &mut chunks, &mut reader).await {
         BufferOutcome::Complete(trailers) => trailers,
         BufferOutcome::Partial => {
             let placement = AnnotationPlacement { comment: false, usage: false, ..placement };
             placement.announce_trailer(&mut head.headers);
-            let mut streamed = StreamedBody::new(body, chunks, stream, reader, placement);
-            streamed.metadata = metadata;
+            let streamed = StreamedBody::new(body, chunks, stream, reader, placement);
             return Ok(Response::from_parts(head, streamed.boxed_unsync()));
         }
         BufferOutcome::UpstreamFailed(error) => {
@@ -168,17 +155,17 @@ async fn buffered_response(
             return Err(error);
         }
     };
-    reader.finish(&mut metadata);
+    reader.finish();
     let pending = {
         let mut span = stream.span();
-        span.set_response_attributes(&metadata);
+        span.set_response_attributes(reader.metadata());
         span.close()
     };
     let has_known_length = head.headers.contains_key(header::CONTENT_LENGTH);
     if let Some(pending) = pending {
-        let annotation = pending.wait(metadata).await;
+        let annotation = pending.wait(reader.metadata().clone()).await;
         head.headers.insert(ENERGY_HEADER, annotation.header_value());
-        if placement.usage && matches!(reader, ResponseReader::Json(_)) {
+        if placement.usage && reader.is_json() {
             let bytes = chunks.drain(..).flatten().collect();
             chunks.push_back(insert_energy(&mut head.headers, bytes, &annotation).into());
         }
@@ -190,7 +177,7 @@ async fn buffered_response(
 async fn buffer_body(
     body: &mut Incoming,
     chunks: &mut VecDeque<Bytes>,
-    (reader, metadata): (&mut ResponseReader, &mut ResponseMetadata),
+    reader: &mut ResponseReader,
 ) -> BufferOutcome {
     let deadline = Instant::now() + BUFFER_TIMEOUT;
     let mut length = 0;
@@ -201,7 +188,7 @@ async fn buffer_body(
             Ok(Some(Err(error))) => return BufferOutcome::UpstreamFailed(error),
             Ok(Some(Ok(frame))) => match frame.into_data() {
                 Ok(chunk) => {
-                    reader.read_chunk(&chunk, metadata);
+                    reader.read_chunk(&chunk);
                     length += chunk.len() as u64;
                     chunks.push_back(chunk);
                     if length > MAX_BUFFERED_BYTES {
@@ -249,7 +236,6 @@ struct StreamedBody {
     inner: Incoming,
     stream: Arc<WeightedStream>,
     reader: ResponseReader,
-    metadata: ResponseMetadata,
     placement: AnnotationPlacement,
     inserter: UsageInserter,
     held_line: Option<HeldLine>,
@@ -274,7 +260,6 @@ impl StreamedBody {
             inner,
             stream,
             reader,
-            metadata: ResponseMetadata::default(),
             placement,
             inserter: UsageInserter::default(),
             held_line: None,
@@ -323,7 +308,7 @@ impl StreamedBody {
     }
 
     fn read_chunk(&mut self, chunk: &[u8]) {
-        let tokens = self.reader.read_chunk(chunk, &mut self.metadata);
+        let tokens = self.reader.read_chunk(chunk);
         if tokens > 0 {
             self.stream.add_tokens(tokens);
             if !std::mem::replace(&mut self.is_decode_marked, true) {
@@ -335,7 +320,7 @@ impl StreamedBody {
     fn handle_upstream_end(&mut self) {
         self.upstream_ended = true;
         self.inserter.flush(&mut self.chunks);
-        self.reader.finish(&mut self.metadata);
+        self.reader.finish();
         self.state = self.close_span().map_or(StreamState::Streaming, StreamState::AwaitingAnnotation);
     }
 
@@ -343,7 +328,7 @@ impl StreamedBody {
         self.inserter.flush(&mut self.chunks);
         self.state = StreamState::UpstreamFailed { error: Some(error), sent: false };
         let mut span = self.stream.span();
-        span.set_response_attributes(&self.metadata);
+        span.set_response_attributes(self.reader.metadata());
         span.set_attribute("error.type", "the server broke off");
         drop(span.close());
     }
@@ -351,11 +336,11 @@ impl StreamedBody {
     /// Closes the span; the future of its annotation, where the annotation can still be added.
     fn close_span(&mut self) -> Option<Pin<Box<dyn Future<Output = EnergyAnnotation> + Send>>> {
         let mut span = self.stream.span();
-        span.set_response_attributes(&self.metadata);
+        span.set_response_attributes(self.reader.metadata());
         let pending = span.close()?;
         let AnnotationPlacement { comment, trailer, usage } = self.placement;
         let is_needed = comment || trailer || (usage && self.held_line.is_some());
-        let metadata = self.metadata.clone();
+        let metadata = self.reader.metadata().clone();
         is_needed.then(|| Box::pin(pending.wait(metadata)) as Pin<Box<_>>)
     }
 
@@ -376,10 +361,7 @@ impl StreamedBody {
 
     /// Adds the annotation after the last byte of the server.
     fn append_annotation(&mut self) {
-        let comment = match &self.reader {
-            ResponseReader::Sse(decoder) => self.placement.comment && decoder.is_between_events(),
-            _ => false,
-        };
+        let comment = self.placement.comment && self.reader.is_between_events();
         let mut trailers = self.trailers.take();
         if let Some(annotation) = &self.annotation {
             if comment {
@@ -458,10 +440,10 @@ impl Drop for StreamedBody {
     fn drop(&mut self) {
         let mut span = self.stream.span();
         if !span.has_ended() {
-            self.reader.finish(&mut self.metadata);
-            span.set_response_attributes(&self.metadata);
+            self.reader.finish();
+            span.set_response_attributes(self.reader.metadata());
             // Many clients close the connection at "[DONE]", before the end of the body: the response is complete then.
-            if !self.metadata.done && !self.inner.is_end_stream() {
+            if !self.reader.is_complete() && !self.inner.is_end_stream() {
                 span.set_attribute("error.type", "the client left");
             }
             drop(span.close());

@@ -114,8 +114,8 @@ impl RequestSpan {
             }
             None => {}
         }
-        if metadata.error {
-            self.set_attribute("error.type", "error in the stream");
+        if let Some(error) = metadata.error {
+            self.set_attribute("error.type", error);
         }
     }
 

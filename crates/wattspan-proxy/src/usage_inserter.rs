@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use memchr::{memchr, memmem};
 
+use wattspan_http::reply::{MessageReader, StreamPosition};
+
 use super::json_scanner::JsonScanner;
-use super::response_reader::ResponseMetadata;
 
 /// A longer line is forwarded without a search. Ollama's last line has some 8 bytes for each token of its context.
 const MAX_LINE_BYTES: usize = 1 << 20;
@@ -40,8 +41,8 @@ pub struct UsageInserter {
     /// The current line is forwarded without a search: it is too long, or the energy was inserted already.
     is_passing_through: bool,
     is_done: bool,
-    /// The metadata so far: the last usage depends on the lines before it.
-    metadata: ResponseMetadata,
+    /// The last usage depends on the lines before it.
+    messages: MessageReader,
 }
 
 impl InsertionPoint {
@@ -91,7 +92,7 @@ impl UsageInserter {
             let point = if self.is_passing_through || self.is_done {
                 None
             } else {
-                find_in_line(line, &mut self.metadata)
+                find_in_line(line, &mut self.messages)
             };
             self.is_passing_through = false;
             if let Some(point) = point {
@@ -125,7 +126,7 @@ fn push_chunk(out: &mut VecDeque<Bytes>, bytes: std::vec::Drain<'_, u8>) {
 }
 
 /// The position in a line of a stream, if the line is the last that states usage.
-fn find_in_line(line: &[u8], metadata: &mut ResponseMetadata) -> Option<InsertionPoint> {
+fn find_in_line(line: &[u8], messages: &mut MessageReader) -> Option<InsertionPoint> {
     let json = line.strip_prefix(b"data:").unwrap_or(line);
     let offset = line.len() - json.len();
     let json = json.trim_ascii_end();
@@ -133,7 +134,8 @@ fn find_in_line(line: &[u8], metadata: &mut ResponseMetadata) -> Option<Insertio
     if keywords.iter().all(|word| memmem::find(json, word).is_none()) {
         return None;
     }
-    if !metadata.read_chunk(json.trim_ascii_start()).is_last_usage {
+    let position = messages.read(b"", json.trim_ascii_start(), &mut |_| {});
+    if !matches!(position, StreamPosition::LastUsage | StreamPosition::UsageSoFar) {
         return None;
     }
     InsertionPoint::find(json, true).map(|point| InsertionPoint { offset: point.offset + offset, ..point })

@@ -1,10 +1,10 @@
 //! Requests to inference servers.
 //!
 //! Builds the requests of three interfaces, with settings that make a run reproducible (temperature 0 and a seed by
-//! default). [`reply_parser`] parses the reply. This module never retries; retries are part of the run loop.
+//! default). [`reply_builder`] builds the reply. This module never retries; retries are part of the run loop.
 
 pub mod reply;
-pub mod reply_parser;
+pub mod reply_builder;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
