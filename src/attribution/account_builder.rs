@@ -198,6 +198,7 @@ fn assemble(span: &Span, state: SpanState, mut shares: Vec<Share>, timelines: &[
         phases: Vec::new(),
         at_least: (span.undecided != 0).then_some(true),
         durable: None,
+        number: None,
     }
 }
 

@@ -59,6 +59,7 @@ methods! {
     "CancelSpan" CancelSpan::NAME, "s" ["span"] => ReplyShape::Empty;
     "GetSpan" GetSpan::NAME, "s" ["span"] => ReplyShape::Object("account");
     "ListSpans" ListSpans::NAME, "a{sv}" [] => ReplyShape::List("accounts");
+    "ListSpansAfter" ListSpans::NAME, "ta{sv}" ["after"] => ReplyShape::Whole;
     "GetInfo" GetInfo::NAME, "" [] => ReplyShape::Whole;
     "GetBalance" GetBalance::NAME, "" [] => ReplyShape::List("balance");
     "ReadWindow" ReadWindow::NAME, "tt" ["from_ns", "to_ns"] => ReplyShape::Whole;

@@ -114,8 +114,8 @@ fn route(
             write_reply(out, &service.reload()?);
         }
         MethodName::WatchSpans => {
-            parse_parameters::<WatchSpans>(call)?;
-            return subscribe(call, SubscriptionKind::Spans);
+            let position = service.watch_spans(&caller.peer, &parse_parameters::<WatchSpans>(call)?)?;
+            return subscribe(call, position.map_or(SubscriptionKind::Spans, SubscriptionKind::StoredSpans));
         }
         MethodName::WatchDomains => return subscribe(call, domain_subscription(&parse_parameters(call)?)?),
         MethodName::GetSpan | MethodName::ListSpans => return query_spans(service, caller, name, call, out),

@@ -158,7 +158,7 @@ fn identity(account: &Account) -> (String, u64) {
 }
 
 /// Receives a stream on a thread of its own, which ends with the connection or the receiver.
-fn forward(stream: ReplyStream<wattspan_client::protocol::SpanAccount>) -> Receiver<Account> {
+fn forward(stream: ReplyStream<wattspan_client::protocol::WatchedSpan>) -> Receiver<Account> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
         for reply in stream {
