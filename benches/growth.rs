@@ -365,7 +365,7 @@ fn pair_before_watchers(watchers: usize, effort: &Effort) -> f64 {
     for _ in 0..watchers {
         let mut stream = daemon.connect();
         let mut request = Vec::new();
-        Call::more(WatchSpans {}).encode(&mut request);
+        Call::more(WatchSpans::default()).encode(&mut request);
         stream.write_all(&request).expect("a daemon that reads");
         std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     }

@@ -110,6 +110,7 @@ fn account(at: u64) -> Account {
         simulated: None,
         at_least: None,
         durable: None,
+        number: None,
         process: None,
         cgroup: None,
         process_uj: None,

@@ -32,7 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ring", &["domain"]),
     ("sampler", &["domain", "clock", "sources", "ring"]),
     ("attribution", &["domain", "client::account"]),
-    ("store", &["domain", "clock", "attribution", "client::account"]),
+    ("store", &["domain", "clock", "attribution", "client::account", "client::protocol"]),
     ("process_usage", &["clock"]),
     ("config", &["domain", "privileges", "sources", "sampler", "attribution", "client", "client::protocol"]),
     (

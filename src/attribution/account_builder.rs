@@ -192,6 +192,7 @@ fn build(
         phases,
         at_least: (span.undecided != 0).then_some(true),
         durable: None,
+        number: None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::task::Poll;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use wattspan_client::protocol::{GetBalance, GetInfo, MethodName, Reload};
+use wattspan_client::protocol::{GetBalance, GetInfo, MethodName, Reload, SpanAccounts};
 use zbus::message::{Body, Flags};
 
 use super::context::{DbusContext, PendingCall};
@@ -276,11 +276,25 @@ async fn send_reply(context: &DbusContext, call: &PendingCall, result: Result<Re
     match result {
         Ok(Reply::Opened(opened)) => context.reply(message, &opened.span.as_str()).await,
         Ok(Reply::Account(reply)) => context.reply(message, &to_dict(&reply.account)).await,
-        Ok(Reply::Accounts(list)) => context.reply(message, &to_dicts(&list.accounts)).await,
+        Ok(Reply::Accounts(list)) => reply_accounts(context, message, &list).await,
+        Ok(Reply::Encoded(encoded)) => match Reply::decode_accounts(&encoded) {
+            Some(list) => reply_accounts(context, message, &list).await,
+            None => context.reply_error(message, &DbusError::no_reply()).await,
+        },
         Ok(Reply::Balances(list)) => context.reply(message, &to_dicts(&list.balance)).await,
         Ok(Reply::Empty(_) | Reply::Reload(_)) => context.reply(message, &()).await,
         Ok(whole) => context.reply(message, &to_dict(&whole)).await,
         Err(error) => context.reply_error(message, &error).await,
+    }
+}
+
+/// Sends a list of accounts: whole, with its position, to ListSpansAfter.
+async fn reply_accounts(context: &DbusContext, message: &zbus::Message, list: &SpanAccounts) {
+    let is_whole = message.header().member().is_some_and(|member| member.as_str() == "ListSpansAfter");
+    if is_whole {
+        context.reply(message, &to_dict(list)).await;
+    } else {
+        context.reply(message, &to_dicts(&list.accounts)).await;
     }
 }
 

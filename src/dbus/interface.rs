@@ -25,11 +25,11 @@ pub struct DbusMethod {
 }
 
 macro_rules! methods {
-    ($($name:ident $signature:literal $arguments:expr;)*) => {
+    ($($name:ident $method:ident $signature:literal $arguments:expr;)*) => {
         pub const METHODS: &[DbusMethod] = &[$(
             DbusMethod {
                 name: stringify!($name),
-                method: MethodName::$name,
+                method: MethodName::$method,
                 signature: $signature,
                 arguments: &$arguments,
             }
@@ -38,17 +38,18 @@ macro_rules! methods {
 }
 
 methods! {
-    OpenSpan "a{sv}" [];
-    CloseSpan "sa{sv}" ["span"];
-    MarkPhase "ssa{sv}" ["span", "phase"];
-    SetWeight "sda{sv}" ["span", "weight"];
-    CancelSpan "s" ["span"];
-    GetSpan "s" ["span"];
-    ListSpans "a{sv}" [];
-    GetInfo "" [];
-    GetBalance "" [];
-    ReadWindow "tt" ["from_ns", "to_ns"];
-    Reload "" [];
+    OpenSpan OpenSpan "a{sv}" [];
+    CloseSpan CloseSpan "sa{sv}" ["span"];
+    MarkPhase MarkPhase "ssa{sv}" ["span", "phase"];
+    SetWeight SetWeight "sda{sv}" ["span", "weight"];
+    CancelSpan CancelSpan "s" ["span"];
+    GetSpan GetSpan "s" ["span"];
+    ListSpans ListSpans "a{sv}" [];
+    ListSpansAfter ListSpans "ta{sv}" ["after"];
+    GetInfo GetInfo "" [];
+    GetBalance GetBalance "" [];
+    ReadWindow ReadWindow "tt" ["from_ns", "to_ns"];
+    Reload Reload "" [];
 }
 
 pub fn find_method(name: &str) -> Option<&'static DbusMethod> {
@@ -192,15 +193,13 @@ mod tests {
             rest = next;
         }
         let reply = |method| match method {
-            MethodName::OpenSpan => "s",
-            MethodName::CloseSpan | MethodName::GetSpan | MethodName::GetInfo | MethodName::ReadWindow => {
-                "a{sv}"
-            }
-            MethodName::ListSpans | MethodName::GetBalance => "aa{sv}",
+            "OpenSpan" => "s",
+            "CloseSpan" | "GetSpan" | "GetInfo" | "ReadWindow" | "ListSpansAfter" => "a{sv}",
+            "ListSpans" | "GetBalance" => "aa{sv}",
             _ => "",
         };
         let row = |method: &DbusMethod| {
-            (method.name.to_owned(), method.signature.to_owned(), reply(method.method).to_owned())
+            (method.name.to_owned(), method.signature.to_owned(), reply(method.name).to_owned())
         };
         let mut ours: Vec<_> = METHODS.iter().map(row).collect();
         ours.sort();

@@ -326,6 +326,11 @@ impl ClientConnection {
         }
     }
 
+    /// Whether all replies were sent.
+    pub fn is_drained(&self) -> bool {
+        self.reply_queue.unsent_bytes() == 0
+    }
+
     /// Whether messages are left for the next slice.
     pub fn has_yielded(&self) -> bool {
         self.yielded

@@ -82,6 +82,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
 /// Appends a reply or an error as a Varlink message.
 pub fn encode_result(result: &MethodResult, out: &mut Vec<u8>) {
     match result {
+        Ok(Reply::Encoded(message)) => out.extend_from_slice(message),
         Ok(reply) => MethodReply::last(reply).encode(out),
         Err(error) => error.encode(out),
     }
@@ -170,7 +171,10 @@ fn route(
         Request::SetWeight(call) => service.set_weight(peer, &call).map(|()| Reply::EMPTY)?,
         Request::CancelSpan(call) => service.cancel_span(peer, &call.span).map(|()| Reply::EMPTY)?,
         Request::Reload(_) => Reply::Reload(service.reload()?),
-        Request::WatchSpans(_) => return subscribe(head, SubscriptionKind::Spans),
+        Request::WatchSpans(call) => {
+            let position = service.watch_spans(peer, &call)?;
+            return subscribe(head, position.map_or(SubscriptionKind::Spans, SubscriptionKind::StoredSpans));
+        }
         Request::WatchDomains(call) => return subscribe(head, domain_subscription(&call)?),
         Request::GetInfo(_) => Reply::Info(Box::new(service.get_info(peer))),
         Request::ReadWindow(call) => Reply::Window(service.read_window(&call)?),

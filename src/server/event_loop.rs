@@ -33,9 +33,9 @@ use super::forwarded_clients::{ForwardedClients, ServerParts};
 use super::readiness::Readiness;
 use super::readiness_ffi::RegisteredSocket;
 use super::subscriptions::{SubscriptionKind, Subscriptions};
-use crate::service::caller::ReplyTo;
+use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid;
-use crate::service::durability::FinalAccount;
+use crate::service::durability::{AccountPage, FinalAccount};
 use crate::service::{MethodResult, Reply, Service};
 
 const LISTENER_KEY: usize = 0;
@@ -406,6 +406,45 @@ impl SocketServer {
             flow = self.begin_subscription(index, kind);
         }
         self.finish_slice(index, flow);
+        self.request_stored_accounts(index);
+    }
+
+    /// Requests the next accounts of a stream of stored ones once its client has read the last ones.
+    fn request_stored_accounts(&mut self, index: usize) {
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        let is_stored = matches!(connection.subscription(), Some(SubscriptionKind::StoredSpans(_)));
+        let Some(last_number) = self.service.last_store_number().filter(|_| is_stored) else { return };
+        if !connection.is_drained() {
+            return;
+        }
+        let (id, now_ns) = (connection.id(), self.service.now_ns());
+        let Some((peer, query)) = self.subscriptions.stored_query(id, last_number, now_ns) else { return };
+        let caller = Caller { peer, reply_to: ReplyTo { connection: id, slot: 0 }, process: None };
+        if self.service.request_account_page(&caller, query) {
+            self.subscriptions.begin_query(id, last_number);
+        }
+    }
+
+    /// Sends the pages of streams of stored accounts that the store has completed, and requests the next ones.
+    fn deliver_account_pages(&mut self) {
+        let (max_unread_bytes, now_ns) = (self.service.limits().unread_bytes, self.service.now_ns());
+        for AccountPage { connection: id, result } in self.service.take_account_pages() {
+            self.subscriptions.end_query(id, result.as_ref().ok().and_then(Option::as_ref), now_ns);
+            let Some(index) = self.connections.index_of(id) else { continue };
+            let Some(connection) = self.connections.get_mut(index) else { continue };
+            match result {
+                Ok(page) => {
+                    let messages = page.map_or_else(Vec::new, |page| page.messages);
+                    let flow = connection.push_stream_item(&messages, max_unread_bytes);
+                    self.finish_slice(index, flow);
+                }
+                Err(error) => connection.reject(&error),
+            }
+            self.progress(index);
+        }
+        for index in self.subscriptions.stored_subscribers() {
+            self.request_stored_accounts(index);
+        }
     }
 
     fn begin_subscription(&mut self, index: usize, kind: SubscriptionKind) -> ControlFlow<()> {
@@ -488,6 +527,7 @@ impl SocketServer {
             }
         }
         self.deliver_replies();
+        self.deliver_account_pages();
         for index in self.subscriptions.span_subscribers() {
             self.progress(index);
         }

@@ -12,7 +12,7 @@ use wattspan_client::account::{Account, SpanState};
 use wattspan_client::protocol::{self, Access, MethodError, SpanAccounts};
 
 use super::access::{Peer, is_visible_to};
-use super::caller::ReplyTo;
+use super::caller::{ConnectionId, ReplyTo};
 use super::cursor::CursorCipher;
 use super::journal_clock::JournalClock;
 use super::journal_schedule::JournalSchedule;
@@ -20,7 +20,7 @@ use super::list_request::ListRequest;
 use super::reply::{MethodResult, Reply};
 use super::span_registry::SpanRegistry;
 use crate::attribution::{Attributor, SpanKey, footprint};
-use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
+use crate::store::{ForwardReply, MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
 
 /// A commit or an answer that takes longer means that the store is stalled.
 const STORE_TIMEOUT_NS: u64 = 2_000_000_000;
@@ -42,6 +42,14 @@ pub struct FinalAccount {
     pub reply_to: Option<ReplyTo>,
 }
 
+/// The next accounts of a stream of stored ones.
+#[derive(Debug)]
+pub struct AccountPage {
+    pub connection: ConnectionId,
+    /// `None`: the store could not answer; the query is to be repeated later. An error ends the stream.
+    pub result: Result<Option<ForwardReply>, MethodError>,
+}
+
 /// A deferred reply with its address.
 pub(crate) type DeferredReply = (ReplyTo, MethodResult);
 
@@ -55,6 +63,7 @@ pub(crate) struct Durability {
     /// By number, so the oldest first.
     pending_queries: BTreeMap<u64, PendingQuery>,
     next_query: u64,
+    account_pages: Vec<AccountPage>,
     pub(super) journal: JournalSchedule,
     journal_clock: JournalClock,
     /// The time of the store's last commit or answer, and the last committed number then.
@@ -82,6 +91,10 @@ struct PendingQuery {
 pub(crate) enum QueryKind {
     Span(String),
     List(Box<ListRequest>),
+    /// The accounts after a number: the store encodes the reply.
+    Forward,
+    /// The same, as the next items of a stream.
+    Page,
 }
 
 /// The end of a query.
@@ -101,6 +114,7 @@ impl Durability {
             pending_bytes: 0,
             pending_queries: BTreeMap::new(),
             next_query: 0,
+            account_pages: Vec::new(),
             journal: JournalSchedule::new(now_ns),
             journal_clock: JournalClock::default(),
             last_progress_ns: 0,
@@ -248,15 +262,19 @@ impl Durability {
             quota: "lists of spans at a time".into(),
             limit: limit as u64,
         };
-        let is_list = matches!(kind, QueryKind::List(_));
+        let is_list = |kind: &QueryKind| matches!(kind, QueryKind::List(_) | QueryKind::Forward);
         if self.is_failing() {
             // The latest accounts are in memory, and GetInfo reports the failure; a single span may be on disk only.
-            return if is_list { Ok(false) } else { Err(store_unavailable(self.failure_reason())) };
+            return match kind {
+                QueryKind::List(_) | QueryKind::Page => Ok(false),
+                QueryKind::Span(_) | QueryKind::Forward => Err(store_unavailable(self.failure_reason())),
+            };
         }
-        let is_list_of_user = |pending: &&PendingQuery| {
-            matches!(pending.kind, QueryKind::List(_)) && pending.peer.uid == peer.uid
-        };
-        if is_list && self.pending_queries.values().filter(is_list_of_user).count() >= MAX_LISTS_PER_USER {
+        let is_list_of_user =
+            |pending: &&PendingQuery| is_list(&pending.kind) && pending.peer.uid == peer.uid;
+        if is_list(&kind)
+            && self.pending_queries.values().filter(is_list_of_user).count() >= MAX_LISTS_PER_USER
+        {
             return Err(full(MAX_LISTS_PER_USER));
         }
         let number = self.next_query;
@@ -299,16 +317,36 @@ impl Durability {
                 let visible = found.accounts.into_iter().find(|account| is_visible_to(&peer, account));
                 visible.map(Reply::account).ok_or(MethodError::NoSuchSpan { span })
             }
-            (QueryKind::List(_), QueryOutcome::Found(QueryResult { mut accounts, before })) => {
+            (QueryKind::List(_), QueryOutcome::Found(QueryResult { mut accounts, before, .. })) => {
                 accounts.retain(|account| is_visible_to(&peer, account));
                 accounts.reverse();
-                Ok(Reply::Accounts(SpanAccounts { accounts, before: before.map(encode_cursor) }))
+                let before = before.map(encode_cursor);
+                Ok(Reply::Accounts(SpanAccounts { before, ..SpanAccounts::of_accounts(accounts) }))
+            }
+            (QueryKind::Forward, QueryOutcome::Found(result)) => {
+                Ok(Reply::Encoded(result.forward.map_or_else(Vec::new, |reply| reply.messages)))
+            }
+            (QueryKind::Page, outcome) => {
+                let result = match outcome {
+                    QueryOutcome::Found(result) => Ok(result.forward),
+                    QueryOutcome::Failed(QueryError::Invalid { field, reason }) => {
+                        Err(MethodError::InvalidValue { field: field.into(), reason })
+                    }
+                    QueryOutcome::Failed(_) | QueryOutcome::Skipped(_) => Ok(None),
+                };
+                self.account_pages.push(AccountPage { connection: reply_to.connection, result });
+                return None;
             }
             (QueryKind::List(request), QueryOutcome::Skipped(_)) => {
                 let mark = |account: &Account, number| self.mark_durability(account, number);
                 Ok(Reply::Accounts(request.remembered_accounts(&peer, registry, mark)))
             }
-            (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => Err(store_unavailable(reason)),
+            (QueryKind::Span(_) | QueryKind::Forward, QueryOutcome::Skipped(reason)) => {
+                Err(store_unavailable(reason))
+            }
+            (_, QueryOutcome::Failed(QueryError::Invalid { field, reason })) => {
+                Err(MethodError::InvalidValue { field: field.into(), reason })
+            }
             (_, QueryOutcome::Failed(QueryError::Damaged { reason, before })) => {
                 Err(MethodError::StoreDamaged { reason, before: before.map(encode_cursor) })
             }
@@ -317,6 +355,16 @@ impl Durability {
             }
         };
         Some((reply_to, result))
+    }
+
+    /// Takes the pages that have been completed.
+    pub(crate) fn take_account_pages(&mut self) -> Vec<AccountPage> {
+        std::mem::take(&mut self.account_pages)
+    }
+
+    /// The number of accounts that were passed to the store since the start.
+    pub(crate) fn last_store_number(&self) -> u64 {
+        self.store.next_number() - 1
     }
 
     /// Notes that a span has opened or changed, so that the journal receives it. The registry has marked it as queued.
@@ -448,6 +496,7 @@ impl Durability {
                 .map(|forecast| if forecast.limited_by_size { "size" } else { "age" }.to_owned()),
             accounts_per_h: forecast.map(|forecast| forecast.accounts_per_h),
             bytes_per_account: forecast.map(|forecast| forecast.bytes_per_account),
+            database: health.database.map(|database| database.to_string()),
         }
     }
 

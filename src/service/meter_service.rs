@@ -12,10 +12,10 @@ use wattspan_client::protocol::{Method, MethodError, ProcessPrivileges, Reload, 
 
 use super::access::{AccessPolicy, Peer};
 use super::allocator;
-use super::caller::ReplyTo;
+use super::caller::{Caller, ReplyTo};
 use super::cursor::CursorCipher;
 use super::daemon_control::{DaemonControl, ReloadedSettings};
-use super::durability::{DeferredReply, Durability, FinalAccount};
+use super::durability::{AccountPage, DeferredReply, Durability, FinalAccount, QueryKind};
 use super::rate_limit::{CallClass, RateLimitError, RateLimiter};
 use super::readings::ReadingCollector;
 use super::reply::MethodResult;
@@ -26,6 +26,7 @@ use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::domain::Absent;
 use crate::process_usage::ProcessIdentity;
+use crate::store::{ForwardQuery, StoreQuery};
 
 /// The parts that [`ServiceBuilder`](super::ServiceBuilder) collects.
 pub(crate) struct ServiceParts {
@@ -237,6 +238,23 @@ impl Service {
     /// The replies to queries of the store that have been completed.
     pub fn take_store_replies(&mut self) -> Vec<(ReplyTo, MethodResult)> {
         std::mem::take(&mut self.store_replies)
+    }
+
+    /// Submits the query for the next accounts of a stream of stored ones, whose [`AccountPage`] follows. Returns false if
+    /// the store takes no query now.
+    pub fn request_account_page(&mut self, caller: &Caller, query: ForwardQuery) -> bool {
+        let query = StoreQuery::Forward(Box::new(query));
+        self.spans.submit_query(self.clock.now_ns(), caller, query, QueryKind::Page).unwrap_or(false)
+    }
+
+    /// The pages of the streams of stored accounts that have been completed.
+    pub fn take_account_pages(&mut self) -> Vec<AccountPage> {
+        self.spans.take_account_pages()
+    }
+
+    /// The number of accounts that were passed to the store since the start; `None` without a store.
+    pub fn last_store_number(&self) -> Option<u64> {
+        self.spans.last_store_number()
     }
 
     /// The number of replies that wait for a final account or for the store.

@@ -5,13 +5,13 @@
 
 use wattspan_client::protocol::{
     Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
-    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WindowEnergy,
+    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WatchSpans, WindowEnergy,
 };
 
 use super::access::{self, Peer};
 use super::caller::{AccountOutcome, Caller, ConnectionId};
 use super::durability::QueryKind;
-use super::list_request::ListRequest;
+use super::list_request::{ListRequest, StartPosition};
 use super::metadata_limits;
 use super::meter_service::Service;
 use crate::attribution::NewSpan;
@@ -177,14 +177,21 @@ impl Service {
         call: &ListSpans,
         wait: bool,
     ) -> Result<Option<SpanAccounts>, MethodError> {
-        let request = ListRequest::parse(call)?;
+        let request = ListRequest::parse(&caller.peer, call)?;
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.refresh_if_stale(now_ns);
         if request.is_for_open_spans() {
             let is_first_page = request.cursor.is_none();
             let accounts =
                 if is_first_page { self.spans.open_accounts(now_ns, peer, &request) } else { Vec::new() };
-            return Ok(Some(SpanAccounts { accounts, before: None }));
+            return Ok(Some(SpanAccounts::of_accounts(accounts)));
+        }
+        if let Some(query) = request.forward_query(peer) {
+            let query = StoreQuery::Forward(Box::new(query));
+            if !wait || self.spans.submit_query(now_ns, caller, query, QueryKind::Forward)? {
+                return Ok(None);
+            }
+            return Err(no_store());
         }
         let before = request.cursor.map(|cursor| self.cursor_cipher.decode(peer, cursor)).transpose()?;
         if wait {
@@ -196,6 +203,15 @@ impl Service {
             }
         }
         Ok(Some(self.spans.remembered_accounts(peer, &request)))
+    }
+
+    /// The method WatchSpans: the position at which the stream begins, if it begins with stored accounts.
+    pub fn watch_spans(&self, peer: &Peer, call: &WatchSpans) -> Result<Option<StartPosition>, MethodError> {
+        let position = StartPosition::parse(peer, call.after, call.database.as_deref())?;
+        if position.is_some() && self.spans.last_store_number().is_none() {
+            return Err(no_store());
+        }
+        Ok(position)
     }
 
     /// The method ReadWindow: the energy of each domain in a window of the history.
@@ -270,6 +286,10 @@ impl Service {
         let inside = u64::try_from(requested).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
         inside.ok_or(MethodError::InvalidTime { at_ns: requested, earliest_ns, latest_ns })
     }
+}
+
+fn no_store() -> MethodError {
+    MethodError::StoreUnavailable { reason: "this meter keeps no accounts on disk".into() }
 }
 
 /// Removes from a status all fields that reveal energy or power.

@@ -17,7 +17,7 @@ mod journal_clock;
 mod journal_schedule;
 #[cfg(test)]
 mod journal_tests;
-mod list_request;
+pub(crate) mod list_request;
 mod metadata_limits;
 pub(crate) mod meter_service;
 mod metered_domain;

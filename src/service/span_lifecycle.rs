@@ -16,7 +16,7 @@ use super::access::{self, Peer};
 use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::coarse_spans::CoarseSpans;
 use super::cursor::CursorCipher;
-use super::durability::{DeferredReply, Durability, FinalAccount, QueryKind};
+use super::durability::{AccountPage, DeferredReply, Durability, FinalAccount, QueryKind};
 use super::list_request::ListRequest;
 use super::metadata_limits;
 use super::pending_sources::AttachedDomains;
@@ -592,6 +592,16 @@ impl SpanLifecycle {
     ) -> Result<bool, MethodError> {
         let Some(durability) = &mut self.durability else { return Ok(false) };
         durability.submit(&caller.peer, caller.reply_to, query, kind, now_ns)
+    }
+
+    /// The number of accounts that were passed to the store since the start, if there is a store.
+    pub(crate) fn last_store_number(&self) -> Option<u64> {
+        self.durability.as_ref().map(Durability::last_store_number)
+    }
+
+    /// The pages of the streams of stored accounts that have been completed.
+    pub(crate) fn take_account_pages(&mut self) -> Vec<AccountPage> {
+        self.durability.as_mut().map_or_else(Vec::new, Durability::take_account_pages)
     }
 
     /// The store's state for GetInfo, if there is a store.

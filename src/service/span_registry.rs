@@ -615,6 +615,7 @@ mod tests {
             phases: vec![],
             at_least: None,
             durable: None,
+            number: None,
         })
     }
 

@@ -155,6 +155,7 @@ pub(super) fn decode_with_rest<'a>(
         phases: Vec::new(),
         attributes: BTreeMap::new(),
         durable: Some(true),
+        number: None,
     };
     decode_process(&mut account, from)?;
     account.phases = decode_phases(opened_ns, from)?;
@@ -347,6 +348,7 @@ pub(super) mod tests {
             }],
             at_least: Some(true),
             durable: Some(true),
+            number: None,
             process: Some(4711),
             cgroup: None,
             process_uj: Some(1_000_000),

@@ -16,6 +16,7 @@ use super::account_table::{
     name_bytes, read_journal_row,
 };
 use super::batch::{Batch, WriteOp};
+use super::database_identity::DatabaseIdentity;
 use super::filter_build::FilterBuild;
 use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::journal_clock::{CLOCK_BLOCK, StoredClocks};
@@ -30,6 +31,7 @@ use super::time::{ClockReading, CommitTime};
 
 pub(super) struct Database {
     pub(super) connection: Connection,
+    pub(super) identity: DatabaseIdentity,
     pub(super) layouts: LayoutTable,
     pub(super) index: AccountIndex,
     pub(super) retention: Retention,
@@ -58,11 +60,13 @@ impl Database {
         }
         check_schema(&connection)?;
         let layouts = LayoutTable::load(&connection)?;
+        let identity = DatabaseIdentity::load_or_create(&connection)?;
         let (index, retention) = (AccountIndex::empty(), Retention::default());
         let last_commit = CommitTime { kept_s: 0, running_s: 0 };
         let (opened_at, opened_running_s, new_gaps) = (now, 0, Vec::new());
         let mut database = Self {
             connection,
+            identity,
             layouts,
             index,
             retention,

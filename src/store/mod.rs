@@ -11,16 +11,20 @@
 //! finds no room is refused and never reported as durable.
 
 mod account_index;
+mod account_read;
 mod account_record;
 mod account_table;
 mod batch;
 mod checksum;
 mod database;
+mod database_identity;
 mod filter_build;
 mod forecast;
+mod forward_scan;
 mod high_water_mark;
 mod journal_clock;
 mod migration;
+mod position_cipher;
 mod query;
 mod retention;
 mod retention_state;
@@ -40,9 +44,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 
+pub use account_read::Filter;
+pub use database_identity::DatabaseId;
 pub use forecast::{RetentionForecast, describe_retention};
+pub use forward_scan::{ForwardQuery, ForwardReply, ReplyForm};
 pub use journal_clock::{ClockRecord, ClockTick};
-pub use query::{Filter, QueryError, QueryResult, StoreQuery};
+pub use position_cipher::PositionCipher;
+pub use query::{QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
 
@@ -236,5 +244,7 @@ impl Drop for Store {
     }
 }
 
+#[cfg(test)]
+mod forward_tests;
 #[cfg(test)]
 mod tests;

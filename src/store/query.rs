@@ -4,49 +4,19 @@
 //! cursor. The query contains the users whose accounts may be returned. Invariant: damaged or lost accounts are never
 //! skipped silently. A list ends before them, and fails if they come first.
 
-use std::collections::BTreeMap;
-
 use rusqlite::{OptionalExtension, Statement};
-use wattspan_client::account::{Account, SpanState};
+use wattspan_client::account::Account;
 
 use super::account_index::{self, Damage, block_key, bucket, segment_of, segment_start};
-use super::account_record::{self, AccountIdentity};
-use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, decode_span_name, name_bytes};
+use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
+use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, name_bytes};
 use super::database::Database;
+use super::forward_scan::{ForwardQuery, ForwardReply, ForwardScan};
 use super::schema::DatabaseError;
 use super::segment_filter;
 
-/// The maximum number of rows that one query reads.
-const MAX_ROWS_READ: usize = 16_384;
-
-/// The maximum number of rows or skipped segments of one turn, after which a waiting commit goes first.
-const ROWS_PER_TURN: usize = 256;
-
 /// The maximum bytes of accounts in one result, so that the response stays below a megabyte.
 const MAX_RESULT_BYTES: usize = 256 * 1024;
-
-/// The conditions for an account to be listed; all of them apply.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Filter {
-    /// Opened at this wall time or later, in nanoseconds since 1970.
-    pub since_unix_ns: Option<u64>,
-    /// With exactly this name.
-    pub name: Option<String>,
-    /// With these attributes, among others.
-    pub attributes: BTreeMap<String, String>,
-    /// In this state of the span.
-    pub state: Option<SpanState>,
-}
-
-impl Filter {
-    /// Whether the account meets all conditions.
-    pub fn matches(&self, account: &Account) -> bool {
-        self.since_unix_ns.is_none_or(|since| account.opened_unix_ns >= since)
-            && self.name.as_ref().is_none_or(|name| *name == account.name)
-            && self.state.is_none_or(|state| state == account.state)
-            && self.attributes.iter().all(|(key, value)| account.attributes.get(key) == Some(value))
-    }
-}
 
 /// What the store looks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +41,8 @@ pub enum StoreQuery {
         /// The cursor of an earlier result: only accounts stored before it are listed.
         before: Option<u64>,
     },
+    /// The accounts after a position, encoded.
+    Forward(Box<ForwardQuery>),
 }
 
 /// What a query has found, as far as one answer holds it.
@@ -80,6 +52,8 @@ pub struct QueryResult {
     pub accounts: Vec<Account>,
     /// The cursor for the next query, as its `before`; `None` if there are no older accounts.
     pub before: Option<u64>,
+    /// The result of [`StoreQuery::Forward`], which has no other one.
+    pub forward: Option<ForwardReply>,
 }
 
 /// The error of a query, for the client.
@@ -92,26 +66,18 @@ pub enum QueryError {
         /// The cursor for a query that lists the accounts before the damage.
         before: Option<u64>,
     },
+    /// A field of the query is not valid for this database.
+    Invalid {
+        /// The name of the field in the contract.
+        field: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// The database cannot be read at present.
     Unavailable {
         /// The error of SQLite or of the file system.
         reason: String,
     },
-}
-
-/// The error of a query, in the store.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ReadError {
-    #[error("{}", .0.reason())]
-    Damaged(Damage),
-    #[error(transparent)]
-    Database(#[from] DatabaseError),
-}
-
-impl From<rusqlite::Error> for ReadError {
-    fn from(cause: rusqlite::Error) -> Self {
-        ReadError::Database(cause.into())
-    }
 }
 
 /// The fields of a row that a list needs.
@@ -133,11 +99,13 @@ pub(super) struct RunningQuery {
     bytes: usize,
     /// The position of a list after its first turn: the fields `next` and `above` of its scan.
     position: Option<(i64, i64)>,
+    /// The scan of a [`StoreQuery::Forward`] after its first turn.
+    forward: Option<Box<ForwardScan>>,
 }
 
 impl RunningQuery {
     pub(super) fn new(query: StoreQuery) -> Self {
-        Self { query, result: QueryResult::default(), rows_read: 0, bytes: 0, position: None }
+        Self { query, result: QueryResult::default(), rows_read: 0, bytes: 0, position: None, forward: None }
     }
 
     /// Reads at most [`ROWS_PER_TURN`] rows; returns the result at the end.
@@ -149,7 +117,19 @@ impl RunningQuery {
                 if found.is_none() && *all_users {
                     found = lookup.latest(span, None)?;
                 }
-                return Ok(Some(QueryResult { accounts: found.into_iter().collect(), before: None }));
+                let accounts = found.into_iter().collect();
+                return Ok(Some(QueryResult { accounts, ..QueryResult::default() }));
+            }
+            StoreQuery::Forward(query) => {
+                let mut scan = match self.forward.take() {
+                    Some(scan) => scan,
+                    None => Box::new(ForwardScan::begin((**query).clone(), database)?),
+                };
+                let forward = scan.run_turn(database)?;
+                self.forward = Some(scan);
+                return Ok(
+                    forward.map(|reply| QueryResult { forward: Some(reply), ..QueryResult::default() })
+                );
             }
             StoreQuery::List { uid, filter, limit, before } => (*uid, filter.clone(), *limit, *before),
         };
@@ -381,14 +361,6 @@ fn to_listed_row(row: &AccountRow<'_>, uid: Option<u32>, filter: &Filter) -> Opt
         if plausible { Some(decode_account(row)?).filter(|account| filter.matches(account)) } else { None };
     let (uid, kept_s, previous, bytes) = (columns.uid, row.kept_s, row.previous, columns.figures.len());
     Some(ListedRow { uid, kept_s, previous, bytes, account })
-}
-
-/// Decodes the account of a row.
-fn decode_account(row: &AccountRow<'_>) -> Option<Account> {
-    let columns = &row.columns;
-    let span = decode_span_name(columns.span)?;
-    let identity = AccountIdentity { uid: columns.uid, span: &span, name: columns.name };
-    account_record::decode(identity, columns.layout, columns.figures)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
 use super::batch::Batch;
+use super::database_identity::DatabaseId;
 use super::forecast::RetentionForecast;
 use super::query::{QueryError, QueryResult, StoreQuery};
 
@@ -32,6 +33,8 @@ pub struct Health {
     pub not_kept: u64,
     /// The expected retention; absent while there are too few accounts for an estimate.
     pub forecast: Option<RetentionForecast>,
+    /// The database that was opened last.
+    pub database: Option<DatabaseId>,
 }
 
 /// A query with the number that its result will carry.
@@ -189,6 +192,10 @@ impl StoreShared {
 
     pub fn set_forecast(&self, forecast: Option<RetentionForecast>) {
         lock(&self.health).forecast = forecast;
+    }
+
+    pub fn set_database(&self, database: DatabaseId) {
+        lock(&self.health).database = Some(database);
     }
 
     pub fn health(&self) -> Health {

@@ -281,42 +281,42 @@ fn only_the_journal_of_another_process_is_recovered() {
 }
 
 /// A database on manual clocks.
-struct Fixture {
-    dir: tempfile::TempDir,
-    settings: StoreSettings,
+pub(super) struct Fixture {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) settings: StoreSettings,
     now: ClockReading,
     layouts: LayoutCache,
 }
 
-const START: ClockReading = ClockReading { unix_s: 1_763_000_000, boot_s: 500 };
+pub(super) const START: ClockReading = ClockReading { unix_s: 1_763_000_000, boot_s: 500 };
 
 const DAY_S: i64 = 86_400;
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = StoreSettings { max_age: Duration::from_secs(30 * 86_400), ..settings(dir.path()) };
         Self { dir, settings, now: START, layouts: LayoutCache::default() }
     }
 
-    fn mark_file(&self) -> MarkFile {
+    pub(super) fn mark_file(&self) -> MarkFile {
         let path = self.dir.path().join("mark");
         MarkFile(
             std::fs::File::options().create(true).truncate(false).read(true).write(true).open(path).unwrap(),
         )
     }
 
-    fn open(&self) -> Database {
+    pub(super) fn open(&self) -> Database {
         let path = self.dir.path().join("database");
         std::fs::File::options().create(true).append(true).open(&path).unwrap();
         Database::open(&path, self.mark_file(), &self.settings, self.now).unwrap()
     }
 
-    fn advance(&mut self, seconds: i64) {
+    pub(super) fn advance(&mut self, seconds: i64) {
         self.now = ClockReading { unix_s: self.now.unix_s + seconds, boot_s: self.now.boot_s + seconds };
     }
 
-    fn write(&mut self, database: &mut Database, accounts: impl IntoIterator<Item = Account>) {
+    pub(super) fn write(&mut self, database: &mut Database, accounts: impl IntoIterator<Item = Account>) {
         let mut batch = Batch::default();
         for account in accounts {
             let row = batch.pack(&account, &mut self.layouts);
@@ -327,7 +327,7 @@ impl Fixture {
     }
 
     /// Runs all deletions that are due; returns the number of remaining accounts and the log lines.
-    fn apply_retention(&self, database: &mut Database) -> (i64, Vec<String>) {
+    pub(super) fn apply_retention(&self, database: &mut Database) -> (i64, Vec<String>) {
         let mut lines = Vec::new();
         loop {
             let step = retention::run_step(database, &self.settings, self.now).unwrap();
@@ -340,7 +340,7 @@ impl Fixture {
     }
 }
 
-fn account_of(uid: u32, span: String) -> Account {
+pub(super) fn account_of(uid: u32, span: String) -> Account {
     Account { uid, ..account(&span) }
 }
 
@@ -501,7 +501,7 @@ fn a_list_ends_before_damage_and_goes_on_past_it() {
                     listed += found.accounts.len();
                     found.before
                 }
-                Err(query::ReadError::Damaged(damage)) => {
+                Err(account_read::ReadError::Damaged(damage)) => {
                     damaged += 1;
                     Some(damage.first() as u64)
                 }

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::account_index::Damage;
+use super::account_read::ReadError;
 use super::batch::Batch;
 use super::database::Database;
 use super::high_water_mark::MarkFile;
-use super::query::{QueryError, QueryResult, ReadError, RunningQuery, StoreQuery};
+use super::query::{QueryError, QueryResult, RunningQuery, StoreQuery};
 use super::retention;
 use super::schema::DatabaseError;
 use super::settings::StoreSettings;
@@ -173,6 +174,7 @@ impl WriterThread {
         self.open_files = Some(state_dir.file_ids()?);
         (self.gap_report, self.damage_report) = (database.describe_gaps(), None);
         let bytes = database.size_bytes()?;
+        self.shared.set_database(database.identity.id);
         self.database = Some(database);
         for gap in new_gaps {
             (self.log)(&format!("the store in {} is incomplete: {gap}", self.directory()));
@@ -285,6 +287,7 @@ impl WriterThread {
                 }
                 return QueryError::Damaged { reason, before };
             }
+            ReadError::Invalid { field, reason } => return QueryError::Invalid { field, reason },
             ReadError::Database(error) => error,
         };
         let reason = format!("the store in {} cannot be read: {error}", self.directory());

@@ -134,6 +134,9 @@ fn a_span_over_dbus_gives_the_account_of_the_socket() {
         assert_eq!(account, by_socket);
         let listed = client.call_ok("ListSpans", json!([{ "limit": 5 }])).await;
         assert_eq!(listed, json!([by_socket]));
+        let after = client.call_ok("ListSpansAfter", json!([0, { "limit": 5 }])).await;
+        assert_eq!(after, daemon.client().call("ListSpans", json!({ "after": 0, "limit": 5 })));
+        assert_eq!((&after["accounts"][0]["number"], &after["after"]), (&json!(1), &json!(1)));
         client.call_ok("OpenSpan", json!([{ "span": "q2" }])).await;
         client.call_ok("CancelSpan", json!(["q2"])).await;
         assert_eq!(client.call_error("GetSpan", json!(["q2"])).await, "NoSuchSpan");

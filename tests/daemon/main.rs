@@ -32,6 +32,7 @@ mod disk_faults;
 mod hostile_client;
 #[cfg(target_os = "linux")]
 mod hostile_users;
+mod numbers;
 mod processes;
 mod program;
 #[cfg(target_os = "linux")]

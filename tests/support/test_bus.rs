@@ -259,6 +259,7 @@ pub fn message(member: &str, arguments: &Value, flags: Flags) -> Message {
     let built = match member {
         "OpenSpan" | "ListSpans" => call.build(&options(&arguments[0])),
         "CloseSpan" => call.build(&(text(0), options(&arguments[1]))),
+        "ListSpansAfter" => call.build(&(arguments[0].as_u64().unwrap(), options(&arguments[1]))),
         "MarkPhase" => call.build(&(text(0), text(1), options(&arguments[2]))),
         "SetWeight" => call.build(&(text(0), arguments[1].as_f64().unwrap(), options(&arguments[2]))),
         "CancelSpan" | "GetSpan" => call.build(&text(0)),

@@ -518,6 +518,7 @@ mod tests {
             limited_by: None,
             accounts_per_h: None,
             bytes_per_account: None,
+            database: None,
         };
         assert_eq!(describe_store(&sound), "Accounts are on disk before they are answered (2.0 MB).");
         let lossy =

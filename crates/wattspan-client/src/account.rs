@@ -142,6 +142,49 @@ pub struct Account {
     /// Whether it is on disk; absent before it is final, and where the store is off.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub durable: Option<bool>,
+    /// Its number in the database, which grows by one for each stored account. Only in replies to calls with `after`, for
+    /// callers that see the accounts of all users.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub number: Option<u64>,
+}
+
+/// The attribute that names the requested model (OpenTelemetry's semantic conventions for generative AI).
+pub const MODEL_ATTRIBUTE: &str = "gen_ai.request.model";
+
+/// What `wattspan ipw` called that attribute before it used [`MODEL_ATTRIBUTE`].
+const OLD_MODEL_ATTRIBUTE: &str = "model";
+
+impl Account {
+    /// The requested model, also under its old name.
+    pub fn model(&self) -> Option<&str> {
+        let value = |key: &str| self.attributes.get(key).map(String::as_str);
+        value(MODEL_ATTRIBUTE).or_else(|| value(OLD_MODEL_ATTRIBUTE))
+    }
+}
+
+/// Why numbers have no account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapReason {
+    /// Deleted by age or size.
+    Deleted,
+    /// Lost with the end of the database: the file was truncated or replaced, or the power failed.
+    Lost,
+    /// The row on disk is damaged.
+    Damaged,
+}
+
+/// Numbers without an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The first of the numbers; absent for a caller that sees the accounts of one user only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub first: Option<u64>,
+    /// The last of the numbers, like `first`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last: Option<u64>,
+    /// Why they have no account.
+    pub reason: GapReason,
 }
 
 /// A domain's energy balance since the start: `measured = attributed + unattributed`, exactly.

@@ -17,7 +17,7 @@ use crate::account::{Account, Balance};
 use crate::clock::monotonic_now_ns;
 use crate::protocol::{
     Call, CancelSpan, CloseSpan, DaemonInfo, DomainSnapshot, GetBalance, GetInfo, GetSpan, ListSpans,
-    MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, SpanAccount, WatchDomains, WatchSpans, WindowEnergy,
+    MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans, WatchedSpan, WindowEnergy,
 };
 
 /// The default timeout of a reply. A settled account can wait seconds for a slow counter.
@@ -107,8 +107,18 @@ impl Client {
     }
 
     /// A stream of the accounts as they settle.
-    pub fn watch_spans(self) -> Result<ReplyStream<SpanAccount>, ClientError> {
-        self.more(WatchSpans {})
+    pub fn watch_spans(self) -> Result<ReplyStream<WatchedSpan>, ClientError> {
+        self.more(WatchSpans::default())
+    }
+
+    /// A stream of the stored accounts after a number, and then of those that are stored later. `after`: 0, or the `after`
+    /// of an earlier reply, from the database with this UUID.
+    pub fn watch_stored_spans(
+        self,
+        after: i64,
+        database: Option<String>,
+    ) -> Result<ReplyStream<WatchedSpan>, ClientError> {
+        self.more(WatchSpans { after: Some(after), database })
     }
 
     /// A stream of each domain's energy and power, at most `rate_hz` times a second.

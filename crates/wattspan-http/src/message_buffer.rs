@@ -60,7 +60,7 @@ impl MessageBuffer {
 
     /// Ends the message; returns its bytes and whether none of it was left out by truncation.
     pub fn end(&mut self) -> (&[u8], bool) {
-        if let Some(mut shortener) = self.shortener.take() {
+        if let Some(shortener) = self.shortener.take() {
             let (text, is_complete) = shortener.finish();
             (self.bytes, self.overflowed) = (text, !is_complete);
         }

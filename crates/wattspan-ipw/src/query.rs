@@ -11,6 +11,7 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
+use wattspan_client::account::MODEL_ATTRIBUTE;
 use wattspan_client::clock::monotonic_ns;
 use wattspan_http::BoxBody;
 use wattspan_http::connection_pool::{ConnectionPool, capture_connection};
@@ -133,7 +134,7 @@ impl QueryRunner<'_> {
         let span = self.metering.map(|metering| {
             let mut attributes = BTreeMap::from([
                 ("question".to_owned(), one_line(&question.id)),
-                ("model".to_owned(), one_line(&self.request_settings.model)),
+                (MODEL_ATTRIBUTE.to_owned(), one_line(&self.request_settings.model)),
             ]);
             if repeat > 0 {
                 attributes.insert("repeat".into(), repeat.to_string());

@@ -36,7 +36,8 @@ impl Grouping {
     pub fn key_of(self, account: &Account) -> String {
         let attribute = |keys: &[&str]| keys.iter().find_map(|key| account.attributes.get(*key)).cloned();
         match self {
-            Grouping::Model => attribute(&["gen_ai.response.model", "gen_ai.request.model", "model"])
+            Grouping::Model => attribute(&["gen_ai.response.model"])
+                .or_else(|| account.model().map(str::to_owned))
                 .unwrap_or_else(|| "(no model)".into()),
             Grouping::Name if account.name.is_empty() => "(no name)".into(),
             Grouping::Name => account.name.clone(),

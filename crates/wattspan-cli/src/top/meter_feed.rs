@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use wattspan_client::account::{Account, Balance, SpanState};
 use wattspan_client::clock;
-use wattspan_client::protocol::{Access, DomainStatus, ListSpans, SpanAccount};
+use wattspan_client::protocol::{Access, DomainStatus, ListSpans, WatchedSpan};
 use wattspan_client::{Client, ClientError, ReplyStream};
 
 use crate::account_pages::{AccountPage, AccountPages};
@@ -174,7 +174,7 @@ fn identity(account: &Account) -> (String, u64) {
 }
 
 /// Receives a stream on a thread of its own, which ends with the connection or the receiver.
-fn forward(stream: ReplyStream<SpanAccount>) -> (Receiver<Account>, JoinHandle<()>) {
+fn forward(stream: ReplyStream<WatchedSpan>) -> (Receiver<Account>, JoinHandle<()>) {
     let (sender, receiver) = channel();
     let thread = thread::spawn(move || {
         for reply in stream {

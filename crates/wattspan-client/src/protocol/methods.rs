@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::process_privileges::ProcessPrivileges;
-use crate::account::{Account, Balance, Share, SpanState};
+use crate::account::{Account, Balance, Gap, Share, SpanState};
 use crate::domain::{Absent, DomainKind, Duplicate, Grade, Liveness, REPLAY_SOURCE};
 
 /// A method. The type is that of its parameters, so that each method has exactly one.
@@ -66,7 +66,7 @@ methods! {
     CancelSpan = "org.wattspan.Meter.CancelSpan" -> EmptyReply;
     GetSpan = "org.wattspan.Meter.GetSpan" -> SpanAccount;
     ListSpans = "org.wattspan.Meter.ListSpans" -> SpanAccounts;
-    WatchSpans = "org.wattspan.Meter.WatchSpans" -> SpanAccount;
+    WatchSpans = "org.wattspan.Meter.WatchSpans" -> WatchedSpan;
     WatchDomains = "org.wattspan.Meter.WatchDomains" -> DomainSnapshot;
     ReadWindow = "org.wattspan.Meter.ReadWindow" -> WindowEnergy;
     GetBalance = "org.wattspan.Meter.GetBalance" -> Balances;
@@ -175,7 +175,14 @@ pub struct GetSpan {
 /// Returns each account when it settles; needs `more`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WatchSpans {}
+pub struct WatchSpans {
+    /// Begin with the stored accounts after this number, 0 for all; absent: with the next account that settles.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<i64>,
+    /// The UUID of the database that `after` belongs to; another database is an error.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub database: Option<String>,
+}
 
 /// Returns the energy and power of the domains repeatedly; needs `more`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -200,7 +207,7 @@ pub struct ReadWindow {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListSpans {
-    /// The most accounts to return; 20 where absent, 256 at most.
+    /// The most accounts to return; 20 where absent, 256 at most, with `after` 4096.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub limit: Option<i64>,
     /// Only spans that opened at this wall time or later.
@@ -218,6 +225,12 @@ pub struct ListSpans {
     /// Only accounts older than those of an earlier reply, whose `before` this is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub before: Option<i64>,
+    /// Only stored accounts after this number, in the order of their numbers; 0, or the `after` of an earlier reply.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<i64>,
+    /// The UUID of the database that `after` belongs to; another database is an error.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub database: Option<String>,
 }
 
 /// Returns the split of each domain's energy since the daemon started.
@@ -464,6 +477,9 @@ pub struct StoreStatus {
     /// The size of an account on disk.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bytes_per_account: Option<u64>,
+    /// The UUID of the database, to which the numbers of accounts belong; absent before it was opened.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub database: Option<String>,
 }
 
 /// The statistics of a sampler since the daemon started.
@@ -518,11 +534,27 @@ pub struct OpenedSpan {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EmptyReply {}
 
-/// The reply of [`GetSpan`], [`CloseSpan`] and [`WatchSpans`].
+/// The reply of [`GetSpan`] and [`CloseSpan`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpanAccount {
     /// As of now, where its state is open or provisional; else final.
     pub account: Account,
+}
+
+/// The repeated reply of [`WatchSpans`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WatchedSpan {
+    /// A final account.
+    pub account: Account,
+    /// The numbers before it that have no account, since the last reply; absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gaps: Option<Vec<Gap>>,
+    /// The value of [`WatchSpans::after`] that continues after this account; absent in a stream without `after`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<u64>,
+    /// The UUID of the database that `after` belongs to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub database: Option<String>,
 }
 
 /// The repeated reply of [`WatchDomains`].
@@ -571,6 +603,25 @@ pub struct SpanAccounts {
     /// The value of [`ListSpans::before`] for older accounts, where there can be any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub before: Option<u64>,
+    /// In a reply to a call with `after`: the value of [`ListSpans::after`] that continues the list.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<u64>,
+    /// Whether there was no later account at that time; absent without `after`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_end: Option<bool>,
+    /// The numbers between the two values of `after` that have no account; absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gaps: Option<Vec<Gap>>,
+    /// The UUID of the database that `after` belongs to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub database: Option<String>,
+}
+
+impl SpanAccounts {
+    /// A list without a position.
+    pub fn of_accounts(accounts: Vec<Account>) -> Self {
+        Self { accounts, before: None, after: None, at_end: None, gaps: None, database: None }
+    }
 }
 
 /// What has changed in the configuration since it was last read.

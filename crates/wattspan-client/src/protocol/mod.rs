@@ -19,6 +19,6 @@ pub use methods::{
     EmptyReply, ExceededCeiling, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
     InterfaceDescription, ListSpans, METHOD_NAMES, MarkPhase, Method, MethodName, OpenSpan, OpenedSpan,
     ReadWindow, ReadingSchedule, Reload, ReloadReply, SamplerStatus, ServiceInfo, SetWeight, SpanAccount,
-    SpanAccounts, StoreStatus, WatchDomains, WatchSpans, WindowEnergy,
+    SpanAccounts, StoreStatus, WatchDomains, WatchSpans, WatchedSpan, WindowEnergy,
 };
 pub use process_privileges::ProcessPrivileges;

@@ -1,0 +1,398 @@
+//! The accounts after a position, in the order of their numbers, encoded for the client on the store's thread.
+//!
+//! Invariants: between the position of the query and that of the result, each number has an account that is returned, an
+//! account that does not match the filter, or a gap. A caller that sees one user's accounts gets positions that are encrypted
+//! and no numbers, because a number counts all users' accounts; its scan reads no row of another user where the index is
+//! sound, and its position moves with its own accounts and with gaps only.
+
+use rusqlite::{OptionalExtension, Statement};
+use serde::Serialize;
+use wattspan_client::account::{Account, Gap, GapReason};
+use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodReply, WatchedSpan};
+
+use super::account_index::{self, HEADS, NameEntry, block_key, segment_of, segment_start};
+use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
+use super::account_table::ACCOUNT_COLUMNS;
+use super::database::Database;
+use super::database_identity::{DatabaseId, DatabaseIdentity};
+use super::schema::DatabaseError;
+use super::segment_filter;
+
+/// The maximum bytes of the accounts of a list's reply.
+const MAX_LIST_BYTES: usize = 1_000_000;
+
+/// The bytes of stream items after which a page ends. The last item may exceed it.
+const STREAM_PAGE_BYTES: usize = 48 * 1024;
+
+/// How the accounts are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyForm {
+    /// One reply to ListSpans.
+    List,
+    /// Items of a WatchSpans stream.
+    Stream,
+}
+
+/// A query for the accounts after a position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForwardQuery {
+    /// The user ID; `None` for all users.
+    pub uid: Option<u32>,
+    /// All of its conditions hold for a returned account.
+    pub filter: Filter,
+    /// The maximum number of accounts.
+    pub limit: usize,
+    /// 0, or the position of an earlier result.
+    pub after: u64,
+    /// The database that the position belongs to, if the caller names one.
+    pub database: Option<DatabaseId>,
+    /// The form of the reply.
+    pub form: ReplyForm,
+    /// Gaps before the position that no stream item has reported yet.
+    pub gaps: Vec<Gap>,
+}
+
+/// The result of a [`ForwardQuery`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardReply {
+    /// Complete messages; empty for a stream without new accounts.
+    pub messages: Vec<u8>,
+    /// The position of the next query.
+    pub after: u64,
+    /// All stored accounts after the position of the query were considered.
+    pub at_end: bool,
+    /// The database that was read.
+    pub database: DatabaseId,
+    /// For a stream: the gaps after its last item.
+    pub gaps: Vec<Gap>,
+}
+
+/// The fields of a list's reply after its accounts.
+#[derive(Serialize)]
+struct ListEnd<'a> {
+    after: u64,
+    at_end: bool,
+    #[serde(skip_serializing_if = "<[Gap]>::is_empty")]
+    gaps: &'a [Gap],
+    database: String,
+}
+
+/// A query that runs in turns, between which accounts are written.
+#[derive(Debug)]
+pub(super) struct ForwardScan {
+    query: ForwardQuery,
+    identity: DatabaseIdentity,
+    /// The ID to consider next.
+    next: i64,
+    /// IDs up to this one were looked up: those still to be read are in `candidates`, the lowest last.
+    looked_up: i64,
+    candidates: Vec<i64>,
+    /// The look-up in progress: the next ID of the user's chain of accounts, from the latest down.
+    chain: Option<i64>,
+    /// The position of the result.
+    position: i64,
+    /// For one user: accounts after the query's position and before this ID were deleted. Whether the user's were among them
+    /// is known from the user's next account.
+    deleted_below: Option<i64>,
+    gaps: Vec<Gap>,
+    accounts: usize,
+    bytes: Vec<u8>,
+    rows_read: usize,
+    is_full: bool,
+}
+
+impl ForwardScan {
+    /// Begins a query.
+    ///
+    /// # Errors
+    /// The position or the database of the query is not one of this database.
+    pub fn begin(mut query: ForwardQuery, database: &Database) -> Result<Self, ReadError> {
+        let identity = database.identity;
+        if query.database.is_some_and(|id| id != identity.id) {
+            let reason = format!("is not the present database, which is {}; begin at 0 there", identity.id);
+            return Err(ReadError::Invalid { field: "database", reason });
+        }
+        let invalid = |reason: String| ReadError::Invalid { field: "after", reason };
+        let last_id = database.index.last_id;
+        let after = match query.uid {
+            Some(uid) if query.after > 0 => identity.cipher.decrypt(uid, query.after).ok_or_else(|| {
+                invalid("was not returned to this user for this database; begin at 0".into())
+            })?,
+            _ => query.after,
+        };
+        let after = i64::try_from(after).ok().filter(|after| *after <= last_id);
+        let after = after.ok_or_else(|| {
+            invalid(match query.uid {
+                None => format!("is greater than {last_id}, the latest number"),
+                Some(_) => "is after the latest account; begin at 0".into(),
+            })
+        })?;
+        Ok(Self {
+            gaps: std::mem::take(&mut query.gaps),
+            query,
+            identity,
+            next: after + 1,
+            looked_up: after,
+            candidates: Vec::new(),
+            chain: None,
+            position: after,
+            deleted_below: None,
+            accounts: 0,
+            bytes: Vec::new(),
+            rows_read: 0,
+            is_full: false,
+        })
+    }
+
+    /// Considers at most [`ROWS_PER_TURN`] rows or ranges; returns the result at the end.
+    pub fn run_turn(&mut self, database: &Database) -> Result<Option<ForwardReply>, ReadError> {
+        if database.identity.id != self.identity.id {
+            let reason = "was replaced during the call; call again".to_owned();
+            return Err(ReadError::Invalid { field: "database", reason });
+        }
+        let mut row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
+        for _ in 0..ROWS_PER_TURN {
+            let is_full =
+                self.is_full || self.accounts >= self.query.limit || self.rows_read >= MAX_ROWS_READ;
+            if is_full || self.next > database.index.last_id {
+                return Ok(Some(self.finish(database)));
+            }
+            self.step(database, &mut row)?;
+        }
+        Ok(None)
+    }
+
+    /// Considers one account, or a range of IDs without one.
+    fn step(&mut self, database: &Database, row: &mut Statement<'_>) -> Result<(), ReadError> {
+        let index = &database.index;
+        if self.next < index.first_id {
+            self.skip_deleted(index.first_id);
+            return Ok(());
+        }
+        if self.next > self.looked_up {
+            self.look_up(database)?;
+        }
+        if let Some(id) = self.chain {
+            return self.follow_chain(database, row, id);
+        }
+        self.rows_read += 1;
+        let end = self.candidates.last().copied().unwrap_or(self.looked_up + 1);
+        if let Some(lost) = index.gaps.iter().find(|gap| gap.first <= end && gap.last >= self.next) {
+            self.add_gap(lost.first.max(self.next), lost.last, GapReason::Lost);
+            self.skip_to(lost.last + 1);
+            return Ok(());
+        }
+        let Some(id) = self.candidates.pop() else {
+            self.next = end;
+            return Ok(());
+        };
+        self.next = id + 1;
+        let read = database.read_row(row, id, |row| Some((row.previous, decode_account(row)?)))?;
+        let Some((previous, account)) = read else {
+            self.add_gap(id, id, GapReason::Damaged);
+            return Ok(());
+        };
+        if self.query.uid.is_none_or(|uid| uid == account.uid) {
+            self.confirm_deletion(previous);
+            self.add_account(id, account);
+        }
+        Ok(())
+    }
+
+    fn skip_to(&mut self, id: i64) {
+        self.next = id;
+        while self.candidates.pop_if(|candidate| *candidate < id).is_some() {}
+    }
+
+    /// Passes accounts that retention has deleted.
+    fn skip_deleted(&mut self, first_id: i64) {
+        match self.query.uid {
+            None => self.add_gap(self.next, first_id - 1, GapReason::Deleted),
+            Some(_) => self.deleted_below = Some(first_id),
+        }
+        self.skip_to(first_id);
+    }
+
+    /// Notes a gap if the user's account `previous` was deleted after the position of the query.
+    fn confirm_deletion(&mut self, previous: i64) {
+        if let Some(first_id) = self.deleted_below.take()
+            && previous > self.position
+            && previous < first_id
+        {
+            self.add_gap(self.next, first_id - 1, GapReason::Deleted);
+        }
+    }
+
+    /// Looks up the IDs from `next` to the end of its segment that may match.
+    fn look_up(&mut self, database: &Database) -> Result<(), ReadError> {
+        let index = &database.index;
+        let segment = segment_of(self.next);
+        let is_open = segment == segment_of(index.last_id + 1);
+        self.looked_up = (segment_start(segment + 1) - 1).min(index.last_id);
+        self.candidates.clear();
+        let ForwardQuery { uid, filter, .. } = &self.query;
+        let searched = segment_filter::searched_values(*uid, filter.name.as_deref(), &filter.attributes);
+        let may_contain = match is_open {
+            _ if searched.is_empty() => true,
+            true => searched.iter().all(|hash| index.open_values.contains(hash)),
+            false => segment_filter::may_contain(&database.connection, segment, &searched)?,
+        };
+        match *uid {
+            _ if !may_contain => {}
+            None => self.candidates.extend((self.next..=self.looked_up).rev()),
+            Some(uid) if is_open => {
+                let own = |entry: &&NameEntry| entry.uid == uid && entry.id >= self.next;
+                self.candidates.extend(index.open_segment.iter().rev().filter(own).map(|entry| entry.id));
+            }
+            Some(uid) => match latest_of_user(database, uid, segment)? {
+                Some(latest) => self.chain = Some(latest),
+                None => self.read_all_rows(),
+            },
+        }
+        Ok(())
+    }
+
+    /// Without the index all rows are read, so that no account of the user is passed silently.
+    fn read_all_rows(&mut self) {
+        self.chain = None;
+        self.candidates.clear();
+        self.candidates.extend((self.next..=self.looked_up).rev());
+    }
+
+    /// Adds one account of the user's chain to the candidates.
+    fn follow_chain(
+        &mut self,
+        database: &Database,
+        row: &mut Statement<'_>,
+        id: i64,
+    ) -> Result<(), ReadError> {
+        if id < self.next {
+            self.chain = None;
+            return Ok(());
+        }
+        let previous = database.read_row(row, id, |row| {
+            (Some(row.columns.uid) == self.query.uid && row.previous < id).then_some(row.previous)
+        })?;
+        match previous {
+            Some(previous) => {
+                self.candidates.push(id);
+                self.chain = Some(previous);
+            }
+            None => self.read_all_rows(),
+        }
+        Ok(())
+    }
+
+    /// Notes that these numbers have no account.
+    fn add_gap(&mut self, first: i64, last: i64, reason: GapReason) {
+        self.position = self.position.max(last);
+        // Without numbers, neighbouring gaps of one reason are one.
+        let is_numbered = self.query.uid.is_none();
+        let [first, last] = [first, last].map(|id| is_numbered.then_some(id.unsigned_abs()));
+        match self.gaps.last_mut() {
+            Some(gap) if gap.reason == reason && gap.last.map(|last| last + 1) == first => gap.last = last,
+            _ => self.gaps.push(Gap { first, last, reason }),
+        }
+    }
+
+    /// Encodes an account if it matches the filter and has room.
+    fn add_account(&mut self, id: i64, mut account: Account) {
+        if self.query.filter.matches(&account) {
+            account.number = self.query.uid.is_none().then_some(id.unsigned_abs());
+            match self.query.form {
+                ReplyForm::Stream => self.encode_item(id, account),
+                ReplyForm::List => {
+                    let length = self.bytes.len();
+                    self.encode_listed(&account);
+                    if self.bytes.len() > MAX_LIST_BYTES && self.accounts > 0 {
+                        // It is the first account of the next reply.
+                        self.bytes.truncate(length);
+                        (self.next, self.is_full) = (id, true);
+                        return;
+                    }
+                }
+            }
+            self.accounts += 1;
+        }
+        self.position = id;
+    }
+
+    fn encode_listed(&mut self, account: &Account) {
+        if self.accounts > 0 {
+            self.bytes.push(b',');
+        }
+        serde_json::to_writer(&mut self.bytes, account).expect("an account has string keys");
+    }
+
+    /// Encodes a stream item, with the gaps before its account.
+    fn encode_item(&mut self, id: i64, account: Account) {
+        let gaps = std::mem::take(&mut self.gaps);
+        MethodReply::continued(WatchedSpan {
+            account,
+            gaps: (!gaps.is_empty()).then_some(gaps),
+            after: Some(self.encode_position(id)),
+            database: Some(self.identity.id.to_string()),
+        })
+        .encode(&mut self.bytes);
+        self.is_full = self.bytes.len() >= STREAM_PAGE_BYTES;
+    }
+
+    /// The position for the client.
+    fn encode_position(&self, id: i64) -> u64 {
+        let number = id.unsigned_abs();
+        self.query.uid.filter(|_| number > 0).map_or(number, |uid| self.identity.cipher.encrypt(uid, number))
+    }
+
+    fn finish(&mut self, database: &Database) -> ForwardReply {
+        let at_end = self.next > database.index.last_id;
+        self.resolve_deletion(database);
+        // At the end, the position of one user stays at its own last account: its changes would show those of other users.
+        if self.query.uid.is_none() || !at_end {
+            self.position = self.position.max(self.next - 1);
+        }
+        let (after, database) = (self.encode_position(self.position), self.identity.id);
+        let (messages, gaps) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.gaps));
+        match self.query.form {
+            ReplyForm::Stream => ForwardReply { messages, after, at_end, database, gaps },
+            ReplyForm::List => {
+                let end = ListEnd { after, at_end, gaps: &gaps, database: database.to_string() };
+                let messages = list_reply(&messages, &end);
+                ForwardReply { messages, after, at_end, database, gaps: Vec::new() }
+            }
+        }
+    }
+
+    /// Notes a gap if accounts of the user may have been deleted, and none was read after them.
+    fn resolve_deletion(&mut self, database: &Database) {
+        let (Some(first_id), Some(uid)) = (self.deleted_below.take(), self.query.uid) else { return };
+        let latest = database.index.heads.get(&uid);
+        if latest.is_none_or(|latest| *latest > self.position) {
+            self.add_gap(first_id - 1, first_id - 1, GapReason::Deleted);
+        }
+    }
+}
+
+/// The reply to ListSpans, from its accounts, which are encoded already, and its last fields.
+fn list_reply(accounts: &[u8], end: &ListEnd<'_>) -> Vec<u8> {
+    let mut reply = Vec::with_capacity(accounts.len() + 256);
+    reply.extend_from_slice(b"{\"parameters\":{\"accounts\":[");
+    reply.extend_from_slice(accounts);
+    reply.extend_from_slice(b"],");
+    let end = serde_json::to_vec(end).expect("a struct has string keys");
+    reply.extend_from_slice(&end[1..]);
+    reply.extend_from_slice(&[b'}', MESSAGE_TERMINATOR]);
+    reply
+}
+
+/// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: the index does not tell.
+fn latest_of_user(database: &Database, uid: u32, segment: i64) -> Result<Option<i64>, ReadError> {
+    let key = block_key(segment, HEADS);
+    let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+    let stored = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();
+    let stored = match stored.map_err(DatabaseError::Sqlite) {
+        Err(error) if error.is_corruption() => None,
+        stored => stored?,
+    };
+    let block = stored.as_deref().and_then(|bytes| account_index::strip_checksum(key, bytes));
+    Ok(block.map(|block| account_index::decode_heads(block).get(&uid).copied().unwrap_or(0)))
+}
