@@ -3,8 +3,8 @@
 //! The work is the CPU time of all threads of the daemon, as the scheduler counts it, for a fixed number of operations; the
 //! smallest of several rounds counts, because disturbances only add to it. The exponent is the slope between the smallest and
 //! the largest size on logarithmic scales: 0 is work that does not grow, 1 is work in proportion. Exits with 1 if an exponent
-//! is over its limit, because that is a defect on any machine. Run with `cargo bench --bench growth`; with `-- --short` it takes
-//! less than a minute.
+//! is over its limit, because that is a defect on any machine. Run with `cargo bench --bench growth`; with `-- --short` it
+//! takes less than a minute.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
