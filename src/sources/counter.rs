@@ -52,8 +52,8 @@ impl Counter {
 
     /// Converts the raw count that was read between `before_ns` and `after_ns`.
     ///
-    /// The first count is the baseline. An impossible count (at or above the modulus)
-    /// gives an invalid reading and counts as an interruption.
+    /// The first count is the baseline. An impossible count (at or above the modulus) gives an invalid reading and counts as
+    /// an interruption.
     pub fn advance(&mut self, raw: u64, before_ns: u64, after_ns: u64) -> EnergyReading {
         if u128::from(raw) >= self.spec.modulus {
             self.interrupt();

@@ -15,6 +15,7 @@ use crate::domain::{Domain, DomainKind, EnergyReading};
 
 use super::OpenedSource;
 use super::dedup::{domain_tree, preference};
+use super::suspend_detector::SuspendDetector;
 
 /// Shortest pause between two reads of a source: several updates of a fast counter.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
@@ -84,6 +85,7 @@ struct RecordedDomain {
 
 /// Reads a source until the comparison is over.
 fn record(mut opened: OpenedSource, clock: &Clock, is_over: &AtomicBool) -> Vec<RecordedDomain> {
+    let mut suspend = SuspendDetector::new(clock);
     let pause = MIN_PAUSE.max(Duration::from_secs_f64(1.0 / opened.max_rate_hz.max(0.1)));
     let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     let of = |domain: Domain| RecordedDomain { domain, readings: Vec::new() };
@@ -92,6 +94,9 @@ fn record(mut opened: OpenedSource, clock: &Clock, is_over: &AtomicBool) -> Vec<
         let is_last = is_over.load(Ordering::Relaxed);
         let before_ns = clock.now_ns();
         opened.source.read(&mut readings);
+        if suspend.has_suspended() {
+            readings.fill(EnergyReading::default());
+        }
         let middle_ns = before_ns + (clock.now_ns() - before_ns) / 2;
         for (domain, reading) in recorded.iter_mut().zip(&readings) {
             let at_ns = if reading.stamp_ns > 0 { reading.stamp_ns } else { middle_ns };

@@ -2,9 +2,9 @@
 //!
 //! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap: the control types
 //! of the registers, of MMIO and of TPMI). Zones that show one domain are separate sources, because one of them may stand
-//! still; discovery keeps the first that advances. A zone without a range is rejected: its wraps could not be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This
-//! file reverses that exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid
-//! readings until it is back.
+//! still; discovery keeps the first that advances. A zone without a range is rejected: its wraps could not be undone. The
+//! driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This file reverses that exactly, so
+//! that powercap and perf agree to the count. A zone that disappears gives invalid readings until it is back.
 
 pub use crate::sources::source_settings::POWERCAP as NAME;
 

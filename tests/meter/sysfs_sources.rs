@@ -427,6 +427,48 @@ fn four_amd_cards_are_each_read_by_the_best_counter() {
 }
 
 #[test]
+fn a_card_of_amd_that_is_removed_and_comes_back_is_a_gap_and_no_energy() {
+    let mut machine = FuseMachine::new();
+    let went_ns = Arc::new(AtomicU64::new(u64::MAX));
+    let back_ns = Arc::clone(&went_ns);
+    // The accumulator starts at 0 when the card comes back.
+    let count = move |at: u64| {
+        let start_ns = back_ns.load(Ordering::Relaxed);
+        if at < start_ns { CARD.counts(at, MS, 16) } else { CARD.counts(at - start_ns, MS, 16) }
+    };
+    amd_card(&mut machine, 0, "0000:03:00.0", move |at| (count(at), 107));
+    let Some(mounted) = machine.mount() else { return };
+    let mut inventory = discover_sources(&mounted, &["amdgpu"]);
+    assert_eq!(domain(&inventory, "amdgpu-0").grade, Grade::Measured, "{}", reasons(&inventory));
+    let mut read = || {
+        let mut reading = [EnergyReading::default()];
+        inventory.opened[0].source.read(&mut reading);
+        reading[0]
+    };
+    read();
+    sleep(Duration::from_millis(50));
+    let before = read();
+    assert!(before.valid && before.energy_uj > 0);
+    mounted.hide("sys/devices/pci0000:00/0000:03:00.0");
+    assert!(!read().valid && !read().valid, "missing is not zero");
+    went_ns.store(monotonic_ns() / MS * MS, Ordering::Relaxed);
+    mounted.show("sys/devices/pci0000:00/0000:03:00.0");
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut back = read();
+    while !back.valid && Instant::now() < end {
+        sleep(Duration::from_millis(50));
+        back = read();
+    }
+    assert_eq!((back.valid, back.epoch, back.energy_uj), (true, before.epoch + 1, before.energy_uj));
+    sleep(Duration::from_millis(100));
+    let later = read();
+    assert!(
+        later.epoch == back.epoch && later.energy_uj >= back.energy_uj + 3_500_000,
+        "{later:?} after {back:?}"
+    );
+}
+
+#[test]
 fn a_card_that_sleeps_is_not_woken_and_is_metered_once_it_is_awake() {
     let (asleep, reads) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let mut machine = FuseMachine::new();
