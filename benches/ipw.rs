@@ -77,7 +77,7 @@ fn measured(rows: usize) -> Measured {
     let table = RunTable::read(&run).expect("the run was just written");
     let (read_s, read_cpu_s) = (began.elapsed().as_secs_f64(), cpu_s() - used_s);
     assert_eq!(table.columns.len(), rows);
-    let terms = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 0 };
+    let terms = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included };
     let report = Report::new(&table, &terms, EnergyPrices::default());
     let all_s = began.elapsed().as_secs_f64();
     assert_eq!((report.all.asked, report.subjects.len()), (rows, SUBJECTS.len()));

@@ -5,8 +5,11 @@
 //! bootstrap (2,000 resamples; a twentieth of the runs), and the median width as a multiple of the narrowest method that
 //! covers (target: 1.5). A method covers if it reaches 93 % at all five accuracies: where all answers are right, one that
 //! gives the accuracy no interval reaches it by chance. With fewer than 29 questions and two-point energies no method
-//! covers IPJ and energy: the expensive questions are absent from too many runs. `WATTSPAN_BENCH_RUNS` changes the number
-//! of runs.
+//! covers IPJ and energy: the expensive questions are absent from too many runs.
+//!
+//! Then the same for two runs (differences of accuracy and energy, ratios of IPW and IPJ, each the least coverage over
+//! ratios of the accuracies of 1 and 2, correlations and questions in common or not) and for the energy that a route
+//! saves. `WATTSPAN_BENCH_RUNS` changes the number of runs.
 
 #[path = "../tests/support/interval_simulation.rs"]
 mod interval_simulation;
@@ -16,11 +19,12 @@ mod table;
 use std::thread;
 
 use interval_simulation::{
-    ACCURACIES, Cell, ENERGY, Energies, FIGURES, Intervals, Outcome, POWER, Row, SCORE, percentile_bootstrap,
-    product, simulate,
+    ACCURACIES, Cell, ENERGIES, ENERGY, Energies, FIGURES, Intervals, Outcome, PAIR_FIGURES, POWER, PairCell,
+    QUESTIONS, RouteCell, Row, SCORE, bootstrap_pair, percentile_bootstrap, product, product_pair,
+    product_saving, simulate, simulate_figures,
 };
-use wattspan_ipw::bootstrap::ConfidenceInterval;
-use wattspan_ipw::intervals::MIN_QUESTIONS;
+use wattspan_ipw::bootstrap::{ConfidenceInterval, SplitMix64};
+use wattspan_ipw::intervals::{MIN_QUESTIONS, proportion_interval};
 
 /// The coverage that counts as covered.
 const COVERS: f64 = 0.93;
@@ -52,16 +56,8 @@ fn main() {
             cells.iter().filter(same).copied().collect()
         })
         .collect();
-    let measured: Vec<Measured> = thread::scope(|scope| {
-        let part = groups.len().div_ceil(thread::available_parallelism().map_or(1, Into::into));
-        let handles: Vec<_> = groups
-            .chunks(part)
-            .map(|groups| {
-                scope.spawn(move || groups.iter().flat_map(|cells| measure(cells, runs)).collect::<Vec<_>>())
-            })
-            .collect();
-        handles.into_iter().flat_map(|handle| handle.join().expect("a simulation does not panic")).collect()
-    });
+    let measured: Vec<Measured> =
+        in_parallel(&groups, |cells| measure(cells, runs)).into_iter().flatten().collect();
     measured.iter().for_each(|cell| println!("{}", cell.line));
     let figures = || measured.iter().flat_map(|cell| &cell.figures).filter(|figure| figure.possible);
     let count = |of: &dyn Fn(&&FigureOutcome) -> bool| Some(figures().filter(of).count() as f64);
@@ -75,6 +71,126 @@ fn main() {
     shown.at_most("intervals without their own figure", Some(outside as f64), 0.0, "");
     let bootstrap = count(&|figure| figure.bootstrap < COVERS);
     shown.note("figures that the percentile bootstrap does not cover", bootstrap, "");
+    show_pairs(&mut shown, runs);
+    show_savings(&mut shown, runs);
+}
+
+/// Computes a value for each item on all processors, in order.
+fn in_parallel<T: Sync, V: Send>(items: &[T], compute: impl Fn(&T) -> V + Sync) -> Vec<V> {
+    let part = items.len().div_ceil(thread::available_parallelism().map_or(1, Into::into));
+    let compute = &compute;
+    thread::scope(|scope| {
+        let parts = items
+            .chunks(part)
+            .map(|items| scope.spawn(move || items.iter().map(compute).collect::<Vec<_>>()));
+        let handles: Vec<_> = parts.collect();
+        handles.into_iter().flat_map(|handle| handle.join().expect("a simulation does not panic")).collect()
+    })
+}
+
+/// The energies, numbers of questions and accuracies of the grid.
+fn grid() -> Vec<(Energies, usize, (f64, f64))> {
+    let of = |energies| QUESTIONS.map(|questions| ACCURACIES.map(|accuracy| (energies, questions, accuracy)));
+    ENERGIES.into_iter().flat_map(of).flatten().collect()
+}
+
+/// The least coverage over cells and whether each is possible, of the product and of the bootstrap.
+struct Least {
+    coverage: f64,
+    bootstrap: f64,
+    /// The number of figures that some method covers.
+    possible: usize,
+    below: usize,
+    below_bootstrap: usize,
+}
+
+impl Least {
+    fn new(outcomes: impl Iterator<Item = (bool, f64, f64)>) -> Self {
+        let none = Self { coverage: 1.0, bootstrap: 1.0, possible: 0, below: 0, below_bootstrap: 0 };
+        outcomes.fold(none, |least, (is_possible, coverage, bootstrap)| Self {
+            coverage: least.coverage.min(coverage),
+            bootstrap: least.bootstrap.min(bootstrap),
+            possible: least.possible + usize::from(is_possible),
+            below: least.below + usize::from(is_possible && coverage < COVERS),
+            below_bootstrap: least.below_bootstrap + usize::from(is_possible && bootstrap < COVERS),
+        })
+    }
+
+    fn text(&self) -> String {
+        let mark = if self.possible > 0 { ' ' } else { '*' };
+        if self.bootstrap < 1.0 {
+            return format!(" {:>6.1}{mark}({:>5.1})  ", self.coverage * 100.0, self.bootstrap * 100.0);
+        }
+        format!(" {:>6.1}{mark}", self.coverage * 100.0)
+    }
+}
+
+fn show_pairs(shown: &mut table::Table, runs: usize) {
+    println!("two runs: least coverage in % (bootstrap) over ratios, correlations and questions in common");
+    println!("{:<36} {}", "", PAIR_FIGURES.map(|name| format!("{name:^17}")).concat());
+    let measured = in_parallel(&grid(), |(energies, questions, accuracy)| {
+        let cells = PairCell::all_of(*questions, *energies, *accuracy);
+        let outcomes: Vec<_> = cells
+            .iter()
+            .map(|cell| {
+                let of = |method: fn(&[[Row; 2]]) -> _, runs| {
+                    let mut random = SplitMix64::new(*questions as u64);
+                    simulate_figures(runs, cell.truth(), || method(&cell.draw(&mut random)))
+                };
+                (cell.is_possible(), of(product_pair, runs), of(bootstrap_pair, runs / 20))
+            })
+            .collect();
+        let outside: usize = outcomes.iter().map(|(_, ours, _)| ours.point_outside).sum();
+        let least = [0, 1, 2, 3].map(|at| {
+            Least::new(
+                outcomes
+                    .iter()
+                    .map(|(possible, ours, theirs)| (possible[at], ours.coverage[at], theirs.coverage[at])),
+            )
+        });
+        let name = format!("{:<14} n {questions:>3} p {:<4}", energies.name(), accuracy.0);
+        (format!("{name:<36}{}", least.each_ref().map(Least::text).concat()), outside, least)
+    });
+    measured.iter().for_each(|(line, ..)| println!("{line}"));
+    let sum =
+        |of: fn(&Least) -> usize| measured.iter().flat_map(|(.., least)| least).map(of).sum::<usize>() as f64;
+    shown.note("figures of two runs where some method covers", Some(sum(|least| least.possible)), "");
+    shown.at_most("of them below 93 %", Some(sum(|least| least.below)), 0.0, "");
+    shown.note(
+        "of them below 93 % with the percentile bootstrap",
+        Some(sum(|least| least.below_bootstrap)),
+        "",
+    );
+    let outside: usize = measured.iter().map(|(_, outside, _)| outside).sum();
+    shown.at_most("intervals of two runs without their own figure", Some(outside as f64), 0.0, "");
+}
+
+fn show_savings(shown: &mut table::Table, runs: usize) {
+    println!(
+        "energy saved by a route: least coverage in % over correlations, energies in common and their ratios"
+    );
+    let measured = in_parallel(&grid(), |(energies, questions, covered)| {
+        let cells = RouteCell::all_of(*questions, *energies, *covered);
+        let outcomes: Vec<_> = cells
+            .iter()
+            .map(|cell| {
+                let mut random = SplitMix64::new(*questions as u64);
+                let saving = || [product_saving(&cell.draw(&mut random))];
+                (cell.is_possible(), simulate_figures(runs, [cell.truth()], saving))
+            })
+            .collect();
+        let outside: usize = outcomes.iter().map(|(_, outcome)| outcome.point_outside).sum();
+        let least =
+            Least::new(outcomes.iter().map(|(possible, outcome)| (*possible, outcome.coverage[0], 1.0)));
+        let name = format!("{:<14} n {questions:>3} covered {:<4}", energies.name(), covered.0);
+        (format!("{name:<36}{}", least.text()), outside, least)
+    });
+    measured.iter().for_each(|(line, ..)| println!("{line}"));
+    let sum = |of: fn(&Least) -> usize| measured.iter().map(|(.., least)| of(least)).sum::<usize>() as f64;
+    shown.note("savings where some method covers", Some(sum(|least| least.possible)), "");
+    shown.at_most("of them below 93 %", Some(sum(|least| least.below)), 0.0, "");
+    let outside: usize = measured.iter().map(|(_, outside, _)| outside).sum();
+    shown.at_most("intervals of savings without their own figure", Some(outside as f64), 0.0, "");
 }
 
 /// A cell with its line of the table.
@@ -216,10 +332,8 @@ fn wilson(proportion: f64, count: f64) -> [f64; 2] {
 }
 
 fn agresti_coull(proportion: f64, count: f64) -> [f64; 2] {
-    let square = 1.959_963_984_540_054_f64.powi(2);
-    let center = (proportion * count + square / 2.0) / (count + square);
-    let half_width = (square * center * (1.0 - center) / (count + square)).sqrt();
-    [(center - half_width).max(0.0), (center + half_width).min(1.0)]
+    let interval = proportion_interval(proportion, count).expect("a proportion of some questions");
+    [interval.low, interval.high]
 }
 
 type Proportion = fn(f64, f64) -> [f64; 2];

@@ -92,7 +92,7 @@ fn harness_results_import_as_a_run_with_a_list_of_missing_data() {
     let table = RunTable::read(&out).unwrap();
     assert_eq!((table.manifest.model.as_str(), table.manifest.count), ("tiny-1b", 9));
     assert_eq!(table.manifest.questions, "Nine made-up questions");
-    let terms = MetricOptions { scope: Scope::Accelerator, idle: IdlePolicy::Included, seed: 0 };
+    let terms = MetricOptions { scope: Scope::Accelerator, idle: IdlePolicy::Included };
     let all = compute_metrics(&table, None, &terms);
     assert_eq!((all.asked, all.delivered, all.answered, all.scored), (9, 9, 8, 8));
     // Right, wrong, right, empty, right: 12.5, 7.5, 8, 3 and 400 J.

@@ -24,7 +24,7 @@ fn imported(from: &Path, out: &Path) -> ImportFindings {
 }
 
 fn metrics(run: &Path, scope: Scope) -> EfficiencyMetrics {
-    let options = MetricOptions { scope, idle: IdlePolicy::Included, seed: 0 };
+    let options = MetricOptions { scope, idle: IdlePolicy::Included };
     compute_metrics(&RunTable::read(run).unwrap(), None, &options)
 }
 

@@ -26,7 +26,7 @@ def rows_of(run):
         rows.pop(key, None)
         rows[key] = row
     covered = []
-    for (question, _), row in rows.items():
+    for (question, repeat), row in rows.items():
         energy = row.get("energy") or {}
         wrong = row.get("error") is not None and row.get("delivered")
         score = 0.0 if wrong else row.get("score")
@@ -42,6 +42,7 @@ def rows_of(run):
         covered.append(
             {
                 "question": question,
+                "repeat": repeat,
                 "start": row["began_ns"] / 1e9,
                 "end": row["began_ns"] / 1e9 + row["duration_ns"] / 1e9,
                 "score": float(score),
@@ -203,4 +204,5 @@ def main():
     print(json.dumps({name: [float(limit) for limit in of] for name, of in intervals.items()}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -58,7 +58,7 @@ fn near(name: &str, ours: f64, theirs: f64) {
 #[test]
 fn means_and_ratios_are_those_of_numpy() {
     let expected = expected();
-    let terms = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: expected.seed };
+    let terms = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included };
     let ours = compute_metrics(&table(&expected.rows), None, &terms);
     let names = ["accuracy", "energy", "power", "ipw", "ipj", "attributed power"];
     let got =

@@ -2,12 +2,17 @@
 //!
 //! A cell fixes the number of questions, the accuracy, the energies and their correlation with correctness. Whether an
 //! answer is right and what it costs are a Gaussian copula: both are functions of normal variables with that
-//! correlation. The power of a query grows with the fourth root of its energy.
+//! correlation. The power of a query grows with the fourth root of its energy. Cells of two runs add the ratio of their
+//! accuracies and how much of their variables is common to the question; cells of routes the part of the questions that
+//! the local model covers.
 
 #![allow(dead_code, reason = "the test and the bench use different parts")]
 
 use wattspan_ipw::bootstrap::{BootstrapSample, ConfidenceInterval, SplitMix64};
-use wattspan_ipw::intervals::{IntervalSample, SampleQuery};
+use wattspan_ipw::estimates::Figure;
+use wattspan_ipw::intervals::{IntervalSample, MIN_QUESTIONS, SampleQuery};
+use wattspan_ipw::paired_intervals::{PairedQuery, PairedSample};
+use wattspan_ipw::saving_intervals::{RoutedCost, saved_cost};
 
 /// The values of a query: score, energy, power.
 pub type Row = [f64; 3];
@@ -212,4 +217,216 @@ pub fn simulate(cell: &Cell, runs: usize, seed: u64, method: impl Fn(&[Row]) -> 
         all[all.len() / 2]
     });
     Outcome { coverage: covered.map(|count| count as f64 / runs as f64), width, point_outside }
+}
+
+/// The figures of two runs whose intervals are tested: differences of accuracy and energy, ratios of IPW and IPJ.
+pub const PAIR_FIGURES: [&str; 4] = ["accuracy", "energy", "IPW ratio", "IPJ ratio"];
+
+/// The correlation of two runs' variables of the same question.
+pub const COMMON: [f64; 2] = [0.0, 0.7];
+
+/// The accuracy of the other run / that of the first.
+pub const RATIOS: [f64; 2] = [1.0, 2.0];
+
+/// Half of each of [`ACCURACIES`], with the normal quantile above which an answer is right.
+const HALF_ACCURACIES: [(f64, f64); 5] = [
+    (0.025, 1.959_963_984_540_054),
+    (0.25, 0.674_489_750_196_081_7),
+    (0.45, 0.125_661_346_855_074_02),
+    (0.49, 0.025_068_908_258_711_06),
+    (0.5, 0.0),
+];
+
+/// Two runs of the same questions; `cell` has the accuracy of the other run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairCell {
+    pub cell: Cell,
+    pub ratio: f64,
+    pub common: f64,
+}
+
+impl PairCell {
+    /// All cells of two runs with these questions, energies and accuracy.
+    pub fn all_of(questions: usize, energies: Energies, accuracy: (f64, f64)) -> Vec<Self> {
+        let mut cells = Vec::new();
+        for correlation in CORRELATIONS {
+            let cell = Cell { questions, accuracy, energies, correlation };
+            for ratio in RATIOS {
+                cells.extend(COMMON.map(|common| Self { cell, ratio, common }));
+            }
+        }
+        cells
+    }
+
+    fn first_accuracy(&self) -> (f64, f64) {
+        if self.ratio == 1.0 {
+            return self.cell.accuracy;
+        }
+        let at = ACCURACIES.iter().position(|accuracy| *accuracy == self.cell.accuracy);
+        HALF_ACCURACIES[at.expect("an accuracy of the grid")]
+    }
+
+    pub fn truth(&self) -> [f64; 4] {
+        [self.cell.accuracy.0 - self.first_accuracy().0, 0.0, self.ratio, self.ratio]
+    }
+
+    /// Whether a method can cover each figure: where more than 5 % of the runs hold no expensive question, none covers
+    /// what depends on the mean energy.
+    pub fn is_possible(&self) -> [bool; 4] {
+        let of_energy = self.cell.energies != Energies::TwoPoint || self.cell.questions >= MIN_QUESTIONS;
+        [true, of_energy, true, of_energy]
+    }
+
+    /// Draws the queries of the first and of the other run.
+    pub fn draw(&self, random: &mut SplitMix64) -> Vec<[Row; 2]> {
+        let rest = |correlation: f64| (1.0 - correlation * correlation).sqrt();
+        let (apart, independent) = (rest(self.common), rest(self.cell.correlation));
+        let row = |cost: f64, other: f64, quantile: f64| {
+            let energy = self.cell.energies.draw(cost);
+            let right = self.cell.correlation * cost + independent * other > quantile;
+            [f64::from(u8::from(right)), energy, energy.sqrt().sqrt()]
+        };
+        let quantiles = [self.first_accuracy().1, self.cell.accuracy.1];
+        (0..self.cell.questions)
+            .map(|_| {
+                let ((cost, other), (own_cost, own_other)) = (normal_pair(random), normal_pair(random));
+                let (second_cost, second_other) =
+                    (self.common * cost + apart * own_cost, self.common * other + apart * own_other);
+                [row(cost, other, quantiles[0]), row(second_cost, second_other, quantiles[1])]
+            })
+            .collect()
+    }
+}
+
+/// The product's figures of two runs with their intervals.
+pub fn product_pair(rows: &[[Row; 2]]) -> [Figure; 4] {
+    let queries: Vec<PairedQuery> = rows
+        .iter()
+        .enumerate()
+        .map(|(at, values)| PairedQuery {
+            question: at as u64,
+            open_s: [[at as f64, at as f64 + 0.5]; 2],
+            values: *values,
+        })
+        .collect();
+    let sample = PairedSample::new(&queries, false);
+    [
+        sample.score_difference(),
+        sample.cost_difference(ENERGY),
+        sample.efficiency_ratio(POWER),
+        sample.efficiency_ratio(ENERGY),
+    ]
+}
+
+/// The percentile bootstrap of the same figures, which the product used before.
+pub fn bootstrap_pair(rows: &[[Row; 2]]) -> [Figure; 4] {
+    let both = rows.iter().map(|[first, other]| [first[0], first[1], first[2], other[0], other[1], other[2]]);
+    let sample = BootstrapSample::new(both, 1);
+    let figures = |of: [f64; 6]| {
+        let per = |cost: usize| (of[3] / of[3 + cost]) / (of[0] / of[cost]);
+        [of[3] - of[0], of[3 + ENERGY] - of[ENERGY], per(POWER), per(ENERGY)]
+    };
+    let means =
+        |sums: &wattspan_ipw::bootstrap::ColumnSums<6>| figures(sums.sums.map(|sum| sum / sums.count));
+    let intervals = sample.confidence_intervals(rows[0][0][ENERGY].to_bits(), means);
+    let values = means(sample.total());
+    std::array::from_fn(|at| (values[at], intervals[at]))
+}
+
+/// A local model beside a reference, to which the questions go that the local model does not cover.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouteCell {
+    pub questions: usize,
+    /// The covered fraction with the normal quantile above which a question is covered.
+    pub covered: (f64, f64),
+    pub energies: Energies,
+    /// The correlation of being covered and the energy at the reference.
+    pub correlation: f64,
+    /// The correlation of the energies at both models.
+    pub common: f64,
+    /// By how much the local model's energies are smaller.
+    pub factor: f64,
+}
+
+impl RouteCell {
+    /// All cells of routes with these questions, energies and covered fraction.
+    pub fn all_of(questions: usize, energies: Energies, covered: (f64, f64)) -> Vec<Self> {
+        let mut cells = Vec::new();
+        for correlation in CORRELATIONS {
+            for common in COMMON {
+                let of = |factor| Self { questions, covered, energies, correlation, common, factor };
+                cells.extend([2.0, 10.0].map(of));
+            }
+        }
+        cells
+    }
+
+    /// Whether a method can cover: the local model covers enough questions, and neither the covered nor the other ones may
+    /// lack their expensive ones.
+    pub fn is_possible(&self) -> bool {
+        let covered = self.covered.0 * self.questions as f64;
+        let other = self.questions as f64 - covered;
+        let has_expensive_ones = |count: f64| count == 0.0 || count >= MIN_QUESTIONS as f64;
+        let two_point = self.energies == Energies::TwoPoint;
+        covered >= 20.0 && (!two_point || (has_expensive_ones(covered) && has_expensive_ones(other)))
+    }
+
+    pub fn draw(&self, random: &mut SplitMix64) -> Vec<RoutedCost> {
+        let rest = |correlation: f64| (1.0 - correlation * correlation).sqrt();
+        let (apart, independent) = (rest(self.common), rest(self.correlation));
+        (0..self.questions as u64)
+            .map(|question| {
+                let ((cost, other), (own_cost, _)) = (normal_pair(random), normal_pair(random));
+                let reference = self.energies.draw(cost);
+                let is_covered = self.correlation * cost + independent * other > self.covered.1;
+                let local = self.energies.draw(self.common * cost + apart * own_cost) / self.factor;
+                let chosen = if is_covered { local } else { reference };
+                RoutedCost { question, is_covered, chosen, reference }
+            })
+            .collect()
+    }
+
+    /// The saving over very many questions.
+    pub fn truth(&self) -> f64 {
+        let all = Self { questions: 400_000, ..*self }.draw(&mut SplitMix64::new(77));
+        1.0 - all.iter().map(|cost| cost.chosen).sum::<f64>()
+            / all.iter().map(|cost| cost.reference).sum::<f64>()
+    }
+}
+
+/// The product's saving of a route with its interval.
+pub fn product_saving(costs: &[RoutedCost]) -> Figure {
+    let times: Vec<[f64; 2]> = (0..costs.len()).map(|at| [at as f64, at as f64 + 0.5]).collect();
+    let saved = saved_cost(costs, &[times], false);
+    (saved.value, saved.interval)
+}
+
+/// How figures did in a cell.
+#[derive(Debug, Clone, Copy)]
+pub struct FigureOutcomes<const N: usize> {
+    /// The fraction of runs with the figure whose interval contains the truth.
+    pub coverage: [f64; N],
+    /// The number of intervals that did not contain the figure itself.
+    pub point_outside: usize,
+}
+
+/// Simulates figures; one that does not exist (no right answer in the first run) is not counted.
+pub fn simulate_figures<const N: usize>(
+    runs: usize,
+    truth: [f64; N],
+    mut figures: impl FnMut() -> [Figure; N],
+) -> FigureOutcomes<N> {
+    let (mut covered, mut counted, mut point_outside) = ([0_usize; N], [0_usize; N], 0);
+    for _ in 0..runs {
+        for (at, (value, interval)) in figures().into_iter().enumerate().filter(|(_, of)| of.0.is_finite()) {
+            counted[at] += 1;
+            let Some(interval) = interval else { continue };
+            // Sums in another order differ in the last digits.
+            let holds = |value: f64| interval.low <= value + 1e-12 && value - 1e-12 <= interval.high;
+            covered[at] += usize::from(holds(truth[at]));
+            point_outside += usize::from(!holds(value));
+        }
+    }
+    let coverage = std::array::from_fn(|at| covered[at] as f64 / counted[at].max(1) as f64);
+    FigureOutcomes { coverage, point_outside }
 }

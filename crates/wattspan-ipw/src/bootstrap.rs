@@ -1,7 +1,7 @@
-//! Percentile bootstrap over questions, for paired comparisons of runs and for routes; `intervals.rs` has the intervals of
-//! a run's own figures.
+//! Percentile bootstrap over questions: the method with which tests and benches compare the intervals of the figures, which are
+//! in closed form (`intervals.rs`).
 //!
-//! The generator is a seeded SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), so a report is reproducible to the last
+//! The generator is a seeded SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), so a result is reproducible to the last
 //! digit. Percentiles use numpy's default method ("linear"); `tests/fixtures/ipw/statistics.py` recomputes them.
 //! Invariant: a repeated question is resampled with all its queries, since repeats carry no information about the
 //! choice of questions. Above [`GROUPING_THRESHOLD`] questions, random groups are resampled instead of single questions.
@@ -25,9 +25,9 @@ pub const GROUPS: usize = 1_024;
 /// A 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ConfidenceInterval {
-    /// The 2.5th percentile of the resamples.
+    /// The lower limit.
     pub low: f64,
-    /// The 97.5th percentile of the resamples.
+    /// The upper limit; infinite if there is none.
     pub high: f64,
 }
 

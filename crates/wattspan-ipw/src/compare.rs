@@ -10,9 +10,13 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use wattspan_client::domain::Grade;
 
-use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval};
+use super::bootstrap::ConfidenceInterval;
+use super::estimates::{ENERGY, Figure, POWER};
 use super::meter_error::{widen_difference, widen_relative};
-use super::metrics::{EfficiencyMetrics, Estimate, MIN_COVERAGE, MetricOptions, compute_metrics};
+use super::metrics::{
+    EfficiencyMetrics, Estimate, MIN_COVERAGE, MetricOptions, compute_metrics, covered_figures,
+};
+use super::paired_intervals::{PairedQuery, PairedSample};
 use super::run_settings::{API, EXTRA_BODY, MAX_TOKENS, SYSTEM_PROMPT, TEMPERATURE, describe_workload};
 use super::scope::IdlePolicy;
 use super::table::{RunTable, known};
@@ -86,6 +90,9 @@ pub struct PairedDifference {
     /// The interval of `per_joule_ratio` widened in the same way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_joule_ratio_combined: Option<ConfidenceInterval>,
+    /// The number of questions from which the intervals hold, if there are fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub questions_needed: Option<usize>,
 }
 
 impl ComparedRun {
@@ -203,18 +210,26 @@ fn energy_grade(table: &RunTable, options: &MetricOptions) -> Option<Grade> {
         .or_else(|| table.columns.grade.iter().flatten().max().copied())
 }
 
-/// Score, energy and power of a covered query, and the meter's errors of the last two; what is unknown is `NaN`.
-fn query_values(table: &RunTable, at: usize, options: &MetricOptions) -> Option<[f64; 5]> {
-    let (columns, MetricOptions { scope, idle, .. }) = (&table.columns, *options);
-    known(columns.attributed_power_w(scope, idle)(at))?;
-    let (energy, power) = (columns.energy_j(scope, idle)(at), columns.power_w(scope, idle)(at));
-    let errors = (columns.scope_columns(scope).error[at], columns.power_error_w(scope)(at));
-    Some([known(columns.score[at])?, energy, power, errors.0, errors.1])
+/// A covered query: what is compared, and the meter's errors of energy and power; what is unknown is `NaN`.
+#[derive(Clone, Copy)]
+struct CoveredQuery {
+    open_s: [f64; 2],
+    /// Score, joules, watts.
+    values: [f64; 3],
+    error_j: f64,
+    error_w: f64,
 }
 
-/// Returns the indices and values of a run's covered queries.
-fn covered_queries(table: &RunTable, options: &MetricOptions) -> impl Iterator<Item = (usize, [f64; 5])> {
-    (0..table.columns.len()).filter_map(move |at| Some((at, query_values(table, at, options)?)))
+/// Returns a run's covered queries with their indices.
+fn covered_queries(table: &RunTable, options: &MetricOptions) -> impl Iterator<Item = (usize, CoveredQuery)> {
+    let (columns, scope) = (&table.columns, options.scope);
+    let (covered, watts) = (covered_figures(columns, options), columns.power_w(scope, options.idle));
+    let (error_j, error_w) = (columns.scope_columns(scope).error, columns.power_error_w(scope));
+    (0..columns.len()).filter_map(move |at| {
+        let [score, joules, _] = covered(at)?;
+        let (values, open_s) = ([score, joules, watts(at)], columns.open_s(at));
+        Some((at, CoveredQuery { open_s, values, error_j: error_j[at], error_w: error_w(at) }))
+    })
 }
 
 fn paired_difference(
@@ -222,57 +237,47 @@ fn paired_difference(
     other: &RunTable,
     options: &MetricOptions,
 ) -> Option<PairedDifference> {
-    let first_queries: HashMap<u64, [f64; 5]> =
+    let first_queries: HashMap<u64, CoveredQuery> =
         covered_queries(first, options).map(|(at, of)| (first.columns.query_hash(at), of)).collect();
-    let mut errors = [0.0; 4];
-    let rows: Vec<(u64, [f64; 6])> = covered_queries(other, options)
-        .filter_map(|(at, [score, energy, power, energy_error, power_error])| {
-            let [first_score, first_energy, first_power, first_energy_error, first_power_error] =
-                first_queries.get(&other.columns.query_hash(at))?;
-            let more = [*first_energy_error, *first_power_error, energy_error, power_error];
-            errors.iter_mut().zip(more).for_each(|(sum, error)| *sum += error);
-            let both = [*first_score, *first_energy, *first_power, score, energy, power];
-            Some((other.columns.question_hash(at), both))
+    let (mut errors_j, mut errors_w) = ([0.0; 2], [0.0; 2]);
+    let queries: Vec<PairedQuery> = covered_queries(other, options)
+        .filter_map(|(at, query)| {
+            let both = [*first_queries.get(&other.columns.query_hash(at))?, query];
+            errors_j.iter_mut().zip(both).for_each(|(sum, of)| *sum += of.error_j);
+            errors_w.iter_mut().zip(both).for_each(|(sum, of)| *sum += of.error_w);
+            Some(PairedQuery {
+                question: other.columns.question_hash(at),
+                open_s: both.map(|of| of.open_s),
+                values: both.map(|of| of.values),
+            })
         })
         .collect();
-    if rows.is_empty() {
+    if queries.is_empty() {
         return None;
     }
-    let count = rows.len();
-    let sample =
-        BootstrapSample::from_queries(count, rows.into_iter(), other.columns.has_repeats(), options.seed);
-    let of = |sums: &ColumnSums<6>| {
-        let [first_score, first_energy, first_power, score, energy, power] = sums.sums;
-        let mean = |sum: f64| sum / sums.count;
-        // Both sides have equal counts, so ratios of sums are ratios of means.
-        let efficiency_ratio = |cost: f64, first_cost: f64| (score / cost) / (first_score / first_cost);
-        [
-            mean(score - first_score),
-            mean(energy - first_energy),
-            mean(power - first_power),
-            efficiency_ratio(power, first_power),
-            efficiency_ratio(energy, first_energy),
-        ]
-    };
-    let (values, intervals) = (of(sample.total()), sample.confidence_intervals(options.seed, of));
-    let estimate = |at: usize| Estimate { value: values[at], interval: intervals[at] };
-    let if_known = |at: usize| values[at].is_finite().then(|| estimate(at));
-    let sums = sample.total().sums;
-    let of_cost = |error: usize, cost: usize| known(errors[error] / sums[cost].abs());
-    let (energy_errors, power_errors) = ([of_cost(0, 1), of_cost(2, 4)], [of_cost(1, 2), of_cost(3, 5)]);
-    let offset = |at: usize| known((errors[at] + errors[at + 2]) / count as f64);
+    let count = queries.len();
+    let sample = PairedSample::new(&queries, other.columns.has_repeats());
+    let estimate = |(value, interval): Figure| Estimate { value, interval };
+    let if_known = |figure: Figure| figure.0.is_finite().then(|| estimate(figure));
+    let sum = |run: usize, cost: usize| queries.iter().map(|query| query.values[run][cost]).sum::<f64>();
+    let relative =
+        |errors: [f64; 2], cost: usize| [0, 1].map(|run| known(errors[run] / sum(run, cost).abs()));
+    let offset = |errors: [f64; 2]| known((errors[0] + errors[1]) / count as f64);
+    let (energy_j, power_w) = (sample.cost_difference(ENERGY), sample.cost_difference(POWER));
+    let (per_watt, per_joule) = (sample.efficiency_ratio(POWER), sample.efficiency_ratio(ENERGY));
     Some(PairedDifference {
         count,
         partial: false,
-        accuracy: estimate(0),
-        energy_j: estimate(1),
-        energy_combined_j: widen_difference(intervals[1], offset(0)),
-        power_w: if_known(2),
-        power_combined_w: widen_difference(intervals[2], offset(1)),
-        per_watt_ratio: if_known(3),
-        per_watt_ratio_combined: widen_relative(intervals[3], power_errors),
-        per_joule_ratio: if_known(4),
-        per_joule_ratio_combined: widen_relative(intervals[4], energy_errors),
+        accuracy: estimate(sample.score_difference()),
+        energy_j: estimate(energy_j),
+        energy_combined_j: widen_difference(energy_j.1, offset(errors_j)),
+        power_w: if_known(power_w),
+        power_combined_w: widen_difference(power_w.1, offset(errors_w)),
+        per_watt_ratio: if_known(per_watt),
+        per_watt_ratio_combined: widen_relative(per_watt.1, relative(errors_w, POWER)),
+        per_joule_ratio: if_known(per_joule),
+        per_joule_ratio_combined: widen_relative(per_joule.1, relative(errors_j, ENERGY)),
+        questions_needed: sample.questions_needed(),
     })
 }
 
@@ -286,8 +291,7 @@ pub(super) mod tests {
     use super::super::scope::{RunDomain, Scope};
     use super::*;
 
-    pub const OPTIONS: MetricOptions =
-        MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };
+    pub const OPTIONS: MetricOptions = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included };
 
     /// Builds a run with these scores; each query uses this energy over one second.
     pub fn run(scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> RunTable {
@@ -450,20 +454,25 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn ratios_keep_their_interval_when_single_resamples_have_no_right_answer() {
-        // Two of twelve right: a tenth of the resamples have none of them.
-        let few: Vec<f64> = (0..12).map(|id| f64::from(u8::from(id < 2))).collect();
-        let more: Vec<f64> = (0..12).map(|id| f64::from(u8::from(id < 6))).collect();
-        let of = |first: &[f64], other: &[f64]| {
-            let (first, other) = (run(first, 2.0, |_| ()), run(other, 1.0, |_| ()));
+    fn ratios_keep_their_interval_where_few_answers_are_right() {
+        let right =
+            |count: usize| -> Vec<f64> { (0..12).map(|id| f64::from(u8::from(id < count))).collect() };
+        let of = |first: usize, other: usize| {
+            let (first, other) = (run(&right(first), 2.0, |_| ()), run(&right(other), 1.0, |_| ()));
             let paired = paired_difference(&first, &other, &OPTIONS).unwrap();
-            paired.per_joule_ratio.unwrap().interval.unwrap()
+            paired.per_joule_ratio.map(|ratio| (ratio.value, ratio.interval.unwrap()))
         };
-        let interval = of(&more, &few);
-        assert!(interval.low == 0.0 && interval.high > 2.0 / 3.0 && interval.high < 3.0, "{interval:?}");
-        // Where the first run may have none right, the ratio has no upper limit.
-        let interval = of(&few, &more);
-        assert!(interval.low > 1.0 && interval.low < 6.0 && interval.high == f64::INFINITY, "{interval:?}");
+        // Two of twelve: a tenth of the resamples of a bootstrap have none of them.
+        let (value, interval) = of(6, 2).unwrap();
+        assert!(interval.low > 0.0 && interval.low < value && value < interval.high, "{interval:?}");
+        assert!(interval.high > 1.0 && interval.high < 3.0, "{interval:?}");
+        let (value, interval) = of(2, 6).unwrap();
+        assert!(interval.low > 1.0 && interval.low < value && interval.high.is_finite(), "{interval:?}");
+        let (value, interval) = of(6, 0).unwrap();
+        assert!(value == 0.0 && interval.low == 0.0 && (0.5..3.0).contains(&interval.high), "{interval:?}");
+        // The first model may be unable to answer any of the kind.
+        assert_eq!(of(1, 6).unwrap().1.high, f64::INFINITY);
+        assert_eq!(of(0, 6), None);
     }
 
     #[test]

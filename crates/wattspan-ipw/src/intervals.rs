@@ -132,6 +132,11 @@ impl<const N: usize> IntervalSample<N> {
         Self { columns, queries, question_of, questions, sharing, block }
     }
 
+    /// The number of questions.
+    pub fn question_count(&self) -> usize {
+        self.questions
+    }
+
     /// The values of all queries in a column.
     pub fn column(&self, column: usize) -> &[f64] {
         &self.columns[column]
@@ -220,6 +225,69 @@ impl<const N: usize> IntervalSample<N> {
         let error = self.error_between_questions(influence).max(self.error_between_blocks(influence));
         let half_width = student_quantile(LEVEL_95, self.degrees_of_freedom()) * error;
         half_width.is_finite().then(|| log_interval(figure, half_width))
+    }
+
+    /// Returns half of the width of the interval of the mean of a column of either sign.
+    pub fn half_width(&self, column: usize) -> f64 {
+        let (values, mean) = (&self.columns[column], self.column_mean(column));
+        self.linear_half_width(|at| values[at] - mean)
+    }
+
+    /// Returns the same of what a column has beyond `slope` × another one.
+    pub fn residual_half_width(&self, column: usize, other: usize, slope: f64) -> f64 {
+        let (values, mean) = (&self.columns[column], self.column_mean(column));
+        let (others, other_mean) = (&self.columns[other], self.column_mean(other));
+        self.linear_half_width(|at| values[at] - mean - slope * (others[at] - other_mean))
+    }
+
+    fn linear_half_width(&self, deviation: impl Fn(usize) -> f64 + Copy) -> f64 {
+        if self.questions < 2 {
+            return 0.0;
+        }
+        // The error of log-normal values cannot be read from the logarithms of values of either sign.
+        let excess = 1.0 + LOG_NORMAL_EXCESS / (self.questions as f64).sqrt();
+        let error =
+            (excess * self.error_between_questions(deviation)).max(self.error_between_blocks(deviation));
+        student_quantile(COST_LEVEL, self.degrees_of_freedom()) * error
+    }
+
+    /// Returns the slope of the least-squares line of a column against another one over the questions, 0 if that does not
+    /// vary.
+    pub fn slope(&self, against: usize, column: usize) -> f64 {
+        let spread = self.co_deviation(against, against);
+        if spread > 0.0 { self.co_deviation(against, column) / spread } else { 0.0 }
+    }
+
+    /// Returns the correlation of two columns over the questions, 0 if one does not vary.
+    pub fn correlation(&self, one: usize, other: usize) -> f64 {
+        let spread = (self.co_deviation(one, one) * self.co_deviation(other, other)).sqrt();
+        if spread > 0.0 { (self.co_deviation(one, other) / spread).clamp(-1.0, 1.0) } else { 0.0 }
+    }
+
+    /// Returns the correlation of two columns of scores. A positive one is reduced by the continuity correction of
+    /// Newcombe's method 10 (*Statistics in Medicine* 17, 1998): equal answers to few questions are no full correlation.
+    pub fn score_correlation(&self, one: usize, other: usize) -> f64 {
+        let spread = (self.co_deviation(one, one) * self.co_deviation(other, other)).sqrt();
+        if spread <= 0.0 {
+            return 0.0;
+        }
+        let correlation = self.co_deviation(one, other) / spread;
+        let queries_per_question = self.queries as f64 / self.questions as f64;
+        let correction = queries_per_question * queries_per_question / 2.0 / spread;
+        if correlation > 0.0 { (correlation - correction).clamp(0.0, 1.0) } else { correlation.max(-1.0) }
+    }
+
+    /// Returns the sum over the questions of the products of two columns' summed deviations from their means.
+    fn co_deviation(&self, one: usize, other: usize) -> f64 {
+        let deviation = |column: usize| {
+            let (values, mean) = (&self.columns[column], self.column_mean(column));
+            move |at: usize| values[at] - mean
+        };
+        let (one, other) = (deviation(one), deviation(other));
+        match self.question_sums(one).zip(self.question_sums(other)) {
+            Some((one, other)) => one.iter().zip(&other).map(|(one, other)| one * other).sum(),
+            None => (0..self.queries).map(|at| one(at) * other(at)).sum(),
+        }
     }
 
     /// Sums a value over the queries of each question; `None` if every query is a question of its own.

@@ -38,8 +38,6 @@ pub struct MetricOptions {
     pub scope: Scope,
     /// Whether idle power is included.
     pub idle: IdlePolicy,
-    /// The seed of the bootstrap, for comparisons and routes.
-    pub seed: u64,
 }
 
 /// The figures over a set of queries.
@@ -268,7 +266,10 @@ fn tally_queries(
 }
 
 /// Returns a covered query's score, joules and attributed power.
-fn covered_figures(columns: &QueryColumns, options: &MetricOptions) -> impl Fn(usize) -> Option<[f64; 3]> {
+pub(super) fn covered_figures(
+    columns: &QueryColumns,
+    options: &MetricOptions,
+) -> impl Fn(usize) -> Option<[f64; 3]> {
     let joules = columns.energy_j(options.scope, options.idle);
     let attributed = columns.attributed_power_w(options.scope, options.idle);
     move |at| Some([known(columns.score[at])?, known(joules(at))?, known(attributed(at))?])
@@ -385,7 +386,7 @@ mod tests {
         }
     }
 
-    const OPTIONS: MetricOptions = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };
+    const OPTIONS: MetricOptions = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included };
 
     #[test]
     fn estimates_are_ratios_of_means() {

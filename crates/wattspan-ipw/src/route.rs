@@ -5,20 +5,22 @@
 //! wrongly is covered by neither and counted apart. The best-of-local covers a question if any local model does. The oracle
 //! sends each question to the cheapest covering model, else to the reference. A router of accuracy p follows the oracle with probability p and otherwise uses the reference, so quality never falls and the
 //! savings are p times the oracle's. All figures are over the questions that every run answered and scored. Invariant:
-//! a saving is absent if the cost of any query in it is unknown. Queries are routed one by one; intervals resample all
-//! queries of a question together.
+//! a saving is absent if the cost of any query in it is unknown. Queries are routed one by one; all queries of a question
+//! are one trial of the intervals.
 
 use std::collections::HashMap;
 
 use serde::Serialize;
 use wattspan_client::domain::Grade;
 
-use super::bootstrap::{BootstrapSample, ColumnSums, ConfidenceInterval};
+use super::bootstrap::ConfidenceInterval;
 use super::columns::ScopeColumns;
 use super::compare::{Difference, differences};
+use super::intervals::proportion_interval;
 use super::meter_error::widen_difference;
 use super::metrics::{Estimate, MIN_COVERAGE, MetricOptions};
 use super::run_settings::describe_workload;
+use super::saving_intervals::{RoutedCost, SavedCost, saved_cost};
 use super::scope::{IdlePolicy, Scope};
 use super::table::{RunTable, known};
 
@@ -110,6 +112,9 @@ pub struct Routing {
     pub best_of_local: Coverage,
     /// Savings of the oracle and of the requested routers.
     pub savings: Vec<Saving>,
+    /// The number of questions from which the intervals of the savings hold, if there are fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub questions_needed: Option<usize>,
     /// Number of queries that the oracle sends to each model, by name; the reference is last.
     pub oracle_sends: Vec<(String, usize)>,
     /// Mismatches between the runs; empty unless the user forces the comparison.
@@ -189,6 +194,8 @@ type QueryCosts = [Option<f64>; 3];
 #[derive(Debug, Clone, Copy)]
 struct RoutedQuery {
     question: u64,
+    /// Start and end, seconds.
+    open_s: [f64; 2],
     score: f64,
     costs: QueryCosts,
     /// Guaranteed half-width of the energy.
@@ -196,6 +203,17 @@ struct RoutedQuery {
     /// Whether the energy is assumed.
     assumed: bool,
     grade: Option<Grade>,
+}
+
+/// What the oracle does with a query.
+#[derive(Debug, Clone, Copy)]
+struct OracleChoice {
+    /// Whether a local model covers it.
+    is_covered: bool,
+    /// The query at the model to which it is sent.
+    query: RoutedQuery,
+    /// The query at the reference.
+    reference: RoutedQuery,
 }
 
 /// Computes the routing analysis over runs of the same questions; `None` if no question is in all of them.
@@ -206,10 +224,10 @@ pub fn evaluate_routing(
     options: &MetricOptions,
 ) -> Option<Routing> {
     let shared = SharedQueries::find(locals, reference, options)?;
-    let SharedQueries { references, repeated, .. } = &shared;
+    let references = &shared.references;
     let coverage_of = |label: &str, outcome: &dyn Fn(&u64, f64) -> Outcome| {
-        let outcomes = references.iter().map(|(key, query)| (query.question, outcome(key, query.score)));
-        coverage(label, &outcomes.collect::<Vec<_>>(), *repeated, options.seed)
+        let outcomes = references.iter().map(|(key, query)| outcome(key, query.score));
+        coverage(label, &outcomes.collect::<Vec<_>>(), shared.question_count)
     };
     let models = locals
         .iter()
@@ -219,6 +237,7 @@ pub fn evaluate_routing(
         (0..locals.len()).map(|at| shared.outcome(at, key, score)).max().unwrap_or(Outcome::Worse)
     };
     let (sends, choices) = shared.oracle_choices();
+    let savings = OracleSavings::new(&shared, &choices);
     let runs = || locals.iter().chain([reference]);
     let names = runs().map(|model| model.label.clone());
     let asked = runs().map(|model| model.table.asked()).max().unwrap_or(0);
@@ -227,7 +246,6 @@ pub fn evaluate_routing(
         let workload = describe_workload(&model.table.manifest.settings);
         (model.label.clone(), workload.unwrap_or_else(|| "unknown".into()))
     };
-    let saving = |p: &f64| router_savings(&choices, *repeated, *p, options.seed);
     Some(Routing {
         scope: options.scope,
         idle: options.idle,
@@ -243,7 +261,8 @@ pub fn evaluate_routing(
         reference: reference.label.clone(),
         models: models.collect(),
         best_of_local: coverage_of("best of local", &best_outcome),
-        savings: std::iter::once(&1.0).chain(accuracies).map(saving).collect(),
+        savings: std::iter::once(&1.0).chain(accuracies).map(|p| savings.of_router(*p)).collect(),
+        questions_needed: savings.questions_needed(),
         oracle_sends: names.zip(sends).collect(),
         unlike: incomparable_runs(locals, reference, options),
     })
@@ -282,9 +301,17 @@ impl SharedQueries {
         Outcome::of(self.locals[at][key].score, score)
     }
 
-    /// Returns the number of queries that the oracle sends to each model, the reference last; and for each query that
-    /// of the chosen model and that of the reference.
-    fn oracle_choices(&self) -> (Vec<usize>, Vec<[RoutedQuery; 2]>) {
+    /// Returns the starts and ends of the queries in each run, in the order of the references.
+    fn open_times(&self) -> Vec<Vec<[f64; 2]>> {
+        let of_references = self.references.iter().map(|(_, query)| query.open_s).collect();
+        let of_locals = |queries: &HashMap<u64, RoutedQuery>| {
+            self.references.iter().map(|(key, _)| queries[key].open_s).collect()
+        };
+        std::iter::once(of_references).chain(self.locals.iter().map(of_locals)).collect()
+    }
+
+    /// Returns the number of queries that the oracle sends to each model, the reference last, and its choices.
+    fn oracle_choices(&self) -> (Vec<usize>, Vec<OracleChoice>) {
         let mut sends = vec![0; self.locals.len() + 1];
         let mut choices = Vec::new();
         for (key, query) in &self.references {
@@ -296,7 +323,11 @@ impl SharedQueries {
                 joules(*one).total_cmp(&joules(*other))
             });
             sends[chosen.unwrap_or(self.locals.len())] += 1;
-            choices.push([chosen.map_or(*query, |at| self.locals[at][key]), *query]);
+            choices.push(OracleChoice {
+                is_covered: chosen.is_some(),
+                query: chosen.map_or(*query, |at| self.locals[at][key]),
+                reference: *query,
+            });
         }
         (sends, choices)
     }
@@ -343,6 +374,7 @@ fn scored_queries<'a>(
         let grade = if scope == Scope::Host { columns.grade[at] } else { of_scope };
         let query = RoutedQuery {
             question: columns.question_hash(at),
+            open_s: columns.open_s(at),
             score,
             costs: [energy, operations, cost],
             error_j: if is_metered { known(error[at]) } else { assumed_j.map(|_| 0.0) },
@@ -353,49 +385,80 @@ fn scored_queries<'a>(
     })
 }
 
-fn coverage(label: &str, outcomes: &[(u64, Outcome)], repeated: bool, seed: u64) -> Coverage {
-    let count = |which: Outcome| outcomes.iter().filter(|(_, outcome)| *outcome == which).count();
-    let rows =
-        outcomes.iter().map(|(question, outcome)| (*question, [f64::from(u8::from(outcome.is_covered()))]));
-    let sample = BootstrapSample::from_queries(outcomes.len(), rows, repeated, seed);
-    let [interval] = sample.confidence_intervals(seed, |sums| [sums.mean(0)]);
+fn coverage(label: &str, outcomes: &[Outcome], question_count: usize) -> Coverage {
+    let count = |which: Outcome| outcomes.iter().filter(|outcome| **outcome == which).count();
+    let covered = outcomes.iter().filter(|outcome| outcome.is_covered()).count();
+    let value = covered as f64 / outcomes.len() as f64;
     Coverage {
         label: label.to_owned(),
         wins: count(Outcome::Better),
         ties: count(Outcome::AsGood),
         both_wrong: count(Outcome::BothWrong),
-        covered: Estimate { value: sample.total().mean(0), interval },
+        covered: Estimate { value, interval: proportion_interval(value, question_count as f64) },
     }
 }
 
-fn router_savings(choices: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
-    let of = |which: usize| {
-        let known = choices
-            .iter()
-            .map(|[chosen, all]| Some((all.question, [chosen.costs[which]?, all.costs[which]?])));
-        let rows: Vec<(u64, [f64; 2])> = known.collect::<Option<_>>()?;
-        let sample = BootstrapSample::from_queries(rows.len(), rows.into_iter(), repeated, seed);
-        let saved = |sums: &ColumnSums<2>| [router_saving(1.0 - sums.sums[0] / sums.sums[1], p)];
-        let value = saved(sample.total())[0];
-        let interval = sample.confidence_intervals(seed, saved)[0];
-        value.is_finite().then_some((Estimate { value, interval }, sample.total().sums))
-    };
-    let energy = of(0);
-    let error = energy.and_then(|(_, sums)| {
-        let errors = choices.iter().map(|[chosen, all]| Some([chosen.error_j?, all.error_j?]));
-        let errors: Vec<[f64; 2]> = errors.collect::<Option<_>>()?;
-        let errors = errors.iter().fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
-        ratio_error(sums, errors)
-    });
-    let (energy, energy_error) =
-        (energy.map(|(estimate, _)| estimate), error.map(|error| router_saving(error, p)));
-    Saving {
-        accuracy: p,
-        energy,
-        energy_error,
-        energy_combined: widen_difference(energy.and_then(|estimate| estimate.interval), energy_error),
-        compute: of(1).map(|(estimate, _)| estimate),
-        cost: of(2).map(|(estimate, _)| estimate),
+/// Savings of the oracle, each if the costs of all queries are known.
+struct OracleSavings {
+    energy: Option<SavedCost>,
+    energy_error: Option<f64>,
+    compute: Option<SavedCost>,
+    cost: Option<SavedCost>,
+}
+
+impl OracleSavings {
+    fn new(shared: &SharedQueries, choices: &[OracleChoice]) -> Self {
+        let times = shared.open_times();
+        let of = |which: usize| {
+            let costs = choices.iter().map(|choice| {
+                let (chosen, reference) = (choice.query.costs[which]?, choice.reference.costs[which]?);
+                let (question, is_covered) = (choice.reference.question, choice.is_covered);
+                Some(RoutedCost { question, is_covered, chosen, reference })
+            });
+            let costs: Vec<RoutedCost> = costs.collect::<Option<_>>()?;
+            let saved = saved_cost(&costs, &times, shared.repeated);
+            Some(saved).filter(|saved| saved.value.is_finite())
+        };
+        let energy = of(0);
+        let sum = |of: &dyn Fn(&OracleChoice) -> [Option<f64>; 2]| {
+            choices.iter().try_fold([0.0; 2], |[chosen, all], choice| {
+                let [of_chosen, of_all] = of(choice);
+                Some([chosen + of_chosen?, all + of_all?])
+            })
+        };
+        let sums = sum(&|choice| [choice.query.costs[0], choice.reference.costs[0]]);
+        let errors = sum(&|choice| [choice.query.error_j, choice.reference.error_j]);
+        let energy_error = energy.and(sums.zip(errors)).and_then(|(sums, errors)| ratio_error(sums, errors));
+        Self { energy, energy_error, compute: of(1), cost: of(2) }
+    }
+
+    /// Returns the savings of a router that follows the oracle with probability `p`.
+    fn of_router(&self, p: f64) -> Saving {
+        let estimate = |saved: Option<SavedCost>| {
+            let limit = |value: f64| router_saving(value, p);
+            saved.map(|saved| Estimate {
+                value: limit(saved.value),
+                interval: saved
+                    .interval
+                    .map(|of| ConfidenceInterval { low: limit(of.low), high: limit(of.high) }),
+            })
+        };
+        let (energy, energy_error) =
+            (estimate(self.energy), self.energy_error.map(|error| router_saving(error, p)));
+        Saving {
+            accuracy: p,
+            energy,
+            energy_error,
+            energy_combined: widen_difference(energy.and_then(|estimate| estimate.interval), energy_error),
+            compute: estimate(self.compute),
+            cost: estimate(self.cost),
+        }
+    }
+
+    /// Returns the number of questions from which the intervals hold, if there are fewer.
+    fn questions_needed(&self) -> Option<usize> {
+        let all = [self.energy, self.compute, self.cost].into_iter().flatten();
+        all.filter_map(|saved| saved.questions_needed).max()
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::stdout;
 use std::path::PathBuf;
 
 use wattspan_ipw::compare::{ComparedRun, compare_runs as side_by_side};
+use wattspan_ipw::intervals::describe_shortage;
 use wattspan_ipw::report::format::format_estimate;
 use wattspan_ipw::report::uncertainty::with_combined;
 
@@ -100,6 +101,9 @@ fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
         ]);
     }
     out += &format!("\n{}", paired.render(terminal));
+    for (column, needed) in columns.iter().filter_map(|it| Some((it, it.paired?.questions_needed?))) {
+        out += &format!("  {}: {}\n", printable(&column.label), describe_shortage(needed));
+    }
     for column in columns {
         let uncertainties = figure_tables::uncertainty_table(&column.figures, terminal);
         if !uncertainties.is_empty() {

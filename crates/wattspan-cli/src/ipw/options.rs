@@ -23,14 +23,11 @@ pub struct FigureOptions {
     /// Print IPW and IPJ also if less than 95 % of the queries are covered, marked as partial
     #[arg(long)]
     pub allow_partial: bool,
-    /// Seed of the bootstrap in compare and route
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub interval_seed: u64,
 }
 
 impl FigureOptions {
     pub fn terms(&self) -> MetricOptions {
-        MetricOptions { scope: self.scope, idle: self.idle, seed: self.interval_seed }
+        MetricOptions { scope: self.scope, idle: self.idle }
     }
 }
 

@@ -5,6 +5,7 @@
 use std::io::stdout;
 use std::path::PathBuf;
 
+use wattspan_ipw::intervals::describe_shortage;
 use wattspan_ipw::report::format::{format_estimate, format_significant};
 use wattspan_ipw::report::uncertainty::with_combined;
 use wattspan_ipw::route::{
@@ -170,10 +171,13 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
         queries if queries > routing.questions => format!(", asked {queries} times in all"),
         _ => String::new(),
     };
+    let shortage = routing
+        .questions_needed
+        .map_or_else(String::new, |needed| format!("  savings: {}\n", describe_shortage(needed)));
     let partial = if routing.partial { "PARTIAL: o" } else { "O" };
     format!(
         "\n{partial}ver {} questions{times}, against {}\n\n{}\n{}\n  {}\n{assumed}  savings against all on the reference, at no loss of \
-         quality: misses go to the reference\n{unlike}",
+         quality: misses go to the reference\n{shortage}{unlike}",
         routing.questions,
         printable(&routing.reference),
         covered.render(terminal),

@@ -212,7 +212,7 @@ mod tests {
         let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
         rows.iter().for_each(|row| run.append_row(row, &ReplyText::default()).unwrap());
         let table = RunTable::read(dir.path()).unwrap();
-        let options = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };
+        let options = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included };
         render_page(&Report::new(
             &table,
             &options,

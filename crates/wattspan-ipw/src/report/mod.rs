@@ -301,8 +301,7 @@ fn all_metrics(
     let mut wanted: Vec<(Option<usize>, MetricOptions)> = Vec::new();
     for scope in Scope::ALL {
         wanted.extend(
-            [IdlePolicy::Included, IdlePolicy::Excluded]
-                .map(|idle| (None, MetricOptions { scope, idle, ..*options })),
+            [IdlePolicy::Included, IdlePolicy::Excluded].map(|idle| (None, MetricOptions { scope, idle })),
         );
     }
     let rows = rows_by_subject(table);
@@ -506,9 +505,7 @@ mod tests {
             run.append_row(&row, &ReplyText::default()).unwrap();
         }
         let table = RunTable::read(dir.path()).unwrap();
-        let of = |scope, idle| {
-            Report::new(&table, &MetricOptions { scope, idle, seed: 1 }, EnergyPrices::default())
-        };
+        let of = |scope, idle| Report::new(&table, &MetricOptions { scope, idle }, EnergyPrices::default());
         let near = |one: f64, other: f64| (one - other).abs() < 1e-2;
         for (idle, joules) in [(IdlePolicy::Included, 4.0), (IdlePolicy::Excluded, 3.0)] {
             let report = of(Scope::Host, idle);
