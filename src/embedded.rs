@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::{Absent, Domain, Liveness};
 use crate::server::ServerSockets;
-use crate::service::{ServiceBuilder, StartupSettings};
+use crate::service::{Service, ServiceBuilder, StartupSettings};
 use crate::sources::dedup::domain_tree::counted_in_total;
 use crate::sources::mechanism_comparison;
 use crate::sources::{self, SourceSettings};
@@ -30,8 +30,8 @@ pub use crate::sources::mechanism_comparison::{ComparedMechanism, MechanismPair}
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
-/// Connections created at the start: for the start itself, calls, a watch and a warm-up. The server accepts no others.
-const CONNECTION_COUNT: usize = 4;
+/// Connections created at the start: for calls, a watch and a warm-up. The server accepts no others.
+const CONNECTION_COUNT: usize = 3;
 
 /// The embedded meter could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,8 @@ impl EmbeddedMeter {
         let mut settings = StartupSettings::for_own_process(config);
         settings.sources.probe_load = probe_load;
         // No log: changes of a domain's state are visible in the replies.
-        let service = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?.build()?;
+        let mut service = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?.build()?;
+        wait_for_first_reading(&mut service);
         let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (unused_connections, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
@@ -69,24 +70,11 @@ impl EmbeddedMeter {
             // On failure the connections close, and the clients' next call returns the error.
             let _ = crate::server::serve(service, sockets);
         })?;
-        let embedded = EmbeddedMeter {
+        Ok(EmbeddedMeter {
             unused_connections: Mutex::new(unused_connections),
             stop: Some(stop),
             thread: Some(thread),
-        };
-        embedded.wait_for_first_reading();
-        Ok(embedded)
-    }
-
-    /// Waits until every live domain was read once: a span opened before the first reading would have unknown time. A domain
-    /// that takes longer than the timeout shows as unknown time in the account.
-    fn wait_for_first_reading(&self) {
-        let Ok(client) = self.connect() else { return };
-        let deadline = Instant::now() + FIRST_READING_TIMEOUT;
-        let unread = |domain: &DomainStatus| domain.liveness == Liveness::Live && domain.energy_uj.is_none();
-        while client.info().is_ok_and(|info| info.domains.iter().any(unread)) && Instant::now() < deadline {
-            thread::sleep(POLL_INTERVAL);
-        }
+        })
     }
 
     /// Takes one of the connections created at the start.
@@ -96,6 +84,17 @@ impl EmbeddedMeter {
             Ok(Some(stream)) => Client::from_stream(stream),
             _ => Err(ClientError::ConnectionClosed),
         }
+    }
+}
+
+/// Waits until every live domain was read once: a span opened before the first reading would have unknown time. A domain
+/// that takes longer than the timeout shows as unknown time in the account.
+fn wait_for_first_reading(service: &mut Service) {
+    let peer = service.policy().daemon_peer();
+    let deadline = Instant::now() + FIRST_READING_TIMEOUT;
+    let unread = |domain: &DomainStatus| domain.liveness == Liveness::Live && domain.energy_uj.is_none();
+    while service.get_info(&peer).domains.iter().any(unread) && Instant::now() < deadline {
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

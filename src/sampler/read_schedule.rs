@@ -89,15 +89,16 @@ impl EdgeRate {
 /// How often an edge soon follows another one.
 struct EdgeSuccession {
     newest_ns: u64,
-    /// The newest edge followed the one before it soon.
-    is_soon: bool,
-    /// How often an edge that came late, or soon, was soon followed by another; up to [`Self::ALWAYS`].
-    followed: [u32; 2],
+    /// Whether each of the two newest edges followed the one before it soon: a bit for each, the newest one the lowest. It
+    /// distinguishes the opening of a request, the mark at its first token, and its close.
+    context: usize,
+    /// For each context, how often another edge followed soon; up to [`Self::ALWAYS`].
+    followed: [u32; 4],
 }
 
 impl Default for EdgeSuccession {
     fn default() -> Self {
-        Self { newest_ns: 0, is_soon: false, followed: [Self::ALWAYS; 2] }
+        Self { newest_ns: 0, context: 0, followed: [Self::ALWAYS; 4] }
     }
 }
 
@@ -110,15 +111,15 @@ impl EdgeSuccession {
             return;
         }
         let is_soon = edge_ns - self.newest_ns <= WATCH_NS;
-        let followed = &mut self.followed[usize::from(self.is_soon)];
+        let followed = &mut self.followed[self.context];
         *followed -= *followed / 4;
         *followed += if is_soon { Self::ALWAYS / 4 } else { 0 };
-        (self.newest_ns, self.is_soon) = (edge_ns, is_soon);
+        (self.newest_ns, self.context) = (edge_ns, (self.context << 1 | usize::from(is_soon)) & 0b11);
     }
 
     /// Until when another edge is likely: more than one in four of such edges was followed by one.
     fn likely_until_ns(&self) -> u64 {
-        let is_likely = self.followed[usize::from(self.is_soon)] > Self::ALWAYS / 4;
+        let is_likely = self.followed[self.context] > Self::ALWAYS / 4;
         if is_likely { self.newest_ns.saturating_add(WATCH_NS) } else { 0 }
     }
 }
@@ -503,6 +504,28 @@ mod tests {
         let (reads, bounded) = reads_and_bounded_edges(5_300 * US, 113 * MS);
         assert!(bounded >= 95, "{bounded} of 100");
         assert!(reads < 10.0, "{reads} reads in 5.3 ms");
+    }
+
+    #[test]
+    fn where_a_close_follows_a_mark_late_there_are_no_reads_for_an_edge_after_it() {
+        let mut source = TestSource::surveyed(&[(976_600, 3 * SECOND + 337 * US)]);
+        let (mut last_edge_ns, mut after_open, mut after_close) = (0, 0, 0);
+        for request in 0..60 {
+            // The first token comes after 6.3 ms, the end of the reply after 80 ms.
+            for (nth, offset_ns) in [0, 6_300 * US, 80 * MS].into_iter().enumerate() {
+                let edge_ns = 10 * SECOND + 500 * MS + request * 391_700 * US + offset_ns;
+                source.run_until(edge_ns, last_edge_ns);
+                source.reads = 0;
+                source.run_until(edge_ns + 6 * MS, edge_ns);
+                last_edge_ns = edge_ns;
+                if request >= 20 {
+                    after_open += if nth == 0 { source.reads } else { 0 };
+                    after_close += if nth == 2 { source.reads } else { 0 };
+                }
+            }
+        }
+        assert!(after_open >= 40 * 5, "{after_open} reads in 40 times 6 ms");
+        assert!(after_close <= 40 * 4, "{after_close} reads in 40 times 6 ms");
     }
 
     #[test]

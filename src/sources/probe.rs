@@ -57,6 +57,9 @@ pub struct ProbeResult {
 /// Reads all domains, fills [`OpenedSource::advanced`] and compares domains. `packages`: the physical packages that the
 /// kernel lists.
 pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>, load: ProbeLoad) -> ProbeResult {
+    if opened.is_empty() {
+        return ProbeResult::default();
+    }
     let begin_ns = monotonic_ns();
     let mut latest = LatestReadings::new(opened);
     let mut questions = ProbeQuestions::new(opened, packages);
