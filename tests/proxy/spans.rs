@@ -262,6 +262,31 @@ fn usage_carries_the_energy_where_it_is_asked_for() {
 }
 
 #[test]
+fn of_choices_one_after_the_other_the_last_usage_has_the_energy() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let chunk = |index: u32, reason: &str, tokens: u32| {
+        chunked(&format!(
+            "data: {{\"choices\":[{{\"index\":{index},\"text\":\"x\",\"finish_reason\":{reason}}}],\
+             \"usage\":{{\"completion_tokens\":{tokens}}}}}\n\n"
+        ))
+    };
+    for end in [chunked("data: [DONE]\n\n"), String::new()] {
+        let choices =
+            [chunk(0, "null", 1), chunk(0, "\"stop\"", 2), chunk(1, "null", 3), chunk(1, "\"stop\"", 4)];
+        let stub = StubServer::with_reply([EVENTS, &choices.concat(), &end, "0\r\n\r\n"].concat());
+        let proxy = start_proxy(&stub, &daemon, &["--annotate", "usage"]);
+        let reply = ask(&proxy, &inference_request("{}"));
+        let text = reply.text();
+        let with_energy: Vec<&str> = text.lines().filter(|line| line.contains("\"energy\"")).collect();
+        let [chunk] = with_energy[..] else { panic!("{text}") };
+        let value: Value = serde_json::from_str(&chunk["data: ".len()..]).unwrap();
+        assert_eq!(value["usage"]["energy"]["state"], "settled", "{value}");
+        assert_eq!(value["usage"]["completion_tokens"], 4);
+        assert_eq!(account(&daemon, &reply)["attributes"]["gen_ai.usage.output_tokens"], "4");
+    }
+}
+
+#[test]
 fn an_unreachable_daemon_fails_no_request_and_is_used_once_it_starts() {
     let dir = tempfile::tempdir().unwrap();
     let stub = StubServer::with_reply(stream());

@@ -299,11 +299,16 @@ impl StreamedBody {
         if !self.placement.usage {
             self.chunks.push_back(chunk);
         } else if let Some(held_line) = self.inserter.feed(&chunk, &mut self.chunks) {
-            self.held_line = Some(held_line);
-            match self.close_span() {
-                Some(annotation) => self.state = StreamState::AwaitingAnnotation(annotation),
-                None => self.release_held_line(),
-            }
+            self.hold(held_line);
+        }
+    }
+
+    /// Ends the span, and holds a line until its annotation arrives.
+    fn hold(&mut self, held_line: HeldLine) {
+        self.held_line = Some(held_line);
+        match self.close_span() {
+            Some(annotation) => self.state = StreamState::AwaitingAnnotation(annotation),
+            None => self.release_held_line(),
         }
     }
 
@@ -319,8 +324,10 @@ impl StreamedBody {
 
     fn handle_upstream_end(&mut self) {
         self.upstream_ended = true;
-        self.inserter.flush(&mut self.chunks);
         self.reader.finish();
+        if let Some(held_line) = self.inserter.finish(&mut self.chunks) {
+            return self.hold(held_line);
+        }
         self.state = self.close_span().map_or(StreamState::Streaming, StreamState::AwaitingAnnotation);
     }
 

@@ -1,7 +1,8 @@
 //! Inserts the energy into the last chunk of a stream that states usage (`--annotate usage` only).
 //!
-//! The stream is forwarded line by line, and the line with the last usage is held until the account arrives. Invariant:
-//! every byte that arrived is forwarded in order; the energy is inserted between them.
+//! The stream is forwarded line by line, and the line with the last usage is held until the account arrives. A line that is
+//! the last only if no choice follows is a candidate until the next message shows it. Invariants: every byte that arrived
+//! is forwarded in order, the energy is inserted between them, and no content is held.
 
 use std::collections::VecDeque;
 
@@ -35,8 +36,13 @@ pub struct InsertionPoint {
 /// Finds the line in a stream.
 #[derive(Debug, Default)]
 pub struct UsageInserter {
-    line: Vec<u8>,
-    /// The length of the beginning of `line` that has no line end.
+    /// Bytes that are still to be forwarded: the candidate with the lines after it, and the current line.
+    pending: Vec<u8>,
+    /// The length and the position of the candidate, with which `pending` begins.
+    candidate: Option<(usize, InsertionPoint)>,
+    /// The beginning of the current line in `pending`.
+    line_start: usize,
+    /// The length of the beginning of `pending` in which the current line has no end.
     searched: usize,
     /// The current line is forwarded without a search: it is too long, or the energy was inserted already.
     is_passing_through: bool,
@@ -83,39 +89,76 @@ impl UsageInserter {
     /// Moves the complete lines of `chunk` to `out`. Returns the line to hold, if it is among them; the lines after it
     /// stay until [`UsageInserter::flush`].
     pub fn feed(&mut self, chunk: &[u8], out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
-        self.line.extend_from_slice(chunk);
-        let mut consumed = 0;
-        let mut from = self.searched;
-        while let Some(found) = memchr(b'\n', self.line.get(from..).unwrap_or_default()) {
-            let end = from + found + 1;
-            let line = self.line.get(consumed..end).unwrap_or_default();
-            let point = if self.is_passing_through || self.is_done {
-                None
-            } else {
-                find_in_line(line, &mut self.messages)
-            };
-            self.is_passing_through = false;
-            if let Some(point) = point {
-                push_chunk(out, self.line.drain(..consumed));
-                let line = self.line.drain(..end - consumed).collect();
-                (self.searched, self.is_done) = (0, true);
-                return Some(HeldLine { line, point });
+        self.pending.extend_from_slice(chunk);
+        while let Some(found) = memchr(b'\n', self.pending.get(self.searched..).unwrap_or_default()) {
+            let length = self.searched + found + 1 - self.line_start;
+            let is_searched = !self.is_done && !std::mem::take(&mut self.is_passing_through);
+            if is_searched && self.read_line(length, out) {
+                return self.hold_candidate();
             }
-            (consumed, from) = (end, end);
+            self.line_start += length;
+            self.searched = self.line_start;
         }
-        push_chunk(out, self.line.drain(..consumed));
-        self.searched = self.line.len();
-        if self.is_done || self.is_passing_through || self.line.len() > MAX_LINE_BYTES {
-            self.is_passing_through = true;
+        if self.candidate.is_none() {
+            self.forward(out);
+        }
+        self.searched = self.pending.len();
+        if self.is_done || self.is_passing_through || self.pending.len() > MAX_LINE_BYTES {
+            self.is_passing_through = self.line_start < self.pending.len();
             self.flush(out);
         }
         None
     }
 
+    /// Reads the current line, of this length; returns whether the candidate has the last usage. A line that becomes the
+    /// candidate is moved to the beginning.
+    fn read_line(&mut self, length: usize, out: &mut VecDeque<Bytes>) -> bool {
+        let line = self.pending.get(self.line_start..self.line_start + length).unwrap_or_default();
+        let (position, point) = find_in_line(line, &mut self.messages);
+        match (position, point) {
+            (StreamPosition::End, _) => return self.candidate.is_some(),
+            (StreamPosition::Other, _) => return false,
+            (StreamPosition::LastUsage | StreamPosition::UsageSoFar, Some(point)) => {
+                self.forward(out);
+                self.candidate = Some((length, point));
+            }
+            _ => self.candidate = None,
+        }
+        position == StreamPosition::LastUsage && self.candidate.is_some()
+    }
+
+    fn hold_candidate(&mut self) -> Option<HeldLine> {
+        let (length, point) = self.candidate.take()?;
+        let rest = self.pending.split_off(length.min(self.pending.len()));
+        let line = std::mem::replace(&mut self.pending, rest);
+        (self.line_start, self.searched, self.is_done) = (0, 0, true);
+        Some(HeldLine { line, point })
+    }
+
+    /// Moves the rest to `out` at the end of the stream. Returns the line to hold, if the end shows it.
+    pub fn finish(&mut self, out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
+        // The last line may lack its line break.
+        let length = self.pending.len() - self.line_start;
+        if length > 0 && !self.is_done && !self.is_passing_through {
+            self.read_line(length, out);
+        }
+        let held_line = self.hold_candidate();
+        if held_line.is_none() {
+            self.flush(out);
+        }
+        held_line
+    }
+
     /// Moves the rest to `out`.
     pub fn flush(&mut self, out: &mut VecDeque<Bytes>) {
-        self.searched = 0;
-        push_chunk(out, self.line.drain(..));
+        (self.candidate, self.line_start, self.searched) = (None, 0, 0);
+        push_chunk(out, self.pending.drain(..));
+    }
+
+    /// Moves the lines before the current one to `out`.
+    fn forward(&mut self, out: &mut VecDeque<Bytes>) {
+        push_chunk(out, self.pending.drain(..self.line_start));
+        self.line_start = 0;
     }
 }
 
@@ -125,20 +168,21 @@ fn push_chunk(out: &mut VecDeque<Bytes>, bytes: std::vec::Drain<'_, u8>) {
     }
 }
 
-/// The position in a line of a stream, if the line is the last that states usage.
-fn find_in_line(line: &[u8], messages: &mut MessageReader) -> Option<InsertionPoint> {
+/// The place of a line in its stream, and where the energy is inserted if it states usage.
+fn find_in_line(line: &[u8], messages: &mut MessageReader) -> (StreamPosition, Option<InsertionPoint>) {
     let json = line.strip_prefix(b"data:").unwrap_or(line);
     let offset = line.len() - json.len();
     let json = json.trim_ascii_end();
-    let keywords = [&b"\"usage\""[..], b"\"done\"", b"\"choices\""];
+    let keywords = [&b"\"usage\""[..], b"\"done\"", b"\"choices\"", b"[DONE]"];
     if keywords.iter().all(|word| memmem::find(json, word).is_none()) {
-        return None;
+        return (StreamPosition::Other, None);
     }
     let position = messages.read(b"", json.trim_ascii_start(), &mut |_| {});
     if !matches!(position, StreamPosition::LastUsage | StreamPosition::UsageSoFar) {
-        return None;
+        return (position, None);
     }
-    InsertionPoint::find(json, true).map(|point| InsertionPoint { offset: point.offset + offset, ..point })
+    let point = InsertionPoint::find(json, true);
+    (position, point.map(|point| InsertionPoint { offset: point.offset + offset, ..point }))
 }
 
 #[cfg(test)]
@@ -153,7 +197,10 @@ mod tests {
                 inserter.flush(&mut out);
             }
         }
-        inserter.flush(&mut out);
+        if let Some(held_line) = inserter.finish(&mut out) {
+            out.push_back(held_line.insert("{\"e\":1}"));
+            inserter.flush(&mut out);
+        }
         String::from_utf8(out.iter().flatten().copied().collect()).unwrap()
     }
 
@@ -197,6 +244,71 @@ mod tests {
             text.replace("\"completion_tokens\":5", "\"energy\":{\"e\":1},\"completion_tokens\":5");
         for size in [1, 50, 100_000] {
             assert_eq!(insert_in_chunks(&text, size), expected, "chunks of {size}");
+        }
+    }
+
+    fn choice_chunk(index: u32, reason: &str, tokens: u32) -> String {
+        format!(
+            "data: {{\"choices\":[{{\"index\":{index},\"text\":\"x\",\"finish_reason\":{reason}}}],\
+             \"usage\":{{\"completion_tokens\":{tokens}}}}}\n\n"
+        )
+    }
+
+    #[test]
+    fn of_choices_one_after_the_other_the_last_usage_has_the_energy() {
+        let choices = [
+            choice_chunk(0, "null", 1),
+            choice_chunk(0, "\"stop\"", 2),
+            ": ping\n\n".to_owned(),
+            choice_chunk(1, "null", 3),
+            choice_chunk(1, "\"stop\"", 4),
+        ]
+        .concat();
+        let usage = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":5}}\n\n";
+        for (end, last) in
+            [("data: [DONE]\n\n", 4), ("", 4), (usage, 5), ("data: {\"choices\":[]}\n\n: bye", 4)]
+        {
+            let text = format!("{choices}{end}");
+            let tokens = format!("\"completion_tokens\":{last}");
+            let expected = text.replace(&tokens, &format!("\"energy\":{{\"e\":1}},{tokens}"));
+            for size in [1, 50, 100_000] {
+                assert_eq!(insert_in_chunks(&text, size), expected, "chunks of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_content_is_held() {
+        let (mut inserter, mut out) = (UsageInserter::default(), VecDeque::new());
+        let mut feed = |text: &str| {
+            let held_line = inserter.feed(text.as_bytes(), &mut out);
+            (out.drain(..).flatten().count(), held_line.is_some())
+        };
+        let (open, finished) = (choice_chunk(0, "null", 1), choice_chunk(0, "\"stop\"", 2));
+        assert_eq!(feed(&open), (open.len(), false));
+        assert_eq!((feed(&finished), feed(": ping\n\n")), ((0, false), (0, false)));
+        let held = finished.len() + ": ping\n\n".len();
+        assert_eq!(feed(&choice_chunk(1, "null", 3)), (held + open.len(), false), "another choice follows");
+        assert_eq!(feed("data: {\"choices\":[{\"index\":1,\"text\":\"y\"}]}\n\nda").0, 44);
+        let last = choice_chunk(1, "\"stop\"", 4);
+        assert_eq!(feed(&format!("ta: {}", &last["data: ".len()..])), (0, false));
+        assert_eq!(feed("data: [DONE]\n\n"), (0, true));
+    }
+
+    #[test]
+    fn a_candidate_over_the_limit_is_forwarded() {
+        let comments = ": ping\n".repeat(MAX_LINE_BYTES / 7 + 2000);
+        let text = format!("{}{comments}data: [DONE]\n\n", choice_chunk(0, "\"stop\"", 2));
+        assert_eq!(insert_in_chunks(&text, 4096), text);
+    }
+
+    #[test]
+    fn the_last_line_may_lack_its_line_break() {
+        let text = "{\"response\":\"a\",\"done\":false}\n{\"response\":\"\",\"done\":true,\"eval_count\":3}";
+        let expected =
+            text.replace("{\"response\":\"\"", "{\"usage\":{\"energy\":{\"e\":1}},\"response\":\"\"");
+        for size in [1, 7, 1000] {
+            assert_eq!(insert_in_chunks(text, size), expected, "chunks of {size}");
         }
     }
 
