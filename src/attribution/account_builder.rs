@@ -46,7 +46,8 @@ impl SettledSpan<'_> {
         let share = |domain: usize| settled_share(&timelines[domain], &domain_states[domain], length_ns);
         let shares = shares(span, share);
         let phases = settled_phases(span, domain_states);
-        let texts = (take(&mut span.id), take(&mut span.name), take(&mut span.attributes));
+        let attributes = take(&mut span.attributes).map_or_else(BTreeMap::new, |attributes| *attributes);
+        let texts = (take(&mut span.id), take(&mut span.name), attributes);
         let mut account = build(span, texts, state, shares, phases, timelines);
         process_shares.add_to_account(&mut account, span, key, timelines);
         account
@@ -69,7 +70,8 @@ pub(crate) fn unsettled_account(
         let history = histories.get(domain).unwrap_or(&no_history);
         unsettled_share(&timelines[domain], &states[domain], history, span.opened_ns, end_ns)
     };
-    let texts = (span.id.clone(), span.name.clone(), span.attributes.clone());
+    let attributes = span.attributes.as_deref().cloned().unwrap_or_default();
+    let texts = (span.id.clone(), span.name.clone(), attributes);
     build(span, texts, state, shares(span, share), phase_times(span), timelines)
 }
 
@@ -190,7 +192,7 @@ fn build(
         peak_concurrency: span.peak_concurrency.max(1),
         domains: shares,
         phases,
-        at_least: (span.undecided != 0).then_some(true),
+        at_least: span.has_undecided.then_some(true),
         durable: None,
         number: None,
     }

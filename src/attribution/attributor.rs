@@ -124,7 +124,8 @@ impl Attributor {
         }
         let key = self.spans.insert(new_span, opened_ns, weight, scope);
         let span = self.spans.span_mut(slot_of(key));
-        (span.counted, span.undecided) = (scope & self.counted_domains, scope & self.undecided_domains);
+        span.counted = scope & self.counted_domains;
+        span.has_undecided = scope & self.undecided_domains != 0;
         if span.subject != 0 {
             self.process_shares.add_span(span.subject);
         }
@@ -180,10 +181,10 @@ impl Attributor {
                 limit: usize::try_from(max_changes).unwrap_or(usize::MAX),
             });
         }
-        span.weight = weight;
         let history = span.history_mut(domains);
         history.weight_changes += 1;
         history.add_edge(requested_ns, at_ns);
+        span.weight = weight;
         let scope = span.scope;
         self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Weight, weight));
         Ok(())
@@ -216,7 +217,7 @@ impl Attributor {
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
         if !attributes.is_empty() {
-            span.attributes.extend(attributes);
+            span.attributes.get_or_insert_default().extend(attributes);
         }
         span.abandoned = abandoned;
         self.open_count -= 1;
@@ -634,7 +635,7 @@ fn new_edge(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight: u64) -
         scope,
         weight_before: 0,
         weight_after: weight,
-        weight_edge: 0,
+        opened_ns: 0,
         slot: slot_of(key),
         kind,
         has_history: false,

@@ -152,12 +152,11 @@ impl DomainTimeline {
         let rise_uj =
             if update.gap { 0 } else { update.energy_uj.saturating_sub(self.last_update.energy_uj) };
         let drift = self.add_step(update, rise_uj);
-        let was_idle = self.virtual_energy.total_weight.units == 0;
+        let (was_idle, next_edge) = (self.virtual_energy.total_weight.units == 0, self.next_edge);
         let step = CounterStep {
             domain: self.index,
             from_ns: self.virtual_energy.position_ns,
             to_ns: limit_ns,
-            first_edge: self.next_edge,
             gap: update.gap,
             drift,
             idle_known: self.idle_power.power_mw().is_some(),
@@ -173,7 +172,7 @@ impl DomainTimeline {
             // A baseline's value may be a whole counter step old, so it is no upper bound for any earlier instant.
             self.error_bounds.add_point(BoundPoint::new(u64::MAX, update.late_ns, self.last_energy), true);
         }
-        if was_idle && step.first_edge == self.next_edge && !update.gap {
+        if was_idle && next_edge == self.next_edge && !update.gap {
             self.idle_power.add_empty_interval(rise_uj, duration_ns);
         } else {
             self.idle_power.reset_interval();

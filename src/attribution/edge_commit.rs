@@ -29,11 +29,9 @@ pub(crate) struct EdgeSnapshot {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CounterStep {
     pub domain: usize,
-    /// The time that is settled now.
+    /// The time that is settled now. The edges in it are the group, and only they are not before `from_ns`.
     pub from_ns: u64,
     pub to_ns: u64,
-    /// The index of the group's first edge.
-    pub first_edge: u64,
     pub gap: bool,
     /// The source's own uncertainty of the step, µJ.
     pub drift: f64,
@@ -153,7 +151,7 @@ impl<'a> EdgeCommit<'a> {
     /// The error so far of a span without phases and changes of weight.
     #[inline]
     fn step_of(&self, edge: &Edge, state: &SpanDomainState) -> StepError {
-        let opened_in_group = edge.weight_edge >= self.step.first_edge;
+        let opened_in_group = edge.opened_ns >= self.step.from_ns;
         StepError {
             error: 0.0,
             edge_sum: state.edge_error,
@@ -161,7 +159,7 @@ impl<'a> EdgeCommit<'a> {
             accumulated_error: state.accumulated_error,
             min_weight: 0,
             max_weight: edge.weight_before,
-            first_edge: if opened_in_group { self.step.first_edge } else { u64::MAX },
+            group_ns: if opened_in_group { self.step.from_ns } else { u64::MAX },
         }
     }
 
@@ -178,18 +176,18 @@ impl<'a> EdgeCommit<'a> {
             accumulated_error: self.accumulated_after,
             min_weight: 0,
             max_weight: weight,
-            first_edge: self.step.first_edge,
+            group_ns: self.step.from_ns,
         }
     }
 
     /// Adds a change of weight to a step function.
     fn change_step(&self, step: &mut StepError, edge: &Edge, snapshot: &EdgeSnapshot) {
-        let CounterStep { first_edge, drift, .. } = *self.step;
+        let CounterStep { from_ns, drift, .. } = *self.step;
         let (before, after) = (edge.weight_before, edge.weight_after);
         let (old, new) =
             (share_fraction(before, snapshot.inverse_before), share_fraction(after, snapshot.inverse_after));
         let jump = snapshot.uncertainty * difference(old, new) + self.gap_error;
-        if step.first_edge == first_edge {
+        if step.group_ns == from_ns {
             // The run of the other spans' edges from here on has the new weight.
             step.edge_sum += jump + self.group.run_error(after, drift);
             step.min_weight = step.min_weight.min(after);
@@ -198,7 +196,7 @@ impl<'a> EdgeCommit<'a> {
             step.error = step.error_before_group(self.accumulated_before, before);
             step.edge_sum = jump + self.group.two_runs_error(before, after, drift);
             (step.min_weight, step.max_weight) = (before.min(after), before.max(after));
-            step.first_edge = first_edge;
+            step.group_ns = from_ns;
         }
         let max_error = self.max_error(step.min_weight, step.max_weight, drift);
         step.edge_error = step.edge_sum.min(max_error);
@@ -210,7 +208,7 @@ impl<'a> EdgeCommit<'a> {
     fn end_step(&self, step: &StepError, weight: u64, inverse: f64, snapshot: &EdgeSnapshot) -> f64 {
         let drift = snapshot.drift.0;
         let jump = snapshot.uncertainty * share_fraction(weight, inverse);
-        if step.first_edge == self.step.first_edge {
+        if step.group_ns == self.step.from_ns {
             let max_error = self.max_error(0, step.max_weight, drift);
             return step.error + smaller(step.edge_sum + jump, max_error);
         }

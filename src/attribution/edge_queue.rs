@@ -18,7 +18,7 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. The pre-pass fills in `weight_before`, `weight_edge` and `has_history`.
+/// An edge of a span. The pre-pass fills in `weight_before`, `opened_ns` and `has_history`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
@@ -27,8 +27,8 @@ pub(crate) struct Edge {
     /// The span's weight before and after the edge, 2^-16; 0 before its opening and after its close.
     pub weight_before: u64,
     pub weight_after: u64,
-    /// The index of the span's latest opening or weight edge before this one.
-    pub weight_edge: u64,
+    /// The span's opening.
+    pub opened_ns: u64,
     pub slot: u32,
     pub kind: EdgeKind,
     /// Whether the span has phases or changes of weight.
@@ -173,21 +173,20 @@ impl EdgeQueue {
     /// Inserts an edge. Messages are nearly always in order, so nearly always at the end.
     #[inline]
     pub(crate) fn insert(&mut self, edge: Edge) {
-        let rank = |edge: &Edge| (edge.at_ns, edge.kind);
-        let pending = self.edges.items_from(self.edges.first_index);
-        if pending.last().is_none_or(|last| rank(last) <= rank(&edge)) {
-            self.edges.push(edge);
-        } else {
-            self.insert_out_of_order(edge);
+        let last = self.edges.items_from(self.edges.first_index).last();
+        let is_in_order = last.is_none_or(|last| (last.at_ns, last.kind) <= (edge.at_ns, edge.kind));
+        self.edges.push(edge);
+        if !is_in_order {
+            self.move_last_into_order();
         }
     }
 
     #[cold]
-    fn insert_out_of_order(&mut self, edge: Edge) {
+    fn move_last_into_order(&mut self) {
         let IndexedQueue { items, dropped, .. } = &mut self.edges;
-        let position =
-            items[*dropped..].partition_point(|other| (other.at_ns, other.kind) <= (edge.at_ns, edge.kind));
-        items.insert(*dropped + position, edge);
+        let Some((last, before)) = items[*dropped..].split_last() else { return };
+        let position = before.partition_point(|edge| (edge.at_ns, edge.kind) <= (last.at_ns, last.kind));
+        items[*dropped + position..].rotate_right(1);
     }
 
     /// Removes the edges of a slot after an instant from which on no edge is passed.
@@ -262,24 +261,23 @@ impl PrePass {
     /// Fills in the span's state before the edge.
     #[inline]
     fn visit(&mut self, edge: &mut Edge, span: &mut Span) {
-        (edge.weight_before, edge.weight_edge, edge.has_history) =
-            (span.pre_pass_weight, span.weight_edge, span.history.is_some());
+        let weight = span.history.as_ref().map_or(span.weight, |history| history.pre_pass_weight);
+        (edge.opened_ns, edge.has_history) = (span.opened_ns, span.history.is_some());
+        edge.weight_before = if edge.kind == EdgeKind::Open { 0 } else { weight };
         match edge.kind {
-            EdgeKind::Open => span.weight_edge = self.next_edge,
+            EdgeKind::Open => {}
             EdgeKind::Weight => {
-                span.weight_edge = self.next_edge;
                 if span.record_weight_change(edge.at_ns, edge.weight_after)
                     && self.spans_to_fold.last() != Some(&edge.slot)
                 {
                     self.spans_to_fold.push(edge.slot);
                 }
             }
-            EdgeKind::Phase => edge.weight_after = span.pre_pass_weight,
+            EdgeKind::Phase => edge.weight_after = weight,
             EdgeKind::Close => {
                 span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
             }
         }
-        span.pre_pass_weight = edge.weight_after;
         self.next_edge += 1;
     }
 }

@@ -36,7 +36,8 @@ pub fn attributes_bytes(attributes: &BTreeMap<String, String>) -> usize {
         .iter()
         .map(|(key, value)| allocation_bytes(key.len()) + allocation_bytes(value.len()))
         .sum();
-    attributes.len().div_ceil(MIN_PAIRS_PER_LEAF) * LEAF_BYTES + texts
+    let map = if attributes.is_empty() { 0 } else { allocation_bytes(size_of::<BTreeMap<String, String>>()) };
+    map + attributes.len().div_ceil(MIN_PAIRS_PER_LEAF) * LEAF_BYTES + texts
 }
 
 /// The memory of an account that is kept.

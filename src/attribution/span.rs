@@ -43,8 +43,8 @@ pub(crate) struct StepError {
     /// The smallest and the largest weight in that group.
     pub min_weight: u64,
     pub max_weight: u64,
-    /// The index of that group's first edge.
-    pub first_edge: u64,
+    /// That group, by the begin of its step.
+    pub group_ns: u64,
 }
 
 impl StepError {
@@ -75,6 +75,8 @@ pub(crate) struct SpanHistory {
     pub phases: Vec<(u64, String)>,
     pub domains: Vec<SpanDomainHistory>,
     pub weight_history: WeightHistory,
+    /// The weight at the pre-pass.
+    pub pre_pass_weight: u64,
     /// The number of changes of weight so far.
     pub weight_changes: u64,
     /// The sum of the times by which its phase and weight edges were moved from the requested ones.
@@ -97,41 +99,43 @@ impl SpanHistory {
     }
 }
 
-/// A span. The fields that its close and its settling need come first and fill one cache line.
+/// A span, in two cache lines of a large table. Its closing reads the first, and writes to the second, which loads that one
+/// too without a wait.
 #[derive(Debug, Default)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub(crate) struct Span {
     pub opened_ns: u64,
-    pub closed_ns: u64,
     /// The sum of the times by which its opening and closing were moved from the requested ones. The history has the
     /// sum of the other edges.
     pub moved_ns: u64,
     /// The domains it uses, one bit each.
     pub scope: u64,
-    /// The weight at the pre-pass, and the index of the edge that set it.
-    pub pre_pass_weight: u64,
-    pub weight_edge: u64,
+    /// The part of `scope` that is in the host's total.
+    pub counted: u64,
+    /// The latest weight, 2^-16.
+    pub weight: u64,
     pub history: Option<Box<SpanHistory>>,
     /// Its number among all spans, wrapping.
     pub number: u32,
-    pub slot_state: SlotState,
-    pub abandoned: bool,
-    pub cancelled: bool,
-    pub peak_concurrency: u32,
-    pub uid: u32,
     /// The subject of its process share; 0: none.
     pub subject: u32,
-    /// The part of `scope` that is in the host's total.
-    pub counted: u64,
-    /// The part of `scope` that is left out of the total but may belong to it.
-    pub undecided: u64,
-    /// The latest weight, 2^-16.
-    pub weight: u64,
+    pub peak_concurrency: u32,
+    pub slot_state: SlotState,
+    pub cancelled: bool,
+    /// Whether a domain of `scope` is left out of the total but may belong to it.
+    pub has_undecided: bool,
+    // The second line.
+    pub closed_ns: u64,
     pub opened_unix_ns: u64,
     pub id: Box<str>,
     pub name: Box<str>,
-    pub attributes: BTreeMap<String, String>,
+    /// `None` instead of an empty map.
+    pub attributes: Option<Box<BTreeMap<String, String>>>,
+    pub uid: u32,
+    pub abandoned: bool,
 }
+
+const _: () = assert!(size_of::<Span>() == 128 && std::mem::offset_of!(Span, closed_ns) == 64);
 
 impl Span {
     /// The opening that the client requested. Valid only while the span is open.
@@ -157,7 +161,7 @@ impl Span {
         self.slot_state = SlotState::Open;
         self.id = span_id.into();
         self.name = name.into();
-        self.attributes = attributes;
+        self.attributes = (!attributes.is_empty()).then(|| Box::new(attributes));
         (self.uid, self.subject) = (uid, subject);
         self.opened_ns = opened_ns;
         self.closed_ns = 0;
@@ -167,8 +171,6 @@ impl Span {
         self.scope = scope;
         self.counted = scope;
         self.peak_concurrency = 0;
-        self.pre_pass_weight = 0;
-        self.weight_edge = 0;
         (self.abandoned, self.cancelled) = (false, false);
     }
 
@@ -187,8 +189,11 @@ impl Span {
     /// Records a change of weight at the pre-pass. Returns whether the history should be folded.
     #[cold]
     pub(crate) fn record_weight_change(&mut self, at_ns: u64, weight: u64) -> bool {
-        let Some(history) = self.history.as_mut().filter(|_| self.subject != 0) else { return false };
-        history.weight_history.record_change(self.opened_ns, at_ns, self.pre_pass_weight, weight);
+        let Some(history) = &mut self.history else { return false };
+        let before = std::mem::replace(&mut history.pre_pass_weight, weight);
+        if self.subject != 0 {
+            history.weight_history.record_change(self.opened_ns, at_ns, before, weight);
+        }
         history.weight_history.intervals.len() >= FOLD_THRESHOLD
     }
 
@@ -233,10 +238,7 @@ impl Span {
     pub(crate) fn clear(&mut self) {
         self.slot_state = SlotState::Free;
         (self.id, self.name) = (Box::default(), Box::default());
-        if !self.attributes.is_empty() {
-            self.attributes = BTreeMap::new();
-        }
-        self.history = None;
+        (self.attributes, self.history) = (None, None);
     }
 
     /// The span's history, created on first use.
@@ -244,6 +246,7 @@ impl Span {
         self.history.get_or_insert_with(|| {
             Box::new(SpanHistory {
                 domains: vec![SpanDomainHistory::default(); domains],
+                pre_pass_weight: self.weight,
                 ..SpanHistory::default()
             })
         })
@@ -491,7 +494,7 @@ impl SpanTable {
     #[inline]
     pub(crate) fn prefetch(&self, slot: u32) {
         let (span, states) = self.span_and_states(slot);
-        black_box((span.uid, span.attributes.len()));
+        black_box(span.uid);
         states.iter().for_each(|state| {
             black_box(state.stage());
         });
