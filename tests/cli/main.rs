@@ -11,5 +11,6 @@ mod support;
 #[cfg(target_os = "linux")]
 mod bundles;
 mod commands;
+mod export;
 mod private_files;
 mod top;
