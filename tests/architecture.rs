@@ -134,9 +134,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "http",
         ],
     ),
+    ("export", &["client", "client::account", "client::protocol", "system"]),
     (
         "cli",
         &[
+            "export",
             "client",
             "client::domain",
             "client::clock",

@@ -16,5 +16,6 @@ mod bundles;
 #[cfg(target_os = "linux")]
 mod characterise;
 mod commands;
+mod export;
 mod private_files;
 mod top;

@@ -21,8 +21,14 @@ const FOREIGN_FLAGS: &[(&str, &str)] = &[
 /// Modules whose messages only the daemon prints, and those whose messages only `wattspan` prints. Both programs print
 /// the messages of the other modules, so a flag there must be named together with its program.
 const DAEMON_MODULES: &[&str] = &["daemon", "server", "service", "dbus", "store"];
-const CLIENT_MODULES: &[&str] =
-    &["wattspan-cli", "wattspan-client", "wattspan-http", "wattspan-ipw", "wattspan-proxy"];
+const CLIENT_MODULES: &[&str] = &[
+    "wattspan-cli",
+    "wattspan-client",
+    "wattspan-export",
+    "wattspan-http",
+    "wattspan-ipw",
+    "wattspan-proxy",
+];
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -18,6 +18,7 @@ mod doctor;
 mod domain_ticks;
 mod domain_tree;
 mod exit_status;
+mod export;
 mod generate;
 mod ipw;
 mod mechanism_comparison;
@@ -70,6 +71,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// List spans, or show the account of one
     Spans(spans::SpansArgs),
+    /// Export stored accounts to files, each account once
+    Export(export::ExportArgs),
     /// Show the energy balance of each domain: measured = attributed + unattributed
     Balance,
     /// Show where the energy goes: domains, models and open spans, updated twice a second
@@ -115,6 +118,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Read(read) => read::read(options, &read),
         Command::Doctor(args) => doctor::doctor(options, &args),
         Command::Spans(spans) => spans::spans(options, &spans),
+        Command::Export(args) => export::export(options, &args),
         Command::Balance => balance::balance(options),
         Command::Top(top) => top::top(options, &top),
         Command::Proxy(proxy) => proxy::proxy(options, &proxy),

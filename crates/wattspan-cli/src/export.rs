@@ -1,0 +1,152 @@
+//! `wattspan export`: writes stored accounts to files, each account once.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+use wattspan_export::{
+    DEFAULT_ATTRIBUTES, ExportError, ExportFormat, ExportSettings, ExportSummary, Exporter, describe_gap,
+};
+
+use super::connect::{MeterConnector, MeterOptions};
+use super::exit_status::{CliError, FAILURE, OK, USAGE};
+use super::output;
+
+/// Arguments of `wattspan export`.
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// File format: jsonl, csv, parquet, or trace (Chrome and Perfetto)
+    #[arg(value_name = "FORMAT", value_parser = parse_format)]
+    format: ExportFormat,
+    /// Directory of the partitions date=YYYY-MM-DD/host=HOST, by the UTC date of the closing
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Export again after each interval, until interrupted: 30s, 10m, 1h
+    #[arg(long, value_name = "INTERVAL", value_parser = parse_interval)]
+    every: Option<Duration>,
+    /// File with the number up to which accounts are exported [default: in DIR, one for each format]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Host in the names of the partitions [default: the machine's name]
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Export this attribute of the spans, and only those that are named; repeatable [default: gen_ai.request.model,
+    /// gen_ai.response.model, gen_ai.operation.name, gen_ai.usage.input_tokens, gen_ai.usage.output_tokens]
+    #[arg(long = "attribute", short = 'a', value_name = "KEY")]
+    attributes: Vec<String>,
+}
+
+fn parse_format(text: &str) -> Result<ExportFormat, String> {
+    let all = [
+        ("jsonl", ExportFormat::Jsonl),
+        ("csv", ExportFormat::Csv),
+        ("parquet", ExportFormat::Parquet),
+        ("trace", ExportFormat::Trace),
+    ];
+    let found = all.into_iter().find(|(name, _)| *name == text);
+    found.map(|(_, format)| format).ok_or_else(|| "expected jsonl, csv, parquet or trace".to_owned())
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let parts = text.split_at_checked(text.len().saturating_sub(1));
+    let seconds = parts.and_then(|(digits, unit)| {
+        let unit_s = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return None,
+        };
+        digits.parse::<u64>().ok()?.checked_mul(unit_s)
+    });
+    let valid = seconds.filter(|seconds| (1..=86_400).contains(seconds));
+    valid
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a time from 1s to 24h, such as 30s, 10m or 1h".to_owned())
+}
+
+/// The result in JSON output.
+#[derive(Serialize)]
+struct ExportOutput {
+    accounts: u64,
+    files: u64,
+}
+
+/// Runs `wattspan export`.
+pub fn export(options: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
+    if let Some(reason) = args.format.missing_feature() {
+        return Err(CliError::new(USAGE, reason));
+    }
+    let machine_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let attributes = match args.attributes.as_slice() {
+        [] => DEFAULT_ATTRIBUTES.map(str::to_owned).to_vec(),
+        named => named.to_vec(),
+    };
+    let mut exporter = Exporter::open(ExportSettings {
+        format: args.format,
+        directory: args.to.clone(),
+        state: args.state.clone(),
+        host: args.host.clone().unwrap_or_else(machine_name),
+        attributes,
+    })
+    .map_err(to_cli_error)?;
+    loop {
+        let result = run_once(options, &mut exporter);
+        let Some(interval) = args.every else {
+            print_summary(options, args, &result?)?;
+            return Ok(OK);
+        };
+        match result {
+            Ok(summary) if summary.files > 0 => print_summary(options, args, &summary)?,
+            Ok(_) => {}
+            // The daemon may be restarting, or the disk full: the next turn continues with the same range.
+            Err(error) => output::eprint_message(&format!("{error}; the export is repeated")),
+        }
+        thread::sleep(interval);
+    }
+}
+
+fn run_once(options: &MeterOptions, exporter: &mut Exporter) -> Result<ExportSummary, CliError> {
+    let client = MeterConnector::connect_daemon(options)?;
+    let summary = exporter.run(&client).map_err(to_cli_error)?;
+    if summary.new_database {
+        output::eprint_message(
+            "the daemon has another database; its accounts are exported from the first one on",
+        );
+    }
+    for gap in &summary.gaps {
+        output::eprint_message(&describe_gap(gap));
+    }
+    Ok(summary)
+}
+
+fn print_summary(options: &MeterOptions, args: &ExportArgs, summary: &ExportSummary) -> Result<(), CliError> {
+    let ExportSummary { accounts, files, .. } = *summary;
+    if options.json {
+        return output::print_json(&ExportOutput { accounts, files });
+    }
+    let directory = super::terminal::printable(&args.to.to_string_lossy());
+    output::print_text(&format!("exported {accounts} accounts in {files} files to {directory}\n"))
+}
+
+fn to_cli_error(error: ExportError) -> CliError {
+    match error {
+        ExportError::Client(error) => error.into(),
+        other => CliError::new(FAILURE, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_seconds_minutes_and_hours() {
+        assert_eq!(parse_interval("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_interval("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(parse_interval("24h"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "m", "10", "0s", "25h", "1d", "-1m", "1 m", "ä"] {
+            assert!(parse_interval(bad).is_err(), "{bad}");
+        }
+    }
+}

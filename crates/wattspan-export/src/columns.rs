@@ -1,0 +1,135 @@
+//! The columns of an exported account, the same in all tabular formats. Integers in the units of the contract; an unknown
+//! value is absent.
+
+use serde_json::{Map, Value};
+use wattspan_client::account::{Account, MODEL_ATTRIBUTE, Share};
+
+/// What the cells of a column hold, where they hold a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnType {
+    Integer,
+    Number,
+    Flag,
+    Text,
+}
+
+/// A value, or none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cell {
+    Absent,
+    Integer(u64),
+    Number(f64),
+    Flag(bool),
+    Text(String),
+}
+
+impl Cell {
+    pub fn to_json(&self) -> Value {
+        match self {
+            Cell::Absent => Value::Null,
+            Cell::Integer(value) => (*value).into(),
+            Cell::Number(value) => (*value).into(),
+            Cell::Flag(value) => (*value).into(),
+            Cell::Text(value) => value.as_str().into(),
+        }
+    }
+}
+
+impl From<Option<u64>> for Cell {
+    fn from(value: Option<u64>) -> Self {
+        value.map_or(Cell::Absent, Cell::Integer)
+    }
+}
+
+impl From<Option<&str>> for Cell {
+    fn from(value: Option<&str>) -> Self {
+        value.map_or(Cell::Absent, |text| Cell::Text(text.to_owned()))
+    }
+}
+
+/// A column of `T`: its name, its type, and its value.
+pub type Column<T> = (&'static str, ColumnType, fn(&T) -> Cell);
+
+/// The wall time of the closing; that of the opening for a span without one.
+pub fn closed_unix_ns(account: &Account) -> u64 {
+    account.opened_unix_ns.saturating_add(duration_ns(account).unwrap_or(0))
+}
+
+fn duration_ns(account: &Account) -> Option<u64> {
+    account.closed_ns.map(|closed_ns| closed_ns.saturating_sub(account.opened_ns))
+}
+
+/// The name of a value of an enum in the contract.
+fn word<T: serde::Serialize>(value: T) -> Cell {
+    match serde_json::to_value(value) {
+        Ok(Value::String(text)) => Cell::Text(text),
+        _ => Cell::Absent,
+    }
+}
+
+/// The columns before the attributes.
+pub const ACCOUNT_COLUMNS: &[Column<Account>] = &[
+    ("number", ColumnType::Integer, |account| account.number.into()),
+    ("span", ColumnType::Text, |account| Some(account.span.as_str()).into()),
+    ("name", ColumnType::Text, |account| Some(account.name.as_str()).into()),
+    ("uid", ColumnType::Integer, |account| Some(u64::from(account.uid)).into()),
+    ("state", ColumnType::Text, |account| word(account.state)),
+    ("grade", ColumnType::Text, |account| word(account.grade)),
+    ("simulated", ColumnType::Flag, |account| Cell::Flag(account.simulated == Some(true))),
+    ("at_least", ColumnType::Flag, |account| Cell::Flag(account.at_least == Some(true))),
+    ("opened_unix_ns", ColumnType::Integer, |account| Some(account.opened_unix_ns).into()),
+    ("closed_unix_ns", ColumnType::Integer, |account| {
+        account.closed_ns.map(|_| closed_unix_ns(account)).into()
+    }),
+    ("duration_ns", ColumnType::Integer, |account| duration_ns(account).into()),
+    ("moved_ns", ColumnType::Integer, |account| Some(account.moved_ns).into()),
+    ("weight", ColumnType::Number, |account| Cell::Number(account.weight)),
+    ("peak_concurrency", ColumnType::Integer, |account| Some(u64::from(account.peak_concurrency)).into()),
+    ("share_uj", ColumnType::Integer, |account| account.share_uj.into()),
+    ("error_uj", ColumnType::Integer, |account| account.error_uj.into()),
+    ("window_uj", ColumnType::Integer, |account| account.window_uj.into()),
+    ("idle_uj", ColumnType::Integer, |account| account.idle_uj.into()),
+    ("process_uj", ColumnType::Integer, |account| account.process_uj.into()),
+    ("mean_power_mw", ColumnType::Integer, |account| account.mean_power_mw.into()),
+];
+
+/// The columns of a domain's share.
+pub const SHARE_COLUMNS: &[Column<Share>] = &[
+    ("domain", ColumnType::Text, |share| Some(share.domain.as_str()).into()),
+    ("grade", ColumnType::Text, |share| word(share.grade)),
+    ("share_uj", ColumnType::Integer, |share| share.share_uj.into()),
+    ("error_uj", ColumnType::Integer, |share| share.error_uj.into()),
+    ("window_uj", ColumnType::Integer, |share| share.window_uj.into()),
+    ("idle_uj", ColumnType::Integer, |share| share.idle_uj.into()),
+    ("process_uj", ColumnType::Integer, |share| share.process_uj.into()),
+    ("unknown_ns", ColumnType::Integer, |share| Some(share.unknown_ns).into()),
+];
+
+/// An attribute; the model also under its old name.
+pub fn attribute<'a>(account: &'a Account, key: &str) -> Option<&'a str> {
+    match key {
+        MODEL_ATTRIBUTE => account.model(),
+        _ => account.attributes.get(key).map(String::as_str),
+    }
+}
+
+/// The shares of an account as JSON.
+pub fn shares_json(account: &Account) -> Value {
+    let share = |share: &Share| {
+        let cells = SHARE_COLUMNS.iter().map(|(name, _, value)| (*name, value(share).to_json()));
+        cells.filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()
+    };
+    Value::Array(account.domains.iter().map(|of| Value::Object(share(of))).collect::<Vec<Value>>())
+}
+
+/// An account as a JSON object, without absent values.
+pub fn account_json(account: &Account, attributes: &[String]) -> Map<String, Value> {
+    let cells = ACCOUNT_COLUMNS.iter().map(|(name, _, value)| ((*name).to_owned(), value(account).to_json()));
+    let mut object: Map<String, Value> = cells.filter(|(_, value)| !value.is_null()).collect();
+    let named = attributes.iter().filter_map(|key| Some((key.clone(), attribute(account, key)?.into())));
+    object.insert("attributes".into(), Value::Object(named.collect()));
+    object.insert("domains".into(), shares_json(account));
+    let phases = serde_json::to_value(&account.phases).unwrap_or_default();
+    object.insert("phases".into(), phases);
+    object
+}

@@ -1,0 +1,254 @@
+//! The export of ranges: one state file, and for each range one file in each of its partitions.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use wattspan_client::account::{Account, Gap, GapReason};
+use wattspan_client::protocol::{Access, ListSpans, MethodError, SpanAccounts};
+use wattspan_client::{Client, ClientError};
+use wattspan_system::private_file;
+
+use super::format::ExportFormat;
+use super::partition;
+use super::state::{ExportState, NumberRange, StateFile, sync_directory, write_atomically};
+
+/// The accounts of a range, at least; the last page may exceed it. They are in memory while its files are written.
+const ROWS_PER_RANGE: usize = 32_768;
+
+/// The accounts of a call.
+const ROWS_PER_CALL: i64 = 4096;
+
+/// What to export, and where to.
+#[derive(Debug, Clone)]
+pub struct ExportSettings {
+    /// The format of the files.
+    pub format: ExportFormat,
+    /// The directory of the partitions.
+    pub directory: PathBuf,
+    /// The state file; `None`: in the directory.
+    pub state: Option<PathBuf>,
+    /// The host in the names of the partitions.
+    pub host: String,
+    /// The attributes that are exported.
+    pub attributes: Vec<String>,
+}
+
+/// What a run has exported.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExportSummary {
+    /// The number of accounts.
+    pub accounts: u64,
+    /// The number of files.
+    pub files: u64,
+    /// The numbers that have no account.
+    pub gaps: Vec<Gap>,
+    /// The database is another one than in the run before, and was exported from its first account.
+    pub new_database: bool,
+}
+
+/// Why a run ended early; the next one continues.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// A call failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}: {cause}", path.display())]
+    File {
+        /// What failed.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Another process exports with the same state.
+    #[error("another process exports with the state {}", .0.display())]
+    Locked(PathBuf),
+    /// The daemon is older than this program.
+    #[error("the daemon does not number its accounts; upgrade it")]
+    NoNumbers,
+}
+
+/// An export that continues where the last one with the same state file ended.
+#[derive(Debug)]
+pub struct Exporter {
+    settings: ExportSettings,
+    state_file: StateFile,
+    state: ExportState,
+}
+
+/// Accounts with consecutive positions, and where they end.
+struct Page {
+    accounts: Vec<Account>,
+    gaps: Vec<Gap>,
+    database: String,
+    last: u64,
+    at_end: bool,
+}
+
+impl Exporter {
+    /// Creates the directory, locks the state file and reads it.
+    ///
+    /// # Errors
+    /// A file cannot be used, or another process exports with this state.
+    pub fn open(settings: ExportSettings) -> Result<Self, ExportError> {
+        create_directory(&settings.directory)?;
+        let name = format!(".wattspan-export-{}.json", settings.format.extension());
+        let path = settings.state.clone().unwrap_or_else(|| settings.directory.join(name));
+        let state_file = StateFile::lock(path.clone())
+            .map_err(file_error("lock", &path))?
+            .ok_or(ExportError::Locked(path.clone()))?;
+        let state = state_file.read().map_err(file_error("read", &path))?;
+        Ok(Self { settings, state_file, state })
+    }
+
+    /// Exports all accounts that are stored now.
+    ///
+    /// # Errors
+    /// A call failed, or a file cannot be written. The next run continues.
+    pub fn run(&mut self, client: &Client) -> Result<ExportSummary, ExportError> {
+        if client.info()?.access < Access::Telemetry {
+            let needs = Access::Telemetry.as_str().to_owned();
+            return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
+        }
+        let mut summary = ExportSummary::default();
+        loop {
+            let page = match self.read_page(client) {
+                Err(ExportError::Client(ClientError::Method(MethodError::InvalidValue {
+                    field, ..
+                }))) if field == "database" && self.state.database.is_some() => {
+                    // What the last database has not given is lost with it. Its files stay.
+                    summary.new_database = true;
+                    self.save(ExportState::default())?;
+                    continue;
+                }
+                page => page?,
+            };
+            self.export_page(&page, &mut summary)?;
+            if page.at_end {
+                return Ok(summary);
+            }
+        }
+    }
+
+    /// The accounts of the range in the state, or of the next one.
+    fn read_page(&self, client: &Client) -> Result<Page, ExportError> {
+        let mut page = Page {
+            accounts: Vec::new(),
+            gaps: Vec::new(),
+            database: String::new(),
+            last: self.state.after,
+            at_end: false,
+        };
+        let end = self.state.range.map(|range| range.last);
+        while !page.at_end && page.accounts.len() < ROWS_PER_RANGE && end.is_none_or(|end| page.last < end) {
+            let reply = client.call(ListSpans {
+                after: Some(i64::try_from(page.last).unwrap_or(i64::MAX)),
+                database: self
+                    .state
+                    .database
+                    .clone()
+                    .or_else(|| Some(page.database.clone()).filter(|id| !id.is_empty())),
+                limit: Some(ROWS_PER_CALL),
+                ..ListSpans::default()
+            })?;
+            page.append(reply)?;
+        }
+        if let Some(end) = end.filter(|end| *end < page.last) {
+            // A repeated range ends where it ended before, whatever has been stored since.
+            page.accounts.retain(|account| account.number.is_some_and(|number| number <= end));
+            page.gaps.retain(|gap| gap.first.is_some_and(|first| first <= end));
+            (page.last, page.at_end) = (end, false);
+        }
+        Ok(page)
+    }
+
+    /// Writes the files of a range, after its state.
+    fn export_page(&mut self, page: &Page, summary: &mut ExportSummary) -> Result<(), ExportError> {
+        let first = self.state.after + 1;
+        if page.last >= first && !page.accounts.is_empty() {
+            let range = NumberRange { first, last: page.last };
+            let database = Some(page.database.clone());
+            self.save(ExportState { database, after: self.state.after, range: Some(range) })?;
+            summary.files += self.write_files(page, range)?;
+            summary.accounts += page.accounts.len() as u64;
+        }
+        summary.gaps.extend(page.gaps.iter().cloned());
+        self.save(ExportState { database: Some(page.database.clone()), after: page.last, range: None })
+    }
+
+    fn save(&mut self, state: ExportState) -> Result<(), ExportError> {
+        if state != self.state {
+            self.state_file.write(&state).map_err(file_error("write", self.state_file.path()))?;
+            self.state = state;
+        }
+        Ok(())
+    }
+
+    /// Writes the file of each partition; returns their number. A file that is there is complete.
+    fn write_files(&self, page: &Page, range: NumberRange) -> Result<u64, ExportError> {
+        let ExportSettings { format, directory, host, attributes, .. } = &self.settings;
+        let mut partitions: BTreeMap<String, Vec<&Account>> = BTreeMap::new();
+        for account in &page.accounts {
+            partitions.entry(partition::closing_date(account)).or_default().push(account);
+        }
+        let NumberRange { first, last } = range;
+        let name = format!("{}-{first}-{last}.{}", page.database, format.extension());
+        for (date, accounts) in &partitions {
+            let partition = partition::directory(directory, date, host);
+            let path = partition.join(&name);
+            if path.exists() {
+                continue;
+            }
+            create_directory(&partition)?;
+            write_atomically(&path, 0o640, |file| format.write(file, accounts, attributes))
+                .map_err(file_error("write", &path))?;
+        }
+        Ok(partitions.len() as u64)
+    }
+}
+
+impl Page {
+    fn append(&mut self, reply: SpanAccounts) -> Result<(), ExportError> {
+        let SpanAccounts { accounts, after, at_end, gaps, database, .. } = reply;
+        let (Some(after), Some(at_end), Some(database)) = (after, at_end, database) else {
+            return Err(ExportError::NoNumbers);
+        };
+        self.accounts.extend(accounts);
+        self.gaps.extend(gaps.into_iter().flatten());
+        (self.last, self.at_end, self.database) = (after, at_end, database);
+        Ok(())
+    }
+}
+
+/// A text about numbers without an account.
+pub fn describe_gap(gap: &Gap) -> String {
+    let reason = match gap.reason {
+        GapReason::Deleted => "were deleted by age or size",
+        GapReason::Lost => "were lost with the end of the database",
+        GapReason::Damaged => "are damaged on disk",
+    };
+    let (first, last) = (gap.first.unwrap_or_default(), gap.last.unwrap_or_default());
+    format!("accounts {first} to {last} are not exported: they {reason}")
+}
+
+/// Creates a directory, with the names of the new ones on disk.
+fn create_directory(path: &Path) -> Result<(), ExportError> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    while let Some(directory) = missing.pop().filter(|directory| !directory.as_os_str().is_empty()) {
+        let made = private_file::create_dir_all(directory)
+            .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o750)))
+            .and_then(|()| sync_directory(directory.parent().unwrap_or(Path::new("/"))));
+        made.map_err(file_error("create", directory))?;
+    }
+    Ok(())
+}
+
+fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ExportError {
+    let path = path.to_owned();
+    move |cause| ExportError::File { action, path, cause }
+}

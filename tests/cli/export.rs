@@ -1,0 +1,282 @@
+//! `wattspan export` against a real daemon: each stored account once in the files, over kills of both, read with Python.
+
+use crate::programs;
+use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, encode_call, wait_until};
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+fn export_command(daemon: &TestDaemon, format: &str, to: &Path) -> Command {
+    let mut command = Command::new(programs::wattspan());
+    command.arg("--socket").arg(daemon.socket()).args(["export", format, "--host", "node-7", "--to"]).arg(to);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn export(daemon: &TestDaemon, format: &str, to: &Path) -> Output {
+    let output = export_command(daemon, format, to).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn run_spans(client: &mut TestClient, prefix: &str, count: usize) {
+    for at in 0..count {
+        let attributes = json!({ "gen_ai.request.model": "llama", "prompt": "secret, \"quoted\"" });
+        client.call("OpenSpan", json!({ "span": format!("{prefix}{at}"), "attributes": attributes }));
+        client.close_and_settle(&format!("{prefix}{at}"));
+    }
+}
+
+/// All stored accounts of the daemon, by number.
+fn stored(client: &mut TestClient) -> BTreeMap<u64, Value> {
+    let (mut all, mut after) = (BTreeMap::new(), 0);
+    loop {
+        let page = client.call("ListSpans", json!({ "after": after, "limit": 4096 }));
+        for account in page["accounts"].as_array().unwrap() {
+            all.insert(account["number"].as_u64().unwrap(), account.clone());
+        }
+        after = page["after"].as_u64().unwrap();
+        if page["at_end"] == true {
+            return all;
+        }
+    }
+}
+
+/// What a Python program prints as JSON, with the files of an export as arguments.
+fn python(program: &str, files: &[PathBuf]) -> Value {
+    let output = Command::new("python3").args(["-c", program]).args(files).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+const READ_JSONL: &str = "import json, sys
+print(json.dumps([json.loads(line) for path in sys.argv[1:] for line in open(path, encoding='utf-8')]))";
+
+const READ_CSV: &str = "import csv, json, sys
+print(json.dumps([row for path in sys.argv[1:] for row in csv.DictReader(open(path, encoding='utf-8', newline=''))]))";
+
+/// The files of the partitions, in the order of their names.
+fn files(to: &Path) -> Vec<PathBuf> {
+    let entries = |path: &Path| {
+        let mut all: Vec<PathBuf> =
+            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        all.retain(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('.'));
+        all.sort();
+        all
+    };
+    let hosts: Vec<PathBuf> = entries(to).iter().flat_map(|date| entries(date)).collect();
+    hosts.iter().flat_map(|host| entries(host)).collect()
+}
+
+fn database(client: &mut TestClient) -> String {
+    client.call("GetInfo", json!({}))["keeping"]["database"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_export_writes_what_is_new_to_partitions_that_only_the_group_can_read() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    let to = dir.path().join("deep/out");
+    run_spans(&mut client, "a", 3);
+    let said = String::from_utf8(export(&daemon, "jsonl", &to).stdout).unwrap();
+    assert!(said.starts_with("exported 3 accounts in 1 files"), "{said}");
+    run_spans(&mut client, "b", 2);
+    export(&daemon, "jsonl", &to);
+    export(&daemon, "jsonl", &to);
+    let id = database(&mut client);
+    let written = files(&to);
+    let names: Vec<&str> = written.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, [format!("{id}-1-3.jsonl"), format!("{id}-4-5.jsonl")], "nothing is written twice");
+    let partition = written[0].parent().unwrap();
+    assert!(partition.ends_with("host=node-7"), "{}", partition.display());
+    let date = partition.parent().unwrap().file_name().unwrap().to_str().unwrap();
+    assert!(date.len() == 15 && date.starts_with("date=20"), "{date}");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&written[0]), mode(partition)), (0o640, 0o750));
+    let rows = python(READ_JSONL, &written);
+    let expected = stored(&mut client);
+    for (row, (number, account)) in rows.as_array().unwrap().iter().zip(&expected) {
+        assert_eq!(row["number"], *number);
+        for field in ["span", "uid", "state", "share_uj", "error_uj", "window_uj", "opened_unix_ns"] {
+            assert_eq!(row[field], account[field], "{field}");
+        }
+        assert_eq!(row["domains"].as_array().unwrap().len(), account["domains"].as_array().unwrap().len());
+        assert_eq!(row["attributes"], json!({ "gen_ai.request.model": "llama" }), "others are not allowed");
+    }
+    assert_eq!(rows.as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn csv_and_trace_hold_the_accounts_for_python() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    client.call(
+        "OpenSpan",
+        json!({ "span": "s", "name": "a \"name\", with a comma", "attributes": {"k": "v,\"w\""} }),
+    );
+    client.call("MarkPhase", json!({ "span": "s", "phase": "decode" }));
+    let account = client.close_and_settle("s");
+    let to = dir.path().join("csv");
+    let output = export_command(&daemon, "csv", &to).args(["--attribute", "k"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let row = python(READ_CSV, &files(&to))[0].take();
+    assert_eq!((&row["name"], &row["k"]), (&account["name"], &json!("v,\"w\"")));
+    assert_eq!(row["share_uj"], account["share_uj"].to_string());
+    let domains: Value = serde_json::from_str(row["domains"].as_str().unwrap()).unwrap();
+    assert_eq!(domains[0]["share_uj"], account["domains"][0]["share_uj"]);
+    let to = dir.path().join("trace");
+    export(&daemon, "trace", &to);
+    let trace = python("import json, sys\nprint(json.dumps(json.load(open(sys.argv[1]))))", &files(&to));
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of_kind = |kind: &str| events.iter().filter(|event| event["ph"] == kind).collect::<Vec<_>>();
+    assert_eq!((of_kind("X").len(), of_kind("C").len()), (2, 2), "a span, a phase, and two steps of power");
+    assert_eq!(of_kind("X")[0]["args"]["share_uj"], account["share_uj"]);
+    assert_eq!(of_kind("X")[0]["ts"], account["opened_unix_ns"].as_u64().unwrap() / 1000);
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn a_build_without_parquet_says_so_and_writes_nothing() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    let output = export_command(&daemon, "parquet", &dir.path().join("out")).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("--features parquet"), "{said}");
+    assert!(!dir.path().join("out").exists());
+}
+
+#[test]
+fn a_range_in_the_state_is_repeated_unchanged_and_a_complete_file_is_kept() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 6);
+    let id = database(&mut client);
+    let state = dir.path().join(".wattspan-export-jsonl.json");
+    // As a kill between the state and the file leaves it.
+    let range = json!({ "database": id, "after": 1, "range": { "first": 2, "last": 4 } });
+    std::fs::write(&state, range.to_string()).unwrap();
+    export(&daemon, "jsonl", dir.path());
+    let written = files(dir.path());
+    let names: Vec<&str> = written.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, [format!("{id}-2-4.jsonl"), format!("{id}-5-6.jsonl")]);
+    let numbers = |rows: &Value| -> Vec<u64> {
+        rows.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(numbers(&python(READ_JSONL, &written)), [2, 3, 4, 5, 6]);
+    // As a kill between the file and the state leaves it: the file may have accounts that were deleted since.
+    std::fs::write(&written[0], "complete\n").unwrap();
+    std::fs::write(&state, range.to_string()).unwrap();
+    std::fs::remove_file(&written[1]).unwrap();
+    export(&daemon, "jsonl", dir.path());
+    assert_eq!(std::fs::read_to_string(&written[0]).unwrap(), "complete\n");
+    assert_eq!(numbers(&python(READ_JSONL, &files(dir.path())[1..])), [5, 6]);
+}
+
+#[test]
+fn another_database_is_exported_from_its_first_account() {
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    run_spans(&mut daemon.client(), "a", 3);
+    export(&daemon, "jsonl", dir.path());
+    daemon.kill();
+    std::fs::remove_dir_all(daemon.state()).unwrap();
+    daemon.restart();
+    run_spans(&mut daemon.client(), "b", 2);
+    let output = export(&daemon, "jsonl", dir.path());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another database"));
+    let rows = python(READ_JSONL, &files(dir.path()));
+    let mut spans: Vec<&str> =
+        rows.as_array().unwrap().iter().map(|row| row["span"].as_str().unwrap()).collect();
+    spans.sort_unstable();
+    assert_eq!(spans, ["a0", "a1", "a2", "b0", "b1"]);
+}
+
+/// Opens and closes spans until the daemon goes away, and counts the replies.
+fn load(mut client: TestClient, prefix: &str, answered: &AtomicUsize) {
+    for batch in 0.. {
+        let mut calls = Vec::new();
+        for at in 0..8 {
+            let span = format!("{prefix}-{batch}-{at}");
+            calls.extend(encode_call("OpenSpan", json!({ "span": span }), &["oneway"]));
+            calls.extend(encode_call("CloseSpan", json!({ "span": span, "wait_settled": true }), &[]));
+        }
+        if !client.send_raw(&calls) {
+            return;
+        }
+        for _ in 0..8 {
+            if client.receive().is_none() {
+                return;
+            }
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Three kills of the exporter and one of the daemon in each round: `WATTSPAN_ROUNDS`, 5 by default.
+#[test]
+fn each_stored_account_stands_once_in_the_files_over_kills_of_exporter_and_daemon() {
+    let rounds = std::env::var("WATTSPAN_ROUNDS").map_or(5, |rounds| rounds.parse().unwrap());
+    // Built before the load begins, which would fill the store meanwhile.
+    programs::wattspan();
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = std::process::id();
+    let mut next_ms = |most: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Duration::from_millis(u64::from((random >> 8) % most))
+    };
+    for round in 0..rounds {
+        let answered = AtomicUsize::new(0);
+        let [one, two] = [0; 2].map(|_| daemon.client());
+        std::thread::scope(|scope| {
+            let answered = &answered;
+            scope.spawn(move || load(one, &format!("{round}a"), answered));
+            scope.spawn(move || load(two, &format!("{round}b"), answered));
+            for kill in 0..3 {
+                let before = answered.load(Ordering::Relaxed);
+                wait_until("some are answered", || answered.load(Ordering::Relaxed) >= before + 8);
+                let mut exporter = export_command(&daemon, "jsonl", dir.path())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap();
+                // Half of the kills come at any time after the start, the others while the first files are written.
+                if kill % 2 == 0 {
+                    let state = dir.path().join(".wattspan-export-jsonl.json");
+                    let text = || std::fs::read_to_string(&state).unwrap_or_default();
+                    let first = text();
+                    wait_until("it writes", || text() != first || exporter.try_wait().unwrap().is_some());
+                    std::thread::sleep(next_ms(4));
+                } else {
+                    std::thread::sleep(next_ms(120));
+                }
+                exporter.kill().unwrap();
+                exporter.wait().unwrap();
+            }
+            rustix::process::kill_process(daemon.pid(), rustix::process::Signal::KILL).unwrap();
+        });
+        daemon.kill();
+        daemon.restart();
+    }
+    export(&daemon, "jsonl", dir.path());
+    let rows = python(READ_JSONL, &files(dir.path()));
+    let mut found: Vec<(u64, &str)> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["number"].as_u64().unwrap(), row["span"].as_str().unwrap()))
+        .collect();
+    found.sort_unstable();
+    let stored = stored(&mut daemon.client());
+    let expected: Vec<(u64, &str)> =
+        stored.iter().map(|(number, account)| (*number, account["span"].as_str().unwrap())).collect();
+    assert!(expected.len() as u64 >= 24 * rounds, "{} accounts", expected.len());
+    assert_eq!(found, expected);
+}
