@@ -95,7 +95,7 @@ pub const ACCOUNT_COLUMNS: &[Column<Account>] = &[
 
 /// The columns of a domain's share.
 pub const SHARE_COLUMNS: &[Column<Share>] = &[
-    ("domain", ColumnType::Text, |share| Some(share.domain.as_str()).into()),
+    ("domain", ColumnType::Text, |share| Some(&*share.domain).into()),
     ("grade", ColumnType::Text, |share| word(share.grade)),
     ("share_uj", ColumnType::Integer, |share| share.share_uj.into()),
     ("error_uj", ColumnType::Integer, |share| share.error_uj.into()),

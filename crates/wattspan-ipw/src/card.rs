@@ -177,7 +177,7 @@ pub fn verify_card(
     let stated = header.conditions.iter().filter(|(_, condition)| condition.origin == ConditionOrigin::User);
     let stated = stated.map(|(name, condition)| (name.clone(), condition.clone())).collect();
     let options = CardOptions {
-        figures: MetricOptions { scope: header.scope, idle: header.idle, seed: 0 },
+        figures: MetricOptions { scope: header.scope, idle: header.idle },
         allow_partial: header.allow_partial,
     };
     let again = ResultCard::of_run(run, options, stated)?;
