@@ -187,7 +187,7 @@ fn show_savings(shown: &mut table::Table, runs: usize) {
     });
     measured.iter().for_each(|(line, ..)| println!("{line}"));
     let sum = |of: fn(&Least) -> usize| measured.iter().map(|(.., least)| of(least)).sum::<usize>() as f64;
-    shown.note("savings where some method covers", Some(sum(|least| least.possible)), "");
+    shown.note("savings for which coverage is claimed", Some(sum(|least| least.possible)), "");
     shown.at_most("of them below 93 %", Some(sum(|least| least.below)), 0.0, "");
     let outside: usize = measured.iter().map(|(_, outside, _)| outside).sum();
     shown.at_most("intervals of savings without their own figure", Some(outside as f64), 0.0, "");

@@ -361,7 +361,7 @@ impl RouteCell {
         cells
     }
 
-    /// Whether a method can cover: the local model covers enough questions, and neither the covered nor the other ones may
+    /// Whether coverage is claimed: the local model covers enough questions, and neither the covered nor the other ones may
     /// lack their expensive ones.
     pub fn is_possible(&self) -> bool {
         let covered = self.covered.0 * self.questions as f64;

@@ -22,13 +22,18 @@ pub struct HarnessResults {
     pub summary: HarnessSummary,
 }
 
+/// The advice on a file that the harness does not write, but to which its data set can be converted.
+const PARQUET_ADVICE: &str = "is Parquet, which is not read; write its records as JSON lines beside the summary.json \
+                              (datasets.Dataset.from_parquet(FILE).to_json(\"data.jsonl\")), and give that file";
+
 /// The longest accepted line; it has room for a long reply.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// Reads a results directory or file.
 ///
 /// # Errors
-/// The path does not exist or has no records, or its records are Arrow and this build lacks the feature `parquet`.
+/// The path does not exist or has no records, its records are Parquet, or they are Arrow and this build lacks the feature
+/// `parquet`.
 pub fn read_results(path: &Path) -> Result<HarnessResults, HarnessError> {
     let mut results = HarnessResults::default();
     let files = if path.is_dir() { list_record_files(path)? } else { vec![path.to_owned()] };
@@ -41,6 +46,7 @@ pub fn read_results(path: &Path) -> Result<HarnessResults, HarnessError> {
         match file.extension().and_then(|ending| ending.to_str()) {
             Some("arrow") => columnar::for_each_value(file, |value| results.push_value(value))?,
             Some("json") => read_json(file, &mut results)?,
+            Some("parquet") => return Err(HarnessError::invalid(file, PARQUET_ADVICE)),
             _ => read_json_lines(file, &mut results)?,
         }
     }
@@ -72,13 +78,17 @@ fn list_record_files(path: &Path) -> Result<Vec<PathBuf>, HarnessError> {
         let has_name = |names: &[&str], of: Option<&std::ffi::OsStr>| {
             of.and_then(|of| of.to_str()).is_some_and(|of| names.contains(&of))
         };
-        if has_name(&["arrow", "jsonl", "json"], file.extension())
+        if has_name(&["arrow", "jsonl", "json", "parquet"], file.extension())
             && !has_name(&METADATA_FILES, file.file_name())
         {
             files.push(file);
         }
     }
     files.sort();
+    let is_parquet = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "parquet");
+    if !files.iter().all(is_parquet) {
+        files.retain(|file| !is_parquet(file));
+    }
     let is_arrow = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "arrow");
     let is_data =
         |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("data-"));
@@ -124,4 +134,27 @@ fn read_json(path: &Path, results: &mut HarnessResults) -> Result<(), HarnessErr
         Err(_) => return read_json_lines(path, results),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parquet_is_named_with_its_conversion_unless_there_are_other_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("train.parquet");
+        fs::write(&file, b"PAR1\x15\x04PAR1").unwrap();
+        fs::write(dir.path().join("summary.json"), "{}").unwrap();
+        for path in [dir.path(), &file] {
+            let refused = read_results(path).unwrap_err().to_string();
+            assert!(
+                refused.contains("train.parquet: is Parquet") && refused.contains("to_json"),
+                "{refused}"
+            );
+        }
+        let record = "{\"problem\":\"2+2?\",\"model_answers\":{\"m\":\"4\"}}\n";
+        fs::write(dir.path().join("data.jsonl"), record).unwrap();
+        assert_eq!(read_results(dir.path()).unwrap().records.len(), 1);
+    }
 }
