@@ -1,6 +1,7 @@
 //! Cost of an open and a close over D-Bus, against bare calls (`org.freedesktop.DBus.Peer.Ping`, which the daemon
 //! answers without its service) over the same bus in the same run, and against the same pair on the socket.
 //!
+//! The ratios are of times, and of CPU time as the scheduler counts it, which other load on the machine disturbs less.
 //! Skips without `dbus-daemon`. Run with `cargo bench --bench dbus` on a quiet machine.
 
 #[path = "../tests/support/mod.rs"]
@@ -25,12 +26,47 @@ const ROUNDS: usize = 7;
 /// Calls of each kind in a round.
 const CALLS: usize = 1000;
 
-/// The p50 of each kind in one round, in microseconds.
+/// One round: the p50 of each kind in microseconds, and CPU time of a call or pair in microseconds.
 struct Round {
     bare: f64,
     pair: f64,
     oneway_pair: f64,
     socket_pair: f64,
+    bare_cpu: CpuTime,
+    pair_cpu: CpuTime,
+}
+
+/// CPU time of the daemon, and of the daemon, the bus and the client together.
+#[derive(Clone, Copy)]
+struct CpuTime {
+    daemon: f64,
+    all: f64,
+}
+
+/// CPU time of all threads of a process, in microseconds.
+fn cpu_us(process: &str) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("a running process");
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| -> Option<f64> {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse().ok()
+    };
+    tasks.filter_map(of_task).sum::<f64>() / 1e3
+}
+
+/// Runs calls, and returns their result with the CPU time of each.
+async fn with_cpu<T>(
+    daemon: &support::TestDaemon,
+    bus: &test_bus::TestBus,
+    calls: impl Future<Output = T>,
+) -> (T, CpuTime) {
+    let (daemon_pid, bus_pid) = (daemon.pid().as_raw_nonzero().to_string(), bus.pid().to_string());
+    let now = || (cpu_us(&daemon_pid), cpu_us(&bus_pid) + cpu_us("self"));
+    let before = now();
+    let result = calls.await;
+    let after = now();
+    let (own, others) = (after.0 - before.0, after.1 - before.1);
+    let calls = CALLS as f64;
+    (result, CpuTime { daemon: own / calls, all: (own + others) / calls })
 }
 
 fn main() {
@@ -41,9 +77,10 @@ fn main() {
         client.wait_for_daemon().await;
         let mut rounds = Vec::new();
         for at in 0..=ROUNDS {
-            let (bare, pair) = (bare(&client).await, pair(&client, at, false).await);
+            let (bare, bare_cpu) = with_cpu(&daemon, &bus, bare(&client)).await;
+            let (pair, pair_cpu) = with_cpu(&daemon, &bus, pair(&client, at, false)).await;
             let (oneway_pair, socket_pair) = (pair_oneway(&client, at).await, on_socket(&daemon, at));
-            rounds.push(Round { bare, pair, oneway_pair, socket_pair });
+            rounds.push(Round { bare, pair, oneway_pair, socket_pair, bare_cpu, pair_cpu });
         }
         rounds
     });
@@ -64,7 +101,22 @@ fn main() {
         "x",
     );
     table.at_most("open + close over a bare call", of(|round| round.pair / round.bare), 2.0, "x");
-    table.note("open + close over two bare calls", of(|round| round.pair / round.bare / 2.0), "x");
+    table.at_most("open + close over two bare calls", of(|round| round.pair / round.bare / 2.0), 1.5, "x");
+    table.at_most(
+        "the same, CPU of daemon, bus and client",
+        of(|round| round.pair_cpu.all / round.bare_cpu.all / 2.0),
+        1.5,
+        "x",
+    );
+    table.note(
+        "the same, CPU of the daemon",
+        of(|round| round.pair_cpu.daemon / round.bare_cpu.daemon / 2.0),
+        "x",
+    );
+    table.note("CPU of the daemon, a bare call", of(|round| round.bare_cpu.daemon), "us");
+    table.note("CPU of the daemon, open + close", of(|round| round.pair_cpu.daemon), "us");
+    table.note("CPU of all, a bare call", of(|round| round.bare_cpu.all), "us");
+    table.note("CPU of all, open + close", of(|round| round.pair_cpu.all), "us");
     table.note("open + close on the socket, p50", of(|round| round.socket_pair), "us");
 }
 

@@ -3,16 +3,21 @@
 //!
 //! Prints a table: what, target, value, `ok` or `over`. The disk is that of the temporary directory (`TMPDIR`). Run
 //! with `cargo bench --bench store`; it takes about a minute.
+//!
+//! With `-- --large [ACCOUNTS]` it measures searches of a large store instead (10,000,000 accounts where none is given: some
+//! minutes, 2 GB), and the closes beside a search that scans.
 
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use wattspan::domain::Grade;
 use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
 use wattspan_client::account::{Account, Share, SpanState};
-use wattspan_client::protocol::{Call, CloseSpan, OpenSpan};
+use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan};
+use wattspan_client::Client;
 
 mod daemon;
 
@@ -21,11 +26,19 @@ use daemon::{Daemon, MACHINE};
 /// Accounts of the bulk load.
 const ACCOUNTS: u64 = 1_000_000;
 
+/// Accounts of the large store, where the command line gives no number.
+const LARGE_ACCOUNTS: u64 = 10_000_000;
+
 /// Accounts per batch: those that settle in 10 ms at 100,000 per second.
 const BATCH: u64 = 1000;
 
 fn main() {
     println!("{:<62} {:>16} {:>20}", "what", "target", "value");
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--large");
+    if arguments.next().is_some() {
+        let accounts = arguments.next().and_then(|number| number.parse().ok());
+        return large(accounts.unwrap_or(LARGE_ACCOUNTS));
+    }
     let dir = tempfile::tempdir().expect("a temporary directory");
     bulk(dir.path());
     commits(dir.path());
@@ -135,12 +148,11 @@ fn run_query(store: &mut Store, query: StoreQuery) -> (usize, Duration) {
     }
 }
 
-fn bulk(dir: &Path) {
-    let directory = dir.join("bulk");
-    let mut store = store(&directory);
+/// Appends accounts and waits until they are on disk. Returns the time that the appends took.
+fn fill(store: &mut Store, count: u64) -> Duration {
     let accounts: Vec<Account> = (0..BATCH).map(account).collect();
-    let (started, mut append_time) = (Instant::now(), Duration::ZERO);
-    for at in 0..ACCOUNTS {
+    let mut append_time = Duration::ZERO;
+    for at in 0..count {
         let mut account = accounts[(at % BATCH) as usize].clone();
         account.span = name(at);
         let taken = Instant::now();
@@ -149,10 +161,19 @@ fn bulk(dir: &Path) {
         if (at + 1) % BATCH == 0 {
             store.flush();
             // At most one second ahead of the disk, at 100,000 accounts per second.
-            wait(&store, (at + 1).saturating_sub(100_000));
+            wait(store, (at + 1).saturating_sub(100_000));
         }
     }
-    wait(&store, ACCOUNTS);
+    store.flush();
+    wait(store, count);
+    append_time
+}
+
+fn bulk(dir: &Path) {
+    let directory = dir.join("bulk");
+    let mut store = store(&directory);
+    let started = Instant::now();
+    let append_time = fill(&mut store, ACCOUNTS);
     let rate = ACCOUNTS as f64 / started.elapsed().as_secs_f64();
     row("accounts kept on disk, a second", rate, 50_000.0, false, "/s");
     note(
@@ -255,4 +276,108 @@ fn steady_load() {
     drop(stream);
     drop(daemon);
     let _ = reader.join();
+}
+
+/// Searches of a large store through the daemon, and closes beside a search that scans.
+fn large(accounts: u64) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let directory = dir.path().join("state");
+    let mut store = store(&directory);
+    let started = Instant::now();
+    fill(&mut store, accounts);
+    note(&format!("{accounts} accounts written in"), format!("{:.0} s", started.elapsed().as_secs_f64()));
+    store.shutdown(Duration::from_secs(600));
+    drop(store);
+    let file = std::fs::metadata(directory.join("ledger.sqlite")).expect("it is there").len();
+    row("bytes of an account on disk, all indexes", file as f64 / accounts as f64, 220.0, true, "B");
+    let daemon = Daemon::spawn_in(dir, MACHINE, "[ledger]\nmegabytes = 100000\ndays = 1000\n");
+    drop(daemon.connect());
+    let mut client = daemon.client();
+    let by_model = |model: &str| ListSpans {
+        attributes: Some([("model".to_owned(), model.to_owned())].into()),
+        ..ListSpans::default()
+    };
+    let by_name = ListSpans { name: Some("no such name".into()), ..ListSpans::default() };
+    absent(&mut client, "name", &by_name);
+    absent(&mut client, "model", &by_model("no such model"));
+    let (took, pages) = search(&mut client, &by_model("llama-3.1-8b"), 1);
+    note("the latest of a common model", format!("{:.2} ms", took * 1e3 / pages as f64));
+    closes_beside_a_scan(&daemon);
+}
+
+/// The time of a whole search in seconds, all its pages but at most `max_pages`, and the number of pages.
+fn search(client: &mut Client, request: &ListSpans, max_pages: u64) -> (f64, u64) {
+    let (started, mut request) = (Instant::now(), request.clone());
+    for page in 1.. {
+        let found = client.call(request.clone()).expect("a daemon that answers");
+        match found.before {
+            Some(before) if page < max_pages => request.before = i64::try_from(before).ok(),
+            _ => return (started.elapsed().as_secs_f64(), page),
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+/// Searches for what is not there, the first time and later.
+fn absent(client: &mut Client, what: &str, request: &ListSpans) {
+    let (first, pages) = search(client, request, u64::MAX);
+    let mut later: Vec<f64> = (0..21).map(|_| search(client, request, u64::MAX).0).collect();
+    later.sort_by(f64::total_cmp);
+    row(&format!("an absent {what}, first search ({pages} pages)"), first * 1e3, 50.0, true, "ms");
+    row(&format!("an absent {what}, later searches, p50"), later[10] * 1e3, 50.0, true, "ms");
+    row(&format!("an absent {what}, later searches, maximum"), later[20] * 1e3, 50.0, true, "ms");
+}
+
+/// Closes with and without a client whose searches scan accounts, in turns.
+fn closes_beside_a_scan(daemon: &Daemon) {
+    const TURNS: usize = 20;
+    const CLOSES: usize = 100;
+    let (scans, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let histogram = || Histogram::<u64>::new(3).expect("a histogram");
+    // By kind of the close, without and with the scan.
+    let mut times = [[histogram(), histogram()], [histogram(), histogram()]];
+    let mut pages = 0;
+    std::thread::scope(|scope| {
+        let scanner = scope.spawn(|| {
+            let client = daemon.client();
+            let attributes = Some([("another".to_owned(), "none".to_owned())].into());
+            let mut request = ListSpans { attributes, ..ListSpans::default() };
+            let mut pages = 0_u64;
+            while !is_over.load(Ordering::Relaxed) {
+                if !scans.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                let found = client.call(request.clone()).expect("a daemon that answers");
+                request.before = found.before.and_then(|before| i64::try_from(before).ok());
+                pages += 1;
+            }
+            pages
+        });
+        let client = daemon.client();
+        for turn in 0..2 * TURNS {
+            let with_scan = turn % 2;
+            scans.store(with_scan == 1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(20));
+            for at in 0..CLOSES {
+                let (span, waits) = (format!("{turn}-{at}"), at % 2 == 1);
+                client.call(OpenSpan { span: Some(span.clone()), ..OpenSpan::default() }).expect("a span");
+                let close = CloseSpan { span, wait_settled: Some(waits), ..CloseSpan::default() };
+                let started = Instant::now();
+                client.call(close).expect("an account");
+                let ns = started.elapsed().as_nanos() as u64;
+                times[usize::from(waits)][with_scan].record(ns).expect("a histogram that grows");
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        pages = scanner.join().expect("a scanner");
+    });
+    note("parts scanned beside the closes (16,384 accounts each)", pages.to_string());
+    for (what, [without, with]) in ["close", "close that waits for the disk"].into_iter().zip(&times) {
+        for (name, quantile, target) in [("p50", 0.5, 1.5), ("p99", 0.99, 3.0)] {
+            let at = |times: &Histogram<u64>| times.value_at_quantile(quantile) as f64;
+            note(&format!("{what}, {name}, without a scan"), format!("{:.3} ms", at(without) / 1e6));
+            row(&format!("{what}, {name}, beside a scan"), at(with) / at(without), target, true, "x");
+        }
+    }
 }

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use wattspan_client::{Client, SocketPath};
+
 /// A machine of four domains.
 pub const MACHINE: &str = r#"
 [[domain]]
@@ -45,7 +47,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a daemon on this machine with this configuration. It may not listen yet.
     pub fn spawn(machine_toml: &str, config_toml: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::spawn_in(tempfile::tempdir().expect("a temporary directory"), machine_toml, config_toml)
+    }
+
+    /// As `spawn`, with the store in `state` of this directory, if there is one.
+    pub fn spawn_in(dir: tempfile::TempDir, machine_toml: &str, config_toml: &str) -> Self {
         let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
         fs::write(&machine, machine_toml).expect("a file in it");
         fs::write(&config, config_toml).expect("a file in it");
@@ -76,6 +82,10 @@ impl Daemon {
                 Err(_) => sleep(Duration::from_micros(200)),
             }
         }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&SocketPath::Explicit(self.dir.path().join("run/wattspan.sock"))).expect("a daemon")
     }
 
     /// CPU time so far of the threads whose name is included, as the scheduler counts it.

@@ -1,15 +1,16 @@
 //! From the replies of the service to D-Bus values.
 //!
 //! An integer is `t` (`x` if negative), a fraction `d`, a struct `a{sv}`, a list `aa{sv}` or `as`. An absent value is
-//! omitted, since D-Bus has none.
+//! omitted, since D-Bus has none. A reply is written to the message directly: of each field first the type, then the value.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::ser::{self, Impossible, Serialize, SerializeMap, SerializeSeq, SerializeStruct, Serializer};
-use zbus::Variant;
-
-pub type VariantDict = BTreeMap<String, Variant<'static>>;
+use serde::ser::{
+    self, Error as _, Impossible, Serialize, SerializeMap, SerializeSeq, SerializeStruct, Serializer,
+};
+use zbus::OwnedVariant;
+use zbus::wire::serialized::Context;
+use zbus::wire::{NATIVE_ENDIAN, Signature, Type, to_bytes};
 
 /// Objects whose values are strings: `a{ss}`.
 const STRING_DICT_FIELDS: &[&str] = &["attributes"];
@@ -17,297 +18,421 @@ const STRING_DICT_FIELDS: &[&str] = &["attributes"];
 /// Arrays of strings, also when they are empty. Any other empty array has the type `aa{sv}`.
 const STRING_LIST_FIELDS: &[&str] = &["capabilities", "refused_system_calls"];
 
-/// The dictionary of a struct; empty for anything else.
+/// A dictionary in memory.
+pub type VariantDict = BTreeMap<String, OwnedVariant>;
+
+/// The dictionary of a struct in memory; empty for anything else.
 pub fn to_dict<T: Serialize>(value: &T) -> VariantDict {
-    match value.serialize(FieldWriter { field: "" }) {
-        Ok(Written::Dict(dict)) => dict,
-        _ => VariantDict::new(),
+    let bytes = to_bytes(Context::new(NATIVE_ENDIAN, 0), &DictOf(value));
+    bytes.ok().and_then(|bytes| bytes.deserialize().ok()).map_or_else(VariantDict::new, |(dict, _)| dict)
+}
+
+/// A struct, written as `a{sv}`.
+pub struct DictOf<'a, T>(pub &'a T);
+
+impl<T> Type for DictOf<'_, T> {
+    const SIGNATURE: &'static Signature = VariantDict::SIGNATURE;
+}
+
+impl<T: Serialize> Serialize for DictOf<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(ValueWriter(serializer))
     }
 }
 
-/// The dictionaries of structs.
-pub fn to_dicts<T: Serialize>(list: &[T]) -> Vec<VariantDict> {
-    list.iter().map(to_dict).collect()
+/// Structs, written as `aa{sv}`.
+pub struct DictsOf<'a, T>(pub &'a [T]);
+
+impl<T> Type for DictsOf<'_, T> {
+    const SIGNATURE: &'static Signature = Vec::<VariantDict>::SIGNATURE;
 }
 
-/// The replies of the contract have no such value.
-#[derive(Debug, thiserror::Error)]
-#[error("a value that D-Bus does not express: {0}")]
-pub struct WriteVariantError(String);
-
-impl ser::Error for WriteVariantError {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self(message.to_string())
+impl<T: Serialize> Serialize for DictsOf<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(ValueWriter(serializer))
     }
 }
 
-fn unsupported<T>(kind: &str) -> Result<T, WriteVariantError> {
-    Err(WriteVariantError(kind.to_owned()))
+/// A field's value with its type, as D-Bus writes a variant.
+struct VariantOf<'a, T: ?Sized> {
+    signature: &'static str,
+    value: &'a T,
 }
 
-/// A written value. Strings and dictionaries are kept as such, because a list of them has another type than a list of
-/// variants.
-enum Written {
-    Absent,
-    Text(String),
-    Dict(VariantDict),
-    Other(Variant<'static>),
-}
-
-impl Written {
-    fn into_variant(self) -> Option<Variant<'static>> {
-        Some(match self {
-            Written::Absent => return None,
-            Written::Text(text) => text.into(),
-            Written::Dict(dict) => dict.into(),
-            Written::Other(value) => value,
-        })
+impl<T: Serialize + ?Sized> Serialize for VariantOf<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // As zbus writes its own variants.
+        let mut variant = serializer.serialize_struct("Variant", 2)?;
+        variant.serialize_field("signature", self.signature)?;
+        variant.serialize_field("value", &Content(self.value))?;
+        variant.end()
     }
 }
 
-/// Writes the value of a field.
-#[derive(Clone, Copy)]
-struct FieldWriter {
-    /// The name of the field, on which some types depend.
-    field: &'static str,
+/// A value without its type.
+struct Content<'a, T: ?Sized>(&'a T);
+
+impl<T: Serialize + ?Sized> Serialize for Content<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(ValueWriter(serializer))
+    }
 }
 
-type WriteResult = Result<Written, WriteVariantError>;
+/// Defines the methods of a serializer for what the replies of the contract do not contain.
+macro_rules! reject_other_values {
+    () => {
+        fn serialize_bytes(self, _: &[u8]) -> Result<Self::Ok, Self::Error> {
+            Err(Self::Error::custom("D-Bus expresses no bytes"))
+        }
 
-fn other(value: impl Into<Variant<'static>>) -> WriteResult {
-    Ok(Written::Other(value.into()))
+        fn serialize_newtype_variant<T: Serialize + ?Sized>(
+            self,
+            _: &'static str,
+            _: u32,
+            _: &'static str,
+            _: &T,
+        ) -> Result<Self::Ok, Self::Error> {
+            Err(Self::Error::custom("D-Bus expresses no enum with values"))
+        }
+
+        fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, Self::Error> {
+            Err(Self::Error::custom("no tuple is expected"))
+        }
+
+        fn serialize_tuple_struct(
+            self,
+            _: &'static str,
+            _: usize,
+        ) -> Result<Self::SerializeTupleStruct, Self::Error> {
+            Err(Self::Error::custom("no tuple is expected"))
+        }
+
+        fn serialize_tuple_variant(
+            self,
+            _: &'static str,
+            _: u32,
+            _: &'static str,
+            _: usize,
+        ) -> Result<Self::SerializeTupleVariant, Self::Error> {
+            Err(Self::Error::custom("D-Bus expresses no enum with values"))
+        }
+
+        fn serialize_struct_variant(
+            self,
+            _: &'static str,
+            _: u32,
+            _: &'static str,
+            _: usize,
+        ) -> Result<Self::SerializeStructVariant, Self::Error> {
+            Err(Self::Error::custom("D-Bus expresses no enum with values"))
+        }
+    };
 }
 
-impl Serializer for FieldWriter {
-    type Ok = Written;
-    type Error = WriteVariantError;
-    type SerializeSeq = ListWriter;
-    type SerializeTuple = Impossible<Written, WriteVariantError>;
-    type SerializeTupleStruct = Impossible<Written, WriteVariantError>;
-    type SerializeTupleVariant = Impossible<Written, WriteVariantError>;
-    type SerializeMap = MapWriter;
-    type SerializeStruct = StructWriter;
-    type SerializeStructVariant = Impossible<Written, WriteVariantError>;
+/// Defines the methods for integers and floats by those for 64 bits.
+macro_rules! widen_numbers {
+    () => {
+        widen_numbers! {
+            serialize_i8(i8) => serialize_i64;
+            serialize_i16(i16) => serialize_i64;
+            serialize_i32(i32) => serialize_i64;
+            serialize_u8(u8) => serialize_u64;
+            serialize_u16(u16) => serialize_u64;
+            serialize_u32(u32) => serialize_u64;
+            serialize_f32(f32) => serialize_f64;
+        }
+    };
+    ($($method:ident($from:ty) => $wide:ident;)+) => {
+        $(fn $method(self, value: $from) -> Result<Self::Ok, Self::Error> {
+            self.$wide(value.into())
+        })+
+    };
+}
 
-    fn serialize_bool(self, value: bool) -> WriteResult {
-        other(value)
+/// Writes values: structs as dictionaries, integers with 64 bits.
+struct ValueWriter<S>(S);
+
+impl<S: Serializer> Serializer for ValueWriter<S> {
+    type Ok = S::Ok;
+    type Error = S::Error;
+    type SerializeSeq = ListWriter<S::SerializeSeq>;
+    type SerializeTuple = Impossible<S::Ok, S::Error>;
+    type SerializeTupleStruct = Impossible<S::Ok, S::Error>;
+    type SerializeTupleVariant = Impossible<S::Ok, S::Error>;
+    type SerializeMap = S::SerializeMap;
+    type SerializeStruct = StructWriter<S::SerializeMap>;
+    type SerializeStructVariant = Impossible<S::Ok, S::Error>;
+
+    widen_numbers!();
+    reject_other_values!();
+
+    fn serialize_bool(self, value: bool) -> Result<S::Ok, S::Error> {
+        self.0.serialize_bool(value)
     }
 
-    fn serialize_i8(self, value: i8) -> WriteResult {
-        self.serialize_i64(value.into())
+    fn serialize_i64(self, value: i64) -> Result<S::Ok, S::Error> {
+        match u64::try_from(value) {
+            Ok(value) => self.0.serialize_u64(value),
+            Err(_) => self.0.serialize_i64(value),
+        }
     }
 
-    fn serialize_i16(self, value: i16) -> WriteResult {
-        self.serialize_i64(value.into())
+    fn serialize_u64(self, value: u64) -> Result<S::Ok, S::Error> {
+        self.0.serialize_u64(value)
     }
 
-    fn serialize_i32(self, value: i32) -> WriteResult {
-        self.serialize_i64(value.into())
+    fn serialize_f64(self, value: f64) -> Result<S::Ok, S::Error> {
+        self.0.serialize_f64(value)
     }
 
-    fn serialize_i64(self, value: i64) -> WriteResult {
-        u64::try_from(value).map_or_else(|_| other(value), other)
+    fn serialize_char(self, value: char) -> Result<S::Ok, S::Error> {
+        self.0.serialize_str(value.encode_utf8(&mut [0; 4]))
     }
 
-    fn serialize_u8(self, value: u8) -> WriteResult {
-        other(u64::from(value))
+    fn serialize_str(self, value: &str) -> Result<S::Ok, S::Error> {
+        self.0.serialize_str(value)
     }
 
-    fn serialize_u16(self, value: u16) -> WriteResult {
-        other(u64::from(value))
+    fn serialize_none(self) -> Result<S::Ok, S::Error> {
+        Err(S::Error::custom("D-Bus expresses no absent value"))
     }
 
-    fn serialize_u32(self, value: u32) -> WriteResult {
-        other(u64::from(value))
-    }
-
-    fn serialize_u64(self, value: u64) -> WriteResult {
-        other(value)
-    }
-
-    fn serialize_f32(self, value: f32) -> WriteResult {
-        self.serialize_f64(value.into())
-    }
-
-    fn serialize_f64(self, value: f64) -> WriteResult {
-        if value.is_finite() { other(value) } else { Ok(Written::Absent) }
-    }
-
-    fn serialize_char(self, value: char) -> WriteResult {
-        Ok(Written::Text(value.into()))
-    }
-
-    fn serialize_str(self, value: &str) -> WriteResult {
-        Ok(Written::Text(value.to_owned()))
-    }
-
-    fn serialize_bytes(self, _: &[u8]) -> WriteResult {
-        unsupported("bytes")
-    }
-
-    fn serialize_none(self) -> WriteResult {
-        Ok(Written::Absent)
-    }
-
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> WriteResult {
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
         value.serialize(self)
     }
 
-    fn serialize_unit(self) -> WriteResult {
-        Ok(Written::Absent)
+    fn serialize_unit(self) -> Result<S::Ok, S::Error> {
+        self.serialize_none()
     }
 
-    fn serialize_unit_struct(self, _: &'static str) -> WriteResult {
-        Ok(Written::Absent)
+    fn serialize_unit_struct(self, _: &'static str) -> Result<S::Ok, S::Error> {
+        self.serialize_none()
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> WriteResult {
-        self.serialize_str(variant)
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<S::Ok, S::Error> {
+        self.0.serialize_str(variant)
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> WriteResult {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<S::Ok, S::Error> {
         value.serialize(self)
     }
 
-    fn serialize_newtype_variant<T: Serialize + ?Sized>(
-        self,
-        _: &'static str,
-        _: u32,
-        _: &'static str,
-        _: &T,
-    ) -> WriteResult {
-        unsupported("an enum with values")
+    fn serialize_seq(self, length: Option<usize>) -> Result<Self::SerializeSeq, S::Error> {
+        self.0.serialize_seq(length).map(ListWriter)
     }
 
-    fn serialize_seq(self, length: Option<usize>) -> Result<ListWriter, WriteVariantError> {
-        let texts = STRING_LIST_FIELDS.contains(&self.field);
-        Ok(ListWriter {
-            texts: texts.then(Vec::new),
-            dicts: Vec::with_capacity(if texts { 0 } else { length.unwrap_or(0) }),
-        })
+    fn serialize_map(self, length: Option<usize>) -> Result<S::SerializeMap, S::Error> {
+        self.0.serialize_map(length)
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, WriteVariantError> {
-        unsupported("a tuple")
-    }
-
-    fn serialize_tuple_struct(
-        self,
-        _: &'static str,
-        _: usize,
-    ) -> Result<Self::SerializeTupleStruct, WriteVariantError> {
-        unsupported("a tuple")
-    }
-
-    fn serialize_tuple_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        _: &'static str,
-        _: usize,
-    ) -> Result<Self::SerializeTupleVariant, WriteVariantError> {
-        unsupported("an enum with values")
-    }
-
-    fn serialize_map(self, _: Option<usize>) -> Result<MapWriter, WriteVariantError> {
-        match STRING_DICT_FIELDS.contains(&self.field) {
-            true => Ok(MapWriter { key: String::new(), texts: BTreeMap::new() }),
-            false => unsupported("a map"),
-        }
-    }
-
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<StructWriter, WriteVariantError> {
-        Ok(StructWriter(VariantDict::new()))
-    }
-
-    fn serialize_struct_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        _: &'static str,
-        _: usize,
-    ) -> Result<Self::SerializeStructVariant, WriteVariantError> {
-        unsupported("an enum with values")
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeStruct, S::Error> {
+        self.0.serialize_map(None).map(StructWriter)
     }
 }
 
-/// Writes a list of strings or of structs.
-struct ListWriter {
-    texts: Option<Vec<String>>,
-    dicts: Vec<VariantDict>,
-}
+/// Writes the elements of a list.
+struct ListWriter<S>(S);
 
-impl SerializeSeq for ListWriter {
-    type Ok = Written;
-    type Error = WriteVariantError;
+impl<S: SerializeSeq> SerializeSeq for ListWriter<S> {
+    type Ok = S::Ok;
+    type Error = S::Error;
 
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), WriteVariantError> {
-        match value.serialize(FieldWriter { field: "" })? {
-            Written::Text(text) => self.texts.get_or_insert_default().push(text),
-            Written::Dict(dict) => self.dicts.push(dict),
-            Written::Absent | Written::Other(_) => return unsupported("a list of other values"),
-        }
-        Ok(())
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
+        self.0.serialize_element(&Content(value))
     }
 
-    fn end(self) -> WriteResult {
-        match self.texts {
-            Some(texts) => other(texts),
-            None => other(self.dicts),
-        }
+    fn end(self) -> Result<S::Ok, S::Error> {
+        self.0.end()
     }
 }
 
-/// Writes a map of strings.
-struct MapWriter {
-    key: String,
-    texts: BTreeMap<String, String>,
-}
+/// Writes the fields of a struct as entries of a dictionary.
+struct StructWriter<M>(M);
 
-impl SerializeMap for MapWriter {
-    type Ok = Written;
-    type Error = WriteVariantError;
-
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), WriteVariantError> {
-        let Written::Text(key) = key.serialize(FieldWriter { field: "" })? else {
-            return unsupported("a key that is no string");
-        };
-        self.key = key;
-        Ok(())
-    }
-
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), WriteVariantError> {
-        if let Written::Text(text) = value.serialize(FieldWriter { field: "" })? {
-            self.texts.insert(std::mem::take(&mut self.key), text);
-        }
-        Ok(())
-    }
-
-    fn end(self) -> WriteResult {
-        other(self.texts)
-    }
-}
-
-/// Writes a struct.
-struct StructWriter(VariantDict);
-
-impl SerializeStruct for StructWriter {
-    type Ok = Written;
-    type Error = WriteVariantError;
+impl<M: SerializeMap> SerializeStruct for StructWriter<M> {
+    type Ok = M::Ok;
+    type Error = M::Error;
 
     fn serialize_field<T: Serialize + ?Sized>(
         &mut self,
         field: &'static str,
         value: &T,
-    ) -> Result<(), WriteVariantError> {
-        if let Some(value) = value.serialize(FieldWriter { field })?.into_variant() {
-            self.0.insert(field.to_owned(), value);
+    ) -> Result<(), M::Error> {
+        match value.serialize(SignatureFinder { field }).map_err(M::Error::custom)? {
+            Some(signature) => self.0.serialize_entry(field, &VariantOf { signature, value }),
+            None => Ok(()),
+        }
+    }
+
+    fn end(self) -> Result<M::Ok, M::Error> {
+        self.0.end()
+    }
+}
+
+/// The replies of the contract have no such value.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct SignatureError(String);
+
+impl ser::Error for SignatureError {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self(message.to_string())
+    }
+}
+
+/// The D-Bus type of a value; `None` if it is absent.
+type FoundSignature = Result<Option<&'static str>, SignatureError>;
+
+/// Finds the type of a field's value.
+#[derive(Clone, Copy)]
+struct SignatureFinder {
+    /// The name of the field, on which some types depend.
+    field: &'static str,
+}
+
+impl Serializer for SignatureFinder {
+    type Ok = Option<&'static str>;
+    type Error = SignatureError;
+    type SerializeSeq = ListSignature;
+    type SerializeTuple = Impossible<Self::Ok, SignatureError>;
+    type SerializeTupleStruct = Impossible<Self::Ok, SignatureError>;
+    type SerializeTupleVariant = Impossible<Self::Ok, SignatureError>;
+    type SerializeMap = OtherSignature;
+    type SerializeStruct = OtherSignature;
+    type SerializeStructVariant = Impossible<Self::Ok, SignatureError>;
+
+    widen_numbers!();
+    reject_other_values!();
+
+    fn serialize_bool(self, _: bool) -> FoundSignature {
+        Ok(Some("b"))
+    }
+
+    fn serialize_i64(self, value: i64) -> FoundSignature {
+        Ok(Some(if value < 0 { "x" } else { "t" }))
+    }
+
+    fn serialize_u64(self, _: u64) -> FoundSignature {
+        Ok(Some("t"))
+    }
+
+    fn serialize_f64(self, value: f64) -> FoundSignature {
+        Ok(value.is_finite().then_some("d"))
+    }
+
+    fn serialize_char(self, _: char) -> FoundSignature {
+        Ok(Some("s"))
+    }
+
+    fn serialize_str(self, _: &str) -> FoundSignature {
+        Ok(Some("s"))
+    }
+
+    fn serialize_none(self) -> FoundSignature {
+        Ok(None)
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> FoundSignature {
+        value.serialize(self)
+    }
+
+    fn serialize_unit(self) -> FoundSignature {
+        Ok(None)
+    }
+
+    fn serialize_unit_struct(self, _: &'static str) -> FoundSignature {
+        Ok(None)
+    }
+
+    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> FoundSignature {
+        Ok(Some("s"))
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> FoundSignature {
+        value.serialize(self)
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<ListSignature, SignatureError> {
+        let is_text = STRING_LIST_FIELDS.contains(&self.field).then_some(true);
+        Ok(ListSignature { is_text })
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<OtherSignature, SignatureError> {
+        match STRING_DICT_FIELDS.contains(&self.field) {
+            true => Ok(OtherSignature("a{ss}")),
+            false => Err(SignatureError(format!("the type of the map {} is unknown", self.field))),
+        }
+    }
+
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<OtherSignature, SignatureError> {
+        Ok(OtherSignature("a{sv}"))
+    }
+}
+
+/// The type of a list: that of its first element decides.
+struct ListSignature {
+    is_text: Option<bool>,
+}
+
+impl SerializeSeq for ListSignature {
+    type Ok = Option<&'static str>;
+    type Error = SignatureError;
+
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), SignatureError> {
+        if self.is_text.is_none() {
+            self.is_text = Some(value.serialize(SignatureFinder { field: "" })? == Some("s"));
         }
         Ok(())
     }
 
-    fn end(self) -> WriteResult {
-        Ok(Written::Dict(self.0))
+    fn end(self) -> FoundSignature {
+        Ok(Some(if self.is_text == Some(true) { "as" } else { "aa{sv}" }))
+    }
+}
+
+/// A type that does not depend on the content.
+struct OtherSignature(&'static str);
+
+impl SerializeMap for OtherSignature {
+    type Ok = Option<&'static str>;
+    type Error = SignatureError;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, _: &T) -> Result<(), SignatureError> {
+        Ok(())
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, _: &T) -> Result<(), SignatureError> {
+        Ok(())
+    }
+
+    fn end(self) -> FoundSignature {
+        Ok(Some(self.0))
+    }
+}
+
+impl SerializeStruct for OtherSignature {
+    type Ok = Option<&'static str>;
+    type Error = SignatureError;
+
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        _: &'static str,
+        _: &T,
+    ) -> Result<(), SignatureError> {
+        Ok(())
+    }
+
+    fn end(self) -> FoundSignature {
+        Ok(Some(self.0))
     }
 }
 
@@ -315,6 +440,8 @@ impl SerializeStruct for StructWriter {
 mod tests {
     use serde::Serialize;
     use serde_json::{Map, Value, json};
+
+    use zbus::Variant;
 
     use super::*;
 

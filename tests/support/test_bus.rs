@@ -94,6 +94,11 @@ impl TestBus {
         format!("unix:path={}", self.dir.path().join("bus").display())
     }
 
+    /// The process of the bus.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The line of the daemon's configuration that names this bus.
     pub fn config_line(&self) -> String {
         format!("bus = {:?}\n", self.address())

@@ -206,6 +206,9 @@ fn is_gpu(kind: DomainKind) -> bool {
     matches!(kind, DomainKind::Gpu | DomainKind::GpuMemory)
 }
 
+/// The value of a key, where it was measured.
+type ConfiguredValue<'a> = &'a dyn Fn(&CharacterisedDomain) -> Option<String>;
+
 /// The lines that would set the measured values; empty where nothing was measured. A lag is the longest one: jitter and
 /// resolution are added.
 fn configuration_lines(domains: &[CharacterisedDomain]) -> String {
@@ -216,7 +219,7 @@ fn configuration_lines(domains: &[CharacterisedDomain]) -> String {
     };
     let interval = |domain: &CharacterisedDomain| domain.update_interval_ns.map(to_ms);
     let quantum = |domain: &CharacterisedDomain| Some(format!("{:.0}", domain.quantum_uj?.ceil()));
-    let sections: [(&str, &dyn Fn(&CharacterisedDomain) -> Option<String>); 3] =
+    let sections: [(&str, ConfiguredValue<'_>); 3] =
         [("lag_ms", &lag), ("update_interval_ms", &interval), ("quantum_uj", &quantum)];
     let mut out = String::new();
     for (section, value) in sections {
