@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use wattspan::domain::Grade;
 use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
+use wattspan_client::Client;
 use wattspan_client::account::{Account, Share, SpanState};
 use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan};
-use wattspan_client::Client;
 
 mod daemon;
 
