@@ -1,6 +1,6 @@
 //! The service: the spans of all clients, and the readings that are attributed to them.
 //!
-//! Independent of the transport: a call comes with a [`Peer`] or [`Caller`](super::caller::Caller), and a reply that
+//! Independent of the transport: a call comes with a [`Peer`] or [`Caller`], and a reply that
 //! is sent later goes to a [`ReplyTo`]. Everything runs on one thread and never blocks; all times come from one
 //! [`Clock`]. This file has construction and polling; the methods of the protocol are in `methods.rs`.
 
@@ -240,7 +240,7 @@ impl Service {
         std::mem::take(&mut self.store_replies)
     }
 
-    /// Submits the query for the next accounts of a stream of stored ones, whose [`AccountPage`] follows. Returns false if
+    /// Submits the query for the next accounts of a stream of stored ones, whose page follows. Returns false if
     /// the store takes no query now.
     pub fn request_account_page(&mut self, caller: &Caller, query: ForwardQuery) -> bool {
         let query = StoreQuery::Forward(Box::new(query));
