@@ -57,8 +57,31 @@ impl SseDecoder {
 
     /// Calls `on_event` for every event that `chunk` completes.
     pub fn feed(&mut self, chunk: &[u8], mut on_event: impl FnMut(SseEvent<'_>)) {
+        let rest = self.take_whole_events(chunk, &mut on_event);
         let SseDecoder { line_decoder, pending } = self;
-        line_decoder.feed(chunk, |line| pending.push_line(line, &mut on_event));
+        line_decoder.feed(rest, |line| pending.push_line(line, &mut on_event));
+    }
+
+    /// Takes the events of one data line and a blank line with which `chunk` begins, without a copy: most events of an
+    /// inference server are such. Returns the rest.
+    fn take_whole_events<'a>(
+        &mut self,
+        mut chunk: &'a [u8],
+        on_event: &mut impl FnMut(SseEvent<'_>),
+    ) -> &'a [u8] {
+        while self.is_between_events()
+            && let Some(line) = chunk.strip_prefix(b"data:")
+            && let Some(end) = memchr::memchr(b'\n', line)
+            && b"data:".len() + end <= self.pending.max_bytes
+            && let Some((data, [b'\n', b'\n', rest @ ..])) = line.split_at_checked(end)
+            && !data.ends_with(b"\r")
+        {
+            self.pending.first_line_seen = true;
+            let data = data.strip_prefix(b" ").unwrap_or(data);
+            on_event(SseEvent { event_type: b"message", data, truncated: false });
+            chunk = rest;
+        }
+        chunk
     }
 
     /// Calls `on_event` for a last event that lacks its blank line; servers close streams without one.

@@ -210,7 +210,7 @@ pub enum JsonValue<'a> {
     Text(Cow<'a, str>),
     List(Vec<JsonValue<'a>>),
     Object(JsonObject<'a>),
-    /// The JSON text of a value of which everything may be wanted: an error.
+    /// The JSON text of an error, of which everything may be wanted, or of a part of an answer whose text is not.
     Raw(&'a str),
 }
 
@@ -229,13 +229,13 @@ const MEMBERS: usize = 6;
 static NULL: JsonValue<'static> = JsonValue::Null;
 
 impl<'a> JsonValue<'a> {
-    /// Parses a JSON text; with `wants_text` also the members that contain the text of an answer as a whole.
+    /// Parses a JSON text.
     ///
     /// # Errors
     /// The text is no JSON.
-    pub fn parse(data: &'a [u8], wants_text: bool) -> serde_json::Result<Self> {
+    pub fn parse(data: &'a [u8], wanted: WantedMembers) -> serde_json::Result<Self> {
         let mut deserializer = serde_json::Deserializer::from_slice(data);
-        let value = ValueSeed { wants_text }.deserialize(&mut deserializer)?;
+        let value = ValueSeed(wanted).deserialize(&mut deserializer)?;
         deserializer.end()?;
         Ok(value)
     }
@@ -249,12 +249,27 @@ impl<'a> JsonValue<'a> {
         object.members.iter().rev().find(|(name, _)| *name == key).map_or(&NULL, |(_, value)| value)
     }
 
+    /// Whether an object names one of these members.
+    pub fn has_any(&self, keys: &[Key]) -> bool {
+        let bits = keys.iter().fold(0, |bits, key| bits | key.bit());
+        matches!(self, JsonValue::Object(object) if object.present & bits != 0)
+    }
+
     pub fn is_object(&self) -> bool {
         matches!(self, JsonValue::Object(_))
     }
 
     pub fn text(&self) -> Option<&str> {
         if let JsonValue::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// The inside of a string in the text that was parsed, where it is known.
+    pub fn string_content(&self) -> Option<&'a str> {
+        match self {
+            JsonValue::Text(Cow::Borrowed(text)) => Some(text),
+            JsonValue::Raw(text) => text.strip_prefix('"')?.strip_suffix('"'),
+            _ => None,
+        }
     }
 
     /// The elements; none of another value.
@@ -294,19 +309,57 @@ impl<'a> JsonValue<'a> {
             JsonValue::List(elements) => elements.is_empty(),
             JsonValue::Object(object) => object.present == 0,
             JsonValue::Bool(_) | JsonValue::Count(_) | JsonValue::Number(_) => false,
-            JsonValue::Raw(text) => matches!(*text, "null" | "false" | "0" | "\"\"" | "[]" | "{}"),
+            JsonValue::Raw(text) => {
+                let inside = |(open, close)| text.strip_prefix(open)?.strip_suffix(close);
+                matches!(*text, "null" | "\"\"")
+                    || [('[', ']'), ('{', '}')]
+                        .into_iter()
+                        .find_map(inside)
+                        .is_some_and(|text| text.trim_ascii().is_empty())
+            }
         }
     }
 }
 
-#[derive(Clone, Copy)]
-struct ValueSeed {
-    wants_text: bool,
+/// The members that are read besides those of any reader.
+#[derive(Debug, Clone, Copy)]
+pub struct WantedMembers {
+    /// The text of answers and their log-probabilities.
+    pub text: bool,
+    /// The name of the model.
+    pub model: bool,
 }
+
+#[derive(Clone, Copy)]
+struct ValueSeed(WantedMembers);
 
 impl ValueSeed {
     fn skips(self, key: Key) -> bool {
-        key == Key::Unknown || (!self.wants_text && matches!(key, Key::Output | Key::Logprobs))
+        match key {
+            Key::Unknown => true,
+            Key::Output | Key::Logprobs => !self.0.text,
+            Key::Model => !self.0.model,
+            _ => false,
+        }
+    }
+
+    /// Whether only the JSON text of a value is kept.
+    fn is_raw(self, key: Key) -> bool {
+        match key {
+            Key::Error => true,
+            Key::Audio
+            | Key::Content
+            | Key::FunctionCall
+            | Key::GeneratedText
+            | Key::PartialJson
+            | Key::Reasoning
+            | Key::ReasoningContent
+            | Key::Refusal
+            | Key::Text
+            | Key::Thinking
+            | Key::ToolCalls => !self.0.text,
+            _ => false,
+        }
     }
 }
 
@@ -370,12 +423,12 @@ impl<'de> Visitor<'de> for ValueSeed {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            let value = match key {
-                Key::Error => JsonValue::Raw(map.next_value::<&RawValue>()?.get()),
-                _ => map.next_value_seed(self)?,
+            let value = match self.is_raw(key) {
+                true => JsonValue::Raw(map.next_value::<&RawValue>()?.get()),
+                false => map.next_value_seed(self)?,
             };
             // Of two members with one name the last counts, also if it is null.
-            if is_repeated || !matches!(value, JsonValue::Null) {
+            if is_repeated || !matches!(value, JsonValue::Null | JsonValue::Raw("null")) {
                 if object.members.capacity() == 0 {
                     object.members.reserve_exact(MEMBERS);
                 }

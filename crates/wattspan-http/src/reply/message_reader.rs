@@ -13,7 +13,7 @@ use super::super::lenient_json;
 use super::choice_progress::ChoiceProgress;
 use super::content_template::{ChunkContent, ContentTemplates};
 use super::event::{ReplyEvent, StreamPosition};
-use super::json_value::{JsonValue, Key};
+use super::json_value::{JsonValue, Key, WantedMembers};
 use super::token_usage::{TokenUsage, is_done_marker, is_finish_reason};
 
 /// Receives the events of a message.
@@ -80,12 +80,13 @@ impl MessageReader {
         if data.iter().all(u8::is_ascii_whitespace) {
             return StreamPosition::Other;
         }
-        if let Ok(message) = JsonValue::parse(data, self.wants_text) {
+        let wanted = WantedMembers { text: self.wants_text, model: !self.has_model };
+        if let Ok(message) = JsonValue::parse(data, wanted) {
             return self.read_message(&message, data, is_error, on_event);
         }
         // NaN, for example, is no JSON, but Python writes it.
         let repaired = lenient_json::repair(data);
-        match repaired.as_deref().map(|data| (JsonValue::parse(data, self.wants_text), data)) {
+        match repaired.as_deref().map(|data| (JsonValue::parse(data, wanted), data)) {
             Some((Ok(message), data)) => return self.read_message(&message, data, is_error, on_event),
             _ if is_error => on_event(ReplyEvent::Error(&String::from_utf8_lossy(data))),
             _ => on_event(ReplyEvent::Malformed(data)),
@@ -147,7 +148,7 @@ impl MessageReader {
             || message.get(Key::Usage).is_object();
         // A chunk that differs from this one in its only part says nothing else either.
         if let (1, Some(piece)) = (pieces.count, &pieces.first)
-            && let JsonValue::Text(Cow::Borrowed(content)) = piece.value
+            && let Some(content) = piece.value.string_content()
             && !states_more
             && position == StreamPosition::Open
         {

@@ -13,6 +13,8 @@ mod content_template;
 mod event;
 mod json_value;
 mod message_reader;
+#[cfg(test)]
+mod mutated_replies;
 mod reply_reader;
 #[cfg(test)]
 mod server_replies;

@@ -144,6 +144,12 @@ fn vllm_and_other_additions() {
              \"token_ids\":[7]}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":9},\"prompt_token_ids\":null}\n\n",
             "content | content | usage in 3 out 9 | content | text 0 7 | finish 0 stop",
         ),
+        (
+            EVENTS,
+            "data: {\"choices\":[{\"delta\":{\"content\":\"\",\"tool_calls\":[ ],\"audio\": { }}}]}\n\n\
+             data: {\"choices\":[{\"delta\":{\"content\":null,\"function_call\":{\"name\":\"f\"}}}]}\n\n",
+            "content",
+        ),
         // Mistral: reasoning and text as parts.
         (
             EVENTS,
@@ -165,7 +171,7 @@ fn vllm_and_other_additions() {
         (EVENTS, "error: {\"code\":400,\"message\":\"too long\"}\n\n", "error too long"),
         (EVENTS, "event: error\ndata: out of memory\n\n", "error out of memory"),
         (JSON, r#"{"error":{"code":7}}"#, "error {\"code\":7} | end"),
-    ] as [Reply; 7]
+    ] as [Reply; 8]
     {
         assert_events(content_type, body, events);
     }

@@ -17,10 +17,25 @@ pub struct TokenUsage {
     pub cached: Option<u64>,
 }
 
+/// The members of a message in which counts can be.
+const PLACES: [Key; 8] = [
+    Key::Usage,
+    Key::Response,
+    Key::Message,
+    Key::PromptEvalCount,
+    Key::EvalCount,
+    Key::TokensEvaluated,
+    Key::TokensPredicted,
+    Key::Details,
+];
+
 impl TokenUsage {
     /// The counts of a message, of a response inside it and of a message inside it, under any of their names.
     pub fn of_message(message: &JsonValue<'_>) -> Self {
         let mut usage = TokenUsage::default();
+        if !message.has_any(&PLACES) {
+            return usage;
+        }
         for place in [message, message.get(Key::Response), message.get(Key::Message)] {
             usage.update(Self::of_usage(place.get(Key::Usage)));
         }
@@ -74,13 +89,15 @@ pub fn is_finish_reason(reason: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::json_value::WantedMembers;
     use super::*;
 
     #[test]
     fn counts_are_read_in_every_form() {
+        let wanted = WantedMembers { text: false, model: false };
         let parse = |json: &str| {
             let message = format!("{{\"usage\":{json}}}");
-            let usage = TokenUsage::of_message(&JsonValue::parse(message.as_bytes(), false).unwrap());
+            let usage = TokenUsage::of_message(&JsonValue::parse(message.as_bytes(), wanted).unwrap());
             (usage.input, usage.output, usage.cached)
         };
         for (json, expected) in [
