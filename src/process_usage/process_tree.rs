@@ -45,12 +45,13 @@ pub struct ProcessTree {
     exited_ns: u64,
     cpu_time_ns: u64,
     sampled_ticks: Option<u64>,
+    /// The walks over all processes up to the last sample that read files.
+    sampled_walks: u64,
 }
 
 impl ProcessTree {
     /// The tree of this process; `None` where it has exited.
     pub fn of(pid: u32, start_ticks: u64, proc_root: &Path) -> Option<Self> {
-        let stat = PidStat::read(proc_root, pid).filter(|stat| stat.start_ticks == start_ticks)?;
         let has_process_clocks = proc_root == Path::new("/proc");
         let is_root_excluded = has_process_clocks && pid == std::process::id();
         let mut tree = Self {
@@ -62,8 +63,10 @@ impl ProcessTree {
             exited_ns: 0,
             cpu_time_ns: 0,
             sampled_ticks: None,
+            sampled_walks: 0,
         };
-        let process = tree.read_process(pid, &stat);
+        let (process, _) =
+            tree.read_process(pid).filter(|(process, _)| process.start_ticks == start_ticks)?;
         tree.processes
             .insert(pid, TreeProcess { before_ns: process.cpu_ns + process.waited_children_ns, ..process });
         Some(tree)
@@ -81,7 +84,7 @@ impl ProcessTree {
 
     /// Samples the CPU time of all members since the first sample. `now_ticks`: ticks since boot.
     pub fn cpu_time_ns(&mut self, children: &ProcessChildren, now_ticks: u64) -> u64 {
-        if !self.has_run() {
+        if !self.has_run(children) {
             self.sampled_ticks = Some(now_ticks);
             return self.cpu_time_ns;
         }
@@ -90,14 +93,12 @@ impl ProcessTree {
         let mut unvisited: Vec<(u32, u64)> = Vec::new();
         for pid in self.processes.keys().copied().collect::<Vec<_>>() {
             let previous = self.processes[&pid];
-            match PidStat::read(&self.proc_root, pid).filter(|stat| stat.start_ticks == previous.start_ticks)
-            {
-                Some(stat) => {
-                    let current = self.read_process(pid, &stat);
+            match self.read_process(pid).filter(|(process, _)| process.start_ticks == previous.start_ticks) {
+                Some((current, threads)) => {
                     waited_growth_ns
                         .insert(pid, current.waited_children_ns.saturating_sub(previous.waited_children_ns));
                     self.processes.insert(pid, TreeProcess { before_ns: previous.before_ns, ..current });
-                    unvisited.push((pid, stat.threads));
+                    unvisited.push((pid, threads));
                 }
                 None => {
                     self.processes.remove(&pid);
@@ -112,6 +113,7 @@ impl ProcessTree {
             }
         }
         self.sampled_ticks = Some(now_ticks);
+        self.sampled_walks = children.walks;
         let sum = self.processes.values().map(TreeProcess::counted_ns).sum::<u64>() + self.exited_ns;
         self.cpu_time_ns = self.cpu_time_ns.max(sum);
         self.cpu_time_ns
@@ -119,13 +121,16 @@ impl ProcessTree {
 
     /// Whether a member may have used CPU time since the last sample. A process that starts, waits for or loses a child, or
     /// that exits, runs itself, so that otherwise nothing has changed and no file has to be read. The clocks cost a tenth.
-    fn has_run(&self) -> bool {
+    /// Where a walk finds the children, it precedes the clocks: a child that started in between is found by the next walk,
+    /// when its parent may rest.
+    fn has_run(&self, children: &ProcessChildren) -> bool {
         let is_as_sampled = |(pid, process): (&u32, &TreeProcess)| {
             process_clock::cpu_time_ns(*pid).is_some_and(|now_ns| now_ns == process.cpu_ns)
         };
         self.sampled_ticks.is_none()
             || !self.has_process_clocks
             || self.is_root_excluded
+            || self.sampled_walks != children.walks
             || !self.processes.iter().all(is_as_sampled)
     }
 
@@ -158,24 +163,28 @@ impl ProcessTree {
         if self.processes.contains_key(&pid) || self.processes.len() >= MAX_PROCESSES {
             return None;
         }
-        let stat = PidStat::read(&self.proc_root, pid)?;
-        let process = self.read_process(pid, &stat);
-        let is_new = self.sampled_ticks.is_some_and(|sampled_ticks| stat.start_ticks + 1 >= sampled_ticks);
+        let (process, threads) = self.read_process(pid)?;
+        let is_new = self.sampled_ticks.is_some_and(|sampled_ticks| process.start_ticks + 1 >= sampled_ticks);
         let before_ns = if is_new { 0 } else { process.cpu_ns + process.waited_children_ns };
         self.processes.insert(pid, TreeProcess { before_ns, ..process });
-        Some((pid, stat.threads))
+        Some((pid, threads))
     }
 
-    fn read_process(&self, pid: u32, stat: &PidStat) -> TreeProcess {
+    /// A process as it is now, and the number of its threads.
+    fn read_process(&self, pid: u32) -> Option<(TreeProcess, u64)> {
+        // The clock comes first: if the process runs between the two, the clock differs at the next sample, and the file is
+        // read again.
         let clock = if self.has_process_clocks { process_clock::cpu_time_ns(pid) } else { None };
+        let stat = PidStat::read(&self.proc_root, pid)?;
         let own_ns = if self.is_root_excluded && pid == self.root { 0 } else { clock.unwrap_or(stat.cpu_ns) };
-        TreeProcess {
+        let process = TreeProcess {
             start_ticks: stat.start_ticks,
             parent: stat.parent,
             before_ns: 0,
             cpu_ns: own_ns,
             waited_children_ns: stat.waited_children_ns,
-        }
+        };
+        Some((process, stat.threads))
     }
 }
 
@@ -189,6 +198,8 @@ pub struct ProcessChildren {
     children_by_parent: HashMap<u32, Vec<u32>>,
     /// The last process number in /proc/loadavg at the last walk.
     last_pid: Option<String>,
+    /// The walks so far; 0 where the kernel has `children` files.
+    walks: u64,
 }
 
 impl ProcessChildren {
@@ -196,7 +207,7 @@ impl ProcessChildren {
     pub fn new(root: PathBuf) -> Self {
         let own_children = root.join("self/task").join(std::process::id().to_string()).join("children");
         let has_children_files = own_children.exists();
-        Self { root, has_children_files, children_by_parent: HashMap::new(), last_pid: None }
+        Self { root, has_children_files, children_by_parent: HashMap::new(), last_pid: None, walks: 0 }
     }
 
     /// Must be called before each sample.
@@ -211,6 +222,7 @@ impl ProcessChildren {
             return;
         }
         self.last_pid = last_pid;
+        self.walks += 1;
         self.children_by_parent.clear();
         let Ok(entries) = fs::read_dir(&self.root) else { return };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -346,6 +358,7 @@ mod tests {
     #[test]
     fn a_tree_that_rests_is_not_read_and_one_that_starts_a_process_is() {
         use std::io::Write;
+        type IsDone = fn(&ProcessTree, &ProcessChildren) -> bool;
         let script = "while read line; do sleep 1000 & done; kill $!";
         let mut shell = std::process::Command::new("sh")
             .args(["-c", script])
@@ -358,31 +371,67 @@ mod tests {
         };
         let mut children = ProcessChildren::new("/proc".into());
         let give_up = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        let mut sample_until = |tree: &mut ProcessTree, is_done: fn(&ProcessTree) -> bool| loop {
+        let mut sample_until = |tree: &mut ProcessTree, is_done: IsDone| loop {
             children.refresh();
             tree.cpu_time_ns(&children, crate::clock::boottime_ns() / TICK_NS);
             std::thread::sleep(std::time::Duration::from_millis(20));
-            if is_done(tree) {
+            if is_done(tree, &children) {
                 break;
             }
             assert!(std::time::Instant::now() < give_up, "{tree:?}");
         };
-        sample_until(&mut tree, |tree| !tree.has_run());
+        sample_until(&mut tree, |tree, children| !tree.has_run(children));
         for members in 2..=3 {
             shell.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-            let is_found = match members {
-                2 => |tree: &ProcessTree| tree.processes.len() == 2,
-                _ => |tree: &ProcessTree| tree.processes.len() == 3,
+            let is_found: IsDone = match members {
+                2 => |tree, _| tree.processes.len() == 2,
+                _ => |tree, _| tree.processes.len() == 3,
             };
             sample_until(&mut tree, is_found);
-            sample_until(&mut tree, |tree| !tree.has_run());
+            sample_until(&mut tree, |tree, children| !tree.has_run(children));
         }
         drop(shell.stdin.take());
         shell.wait().unwrap();
-        sample_until(&mut tree, |tree| tree.processes.len() == 1);
+        sample_until(&mut tree, |tree, _| tree.processes.len() == 1);
         let left = tree.processes.keys().next().unwrap().to_string();
         std::process::Command::new("kill").arg(left).status().unwrap();
-        sample_until(&mut tree, |tree| tree.processes.is_empty());
+        sample_until(&mut tree, |tree, _| tree.processes.is_empty());
+    }
+
+    /// The processes are real, because only these have clocks; which of them is a child is written by hand.
+    #[cfg_attr(not(target_os = "linux"), ignore = "needs the clocks of processes")]
+    #[test]
+    fn a_child_that_only_the_next_walk_finds_is_added_while_its_parent_rests() {
+        let spawn = || std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (mut parent, mut child) = (spawn(), spawn());
+        let proc = FakeProc::new();
+        let set_last_pid =
+            |pid: u32| std::fs::write(proc.0.path().join("loadavg"), format!("0 0 0 1/9 {pid}\n")).unwrap();
+        set_last_pid(parent.id());
+        let mut children = ProcessChildren::new(proc.0.path().to_owned());
+        children.refresh();
+        let start_ticks = PidStat::read(Path::new("/proc"), parent.id()).unwrap().start_ticks;
+        let mut tree = ProcessTree::of(parent.id(), start_ticks, Path::new("/proc")).unwrap();
+        let give_up = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let sample_until_rest = |tree: &mut ProcessTree, children: &ProcessChildren| loop {
+            tree.cpu_time_ns(children, crate::clock::boottime_ns() / TICK_NS);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            if !tree.has_run(children) {
+                break;
+            }
+            assert!(std::time::Instant::now() < give_up, "{tree:?}");
+        };
+        sample_until_rest(&mut tree, &children);
+        assert!(!tree.contains(child.id()));
+        proc.set(child.id(), parent.id(), 5, 0, 0);
+        set_last_pid(child.id());
+        children.refresh();
+        sample_until_rest(&mut tree, &children);
+        assert!(tree.contains(child.id()));
+        for process in [&mut parent, &mut child] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
     }
 
     #[test]

@@ -135,7 +135,12 @@ impl PendingEvent {
 
     fn push_data(&mut self, value: &[u8], is_truncated: bool) {
         if std::mem::replace(&mut self.has_data, true) {
-            self.data.push(b'\n');
+            // Lines without a value count too: any number of them may follow each other.
+            if self.data.len() < self.max_bytes {
+                self.data.push(b'\n');
+            } else {
+                self.truncated = true;
+            }
         }
         let remaining = self.max_bytes.saturating_sub(self.data.len());
         self.truncated |= is_truncated || value.len() > remaining;
@@ -237,5 +242,15 @@ mod tests {
         let (decoded, _) = decode(text.as_bytes(), 1000);
         assert!(decoded[0].2 && decoded[0].1.len() <= MAX_EVENT_BYTES);
         assert_eq!(decoded[1], ("message".into(), "next".into(), false));
+    }
+
+    #[test]
+    fn data_lines_without_a_value_do_not_exceed_the_limit() {
+        let (mut decoder, mut found) = (SseDecoder::with_limit(64), Vec::new());
+        let mut push = |event: SseEvent<'_>| found.push((event.data.to_vec(), event.truncated));
+        decoder.feed(&b"data:\n".repeat(100_000), &mut push);
+        assert_eq!(decoder.pending.data.len(), 64);
+        decoder.feed(b"\ndata:\ndata:\n\n", &mut push);
+        assert_eq!(found, [(vec![b'\n'; 64], true), (vec![b'\n'], false)]);
     }
 }

@@ -67,6 +67,8 @@ impl MessageReader {
     pub fn read(&mut self, event_type: &[u8], data: &[u8], on_event: &mut EventSink<'_>) -> StreamPosition {
         let is_error = event_type == b"error";
         if let Some(chunk) = self.templates.find(data, self.wants_text).filter(|_| !is_error) {
+            // A template comes from an earlier message, so neither is the whole reply.
+            self.is_whole = false;
             on_event(ReplyEvent::Content);
             if self.wants_text && chunk.is_text {
                 on_event(ReplyEvent::Text { choice: chunk.choice, text: chunk.content });
@@ -423,4 +425,33 @@ fn each_logprob(message: &JsonValue<'_>, on_logprob: &mut dyn FnMut(f64)) {
         chat.chain(plain).filter_map(JsonValue::number).for_each(&mut *on_logprob);
     }
     message.get(Key::Token).get(Key::Logprob).number().into_iter().for_each(on_logprob);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_message_that_matches_a_template_is_no_whole_reply() {
+        const FIRST: &[u8] = br#"{"choices":[{"index":0,"message":{"content":"one"},"finish_reason":null}]}"#;
+        const SECOND: &[u8] =
+            br#"{"choices":[{"index":0,"message":{"content":"two"},"finish_reason":null}]}"#;
+        for wants_text in [false, true] {
+            let read = |messages: &[&[u8]], rest: &[u8]| {
+                let (mut reader, mut ends) = (MessageReader::new(wants_text), 0);
+                let mut count = |event: ReplyEvent<'_>| ends += usize::from(matches!(event, ReplyEvent::End));
+                reader.expect_whole();
+                for (index, message) in messages.iter().enumerate() {
+                    assert_eq!(reader.is_template(message), index > 0, "the test covers the template");
+                    reader.read(b"", message, &mut count);
+                }
+                reader.read_rest(b"", rest, &mut count);
+                reader.finish(&mut count);
+                (ends, reader.is_complete())
+            };
+            assert_eq!(read(&[FIRST], b""), (1, true));
+            assert_eq!(read(&[FIRST, SECOND], b""), (0, false));
+            assert_eq!(read(&[FIRST, SECOND], &SECOND[..20]), (0, false));
+        }
+    }
 }
