@@ -133,9 +133,8 @@ impl BusClient {
         };
         let oneway = !call.is_reply_expected();
         let result = self.connection.send(method.method, request, oneway);
-        if !oneway {
-            self.reply_when_done(call, RunningCall::Method(result), permit).await;
-        }
+        // Also a call without a reply counts, and keeps the memory of its message reserved, until it is performed.
+        self.reply_when_done(call, RunningCall::Method(result), permit).await;
         Ok(())
     }
 

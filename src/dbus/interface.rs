@@ -216,6 +216,15 @@ mod tests {
     }
 
     #[test]
+    fn no_call_has_more_arguments_than_any_method_takes() {
+        let options: std::collections::BTreeMap<String, Variant> =
+            (0..40).map(|number| (format!("option_{number}"), Variant::from(7_u64))).collect();
+        let many = body(|call| call.build(&options));
+        let error = parse("OpenSpan", &many).unwrap_err();
+        assert!(error.message.contains("one argument too many"), "{error:?}");
+    }
+
+    #[test]
     fn arguments_are_positional_and_options_are_named() {
         let options = std::collections::BTreeMap::from([("at_ns", Variant::from(7_u64))]);
         let phase = body(|call| call.build(&("a", "decode", options.clone())));

@@ -15,17 +15,25 @@ use zbus::Variant;
 use crate::service::ParameterSource;
 
 /// The named arguments of a call.
+///
+/// A call has at most `MAX_ARGUMENTS`, so that the search for a name that is given twice is short.
 #[derive(Debug, Default)]
 pub struct Arguments<'a>(Vec<(&'a str, &'a Variant<'a>)>);
+
+/// More than any method of the contract takes.
+const MAX_ARGUMENTS: usize = 32;
 
 impl<'a> Arguments<'a> {
     /// Adds an argument.
     ///
     /// # Errors
-    /// `InvalidValue`: it has a type that no parameter can have, or is given twice.
+    /// `InvalidValue`: it has a type that no parameter can have, is given twice, or is one too many.
     pub fn insert(&mut self, name: &'a str, value: &'a Variant<'a>) -> Result<(), MethodError> {
         let wrong =
             |reason: &str| MethodError::InvalidValue { field: name.to_owned(), reason: reason.to_owned() };
+        if self.0.len() >= MAX_ARGUMENTS {
+            return Err(wrong("is one argument too many"));
+        }
         check_type(value).map_err(wrong)?;
         if self.0.iter().any(|(given, _)| *given == name) {
             return Err(wrong("is given twice"));

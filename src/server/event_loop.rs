@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -93,6 +94,8 @@ struct EventLoop {
     server: Arc<Mutex<SocketServer>>,
     waiter: ReadinessWaiter,
     events: Vec<Readiness>,
+    /// Whether the loop has woken up and waits for the server.
+    loop_waits: Arc<AtomicBool>,
 }
 
 impl EventLoop {
@@ -100,10 +103,16 @@ impl EventLoop {
         let server = SocketServer::new(service, sockets)?;
         let (poller, waiter) = (Arc::clone(&server.poller), ReadinessWaiter::new(&server.poller));
         let server = Arc::new(Mutex::new(server));
+        let loop_waits = Arc::new(AtomicBool::new(false));
         if let Some(forwarded) = &lock(&server).forwarded {
             // Not an owner: the server owns the receiver, which owns this function.
-            let shared = Arc::downgrade(&server);
+            let (shared, loop_waits) = (Arc::downgrade(&server), Arc::clone(&loop_waits));
             forwarded.receiver().set_serve(move || {
+                // The mutex is not fair: a caller that takes it again and again would keep the loop out. The loop serves the
+                // queue as soon as it has it.
+                if loop_waits.load(Ordering::SeqCst) {
+                    return;
+                }
                 let Some(server) = shared.upgrade() else { return };
                 let is_done = server.try_lock().is_ok_and(|mut server| server.serve_forwarded_now());
                 if !is_done {
@@ -111,7 +120,7 @@ impl EventLoop {
                 }
             });
         }
-        Ok(Self { server, waiter, events: Vec::new() })
+        Ok(Self { server, waiter, events: Vec::new(), loop_waits })
     }
 
     fn server(&self) -> MutexGuard<'_, SocketServer> {
@@ -122,7 +131,10 @@ impl EventLoop {
     fn run_once(&mut self, latest_ns: u64) -> io::Result<()> {
         let sleep = self.server().begin_wait(latest_ns);
         self.waiter.wait(sleep, &mut self.events)?;
-        lock(&self.server).handle(&self.events)
+        self.loop_waits.store(true, Ordering::SeqCst);
+        let mut server = lock(&self.server);
+        self.loop_waits.store(false, Ordering::SeqCst);
+        server.handle(&self.events)
     }
 
     /// Stops accepting, processes the input that was sent, and sends outstanding replies. A close that waits

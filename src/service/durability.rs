@@ -357,6 +357,11 @@ impl Durability {
         Some((reply_to, result))
     }
 
+    /// Whether a page has been completed and not been taken.
+    pub(crate) fn has_account_pages(&self) -> bool {
+        !self.account_pages.is_empty()
+    }
+
     /// Takes the pages that have been completed.
     pub(crate) fn take_account_pages(&mut self) -> Vec<AccountPage> {
         std::mem::take(&mut self.account_pages)

@@ -187,8 +187,11 @@ impl Service {
             return Ok(Some(SpanAccounts::of_accounts(accounts)));
         }
         if let Some(query) = request.forward_query(peer) {
+            if !wait {
+                return Ok(Some(SpanAccounts::of_accounts(Vec::new())));
+            }
             let query = StoreQuery::Forward(Box::new(query));
-            if !wait || self.spans.submit_query(now_ns, caller, query, QueryKind::Forward)? {
+            if self.spans.submit_query(now_ns, caller, query, QueryKind::Forward)? {
                 return Ok(None);
             }
             return Err(no_store());

@@ -440,6 +440,7 @@ impl SpanLifecycle {
             || self.registry.has_abandoned()
             || !self.final_accounts.is_empty()
             || self.has_store_events()
+            || self.durability.as_ref().is_some_and(Durability::has_account_pages)
         {
             return now_ns;
         }

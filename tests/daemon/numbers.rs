@@ -49,6 +49,20 @@ fn a_list_after_a_number_continues_over_a_restart_and_names_its_database() {
 }
 
 #[test]
+fn a_oneway_call_that_would_search_the_store_blocks_no_reply() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let mut client = daemon.client();
+    run_spans(&mut client, "a", 1);
+    for _ in 0..8 {
+        client.send("ListSpans", json!({ "after": 0 }), &["oneway"]);
+        client.send("ListSpans", json!({ "name": "none" }), &["oneway"]);
+        client.send("GetSpan", json!({ "span": "none" }), &["oneway"]);
+    }
+    assert!(client.call("GetInfo", json!({}))["version"].is_string());
+    assert_eq!(numbers(&list_after(&mut client, 0)["accounts"]), [1]);
+}
+
+#[test]
 fn a_list_after_a_number_refuses_what_it_cannot_answer() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
