@@ -75,7 +75,7 @@ fn no_changed_value_passes_the_check() {
         ("/figures/all/power_error_w", json!(0)),
         ("/settings/at once", json!("2")),
         ("/conditions/engine_version/value", json!("0.1")),
-        ("/assumptions/0/update_interval_ns", json!(1)),
+        ("/assumptions/0/assumed_quantum_uj", json!(1)),
         ("/simulated", json!(false)),
         ("/label", json!("another")),
     ] {

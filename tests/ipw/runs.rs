@@ -459,7 +459,7 @@ fn reports_are_written_in_every_format() {
     report(&[&["--html", "page.html"][..], &scope].concat());
     let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
     let accelerator = fixture.report("good-4", &scope);
-    for (tile, name) in [("intelligence per watt", "per_watt"), ("power", "power_w")] {
+    for (tile, name) in [("intelligence per watt", "per_watt"), ("power of the machine", "power_w")] {
         let shown = page.split(&format!("<span>{tile}</span><b>")).nth(1).expect(tile);
         let shown: f64 = shown.split(['<', ' ']).next().unwrap().parse().expect(tile);
         // The page shows IPW in 1/kW where that is from 1 to 1000.
@@ -1285,7 +1285,9 @@ fn figures_are_legible_and_their_uncertainties_are_apart_and_together() {
     assert!(efficiencies().count() > 4 && !efficiencies().any(|line| line.contains(" 0.")), "{table}");
     let page = fixture.command("report").args(["good-20", "--html", "-", "--csv", "f.csv"]).output().unwrap();
     let page = output_text(&page);
-    for part in ["<th>IPW, 1&#x2f;kW", "accuracy&#x2f;kW", "<h2>Uncertainty</h2>", "<th>at once<th>"] {
+    for part in
+        ["<th>IPW, 1&#x2f;kW", "accuracy &#x2f; power, 1&#x2f;kW", "<h2>Uncertainty</h2>", "<th>at once<th>"]
+    {
         assert!(page.contains(part), "{part} is not in:\n{page}");
     }
     let all = fixture.report("good-20", &[])["all"].take();

@@ -25,7 +25,7 @@ pub const CARD_VERSION: u32 = 1;
 
 /// What a check of a card proves; every card says it.
 const STATEMENT: &str = "The figures follow from the rows with the given hash (wattspan ipw verify). That the rows are what was \
-                         measured is the word of whoever published them.";
+                         measured is the word of those who published them.";
 
 /// A result card. `docs/result-card.schema.json` is its schema.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -65,7 +65,7 @@ pub struct ResultCard {
     pub figures: CardFigures,
 }
 
-/// The questions of a card.
+/// The set of questions and how often each was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CardQuestions {
     /// The name of the set.
@@ -75,7 +75,7 @@ pub struct CardQuestions {
     pub repeats: u32,
 }
 
-/// The figures of a card.
+/// What the run amounts to: over all queries, in its steady state, and by subject.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CardFigures {
     pub all: EfficiencyMetrics,

@@ -36,7 +36,7 @@ pub struct Axis {
     pub low: f64,
     /// The upper end of the range.
     pub high: f64,
-    /// Its ticks.
+    /// Where it has ticks.
     pub ticks: Ticks,
 }
 
@@ -82,7 +82,7 @@ impl Axis {
         Self { low: -self.high * part, ..self }
     }
 
-    /// The values of the ticks.
+    /// Round values within the range, about five; of a count only whole ones.
     pub fn tick_values(&self) -> Vec<f64> {
         let from = self.low.max(0.0);
         let step = match self.ticks {
