@@ -91,14 +91,21 @@ pub(super) struct ForwardScan {
     chain: Option<i64>,
     /// The position of the result.
     position: i64,
-    /// For one user: accounts after the query's position and before this ID were deleted. Whether the user's were among them
-    /// is known from the user's next account.
-    deleted_below: Option<i64>,
+    /// For one user: a deletion that the scan has passed. Whether the user's accounts were among the deleted ones is known
+    /// from the user's next account.
+    passed: Option<Deletion>,
     gaps: Vec<Gap>,
     accounts: usize,
     bytes: Vec<u8>,
     rows_read: usize,
     is_full: bool,
+}
+
+/// Accounts after the position `after` and before `first_id` were deleted.
+#[derive(Debug, Clone, Copy)]
+struct Deletion {
+    after: i64,
+    first_id: i64,
 }
 
 impl ForwardScan {
@@ -136,7 +143,7 @@ impl ForwardScan {
             candidates: Vec::new(),
             chain: None,
             position: after,
-            deleted_below: None,
+            passed: None,
             accounts: 0,
             bytes: Vec::new(),
             rows_read: 0,
@@ -193,7 +200,7 @@ impl ForwardScan {
             return Ok(());
         };
         if self.query.uid.is_none_or(|uid| uid == account.uid) {
-            self.confirm_deletion(previous);
+            self.resolve_deletion(previous);
             self.add_account(id, account);
         }
         Ok(())
@@ -208,18 +215,24 @@ impl ForwardScan {
     fn skip_deleted(&mut self, first_id: i64) {
         match self.query.uid {
             None => self.add_gap(self.next, first_id - 1, GapReason::Deleted),
-            Some(_) => self.deleted_below = Some(first_id),
+            Some(_) => {
+                // Gaps of other reasons may have moved the position since an earlier deletion, without an account.
+                let after = self.passed.map_or(self.position, |passed| passed.after);
+                self.passed = Some(Deletion { after, first_id });
+            }
         }
         self.skip_to(first_id);
     }
 
-    /// Notes a gap if the user's account `previous` was deleted after the position of the query.
-    fn confirm_deletion(&mut self, previous: i64) {
-        if let Some(first_id) = self.deleted_below.take()
-            && previous > self.position
-            && previous < first_id
+    /// Notes a gap unless the user's account `latest`, the last one before the position of the scan, was read before the
+    /// deletion. It is 0 for a user without accounts, and for one whose accounts were all deleted: the index forgets such a
+    /// user. An account after the deletion that was not read (the filter has skipped its segment, or it is damaged) does not
+    /// tell what was before it. In doubt there is a gap, so that no account is passed silently.
+    fn resolve_deletion(&mut self, latest: i64) {
+        if let Some(Deletion { after, first_id }) = self.passed.take()
+            && !(1..=after).contains(&latest)
         {
-            self.add_gap(self.next, first_id - 1, GapReason::Deleted);
+            self.add_gap(first_id - 1, first_id - 1, GapReason::Deleted);
         }
     }
 
@@ -345,7 +358,9 @@ impl ForwardScan {
 
     fn finish(&mut self, database: &Database) -> ForwardReply {
         let at_end = self.next > database.index.last_id;
-        self.resolve_deletion(database);
+        if let Some(uid) = self.query.uid {
+            self.resolve_deletion(database.index.heads.get(&uid).copied().unwrap_or(0));
+        }
         // At the end, the position of one user stays at its own last account: its changes would show those of other users.
         if self.query.uid.is_none() || !at_end {
             self.position = self.position.max(self.next - 1);
@@ -359,15 +374,6 @@ impl ForwardScan {
                 let messages = list_reply(&messages, &end);
                 ForwardReply { messages, after, at_end, database, gaps: Vec::new() }
             }
-        }
-    }
-
-    /// Notes a gap if accounts of the user may have been deleted, and none was read after them.
-    fn resolve_deletion(&mut self, database: &Database) {
-        let (Some(first_id), Some(uid)) = (self.deleted_below.take(), self.query.uid) else { return };
-        let latest = database.index.heads.get(&uid);
-        if latest.is_none_or(|latest| *latest > self.position) {
-            self.add_gap(first_id - 1, first_id - 1, GapReason::Deleted);
         }
     }
 }

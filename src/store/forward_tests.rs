@@ -184,6 +184,54 @@ fn an_idle_user_whose_accounts_were_read_before_their_deletion_gets_no_gap() {
 }
 
 #[test]
+fn an_unread_account_is_a_gap_also_where_the_index_has_forgotten_its_user() {
+    let mut fixture = Fixture::new();
+    let mut database = fixture.open();
+    let old = [(5, "read"), (5, "unread"), (6, "read")];
+    fixture.write(&mut database, old.map(|(uid, span)| account_of(uid, span.into())));
+    let first = list(&database, ForwardQuery { limit: 1, ..forward(Some(5), 0) });
+    assert_eq!((spans(&first.accounts), first.gaps), (vec!["read"], None));
+    let (_, _, latest) = list_all(&database, forward(Some(6), 0));
+    fixture.advance(40 * 86_400);
+    fixture.write(&mut database, [account_of(1, "new".into())]);
+    fixture.apply_retention(&mut database);
+    assert_eq!(database.index.first_id, 4);
+    // The end of a segment: the index drops the users whose accounts were all deleted.
+    fixture.write(&mut database, (0..17_000).map(|at| account_of(1, format!("s{at}"))));
+    assert!(!database.index.heads.contains_key(&5));
+    fixture.write(&mut database, [5, 6, 7].map(|uid| account_of(uid, "again".into())));
+    let (accounts, gaps, after) = list_all(&database, forward(Some(5), first.after.unwrap()));
+    assert_eq!((spans(&accounts), gaps), (vec!["again"], vec![unnumbered(GapReason::Deleted)]));
+    assert_eq!(list_all(&database, forward(Some(5), after)), (vec![], vec![], after));
+    // Nothing was deleted after this position. A new user begins before the deletion, which is one gap.
+    let (accounts, gaps, _) = list_all(&database, forward(Some(6), latest));
+    assert_eq!((spans(&accounts), gaps), (vec!["again"], vec![]));
+    let (accounts, gaps, after) = list_all(&database, forward(Some(7), 0));
+    assert_eq!((spans(&accounts), gaps), (vec!["again"], vec![unnumbered(GapReason::Deleted)]));
+    assert_eq!(list_all(&database, forward(Some(7), after)).1, []);
+}
+
+#[test]
+fn an_unread_account_is_a_gap_also_where_the_filter_skips_the_next_one() {
+    let mut fixture = Fixture::new();
+    let mut database = fixture.open();
+    let named = |span: &str, name: &str| Account { name: name.into(), ..account_of(5, span.into()) };
+    fixture.write(&mut database, [named("read", "rare"), named("unread", "rare")]);
+    let filter = Filter { name: Some("rare".into()), ..Filter::default() };
+    let query = ForwardQuery { filter, ..forward(Some(5), 0) };
+    let first = list(&database, ForwardQuery { limit: 1, ..query.clone() });
+    fixture.write(&mut database, (0..17_000).map(|at| account_of(1, format!("old{at}"))));
+    fixture.advance(40 * 86_400);
+    fixture.write(&mut database, [named("other", "often")]);
+    fixture.apply_retention(&mut database);
+    assert_eq!(database.index.first_id, 17_003);
+    fixture.write(&mut database, (0..17_000).map(|at| account_of(1, format!("new{at}"))));
+    fixture.write(&mut database, [named("again", "rare")]);
+    let (accounts, gaps, _) = list_all(&database, ForwardQuery { after: first.after.unwrap(), ..query });
+    assert_eq!((spans(&accounts), gaps), (vec!["again"], vec![unnumbered(GapReason::Deleted)]));
+}
+
+#[test]
 fn lost_and_damaged_accounts_are_gaps_with_their_reasons() {
     let mut fixture = Fixture::new();
     let mut database = fixture.open();

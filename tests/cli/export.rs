@@ -113,6 +113,19 @@ fn an_export_writes_what_is_new_to_partitions_that_only_the_group_can_read() {
 }
 
 #[test]
+fn a_relative_directory_is_made_where_the_export_runs() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    run_spans(&mut daemon.client(), "a", 1);
+    for to in ["out", "new/nested/out"] {
+        let mut command = export_command(&daemon, "jsonl", Path::new(to));
+        let output = command.current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{to}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(files(&dir.path().join(to)).len(), 1, "{to}");
+    }
+}
+
+#[test]
 fn csv_and_trace_hold_the_accounts_for_python() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());

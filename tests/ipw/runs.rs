@@ -479,7 +479,8 @@ fn reports_are_written_in_every_format() {
         "{csv}"
     );
     let subjects = accelerator["subjects"].as_array().unwrap().len();
-    assert_eq!(page.matches("<circle class=dot").count(), subjects, "each subject is a point");
+    let dots = page.matches("<circle class=dot").count();
+    assert_eq!(dots, 2 * subjects, "each subject is a row with its energy and its accuracy");
     let power = lines(&fixture.path("good-4").join("power.jsonl"));
     assert!(!power.is_empty());
     assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));

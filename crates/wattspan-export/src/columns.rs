@@ -113,6 +113,16 @@ pub fn attribute<'a>(account: &'a Account, key: &str) -> Option<&'a str> {
     }
 }
 
+/// An account without the attributes that no format writes. Its model stays, which names a span without a name.
+pub fn without_others(mut account: Account, attributes: &[String]) -> Account {
+    let model = account.model().map(str::to_owned);
+    account.attributes.retain(|key, _| attributes.contains(key));
+    if let Some(model) = model {
+        account.attributes.entry(MODEL_ATTRIBUTE.into()).or_insert(model);
+    }
+    account
+}
+
 /// The shares of an account as JSON.
 pub fn shares_json(account: &Account) -> Value {
     let share = |share: &Share| {

@@ -11,12 +11,16 @@ use wattspan_client::protocol::{Access, ListSpans, MethodError, SpanAccounts};
 use wattspan_client::{Client, ClientError};
 use wattspan_system::private_file;
 
+use super::columns;
 use super::format::ExportFormat;
 use super::partition;
 use super::state::{ExportState, NumberRange, StateFile, sync_directory, write_atomically};
 
 /// The accounts of a range, at least; the last page may exceed it. They are in memory while its files are written.
 const ROWS_PER_RANGE: usize = 32_768;
+
+/// The replies of a range, at most. A reply has at most about 1 MB, so that long accounts do not fill the memory.
+const REPLIES_PER_RANGE: usize = 64;
 
 /// The accounts of a call.
 const ROWS_PER_CALL: i64 = 4096;
@@ -117,7 +121,8 @@ impl Exporter {
         }
         let mut summary = ExportSummary::default();
         loop {
-            let page = match self.read_page(client) {
+            let read = read_page(&self.state, &self.settings.attributes, |call| client.call(call));
+            let page = match read {
                 Err(ExportError::Client(ClientError::Method(MethodError::InvalidValue {
                     field, ..
                 }))) if field == "database" && self.state.database.is_some() => {
@@ -133,38 +138,6 @@ impl Exporter {
                 return Ok(summary);
             }
         }
-    }
-
-    /// The accounts of the range in the state, or of the next one.
-    fn read_page(&self, client: &Client) -> Result<Page, ExportError> {
-        let mut page = Page {
-            accounts: Vec::new(),
-            gaps: Vec::new(),
-            database: String::new(),
-            last: self.state.after,
-            at_end: false,
-        };
-        let end = self.state.range.map(|range| range.last);
-        while !page.at_end && page.accounts.len() < ROWS_PER_RANGE && end.is_none_or(|end| page.last < end) {
-            let reply = client.call(ListSpans {
-                after: Some(i64::try_from(page.last).unwrap_or(i64::MAX)),
-                database: self
-                    .state
-                    .database
-                    .clone()
-                    .or_else(|| Some(page.database.clone()).filter(|id| !id.is_empty())),
-                limit: Some(ROWS_PER_CALL),
-                ..ListSpans::default()
-            })?;
-            page.append(reply)?;
-        }
-        if let Some(end) = end.filter(|end| *end < page.last) {
-            // A repeated range ends where it ended before, whatever has been stored since.
-            page.accounts.retain(|account| account.number.is_some_and(|number| number <= end));
-            page.gaps.retain(|gap| gap.first.is_some_and(|first| first <= end));
-            (page.last, page.at_end) = (end, false);
-        }
-        Ok(page)
     }
 
     /// Writes the files of a range, after its state.
@@ -212,13 +185,55 @@ impl Exporter {
     }
 }
 
+/// The accounts of the range in the state, or of the next one.
+fn read_page(
+    state: &ExportState,
+    attributes: &[String],
+    mut list: impl FnMut(ListSpans) -> Result<SpanAccounts, ClientError>,
+) -> Result<Page, ExportError> {
+    let mut page = Page {
+        accounts: Vec::new(),
+        gaps: Vec::new(),
+        database: String::new(),
+        last: state.after,
+        at_end: false,
+    };
+    let end = state.range.map(|range| range.last);
+    let mut replies = 0;
+    // A repeated range is read to its end, however long it is: a shorter one would have files of other names.
+    while !page.at_end
+        && end.map_or(page.accounts.len() < ROWS_PER_RANGE && replies < REPLIES_PER_RANGE, |end| {
+            page.last < end
+        })
+    {
+        let read = Some(page.database.clone()).filter(|id| !id.is_empty());
+        let reply = list(ListSpans {
+            after: Some(i64::try_from(page.last).unwrap_or(i64::MAX)),
+            database: state.database.clone().or(read),
+            limit: Some(ROWS_PER_CALL),
+            ..ListSpans::default()
+        })?;
+        page.append(reply, attributes)?;
+        replies += 1;
+    }
+    if let Some(end) = end.filter(|end| *end < page.last) {
+        // A repeated range ends where it ended before, whatever has been stored since.
+        page.accounts.retain(|account| account.number.is_some_and(|number| number <= end));
+        page.gaps.retain(|gap| gap.first.is_some_and(|first| first <= end));
+        (page.last, page.at_end) = (end, false);
+    }
+    Ok(page)
+}
+
 impl Page {
-    fn append(&mut self, reply: SpanAccounts) -> Result<(), ExportError> {
+    /// Adds a reply, without the attributes that are not exported.
+    fn append(&mut self, reply: SpanAccounts, attributes: &[String]) -> Result<(), ExportError> {
         let SpanAccounts { accounts, after, at_end, gaps, database, .. } = reply;
         let (Some(after), Some(at_end), Some(database)) = (after, at_end, database) else {
             return Err(ExportError::NoNumbers);
         };
-        self.accounts.extend(accounts);
+        self.accounts
+            .extend(accounts.into_iter().map(|account| columns::without_others(account, attributes)));
         self.gaps.extend(gaps.into_iter().flatten());
         (self.last, self.at_end, self.database) = (after, at_end, database);
         Ok(())
@@ -238,8 +253,10 @@ pub fn describe_gap(gap: &Gap) -> String {
 
 /// Creates a directory, with the names of the new ones on disk.
 fn create_directory(path: &Path) -> Result<(), ExportError> {
-    let mut missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
-    while let Some(directory) = missing.pop().filter(|directory| !directory.as_os_str().is_empty()) {
+    // The last ancestor of a relative path is empty, which means the working directory, and does not count as existing.
+    let ancestors = path.ancestors();
+    let missing: Vec<&Path> = ancestors.take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
+    for directory in missing.into_iter().rev() {
         let made = private_file::create_dir_all(directory)
             .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o750)))
             .and_then(|()| sync_directory(directory.parent().unwrap_or(Path::new("/"))));
@@ -251,4 +268,71 @@ fn create_directory(path: &Path) -> Result<(), ExportError> {
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ExportError {
     let path = path.to_owned();
     move |cause| ExportError::File { action, path, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(number: u64) -> Account {
+        let account: Account = serde_json::from_str(include_str!("test_account.json")).unwrap();
+        Account { number: Some(number), ..account }
+    }
+
+    /// Reads a page from a daemon that has stored the accounts from 1 to `stored`, `per_reply` in each reply.
+    fn read(state: &ExportState, stored: u64, per_reply: u64) -> Page {
+        let template = account(0);
+        let list = |call: ListSpans| {
+            let first = u64::try_from(call.after.unwrap()).unwrap() + 1;
+            let last = stored.min(first + per_reply - 1);
+            let numbered = (first..=last).map(|number| Account { number: Some(number), ..template.clone() });
+            Ok(SpanAccounts {
+                after: Some(last),
+                at_end: Some(last == stored),
+                database: Some("uuid".into()),
+                ..SpanAccounts::of_accounts(numbered.collect())
+            })
+        };
+        read_page(state, &["kept".into()], list).unwrap()
+    }
+
+    fn extent(page: &Page) -> (usize, u64, bool) {
+        (page.accounts.len(), page.last, page.at_end)
+    }
+
+    #[test]
+    fn a_new_range_ends_after_a_number_of_accounts_or_of_replies() {
+        let new = ExportState::default();
+        assert_eq!(extent(&read(&new, 50_000, 4096)), (ROWS_PER_RANGE, 32_768, false));
+        assert_eq!(extent(&read(&new, 50_000, 1)), (REPLIES_PER_RANGE, 64, false));
+        assert_eq!(extent(&read(&new, 50, 30)), (50, 50, true));
+    }
+
+    #[test]
+    fn a_repeated_range_is_read_to_its_end_and_not_beyond() {
+        let repeated = |last| {
+            let range = Some(NumberRange { first: 11, last });
+            ExportState { database: Some("uuid".into()), after: 10, range }
+        };
+        assert_eq!(extent(&read(&repeated(40_000), 50_000, 4096)), (39_990, 40_000, false));
+        assert_eq!(extent(&read(&repeated(200), 50_000, 1)), (190, 200, false));
+        assert_eq!(extent(&read(&repeated(50), 50, 4096)), (40, 50, true));
+        assert_eq!(extent(&read(&repeated(49), 50, 4096)), (39, 49, false), "the next range has account 50");
+    }
+
+    #[test]
+    fn attributes_that_are_not_exported_are_not_kept_in_memory_but_the_model_is() {
+        let mut long = account(1);
+        long.attributes.insert("kept".into(), "v".into());
+        let reply = SpanAccounts {
+            after: Some(1),
+            at_end: Some(true),
+            database: Some("uuid".into()),
+            ..SpanAccounts::of_accounts(vec![long])
+        };
+        let page = read_page(&ExportState::default(), &["kept".into()], |_| Ok(reply.clone())).unwrap();
+        let account = &page.accounts[0];
+        assert_eq!((account.model(), account.attributes.len()), (Some("llama"), 2));
+        assert_eq!(account.attributes["kept"], "v");
+    }
 }
