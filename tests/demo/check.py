@@ -78,7 +78,7 @@ if asked.watts:
 
 if asked.page:
     page = html.unescape(asked.page.read_text())
-    tile = r"intelligence per watt</span><b>([^<]*)</b><small>(.*?) \.\. (.*?)</small><span>accuracy/([^<]*)</span>"
+    tile = r"intelligence per watt</span><b>([^<]*)</b><small>(.*?) \.\. (.*?)</small><span>accuracy / power, 1/([^<]*)</span>"
     tile = re.search(tile, page)
     require(tile, f"{asked.page} shows no IPW with interval")
     require_shown(asked.page, tile[4], *tile.groups()[:3])
