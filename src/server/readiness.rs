@@ -25,18 +25,14 @@ impl From<polling::Event> for Readiness {
 
 /// Waits with the poller's own means.
 pub struct PollerWaiter {
-    poller: Arc<Poller>,
+    /// The poller whose sockets it waits for.
+    pub poller: Arc<Poller>,
     events: Events,
 }
 
 impl PollerWaiter {
     pub fn new(poller: &Arc<Poller>) -> Self {
         Self { poller: Arc::clone(poller), events: Events::new() }
-    }
-
-    /// The poller whose sockets it waits for.
-    pub fn poller(&self) -> &Poller {
-        &self.poller
     }
 
     /// Waits until a socket is ready, the poller is notified, or `timeout` has passed; replaces `ready` by what is ready.

@@ -60,7 +60,7 @@ impl ReadinessWaiter {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let epoll = self.poller_waiter.poller().as_fd().as_raw_fd();
+        let epoll = self.poller_waiter.poller.as_fd().as_raw_fd();
         let capacity = libc::c_int::try_from(self.raw_events.len()).unwrap_or(libc::c_int::MAX);
         loop {
             // SAFETY: the descriptor is the poller's, which `poller_waiter` keeps. The kernel writes at most `capacity` events to the
