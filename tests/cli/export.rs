@@ -1,7 +1,7 @@
 //! `wattspan export` against a real daemon: each stored account once in the files, over kills of both, read with Python.
 
 use crate::programs;
-use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, encode_call, wait_until};
+use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, run_spans_until_it_ends, wait_until};
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -210,27 +210,8 @@ fn another_database_is_exported_from_its_first_account() {
     assert_eq!(spans, ["a0", "a1", "a2", "b0", "b1"]);
 }
 
-/// Opens and closes spans until the daemon goes away, and counts the replies.
-fn load(mut client: TestClient, prefix: &str, answered: &AtomicUsize) {
-    for batch in 0.. {
-        let mut calls = Vec::new();
-        for at in 0..8 {
-            let span = format!("{prefix}-{batch}-{at}");
-            calls.extend(encode_call("OpenSpan", json!({ "span": span }), &["oneway"]));
-            calls.extend(encode_call("CloseSpan", json!({ "span": span, "wait_settled": true }), &[]));
-        }
-        if !client.send_raw(&calls) {
-            return;
-        }
-        for _ in 0..8 {
-            if client.receive().is_none() {
-                return;
-            }
-            answered.fetch_add(1, Ordering::Relaxed);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+/// Between the batches of the load, so that a few accounts stand in each export.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Three kills of the exporter and one of the daemon in each round: `WATTSPAN_ROUNDS`, 5 by default.
 #[test]
@@ -250,8 +231,8 @@ fn each_stored_account_stands_once_in_the_files_over_kills_of_exporter_and_daemo
         let [one, two] = [0; 2].map(|_| daemon.client());
         std::thread::scope(|scope| {
             let answered = &answered;
-            scope.spawn(move || load(one, &format!("{round}a"), answered));
-            scope.spawn(move || load(two, &format!("{round}b"), answered));
+            scope.spawn(move || run_spans_until_it_ends(one, &format!("{round}a"), PAUSE, answered));
+            scope.spawn(move || run_spans_until_it_ends(two, &format!("{round}b"), PAUSE, answered));
             for kill in 0..3 {
                 let before = answered.load(Ordering::Relaxed);
                 wait_until("some are answered", || answered.load(Ordering::Relaxed) >= before + 8);

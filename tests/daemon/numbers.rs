@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, encode_call, get_u64, sleep_ms, wait_until};
+use crate::support::{
+    STEADY_MACHINE, TestClient, TestDaemon, encode_call, get_u64, run_spans_until_it_ends, sleep_ms,
+    wait_until,
+};
 use serde_json::{Value, json};
 
 fn run_spans(client: &mut TestClient, prefix: &str, count: usize) {
@@ -176,27 +179,6 @@ impl Consumed {
     }
 }
 
-/// Opens and closes spans until the daemon goes away, and counts the replies.
-fn load(mut client: TestClient, prefix: &str, answered: &AtomicUsize) {
-    for batch in 0.. {
-        let mut calls = Vec::new();
-        for at in 0..8 {
-            let span = format!("{prefix}-{batch}-{at}");
-            calls.extend(encode_call("OpenSpan", json!({ "span": span }), &["oneway"]));
-            calls.extend(encode_call("CloseSpan", json!({ "span": span, "wait_settled": true }), &[]));
-        }
-        if !client.send_raw(&calls) {
-            return;
-        }
-        for _ in 0..8 {
-            if client.receive().is_none() {
-                return;
-            }
-            answered.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// The number of kills is `WATTSPAN_ROUNDS`, 20 by default.
 #[test]
 fn a_consumer_sees_each_number_once_over_kills_of_the_daemon() {
@@ -211,8 +193,8 @@ fn a_consumer_sees_each_number_once_over_kills_of_the_daemon() {
         let [one, two, lists, stream] = [0; 4].map(|_| daemon.client());
         std::thread::scope(|scope| {
             let (by_list, by_stream, stop, answered) = (&mut by_list, &mut by_stream, &stop, &answered);
-            scope.spawn(move || load(one, &format!("{round}a"), answered));
-            scope.spawn(move || load(two, &format!("{round}b"), answered));
+            scope.spawn(move || run_spans_until_it_ends(one, &format!("{round}a"), Duration::ZERO, answered));
+            scope.spawn(move || run_spans_until_it_ends(two, &format!("{round}b"), Duration::ZERO, answered));
             scope.spawn(move || by_list.follow_lists(lists, stop));
             scope.spawn(move || by_stream.follow_stream(stream));
             // Every other round waits for its first replies, so that there are some even on a busy machine.

@@ -298,12 +298,7 @@ fn a_published_set_is_asked_with_its_options_and_its_settings_are_kept() {
         let arguments =
             ["run", "--without-meter", "--url", &url, "--model", "fine", "-q", &set, "--as", "mmlu-pro"];
         let rest = ["--extra-body", extra, "--warm-up", "0", "-o", out];
-        let output = Command::new(programs::wattspan())
-            .args(["--socket", "/nonexistent/meter", "ipw"])
-            .args(arguments.iter().chain(&rest))
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
+        let output = run_without_daemon(dir.path(), &[&arguments[..], &rest].concat());
         (output.status.success(), output_text(&output))
     };
     let (ended, text) = run(r#"{"top_p":0.9}"#, "a");
@@ -731,17 +726,19 @@ fn a_cut_off_answer_stays_wrong_when_it_is_scored_again() {
     assert_eq!(fixture.llm.requests(), before, "no judge is asked about an answer that is wrong");
 }
 
+/// Runs `wattspan ipw` where no daemon is.
+fn run_without_daemon(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(programs::wattspan());
+    command.args(["--socket", "/nonexistent/meter", "ipw"]).args(arguments).current_dir(dir);
+    command.output().unwrap()
+}
+
 #[test]
 fn a_command_scores_the_answers_and_what_it_gave_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let llm = LlmStub::start();
     let wattspan = |arguments: &[&str]| {
-        let output = Command::new(programs::wattspan())
-            .args(["--socket", "/nonexistent/meter", "ipw"])
-            .args(arguments)
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
+        let output = run_without_daemon(dir.path(), arguments);
         (output.status.success(), output_text(&output))
     };
     let url = llm.url();
@@ -783,12 +780,7 @@ fn scores_of_a_command_are_replaced_only_on_demand() {
     let dir = tempfile::tempdir().unwrap();
     let llm = LlmStub::start();
     let wattspan = |arguments: &[&str]| {
-        let output = Command::new(programs::wattspan())
-            .args(["--socket", "/nonexistent/meter", "ipw"])
-            .args(arguments)
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
+        let output = run_without_daemon(dir.path(), arguments);
         (output.status.code(), output_text(&output))
     };
     let ruled = serde_json::to_string(&question::built_in()[0]).unwrap();

@@ -12,6 +12,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -321,6 +322,33 @@ pub fn get_u64(of: &Value, name: &str) -> u64 {
 pub fn domain_row<'a>(rows: &'a Value, domain: &str) -> &'a Value {
     let named = |row: &&Value| row["domain"] == domain || row["name"] == domain;
     rows.as_array().unwrap().iter().find(named).unwrap_or_else(|| panic!("no {domain} in {rows}"))
+}
+
+/// Opens and closes spans in batches until the daemon goes away, with a pause after each, and counts the replies.
+pub fn run_spans_until_it_ends(
+    mut client: TestClient,
+    prefix: &str,
+    pause: Duration,
+    answered: &AtomicUsize,
+) {
+    for batch in 0.. {
+        let mut calls = Vec::new();
+        for at in 0..8 {
+            let span = format!("{prefix}-{batch}-{at}");
+            calls.extend(encode_call("OpenSpan", json!({ "span": span }), &["oneway"]));
+            calls.extend(encode_call("CloseSpan", json!({ "span": span, "wait_settled": true }), &[]));
+        }
+        if !client.send_raw(&calls) {
+            return;
+        }
+        for _ in 0..8 {
+            if client.receive().is_none() {
+                return;
+            }
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+        std::thread::sleep(pause);
+    }
 }
 
 /// Sleeps while the machine uses energy.
