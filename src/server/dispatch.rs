@@ -113,14 +113,7 @@ pub fn perform(
             CallOutcome::Answered(Err(error))
         };
     }
-    match route(service, caller, head, name, parameters) {
-        // No reply comes that would end the wait.
-        Ok(CallOutcome::Pending | CallOutcome::PendingQuery) if head.oneway => {
-            CallOutcome::Answered(Ok(Reply::EMPTY))
-        }
-        Ok(outcome) => outcome,
-        Err(error) => CallOutcome::Answered(Err(error)),
-    }
+    route(service, caller, head, name, parameters).unwrap_or_else(|error| CallOutcome::Answered(Err(error)))
 }
 
 impl ParameterSource for IncomingCall<'_> {
