@@ -227,7 +227,7 @@ impl ForwardScan {
     /// Notes a gap unless the user's account `latest`, the last one before the position of the scan, was read before the
     /// deletion. It is 0 for a user without accounts, and for one whose accounts were all deleted: the index forgets such a
     /// user. An account after the deletion that was not read (the filter has skipped its segment, or it is damaged) does not
-    /// tell what was before it. In doubt there is a gap, so that no account is passed silently.
+    /// show what was before it. In doubt there is a gap, so that no account is passed silently.
     fn resolve_deletion(&mut self, latest: i64) {
         if let Some(Deletion { after, first_id }) = self.passed.take()
             && !(1..=after).contains(&latest)
@@ -390,7 +390,7 @@ fn list_reply(accounts: &[u8], end: &ListEnd<'_>) -> Vec<u8> {
     reply
 }
 
-/// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: the index does not tell.
+/// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: unknown, because the block is absent or damaged.
 fn latest_of_user(database: &Database, uid: u32, segment: i64) -> Result<Option<i64>, ReadError> {
     let key = block_key(segment, HEADS);
     let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
