@@ -8,12 +8,16 @@
 //! little more than a minute.
 
 use std::io::{Read, Write};
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan, WatchSpans};
+
+mod daemon;
+
+use daemon::{Daemon, MANY_SPANS};
 
 /// Pairs of an opening and a close in one message, and their number in a round.
 const BATCH: usize = 32;
@@ -119,7 +123,7 @@ fn main() -> ExitCode {
 fn is_idle_work_over(spans: usize) -> bool {
     const QUIET: Duration = Duration::from_secs(12);
     const COUNTED_S: u64 = 10;
-    let daemon = Daemon::start(4, true);
+    let daemon = MeasuredDaemon::start(4, true);
     let held = daemon.open_many(spans);
     wait_for_the_journal(&daemon);
     std::thread::sleep(QUIET);
@@ -143,56 +147,34 @@ fn is_idle_work_over(spans: usize) -> bool {
 
 /// The memory of an open span with 4 domains, in a daemon without a store, whose queue depends on the speed of the disk.
 fn bytes_per_span(spans: usize) -> f64 {
-    let daemon = Daemon::start(4, false);
+    let daemon = MeasuredDaemon::start(4, false);
     let before = daemon.memory_bytes();
     let _held = daemon.open_many(spans);
     (daemon.memory_bytes() - before) / spans as f64
 }
 
-/// Its parent ends at once: a client's process share contains that of its children, and the daemon always runs.
-struct Daemon {
-    pid: rustix::process::Pid,
-    dir: tempfile::TempDir,
+/// A daemon whose work is measured.
+struct MeasuredDaemon(Daemon);
+
+impl Deref for MeasuredDaemon {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.0
+    }
 }
 
-impl Daemon {
+impl MeasuredDaemon {
     /// Starts a daemon on a machine of so many packages, without the surveys of their phases at the start.
     fn start(domains: usize, keeps: bool) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
         let domain = |number| {
             format!(
                 "[[domain]]\nname = \"package-{number}\"\nkind = \"package\"\nprofile = [[1.0, 80]]\n\
                  quantum_uj = 61\nceiling_w = 400\n"
             )
         };
-        std::fs::write(&machine, (0..domains).map(domain).collect::<String>()).expect("a file in it");
-        let limits = "open_spans = 131072\nspan_memory_bytes = 268435456\n";
-        std::fs::write(&config, format!("[limits]\n{limits}[ledger]\nkeep = {keeps}\n")).expect("a file");
-        let shell = Command::new("sh")
-            .args(["-c", r#""$0" "$@" >/dev/null 2>&1 & echo $!"#, env!("CARGO_BIN_EXE_wattspand")])
-            .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
-            .args(["--socket".as_ref(), dir.path().join("run/wattspan.sock").as_os_str()])
-            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
-            .output()
-            .expect("the daemon starts");
-        let pid = String::from_utf8_lossy(&shell.stdout).trim().parse().ok();
-        let pid = pid.and_then(rustix::process::Pid::from_raw).expect("the daemon's process");
-        let daemon = Self { pid, dir };
-        daemon.connect();
-        daemon
-    }
-
-    fn connect(&self) -> UnixStream {
-        let path: PathBuf = self.dir.path().join("run/wattspan.sock");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            match UnixStream::connect(&path) {
-                Ok(stream) => return stream,
-                Err(cause) if Instant::now() > deadline => panic!("no daemon: {cause}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
+        let machine: String = (0..domains).map(domain).collect();
+        Self(Daemon::start_detached(&machine, &format!("{MANY_SPANS}[ledger]\nkeep = {keeps}\n")))
     }
 
     /// CPU time so far of all threads but the samplers', whose work depends on time alone.
@@ -200,38 +182,8 @@ impl Daemon {
         self.cpu_ns(is_no_sampler)
     }
 
-    /// CPU time so far of the threads whose names are `wanted`.
     fn cpu_ns(&self, wanted: fn(&str) -> bool) -> f64 {
-        let ns = |task: PathBuf| {
-            let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<f64>().ok()
-        };
-        self.tasks(wanted).filter_map(ns).sum()
-    }
-
-    /// How often a thread whose name is `wanted` has waited so far.
-    fn wake_ups(&self, wanted: fn(&str) -> bool) -> f64 {
-        self.tasks(wanted).filter_map(|task| value_of(&task.join("status"), "voluntary_ctxt_switches:")).sum()
-    }
-
-    /// System calls so far that read.
-    fn read_calls(&self) -> f64 {
-        value_of(&self.proc_dir().join("io"), "syscr:").expect("a running daemon")
-    }
-
-    /// Memory that is no file's.
-    fn memory_bytes(&self) -> f64 {
-        1024.0 * value_of(&self.proc_dir().join("status"), "RssAnon:").expect("a running daemon")
-    }
-
-    fn proc_dir(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}", self.pid.as_raw_nonzero()))
-    }
-
-    fn tasks(&self, wanted: fn(&str) -> bool) -> impl Iterator<Item = PathBuf> {
-        let tasks = std::fs::read_dir(self.proc_dir().join("task")).expect("a running daemon");
-        let paths = tasks.filter_map(|task| Some(task.ok()?.path()));
-        paths.filter(move |task| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| wanted(&name)))
+        self.cpu_time(wanted).as_nanos() as f64
     }
 
     /// The smallest CPU time of an operation over the rounds; `run` returns the number of its operations.
@@ -273,22 +225,9 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
-    }
-}
-
 /// The samplers' work depends on time alone.
 fn is_no_sampler(thread: &str) -> bool {
     !thread.starts_with("sampler")
-}
-
-/// The number after a name in a file of `/proc`.
-fn value_of(file: &Path, name: &str) -> Option<f64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn encode<P: wattspan_client::protocol::Method + serde::Serialize>(parameters: P) -> Vec<u8> {
@@ -319,14 +258,14 @@ fn exchange(stream: &mut UnixStream, requests: &[u8], replies: usize) {
 }
 
 fn pair_beside_open_spans(spans: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
+    let daemon = MeasuredDaemon::start(4, true);
     let _held = daemon.open_many(spans);
     wait_for_the_journal(&daemon);
     daemon.pair_work_ns(effort)
 }
 
 fn idle_second(spans: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
+    let daemon = MeasuredDaemon::start(4, true);
     let _held = daemon.open_many(spans);
     wait_for_the_journal(&daemon);
     let brief = Effort { rounds: effort.rounds.div_ceil(2), ..*effort };
@@ -337,7 +276,7 @@ fn idle_second(spans: usize, effort: &Effort) -> f64 {
 }
 
 /// Each new span is written to the journal once, a second after it opened, in turns of 32 every 5 ms. Waits until these end.
-fn wait_for_the_journal(daemon: &Daemon) {
+fn wait_for_the_journal(daemon: &MeasuredDaemon) {
     std::thread::sleep(Duration::from_millis(1_500));
     let give_up = Instant::now() + Duration::from_secs(300);
     loop {
@@ -351,17 +290,17 @@ fn wait_for_the_journal(daemon: &Daemon) {
 }
 
 fn pair_over_domains(domains: usize, effort: &Effort) -> f64 {
-    Daemon::start(domains, true).pair_work_ns(effort)
+    MeasuredDaemon::start(domains, true).pair_work_ns(effort)
 }
 
 fn pair_beside_clients(clients: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
+    let daemon = MeasuredDaemon::start(4, true);
     let _clients: Vec<UnixStream> = (0..clients).map(|_| daemon.connect()).collect();
     daemon.pair_work_ns(effort)
 }
 
 fn pair_before_watchers(watchers: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(4, true);
+    let daemon = MeasuredDaemon::start(4, true);
     for _ in 0..watchers {
         let mut stream = daemon.connect();
         let mut request = Vec::new();
@@ -373,7 +312,7 @@ fn pair_before_watchers(watchers: usize, effort: &Effort) -> f64 {
 }
 
 fn search_of_accounts(accounts: usize, effort: &Effort) -> f64 {
-    let daemon = Daemon::start(1, true);
+    let daemon = MeasuredDaemon::start(1, true);
     let mut stream = daemon.connect();
     for from in (0..accounts).step_by(BATCH) {
         let spans = from..accounts.min(from + BATCH);
