@@ -3,7 +3,7 @@
 //! Names are indexed by hash in blocks, one set of blocks per segment of IDs. The open segment is in memory and is
 //! read from the accounts at a start; a full segment is written and never changes. Each block has a checksum, and
 //! each full segment has all its blocks: a name in no block is in no account, and a block that is missing or unsound
-//! is damage, not an absence.
+//! is damage, not an absence. The writer's index records its changes as an [`IndexUpdate`], from which a reader keeps a copy.
 
 use std::collections::{HashMap, HashSet};
 
@@ -137,13 +137,119 @@ pub(super) struct AccountIndex {
     pub heads_known: bool,
     /// In the order of IDs.
     pub gaps: Vec<Gap>,
+    /// The changes since the last [`Self::take_update`].
+    changes: IndexUpdate,
+}
+
+/// Changes of an index, which make a copy of its earlier state equal to it.
+#[derive(Debug, Default)]
+pub(super) struct IndexUpdate {
+    /// The earlier state does not matter: the database was opened.
+    replaces: bool,
+    /// The open segment was sealed, while this was the first ID; what follows belongs to the next one.
+    sealed_at: Option<i64>,
+    entries: Vec<NameEntry>,
+    values: Vec<u32>,
+    heads: HashMap<u32, i64>,
+    /// 0 in an update without changes.
+    first_id: i64,
+    last_id: i64,
+    heads_known: bool,
+    gaps: Vec<Gap>,
+}
+
+impl IndexUpdate {
+    /// Takes the changes, if there are any since the last call.
+    pub fn take(&mut self) -> Option<Self> {
+        (self.first_id > 0).then(|| std::mem::take(self))
+    }
+
+    /// Adds later changes. Those of a segment that is sealed now are dropped, so that the size stays that of one segment.
+    pub fn merge(&mut self, later: Self) {
+        if later.replaces {
+            *self = later;
+            return;
+        }
+        if let Some(first_id) = later.sealed_at {
+            self.seal(first_id);
+        }
+        self.entries.extend(later.entries);
+        self.values.extend(later.values);
+        self.heads.extend(later.heads);
+        (self.first_id, self.last_id) = (later.first_id, later.last_id);
+        (self.heads_known, self.gaps) = (later.heads_known, later.gaps);
+    }
+
+    fn seal(&mut self, first_id: i64) {
+        self.sealed_at = Some(first_id);
+        self.entries.clear();
+        self.values.clear();
+        self.heads.retain(|_, id| *id >= first_id);
+    }
 }
 
 impl AccountIndex {
     pub fn empty() -> Self {
         let (heads, gaps) = (HashMap::new(), Vec::new());
         let (open_segment, open_values) = (OpenSegment::new(), HashSet::new());
-        Self { first_id: 1, last_id: 0, open_segment, open_values, heads, heads_known: true, gaps }
+        let changes = IndexUpdate::default();
+        Self { first_id: 1, last_id: 0, open_segment, open_values, heads, heads_known: true, gaps, changes }
+    }
+
+    /// The changes since the last call.
+    pub fn take_update(&mut self) -> IndexUpdate {
+        let (first_id, last_id, heads_known) = (self.first_id, self.last_id, self.heads_known);
+        let gaps = self.gaps.clone();
+        IndexUpdate { first_id, last_id, heads_known, gaps, ..std::mem::take(&mut self.changes) }
+    }
+
+    /// An update that replaces the state of any copy by this one.
+    pub fn full_update(&mut self) -> IndexUpdate {
+        self.changes = IndexUpdate {
+            replaces: true,
+            entries: self.open_segment.clone(),
+            values: self.open_values.iter().copied().collect(),
+            heads: self.heads.clone(),
+            ..IndexUpdate::default()
+        };
+        self.take_update()
+    }
+
+    /// Applies an update of the index that this one is a copy of.
+    pub fn apply(&mut self, update: IndexUpdate) {
+        if update.replaces {
+            *self = Self::empty();
+        }
+        if let Some(first_id) = update.sealed_at {
+            self.open_segment.clear();
+            self.open_values.clear();
+            self.heads.retain(|_, id| *id >= first_id);
+        }
+        self.open_segment.extend(update.entries);
+        self.open_values.extend(update.values);
+        self.heads.extend(update.heads);
+        (self.first_id, self.last_id) = (update.first_id, update.last_id);
+        (self.heads_known, self.gaps) = (update.heads_known, update.gaps);
+    }
+
+    /// Removes what is below this ID, which retention has deleted.
+    pub fn set_first_id(&mut self, first_id: i64) {
+        self.first_id = first_id;
+        self.gaps.retain(|gap| gap.last >= first_id);
+    }
+
+    /// Takes the names and the filter of the open segment, which is full.
+    pub fn seal(&mut self) -> (OpenSegment, HashSet<u32>) {
+        self.changes.seal(self.first_id);
+        self.heads.retain(|_, id| *id >= self.first_id);
+        (std::mem::take(&mut self.open_segment), std::mem::take(&mut self.open_values))
+    }
+
+    /// Adds a value to the filter of the open segment.
+    pub fn add_value(&mut self, hash: u32) {
+        if self.open_values.insert(hash) {
+            self.changes.values.push(hash);
+        }
     }
 
     /// The highest gap with an ID in `from..=to`.
@@ -155,6 +261,8 @@ impl AccountIndex {
         let id = self.last_id + 1;
         self.last_id = id;
         self.open_segment.push(NameEntry { hash, uid, id });
+        self.changes.entries.push(NameEntry { hash, uid, id });
+        self.changes.heads.insert(uid, id);
         let unknown = if self.heads_known { 0 } else { id - 1 };
         (id, self.heads.insert(uid, id).unwrap_or(unknown))
     }
@@ -261,5 +369,53 @@ mod tests {
             decode_heads(strip_checksum(block_key(7, HEADS), &encode_heads(7, &heads)).unwrap()),
             heads
         );
+    }
+
+    /// The state that a reader uses.
+    fn state(index: &AccountIndex) -> impl PartialEq + std::fmt::Debug {
+        let mut values: Vec<u32> = index.open_values.iter().copied().collect();
+        values.sort_unstable();
+        let AccountIndex { first_id, last_id, open_segment, heads, heads_known, gaps, .. } = index;
+        (*first_id, *last_id, open_segment.clone(), values, heads.clone(), *heads_known, gaps.clone())
+    }
+
+    #[test]
+    fn a_copy_follows_updates_one_by_one_and_merged() {
+        let mut index = AccountIndex::empty();
+        for uid in 0..10 {
+            index.append(uid, uid);
+        }
+        let [mut direct, mut merged] = [AccountIndex::empty(), AccountIndex::empty()];
+        direct.apply(index.full_update());
+        let mut waiting = index.full_update();
+        for round in 0_u32..2000 {
+            let random = name_hash(&round.to_le_bytes());
+            match random % 16 {
+                0 => drop(index.seal()),
+                1 => index.set_first_id(index.first_id.max(index.last_id - i64::from(random >> 8 & 7))),
+                2 => {
+                    let id = index.last_id + 1;
+                    index.gaps.push(Gap { first: id, last: id, since_s: 0, until_s: 0, running_s: 0 });
+                    index.last_id = id;
+                }
+                3 => index.heads_known = random & 64 > 0,
+                4 => waiting.merge(index.full_update()),
+                _ => {
+                    index.append(random >> 8 & 7, random);
+                    index.add_value(random >> 16 & 31);
+                }
+            }
+            if random >> 28 == 0 {
+                waiting.take().into_iter().for_each(|update| merged.apply(update));
+            }
+            if random & 32 > 0 {
+                waiting.merge(index.take_update());
+            }
+        }
+        waiting.merge(index.take_update());
+        merged.apply(waiting);
+        assert!(state(&merged) == state(&index), "{merged:?} {index:?}");
+        direct.apply(index.full_update());
+        assert!(state(&direct) == state(&index));
     }
 }

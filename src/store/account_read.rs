@@ -12,7 +12,7 @@ use super::schema::DatabaseError;
 /// The maximum number of rows that one query reads.
 pub(super) const MAX_ROWS_READ: usize = 16_384;
 
-/// The maximum number of rows or skipped segments of one turn, after which a waiting commit goes first.
+/// The maximum number of rows or skipped segments of one turn. A reset of the write-ahead log waits for the turn.
 pub(super) const ROWS_PER_TURN: usize = 256;
 
 /// The conditions for an account to be listed; all of them apply.

@@ -90,6 +90,10 @@ impl LayoutTable {
         Ok(layouts)
     }
 
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
     fn insert(&mut self, id: i64, domains: Arc<[u8]>) {
         self.by_id.insert(id, Arc::clone(&domains));
         self.ids.insert(domains, id);
@@ -154,7 +158,8 @@ impl<'a> TransactionWriter<'a> {
         let layout = self.layout_value(columns.layout)?;
         let (id, previous) =
             self.index.append(columns.uid, account_index::name_hash(name_bytes(columns.span)));
-        segment_filter::add_values(&mut self.index.open_values, columns.uid, columns.name, columns.figures);
+        let add = |hash| self.index.add_value(hash);
+        segment_filter::add_values(add, columns.uid, columns.name, columns.figures);
         let CommitTime { kept_s, running_s } = self.commit_time;
         let crc = columns.checksum(&[id, kept_s, running_s, previous]);
         let span = ToSqlOutput::Borrowed(columns.span);
@@ -200,15 +205,14 @@ impl<'a> TransactionWriter<'a> {
     fn seal_segment(&mut self, segment: i64) -> rusqlite::Result<()> {
         let index = &mut *self.index;
         let mut insert = self.transaction.prepare("INSERT OR REPLACE INTO block VALUES (?1, ?2)")?;
-        let names = std::mem::take(&mut index.open_segment);
+        let (names, values) = index.seal();
         for (block, bucket) in account_index::encode_blocks(segment, &names).into_iter().zip(0..) {
             insert.execute(params![account_index::block_key(segment, bucket), block])?;
         }
-        for (key, block) in segment_filter::encode_filter(segment, &std::mem::take(&mut index.open_values)) {
+        for (key, block) in segment_filter::encode_filter(segment, &values) {
             insert.execute(params![key, block])?;
         }
         if index.heads_known {
-            index.heads.retain(|_, id| *id >= index.first_id);
             let heads = account_index::encode_heads(segment, &index.heads);
             insert.execute(params![account_index::block_key(segment, HEADS), heads])?;
         }

@@ -6,10 +6,15 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::account_index::{self, AccountIndex, Gap, HEADS, NameEntry, segment_of, segment_start};
+use super::account_index::{
+    self, AccountIndex, Gap, HEADS, IndexUpdate, NameEntry, segment_of, segment_start,
+};
 use super::account_record::{self, AccountIdentity};
 use super::account_table::{
     ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable, SpanName, TransactionWriter, decode_span_name,
@@ -43,6 +48,7 @@ pub(super) struct Database {
     filter_build: Option<FilterBuild>,
     /// Descriptions of the gaps found while opening the database.
     pub new_gaps: Vec<String>,
+    wal_pages: Arc<AtomicUsize>,
 }
 
 impl Database {
@@ -76,6 +82,7 @@ impl Database {
             opened_running_s,
             filter_build: None,
             new_gaps,
+            wal_pages: Arc::default(),
         };
         database.load_index()?;
         if migration::migrate(&mut database.connection, &mut database.layouts, &mut database.index, now)? {
@@ -84,6 +91,7 @@ impl Database {
         database.detect_lost_tail(&mark_contents, schema_version == SCHEMA_VERSION, now)?;
         database.write_mark()?;
         database.filter_build = Some(FilterBuild::new(segment_of(database.index.last_id + 1)));
+        database.count_wal_pages()?;
         Ok(database)
     }
 
@@ -215,24 +223,30 @@ impl Database {
         (!gaps.is_empty()).then(|| gaps.join("; "))
     }
 
-    /// Reads and converts the row of an account; `None` if the row is missing or damaged.
-    pub fn read_row<T>(
-        &self,
-        statement: &mut rusqlite::Statement<'_>,
-        id: i64,
-        convert: impl FnOnce(&AccountRow<'_>) -> Option<T>,
-    ) -> Result<Option<T>, DatabaseError> {
-        let found = (|| {
-            let mut rows = statement.query([id])?;
-            Ok(rows
-                .next()?
-                .and_then(|row| AccountRow::read(row, &self.layouts))
-                .and_then(|stored| convert(&stored)))
-        })();
-        match found.map_err(DatabaseError::Sqlite) {
-            Err(error) if error.is_corruption() => Ok(None),
-            found => found,
-        }
+    /// The number of pages in the write-ahead log, as of the last commit.
+    pub fn wal_pages(&self) -> usize {
+        self.wal_pages.load(Ordering::Relaxed)
+    }
+
+    /// Copies the write-ahead log to the database file. If no read transaction began before the last commit, the next commit
+    /// begins at the start of the log.
+    pub fn checkpoint(&self) -> Result<(), DatabaseError> {
+        Ok(self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
+    }
+
+    /// The changes of the index since the last call.
+    pub fn take_index_update(&mut self) -> (IndexUpdate, usize) {
+        (self.index.take_update(), self.layouts.len())
+    }
+
+    /// Notes the length of the write-ahead log after each commit. This ends the automatic checkpoints of SQLite.
+    fn count_wal_pages(&mut self) -> Result<(), DatabaseError> {
+        let counter = Arc::clone(&self.wal_pages);
+        let count = move |_: &mut Wal, pages: i32| {
+            counter.store(pages.unsigned_abs() as usize, Ordering::Relaxed);
+            Ok(())
+        };
+        Ok(self.connection.wal_hook(Some(count))?)
     }
 
     /// Loads the part of the index that is kept in memory: the range of IDs, the gaps, the open segment and the heads.
@@ -319,7 +333,7 @@ impl Database {
             let hash = account_index::name_hash(name_bytes(columns.span));
             index.open_segment.push(NameEntry { hash, uid: columns.uid, id });
             let AccountColumns { uid, name, figures, .. } = columns;
-            segment_filter::add_values(&mut index.open_values, uid, name, figures);
+            segment_filter::add_values(|hash| index.add_value(hash), uid, name, figures);
             index.heads.insert(columns.uid, id);
         }
         drop(rows);

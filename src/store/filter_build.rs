@@ -55,7 +55,10 @@ impl FilterBuild {
         let mut count = 0;
         while let Some(row) = rows.next()? {
             let Some(stored) = AccountRow::read(row, layouts) else { break };
-            add_values(&mut self.values, stored.columns.uid, stored.columns.name, stored.columns.figures);
+            let add = |hash| {
+                self.values.insert(hash);
+            };
+            add_values(add, stored.columns.uid, stored.columns.name, stored.columns.figures);
             count += 1;
         }
         drop(rows);

@@ -1,4 +1,4 @@
-//! The accounts after a position, in the order of their numbers, encoded for the client on the store's thread.
+//! The accounts after a position, in the order of their numbers, encoded for the client on the thread for queries.
 //!
 //! Invariants: between the position of the query and that of the result, each number has an account that is returned, an
 //! account that does not match the filter, or a gap. A caller that sees one user's accounts gets positions that are encrypted
@@ -13,8 +13,8 @@ use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodReply, WatchedSpan};
 use super::account_index::{self, HEADS, NameEntry, block_key, segment_of, segment_start};
 use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
 use super::account_table::ACCOUNT_COLUMNS;
-use super::database::Database;
 use super::database_identity::{DatabaseId, DatabaseIdentity};
+use super::read_view::ReadView;
 use super::schema::DatabaseError;
 use super::segment_filter;
 
@@ -77,7 +77,7 @@ struct ListEnd<'a> {
     database: String,
 }
 
-/// A query that runs in turns, between which accounts are written.
+/// A query that runs in turns.
 #[derive(Debug)]
 pub(super) struct ForwardScan {
     query: ForwardQuery,
@@ -113,7 +113,7 @@ impl ForwardScan {
     ///
     /// # Errors
     /// The position or the database of the query is not one of this database.
-    pub fn begin(mut query: ForwardQuery, database: &Database) -> Result<Self, ReadError> {
+    pub fn begin(mut query: ForwardQuery, database: &ReadView<'_>) -> Result<Self, ReadError> {
         let identity = database.identity;
         if query.database.is_some_and(|id| id != identity.id) {
             let reason = format!("is not the present database, which is {}; begin at 0 there", identity.id);
@@ -152,7 +152,7 @@ impl ForwardScan {
     }
 
     /// Considers at most [`ROWS_PER_TURN`] rows or ranges; returns the result at the end.
-    pub fn run_turn(&mut self, database: &Database) -> Result<Option<ForwardReply>, ReadError> {
+    pub fn run_turn(&mut self, database: &ReadView<'_>) -> Result<Option<ForwardReply>, ReadError> {
         if database.identity.id != self.identity.id {
             let reason = "was replaced during the call; call again".to_owned();
             return Err(ReadError::Invalid { field: "database", reason });
@@ -170,7 +170,7 @@ impl ForwardScan {
     }
 
     /// Considers one account, or a range of IDs without one.
-    fn step(&mut self, database: &Database, row: &mut Statement<'_>) -> Result<(), ReadError> {
+    fn step(&mut self, database: &ReadView<'_>, row: &mut Statement<'_>) -> Result<(), ReadError> {
         let index = &database.index;
         if self.next < index.first_id {
             self.skip_deleted(index.first_id);
@@ -237,7 +237,7 @@ impl ForwardScan {
     }
 
     /// Looks up the IDs from `next` to the end of its segment that may match.
-    fn look_up(&mut self, database: &Database) -> Result<(), ReadError> {
+    fn look_up(&mut self, database: &ReadView<'_>) -> Result<(), ReadError> {
         let index = &database.index;
         let segment = segment_of(self.next);
         let is_open = segment == segment_of(index.last_id + 1);
@@ -248,7 +248,7 @@ impl ForwardScan {
         let may_contain = match is_open {
             _ if searched.is_empty() => true,
             true => searched.iter().all(|hash| index.open_values.contains(hash)),
-            false => segment_filter::may_contain(&database.connection, segment, &searched)?,
+            false => segment_filter::may_contain(database.connection, segment, &searched)?,
         };
         match *uid {
             _ if !may_contain => {}
@@ -275,7 +275,7 @@ impl ForwardScan {
     /// Adds one account of the user's chain to the candidates.
     fn follow_chain(
         &mut self,
-        database: &Database,
+        database: &ReadView<'_>,
         row: &mut Statement<'_>,
         id: i64,
     ) -> Result<(), ReadError> {
@@ -356,7 +356,7 @@ impl ForwardScan {
         self.query.uid.filter(|_| number > 0).map_or(number, |uid| self.identity.cipher.encrypt(uid, number))
     }
 
-    fn finish(&mut self, database: &Database) -> ForwardReply {
+    fn finish(&mut self, database: &ReadView<'_>) -> ForwardReply {
         let at_end = self.next > database.index.last_id;
         if let Some(uid) = self.query.uid {
             self.resolve_deletion(database.index.heads.get(&uid).copied().unwrap_or(0));
@@ -391,7 +391,7 @@ fn list_reply(accounts: &[u8], end: &ListEnd<'_>) -> Vec<u8> {
 }
 
 /// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: unknown, because the block is absent or damaged.
-fn latest_of_user(database: &Database, uid: u32, segment: i64) -> Result<Option<i64>, ReadError> {
+fn latest_of_user(database: &ReadView<'_>, uid: u32, segment: i64) -> Result<Option<i64>, ReadError> {
     let key = block_key(segment, HEADS);
     let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
     let stored = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();

@@ -3,9 +3,11 @@
 //! ```text
 //! service ─► batch ─► writer thread ─► database
 //! never waits  packed   many to a commit  SQLite
+//!   └─────► query ──► query thread ───────┘
+//!                       in turns, read transactions
 //! ```
 //!
-//! One thread does all disk access; no caller waits for it. An appended account gets a sequence number, and is on
+//! Two threads do all disk access; no caller waits for them. An appended account gets a sequence number, and is on
 //! disk once `Store::committed` has reached that number. If the disk is full, read-only, broken or slow, the store
 //! reports that it is failing, retries, and writes the waiting accounts later. Its memory is bounded: an account that
 //! finds no room is refused and never reported as durable.
@@ -26,6 +28,9 @@ mod journal_clock;
 mod migration;
 mod position_cipher;
 mod query;
+mod query_thread;
+mod read_access;
+mod read_view;
 mod retention;
 mod retention_state;
 mod schema;
@@ -36,13 +41,14 @@ mod state_dir;
 mod time;
 mod writer_thread;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 pub use account_read::Filter;
 pub use database_identity::DatabaseId;
@@ -58,7 +64,9 @@ use wattspan_client::account::Account;
 
 use crate::attribution::clock_record::ShareBasis;
 use batch::{Batch, LayoutCache, WriteOp};
-use shared::{NumberedResult, StoreShared, WorkSender, work_queue};
+use query_thread::{NumberedResult, QueryThread, SubmittedQuery};
+use read_access::ReadAccess;
+use shared::{StoreShared, WorkSender, work_queue};
 use writer_thread::WriterThread;
 
 /// The maximum number of queries that wait for a result.
@@ -74,30 +82,49 @@ pub struct Store {
     not_kept: u64,
     results: Receiver<NumberedResult>,
     /// `None` after the shutdown.
-    writer: Option<WriterHandle>,
+    threads: Option<StoreThreads>,
 }
 
-/// The running thread of the store.
-struct WriterHandle {
+/// The running threads of the store.
+struct StoreThreads {
     work: WorkSender,
-    thread: JoinHandle<()>,
-    /// A channel that closes when the thread ends.
+    queries: Sender<SubmittedQuery>,
+    /// The writer ends last.
+    writer: JoinHandle<()>,
+    /// A channel that closes when the writer ends.
     ended: Receiver<Infallible>,
 }
 
 impl Store {
-    /// Starts the store's thread; `log` is called at each change of state. A directory that cannot be used is such a
-    /// state, not an error: the thread retries.
+    /// Starts the store's threads; `log` is called at each change of state. A directory that cannot be used is such a
+    /// state, not an error: the writer retries.
     ///
     /// # Errors
-    /// The thread cannot be created.
+    /// A thread cannot be created.
     pub fn start(settings: StoreSettings, log: fn(&str)) -> io::Result<Self> {
-        let shared = Arc::new(StoreShared::default());
-        let (work, receiver) = work_queue();
+        let (shared, access) = (Arc::new(StoreShared::default()), Arc::new(ReadAccess::default()));
         let (result_sender, results) = unbounded();
+        // Unbounded: `submit_query` limits the number. A bounded channel of so many queries allocates 4 MB in advance.
+        let (queries, submitted) = unbounded();
+        let (queries_alive, queries_ended) = bounded(0);
+        let query_thread = QueryThread {
+            access: Arc::clone(&access),
+            shared: Arc::clone(&shared),
+            queries: submitted,
+            results: result_sender,
+            directory: settings.directory.clone(),
+            log,
+            running: VecDeque::new(),
+        };
+        thread::Builder::new().name("store-queries".into()).spawn(move || {
+            let _alive = queries_alive;
+            query_thread.run();
+        })?;
+        let (work, receiver) = work_queue();
         let (alive, ended) = bounded(0);
-        let writer = WriterThread::new(Arc::clone(&shared), receiver, result_sender, settings.clone(), log);
-        let thread = thread::Builder::new().name("store".into()).spawn(move || {
+        let writer =
+            WriterThread::new(Arc::clone(&shared), receiver, access, queries_ended, settings.clone(), log);
+        let writer = thread::Builder::new().name("store".into()).spawn(move || {
             // Dropped when the thread ends, after the files are closed, and also by a panic.
             let _alive = alive;
             writer.run();
@@ -110,7 +137,7 @@ impl Store {
             last_number: 0,
             not_kept: 0,
             results,
-            writer: Some(WriterHandle { work, thread, ended }),
+            threads: Some(StoreThreads { work, queries, writer, ended }),
         })
     }
 
@@ -174,18 +201,24 @@ impl Store {
 
     /// Passes the batch to the store's thread; cheap if the batch is empty.
     pub fn flush(&mut self) {
-        let Some(writer) = self.writer.as_ref().filter(|_| !self.batch.is_empty()) else { return };
+        let Some(threads) = self.threads.as_ref().filter(|_| !self.batch.is_empty()) else { return };
         let mut batch = std::mem::take(&mut self.batch);
         batch.last_number = self.last_number;
         self.shared.add_waiting_bytes(batch.memory_bytes());
-        writer.work.push_batch(batch);
+        threads.work.push_batch(batch);
     }
 
     /// Submits a query; its result carries the same `number`. The query sees every account appended before it. Returns
     /// false if too many queries wait.
     pub fn submit_query(&mut self, number: u64, query: StoreQuery) -> bool {
         self.flush();
-        self.writer.as_ref().is_some_and(|writer| writer.work.push_query(number, query, MAX_PENDING_QUERIES))
+        let Some(threads) = &self.threads else { return false };
+        let appended = self.last_number;
+        if self.committed() < appended {
+            threads.work.request_commit();
+        }
+        let submitted = SubmittedQuery { number, query, appended };
+        threads.queries.len() < MAX_PENDING_QUERIES && threads.queries.send(submitted).is_ok()
     }
 
     /// The last sequence number on disk: every account up to it is stored.
@@ -217,14 +250,14 @@ impl Store {
         health
     }
 
-    /// Writes all appended accounts and ends the thread; returns without it if that takes longer than `timeout`.
+    /// Writes all appended accounts and ends the threads; returns without it if that takes longer than `timeout`.
     pub fn shutdown(&mut self, timeout: Duration) {
         self.flush();
-        let Some(WriterHandle { work, thread, ended }) = self.writer.take() else { return };
-        drop(work);
+        let Some(StoreThreads { work, queries, writer, ended }) = self.threads.take() else { return };
+        drop((work, queries));
         if ended.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected) {
             // A panic of the thread was reported by the panic hook.
-            let _ = thread.join();
+            let _ = writer.join();
         }
     }
 

@@ -1,7 +1,6 @@
 //! Queries over stored accounts: one span by its name, or the latest that match a filter.
 //!
-//! One query reads a bounded number of rows, so that it delays commits only briefly; a list that ends early returns a
-//! cursor. The query contains the users whose accounts may be returned. Invariant: damaged or lost accounts are never
+//! One query reads a bounded number of rows, and each of its turns fewer; a list that ends early returns a cursor. The query contains the users whose accounts may be returned. Invariant: damaged or lost accounts are never
 //! skipped silently. A list ends before them, and fails if they come first.
 
 use rusqlite::{OptionalExtension, Statement};
@@ -10,8 +9,8 @@ use wattspan_client::account::Account;
 use super::account_index::{self, Damage, block_key, bucket, segment_of, segment_start};
 use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, name_bytes};
-use super::database::Database;
 use super::forward_scan::{ForwardQuery, ForwardReply, ForwardScan};
+use super::read_view::ReadView;
 use super::schema::DatabaseError;
 use super::segment_filter;
 
@@ -90,7 +89,7 @@ struct ListedRow {
     account: Option<Account>,
 }
 
-/// A query that runs in turns, between which accounts are written.
+/// A query that runs in turns.
 #[derive(Debug)]
 pub(super) struct RunningQuery {
     pub(super) query: StoreQuery,
@@ -109,7 +108,7 @@ impl RunningQuery {
     }
 
     /// Reads at most [`ROWS_PER_TURN`] rows; returns the result at the end.
-    pub(super) fn run_turn(&mut self, database: &Database) -> Result<Option<QueryResult>, ReadError> {
+    pub(super) fn run_turn(&mut self, database: &ReadView<'_>) -> Result<Option<QueryResult>, ReadError> {
         let list = match &self.query {
             StoreQuery::Span { uid, all_users, span } => {
                 let mut lookup = NameLookup::new(database)?;
@@ -187,7 +186,7 @@ impl RunningQuery {
 
 /// A scan of accounts in descending order of IDs; a scan of one user follows the `previous` links.
 struct AccountScan<'a> {
-    database: &'a Database,
+    database: &'a ReadView<'a>,
     row: Statement<'a>,
     uid: Option<u32>,
     /// The ID to read next.
@@ -200,7 +199,7 @@ struct AccountScan<'a> {
 
 impl<'a> AccountScan<'a> {
     /// Starts before the ID `before`, or at the last account.
-    fn new(database: &'a Database, uid: Option<u32>, before: Option<u64>) -> rusqlite::Result<Self> {
+    fn new(database: &'a ReadView<'a>, uid: Option<u32>, before: Option<u64>) -> rusqlite::Result<Self> {
         let index = &database.index;
         let row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
         let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
@@ -244,7 +243,7 @@ impl<'a> AccountScan<'a> {
         let may_contain = if segment == segment_of(index.last_id + 1) {
             searched.iter().all(|hash| index.open_values.contains(hash))
         } else {
-            segment_filter::may_contain(&self.database.connection, segment, searched)?
+            segment_filter::may_contain(self.database.connection, segment, searched)?
         };
         if may_contain {
             return Ok(false);
@@ -276,13 +275,13 @@ impl<'a> AccountScan<'a> {
 
 /// A look-up by name, with its statements.
 struct NameLookup<'a> {
-    database: &'a Database,
+    database: &'a ReadView<'a>,
     row: Statement<'a>,
     block: Statement<'a>,
 }
 
 impl<'a> NameLookup<'a> {
-    fn new(database: &'a Database) -> rusqlite::Result<Self> {
+    fn new(database: &'a ReadView<'a>) -> rusqlite::Result<Self> {
         let row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
         let block = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
         Ok(Self { database, row, block })
@@ -371,16 +370,23 @@ pub(super) mod tests {
     use rusqlite::StatementStatus;
 
     use super::super::account_record::tests::account;
+    use super::super::database::Database;
     use super::super::high_water_mark::MarkFile;
     use super::super::time::ClockReading;
     use super::super::{Store, StoreSettings, SyncMode, state_dir};
     use super::*;
 
+    /// What a query on the writer's own connection reads.
+    fn view(database: &Database) -> ReadView<'_> {
+        let Database { connection, identity, layouts, index, .. } = database;
+        ReadView { connection, identity: *identity, layouts, index }
+    }
+
     /// Runs a query to its end.
     pub fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult, ReadError> {
         let mut running = RunningQuery::new(query.clone());
         loop {
-            if let Some(result) = running.run_turn(database)? {
+            if let Some(result) = running.run_turn(&view(database))? {
                 return Ok(result);
             }
         }
@@ -429,7 +435,8 @@ pub(super) mod tests {
 
     /// The cost of a look-up in SQLite: virtual machine steps, and runs of statements.
     fn lookup_cost(database: &Database, span: &str) -> (bool, [i32; 2]) {
-        let mut lookup = NameLookup::new(database).unwrap();
+        let view = view(database);
+        let mut lookup = NameLookup::new(&view).unwrap();
         let found = lookup.latest(span, Some(OWN)).unwrap();
         let sum = |of| [&lookup.row, &lookup.block].iter().map(|statement| statement.get_status(of)).sum();
         (found.is_some(), [sum(StatementStatus::VmStep), sum(StatementStatus::Run)])
@@ -459,7 +466,7 @@ pub(super) mod tests {
         let mut running = RunningQuery::new(query);
         for turn in 1.. {
             let rows_before = running.rows_read;
-            let result = running.run_turn(database).unwrap();
+            let result = running.run_turn(&view(database)).unwrap();
             assert!(running.rows_read - rows_before <= ROWS_PER_TURN, "a commit waits for one turn");
             if let Some(result) = result {
                 return (turn, running.rows_read, result);

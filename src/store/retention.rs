@@ -130,8 +130,7 @@ fn delete_below(database: &mut Database, next: i64) -> Result<(), DatabaseError>
     database.retention.first = next;
     database.retention.save(&transaction)?;
     transaction.commit()?;
-    database.index.first_id = next;
-    database.index.gaps.retain(|gap| gap.last >= next);
+    database.index.set_first_id(next);
     Ok(())
 }
 

@@ -53,6 +53,8 @@ pub(super) enum DatabaseError {
     SchemaMismatch,
     #[error("ledger.mark beside it cannot be read or written: {0}")]
     MarkFile(#[from] io::Error),
+    #[error("{0}")]
+    File(io::Error),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -101,7 +103,6 @@ pub(super) fn open_connection(
 
 /// Opens a connection that only reads, while the one that writes is open. A read transaction sees the commits before its
 /// begin. While it lasts, the write-ahead log cannot be reset and grows with each commit: keep it short.
-#[allow(dead_code)] // The next change uses it.
 pub(super) fn open_read_connection(file: &Path) -> Result<Connection, DatabaseError> {
     // Not SQLITE_OPEN_READ_ONLY: with it `unix-excl` sets locks of its own, which replace the exclusive one of this process.
     let connection = open_exclusively(file)?;

@@ -32,11 +32,11 @@ fn filter_block(hash: u32) -> u32 {
     FIRST_FILTER_BLOCK + (hash >> (u32::BITS - FILTER_BLOCKS.ilog2()))
 }
 
-/// Adds the hashes of an account's name and model, from its stored columns.
-pub(super) fn add_values(values: &mut HashSet<u32>, uid: u32, name: &str, figures: &[u8]) {
+/// Passes on the hashes of an account's name and model, from its stored columns.
+pub(super) fn add_values(mut add_hash: impl FnMut(u32), uid: u32, name: &str, figures: &[u8]) {
     let mut add = |field: &str, value: &[u8]| {
-        values.insert(value_hash(None, field, value));
-        values.insert(value_hash(Some(uid), field, value));
+        add_hash(value_hash(None, field, value));
+        add_hash(value_hash(Some(uid), field, value));
     };
     add("", name.as_bytes());
     for attribute in MODEL_ATTRIBUTES {

@@ -1,19 +1,18 @@
-//! The queue of work for the store's thread, and the state that both threads share.
+//! The queue of batches for the store's thread, and the state that it shares with the service and the queries.
 //!
-//! Invariant: the service's thread never waits for the store's. The only lock protects `Health`, and no thread holds it
-//! during disk access.
+//! Invariant: the service's thread never waits for the store's. The locks protect `Health` and `LossReports`, and no thread
+//! holds them during disk access.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use super::batch::Batch;
 use super::database_identity::DatabaseId;
 use super::forecast::RetentionForecast;
-use super::query::{QueryError, QueryResult, StoreQuery};
 
 /// How long a commit may be delayed for more accounts while no caller waits for it.
 const COMMIT_DELAY: Duration = Duration::from_millis(10);
@@ -37,37 +36,29 @@ pub struct Health {
     pub database: Option<DatabaseId>,
 }
 
-/// A query with the number that its result will carry.
-pub(super) type NumberedQuery = (u64, StoreQuery);
-
-/// The result of a query with the query's number.
-pub(super) type NumberedResult = (u64, Result<QueryResult, QueryError>);
-
 /// The service's side of the queue. Dropping it requests the end of the store's thread.
 pub(super) struct WorkSender {
-    // Unbounded channels: `Store::append` limits the bytes of the batches, and `push_query` the number of queries. A
-    // bounded channel of so many queries allocates 4 MB in advance.
+    // Unbounded: `Store::append` limits the bytes of the batches.
     batches: Sender<Batch>,
-    queries: Sender<NumberedQuery>,
     urgent: Sender<()>,
+    requested: Sender<()>,
 }
 
 /// The store's thread's side of the queue.
 pub(super) struct WorkReceiver {
     batches: Receiver<Batch>,
-    queries: Receiver<NumberedQuery>,
     /// A message here ends the delay of a commit; one that waits is enough.
     urgent: Receiver<()>,
-    /// The number of waiting queries whose earlier batches have been taken.
-    ready_queries: usize,
+    /// The same for a query, which waits for batches that are not urgent.
+    requested: Receiver<()>,
 }
 
 pub(super) fn work_queue() -> (WorkSender, WorkReceiver) {
     let (batch_sender, batches) = unbounded();
-    let (query_sender, queries) = unbounded();
     let (urgent_sender, urgent) = bounded(1);
-    let sender = WorkSender { batches: batch_sender, queries: query_sender, urgent: urgent_sender };
-    (sender, WorkReceiver { batches, queries, urgent, ready_queries: 0 })
+    let (request_sender, requested) = bounded(1);
+    let sender = WorkSender { batches: batch_sender, urgent: urgent_sender, requested: request_sender };
+    (sender, WorkReceiver { batches, urgent, requested })
 }
 
 impl WorkSender {
@@ -81,65 +72,55 @@ impl WorkSender {
         }
     }
 
-    /// Returns false if `max` queries wait.
-    pub fn push_query(&self, number: u64, query: StoreQuery, max: usize) -> bool {
-        self.queries.len() < max && self.queries.send((number, query)).is_ok()
+    /// Ends the delay of the batches that were pushed, because a query waits for them.
+    pub fn request_commit(&self) {
+        let _ = self.requested.try_send(());
     }
 }
 
 impl WorkReceiver {
-    /// Waits for work, or until `deadline`; takes all batches and one query. The batches include all that were pushed
-    /// before the query. Also returns whether to shut down: then all work has been taken.
-    pub fn take_work(
-        &mut self,
-        deadline: Instant,
-        into: &mut VecDeque<Batch>,
-    ) -> (Option<NumberedQuery>, bool) {
+    /// Waits for work, or until `deadline`, and takes all batches. Returns whether to shut down: then all batches have been
+    /// taken.
+    pub fn take_batches(&mut self, deadline: Instant, into: &mut VecDeque<Batch>) -> bool {
         let already_taken = into.len();
-        let mut query = None;
+        let mut is_closed = false;
         select! {
-            recv(self.batches) -> batch => into.extend(batch),
-            recv(self.queries) -> received => query = received.ok(),
+            recv(self.batches) -> batch => match batch {
+                Ok(batch) => into.push_back(batch),
+                Err(_) => is_closed = true,
+            },
             default(deadline.saturating_duration_since(Instant::now())) => {}
         }
         // The message of a batch that was taken before, or is taken now: it must not end a later delay.
         let _ = self.urgent.try_recv();
         into.extend(self.batches.try_iter());
         let mut new_batches = into.range(already_taken..);
-        let may_delay = query.is_none() && new_batches.len() > 0 && !new_batches.any(|batch| batch.urgent);
-        if may_delay {
+        let is_urgent = self.requested.try_recv().is_ok() || new_batches.any(|batch| batch.urgent);
+        if into.len() > already_taken && !is_urgent {
             select! {
                 recv(self.urgent) -> _ => {}
-                recv(self.queries) -> received => query = received.ok(),
+                recv(self.requested) -> _ => {}
                 default(COMMIT_DELAY) => {}
             }
+            into.extend(self.batches.try_iter());
         }
-        let mut is_closed = false;
-        if query.is_none() {
-            match self.queries.try_recv() {
-                Ok(received) => query = Some(received),
-                Err(error) => is_closed = error == TryRecvError::Disconnected,
-            }
-        }
-        self.ready_queries = self.queries.len();
-        into.extend(self.batches.try_iter());
-        (query, is_closed)
+        is_closed
     }
+}
 
-    /// Whether a batch waits to be taken.
-    pub fn has_batches(&self) -> bool {
-        !self.batches.is_empty()
-    }
+/// What may be lost, for the administrator.
+#[derive(Default)]
+struct LossReports {
+    /// The gaps of the database.
+    gaps: Option<String>,
+    /// The first damage that a query found.
+    damage: Option<String>,
+}
 
-    /// Takes the next query, if it needs no batch that still waits.
-    pub fn next_query(&mut self) -> Option<NumberedQuery> {
-        if self.ready_queries == 0 {
-            // Read in this order: a batch that waits may be older than these queries.
-            let waiting = self.queries.len();
-            self.ready_queries = if self.batches.is_empty() { waiting } else { 0 };
-        }
-        self.ready_queries = self.ready_queries.checked_sub(1)?;
-        self.queries.try_recv().ok()
+impl LossReports {
+    fn describe(&self) -> Option<String> {
+        let all: Vec<&str> = [&self.gaps, &self.damage].into_iter().flatten().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 }
 
@@ -150,6 +131,7 @@ pub(super) struct StoreShared {
     failing: AtomicBool,
     updated: AtomicBool,
     health: Mutex<Health>,
+    losses: Mutex<LossReports>,
     pub waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -177,11 +159,36 @@ impl StoreShared {
         self.failing.load(Ordering::Acquire)
     }
 
-    /// Sets the state to durable; `damage` describes what may be lost.
-    pub fn set_durable(&self, bytes: u64, damage: Option<String>) {
+    /// Sets the state to durable.
+    pub fn set_durable(&self, bytes: u64) {
+        let reason = lock(&self.losses).describe();
         let mut health = lock(&self.health);
         self.failing.store(false, Ordering::Release);
-        (health.durable, health.bytes, health.reason) = (true, bytes, damage);
+        (health.durable, health.bytes, health.reason) = (true, bytes, reason);
+    }
+
+    /// Sets the description of the gaps, which the next [`Self::set_durable`] reports.
+    pub fn set_gaps(&self, gaps: Option<String>) {
+        lock(&self.losses).gaps = gaps;
+    }
+
+    /// Notes damage that a query found; returns whether it is the first in this database.
+    pub fn report_damage(&self, reason: &str) -> bool {
+        let mut losses = lock(&self.losses);
+        if losses.damage.is_some() {
+            return false;
+        }
+        losses.damage = Some(reason.to_owned());
+        let mut health = lock(&self.health);
+        if health.durable {
+            health.reason = losses.describe();
+        }
+        true
+    }
+
+    /// Another database was opened, whose damage is unknown.
+    pub fn forget_damage(&self) {
+        lock(&self.losses).damage = None;
     }
 
     pub fn set_failing(&self, reason: String) {
@@ -235,51 +242,30 @@ mod tests {
         batch
     }
 
-    fn push_query(work: &WorkSender, number: u64) -> bool {
-        work.push_query(number, StoreQuery::Span { uid: 1, all_users: false, span: "s".into() }, 2)
-    }
-
-    fn numbers(batches: &VecDeque<Batch>) -> Vec<u64> {
-        batches.iter().map(|batch| batch.last_number).collect()
-    }
-
     #[test]
-    fn a_closed_queue_ends_after_all_its_work() {
+    fn a_closed_queue_ends_after_all_its_batches() {
         let (sender, mut receiver) = work_queue();
         for last_number in 1..=3 {
             sender.push_batch(batch(last_number, last_number == 2));
         }
-        assert!(push_query(&sender, 8) && push_query(&sender, 9));
-        assert!(!push_query(&sender, 10), "two queries wait");
         drop(sender);
-        let (mut batches, mut queries) = (VecDeque::new(), Vec::new());
-        let now = Instant::now();
-        loop {
-            let (query, is_closed) = receiver.take_work(now, &mut batches);
-            queries.extend(query.map(|(number, _)| number));
-            if is_closed {
-                break;
-            }
-        }
-        assert_eq!((numbers(&batches), queries), (vec![1, 2, 3], vec![8, 9]));
+        let mut batches = VecDeque::new();
+        while !receiver.take_batches(Instant::now(), &mut batches) {}
+        assert_eq!(batches.iter().map(|batch| batch.last_number).collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]
-    fn a_query_waits_for_the_batches_that_were_pushed_before_it() {
-        let (sender, mut receiver) = work_queue();
-        let mut batches = VecDeque::new();
-        let now = Instant::now();
-        assert!(push_query(&sender, 1));
-        assert_eq!(receiver.take_work(now, &mut batches).0.unwrap().0, 1);
-        assert!(push_query(&sender, 2));
-        assert_eq!(receiver.next_query().unwrap().0, 2);
-        sender.push_batch(batch(1, false));
-        assert!(push_query(&sender, 3) && push_query(&sender, 4));
-        assert_eq!(receiver.next_query(), None);
-        assert_eq!(receiver.take_work(now, &mut batches).0.unwrap().0, 3);
-        sender.push_batch(batch(2, false));
-        assert_eq!(numbers(&batches), [1]);
-        assert_eq!(receiver.next_query().unwrap().0, 4);
-        assert_eq!(receiver.next_query(), None);
+    fn the_first_damage_is_reported_beside_the_gaps() {
+        let shared = StoreShared::default();
+        shared.set_gaps(Some("gap".into()));
+        shared.set_durable(1);
+        assert!(shared.report_damage("first") && !shared.report_damage("second"));
+        assert_eq!(shared.health().reason.as_deref(), Some("gap; first"));
+        shared.set_failing("full".into());
+        shared.forget_damage();
+        assert!(shared.report_damage("third"));
+        assert_eq!(shared.health().reason.as_deref(), Some("full"), "the more urgent one");
+        shared.set_durable(1);
+        assert_eq!(shared.health().reason.as_deref(), Some("gap; third"));
     }
 }

@@ -198,12 +198,44 @@ fn the_size_limit_deletes_the_oldest_accounts() {
         assert!(store.append(&account(&format!("s{at}")), None, at == 19_999));
     }
     append_and_wait(&mut store, &account("last"));
+    wait_until("deleted", || {
+        query_store(&mut store, span_query(1000, false, "s0")) == QueryResult::default()
+    });
     wait_until("small enough", || {
         let bytes = store.health().bytes;
         bytes > 0 && bytes <= settings.max_bytes
     });
-    assert_eq!(query_store(&mut store, span_query(1000, false, "s0")), QueryResult::default());
     assert_eq!(query_store(&mut store, span_query(1000, false, "s19999")).accounts.len(), 1);
+}
+
+#[test]
+fn the_log_stays_short_beside_searches() {
+    const LIMIT_BYTES: u64 = 6_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let settings = StoreSettings { sync: SyncMode::Off, ..settings(dir.path()) };
+    let mut store = store(&settings);
+    let absent = Filter { attributes: [("key".into(), "absent".into())].into(), ..Filter::default() };
+    let (mut submitted, mut answered, mut committed_beside) = (0_u64, 0, 0);
+    for round in 0..600 {
+        while submitted - answered < 3 {
+            submitted += 1;
+            assert!(store.submit_query(submitted, list_query(None, absent.clone(), 1)));
+        }
+        for at in 0..50 {
+            assert!(store.append(&account(&format!("{round}-{at}")), None, at == 49));
+        }
+        store.flush();
+        let before = answered;
+        wait_until("committed", || {
+            answered += store.take_query_results().len() as u64;
+            store.committed() == store.next_number() - 1
+        });
+        committed_beside += u64::from(answered < before + 3);
+    }
+    assert!(committed_beside > 100, "{committed_beside} commits while a search ran");
+    let files = ["ledger.sqlite", "ledger.sqlite-wal"].map(|file| settings.directory.join(file));
+    let [database, log] = files.map(|file| std::fs::metadata(file).unwrap().len());
+    assert!(database > 1_000_000 && log < LIMIT_BYTES, "{database} and {log} bytes");
 }
 
 #[test]

@@ -1,26 +1,25 @@
-//! The store's thread, which does all disk access.
+//! The store's thread, which does all disk access but that of queries.
 //!
-//! It owns the database and the batches that are not yet on disk. After an error it logs one line, closes the
-//! connection (after a failed write the caches of SQLite and the kernel may differ from the file), and reopens the
+//! It owns the database and the batches that are not yet on disk. After an error it logs one line, closes all
+//! connections (after a failed write the caches of SQLite and the kernel may differ from the file), and reopens the
 //! file every second. Invariant: accounts are written in the order in which they were appended, each once.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::Receiver;
 
-use super::account_index::Damage;
-use super::account_read::ReadError;
 use super::batch::Batch;
 use super::database::Database;
 use super::high_water_mark::MarkFile;
-use super::query::{QueryError, QueryResult, RunningQuery, StoreQuery};
+use super::read_access::{OpenedFile, ReadAccess};
 use super::retention;
 use super::schema::DatabaseError;
 use super::settings::StoreSettings;
-use super::shared::{NumberedResult, StoreShared, WorkReceiver};
+use super::shared::{StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::time::ClockReading;
 
@@ -34,8 +33,8 @@ const RETENTION_STEP_INTERVAL: Duration = Duration::from_millis(20);
 /// A check also runs after this many write operations.
 const RETENTION_OPS: usize = 16_384;
 
-/// The maximum time for queries between two commits.
-const QUERY_TIME_SLICE: Duration = Duration::from_millis(5);
+/// The length of the write-ahead log in pages from which on it is copied to the database file: 4 MB.
+const CHECKPOINT_PAGES: usize = 1000;
 
 /// The error of an operation of the store's thread.
 #[derive(Debug, thiserror::Error)]
@@ -51,23 +50,20 @@ enum WriterError {
 pub(super) struct WriterThread {
     shared: Arc<StoreShared>,
     work: WorkReceiver,
-    results: Sender<NumberedResult>,
+    access: Arc<ReadAccess>,
+    /// A channel that closes when the thread for queries ends.
+    queries_ended: Receiver<Infallible>,
     settings: StoreSettings,
     log: fn(&str),
     state_dir: Option<StateDir>,
     database: Option<Database>,
     /// The inodes of the open files.
     open_files: Option<FileIds>,
-    /// For the administrator: the accounts that may be lost, and the first damage that a query found.
-    gap_report: Option<String>,
-    damage_report: Option<String>,
     /// Database files whose journal this process wrote. After a reopen their journal has spans that are still open,
     /// so that [`Database::recover`] must not run on them.
     own_files: Vec<(u64, u64)>,
     /// Batches that are not on disk yet.
     uncommitted: VecDeque<Batch>,
-    /// Queries that have begun or wait for their turn, each with its number.
-    queries: VecDeque<(u64, RunningQuery)>,
     failing: bool,
     retry_at: Instant,
     retention_at: Instant,
@@ -79,7 +75,8 @@ impl WriterThread {
     pub fn new(
         shared: Arc<StoreShared>,
         work: WorkReceiver,
-        results: Sender<NumberedResult>,
+        access: Arc<ReadAccess>,
+        queries_ended: Receiver<Infallible>,
         settings: StoreSettings,
         log: fn(&str),
     ) -> Self {
@@ -87,17 +84,15 @@ impl WriterThread {
         Self {
             shared,
             work,
-            results,
+            access,
+            queries_ended,
             settings,
             log,
             state_dir: None,
             database: None,
             open_files: None,
-            gap_report: None,
-            damage_report: None,
             own_files: Vec::new(),
             uncommitted: VecDeque::new(),
-            queries: VecDeque::new(),
             failing: false,
             retry_at: now,
             retention_at: now + RETENTION_STEP_INTERVAL,
@@ -111,33 +106,49 @@ impl WriterThread {
         self.attempt(Self::open);
         loop {
             let due = if self.database.is_some() { self.retention_at } else { self.retry_at };
-            let due = if self.queries.is_empty() { due } else { Instant::now() };
-            let (query, shutdown) = self.work.take_work(due, &mut self.uncommitted);
-            self.queries.extend(query.map(|(number, query)| (number, RunningQuery::new(query))));
+            let shutdown = self.work.take_batches(due, &mut self.uncommitted);
             if self.database.is_none() && (Instant::now() >= self.retry_at || shutdown) {
                 self.attempt(Self::open);
             }
-            let mut wake = self.uncommitted.iter().any(|batch| batch.urgent);
+            let wake = self.uncommitted.iter().any(|batch| batch.urgent);
             self.attempt(Self::write);
-            wake |= self.run_queries();
             if wake {
                 self.shared.wake();
             }
-            if shutdown && self.queries.is_empty() {
+            if shutdown {
                 break;
             }
             if Instant::now() >= self.retention_at || self.ops_since_retention >= RETENTION_OPS {
                 self.attempt(Self::apply_retention);
             }
+            self.checkpoint();
         }
-        // Closing the connection checkpoints the write-ahead log.
+        // The channel has no messages: it returns once the last query has its result.
+        let _ = self.queries_ended.recv();
+        self.close();
+    }
+
+    /// Closes all connections. That of the writer is the last one, so that its end empties the write-ahead log.
+    fn close(&mut self) {
+        self.access.close();
         self.database = None;
+    }
+
+    /// Bounds the write-ahead log: copies it to the database file while no query reads, so that the next commit begins at the
+    /// start of the log. A failure is one of the disk, which the commits report; a later call repeats it.
+    fn checkpoint(&self) {
+        if let Some(database) = &self.database
+            && database.wal_pages() >= CHECKPOINT_PAGES
+        {
+            let _pause = self.access.pause();
+            let _ = database.checkpoint();
+        }
     }
 
     /// Runs a disk operation and handles its error.
     fn attempt(&mut self, operation: fn(&mut Self) -> Result<(), WriterError>) {
         if let Err(error) = operation(self) {
-            self.database = None;
+            self.close();
             self.retry_at = Instant::now() + RETRY_INTERVAL;
             match error {
                 WriterError::Database(error) if error.is_corruption() => self.quarantine(&error),
@@ -172,9 +183,14 @@ impl WriterThread {
             }
         }
         self.open_files = Some(state_dir.file_ids()?);
-        (self.gap_report, self.damage_report) = (database.describe_gaps(), None);
+        self.shared.set_gaps(database.describe_gaps());
+        self.shared.forget_damage();
         let bytes = database.size_bytes()?;
-        self.shared.set_database(database.identity.id);
+        let identity = database.identity;
+        self.shared.set_database(identity.id);
+        let opened = OpenedFile { path: file, inode: open_files.database, identity };
+        let (_, layouts) = database.take_index_update();
+        self.access.open(opened, database.index.full_update(), layouts);
         self.database = Some(database);
         for gap in new_gaps {
             (self.log)(&format!("the store in {} is incomplete: {gap}", self.directory()));
@@ -192,12 +208,14 @@ impl WriterThread {
         database.write(self.uncommitted.make_contiguous(), ClockReading::now())?;
         // If a file was replaced, this commit is lost: the batches stay queued and are written again to the new file.
         self.check_open_files()?;
-        let Some(database) = &self.database else { return Ok(()) };
+        let Some(database) = &mut self.database else { return Ok(()) };
         let marked = database.write_mark();
         let last = self.uncommitted.back().map_or(0, |batch| batch.last_number);
         let memory_bytes = self.uncommitted.iter().map(Batch::memory_bytes).sum();
         self.ops_since_retention += self.uncommitted.iter().map(|batch| batch.ops.len()).sum::<usize>();
         self.uncommitted.clear();
+        let (update, layouts) = database.take_index_update();
+        self.access.publish(Some(last), update, layouts);
         self.shared.set_committed(last, memory_bytes);
         marked?;
         if self.failing {
@@ -224,6 +242,8 @@ impl WriterThread {
         let now = ClockReading::now();
         let step = retention::run_step(database, &self.settings, now)?;
         let has_more_filters = !step.more && database.build_filters()?;
+        let (update, layouts) = database.take_index_update();
+        self.access.publish(None, update, layouts);
         database.save_running_time(now)?;
         step.log_lines.iter().for_each(|line| (self.log)(line));
         self.retention_at = Instant::now()
@@ -231,97 +251,17 @@ impl WriterThread {
         self.ops_since_retention = 0;
         if !step.more {
             self.shared.set_forecast(retention::forecast(database, &self.settings, now)?);
-            self.gap_report = database.describe_gaps();
+            self.shared.set_gaps(database.describe_gaps());
         }
         let bytes = database.size_bytes()?;
         if !self.failing {
-            self.shared.set_durable(bytes, self.loss_report());
+            self.shared.set_durable(bytes);
         }
         Ok(())
     }
 
-    /// Runs queries in turns for one time slice, or until a batch waits; returns whether one has ended.
-    fn run_queries(&mut self) -> bool {
-        let (deadline, mut has_ended) = (Instant::now() + QUERY_TIME_SLICE, false);
-        while let Some((number, mut running)) = self.queries.pop_front() {
-            match self.run_query(&mut running) {
-                Some(result) => {
-                    // Fails only if the store was dropped: its shutdown does not wait for a slow disk.
-                    let _ = self.results.send((number, result));
-                    has_ended = true;
-                    let next = self.work.next_query();
-                    self.queries.extend(next.map(|(number, query)| (number, RunningQuery::new(query))));
-                }
-                None => self.queries.push_back((number, running)),
-            }
-            if self.work.has_batches() || Instant::now() >= deadline {
-                break;
-            }
-        }
-        has_ended
-    }
-
-    /// Runs a turn of a query; returns its result at the end. A read error does not close the database: writes may still
-    /// succeed.
-    fn run_query(&mut self, running: &mut RunningQuery) -> Option<Result<QueryResult, QueryError>> {
-        let Some(database) = &self.database else {
-            let reason =
-                self.shared.health().reason.unwrap_or_else(|| "the store is being opened; try again".into());
-            return Some(Err(QueryError::Unavailable { reason }));
-        };
-        match running.run_turn(database) {
-            Ok(result) => result.map(Ok),
-            Err(error) => Some(Err(self.query_error(&running.query, error))),
-        }
-    }
-
-    /// Reports an error of a query, and converts it for the client.
-    fn query_error(&mut self, query: &StoreQuery, error: ReadError) -> QueryError {
-        let error = match error {
-            ReadError::Damaged(damage) => {
-                let before = matches!(query, StoreQuery::List { .. }).then_some(damage.first().max(1) as u64);
-                let reason = damage.reason();
-                // A gap was reported when it was found.
-                if let Damage::Corrupt { first, last } = damage {
-                    self.report_damage(&format!("{reason} (accounts {first} to {last})"));
-                }
-                return QueryError::Damaged { reason, before };
-            }
-            ReadError::Invalid { field, reason } => return QueryError::Invalid { field, reason },
-            ReadError::Database(error) => error,
-        };
-        let reason = format!("the store in {} cannot be read: {error}", self.directory());
-        if error.is_corruption() {
-            self.report_damage(&reason);
-            return QueryError::Damaged { reason: "the store on disk is damaged".into(), before: None };
-        }
-        (self.log)(&reason);
-        QueryError::Unavailable { reason }
-    }
-
-    /// Logs the first damage that a query found, and adds it to the health report.
-    fn report_damage(&mut self, reason: &str) {
-        if self.damage_report.is_some() {
-            return;
-        }
-        (self.log)(&format!(
-            "{}: {reason}; queries that reach it fail, new accounts are stored",
-            self.directory()
-        ));
-        self.damage_report = Some(reason.to_owned());
-        if !self.failing {
-            self.shared.set_durable(self.shared.health().bytes, self.loss_report());
-        }
-    }
-
-    fn loss_report(&self) -> Option<String> {
-        let all: Vec<&str> =
-            [&self.gap_report, &self.damage_report].into_iter().flatten().map(String::as_str).collect();
-        (!all.is_empty()).then(|| all.join("; "))
-    }
-
     fn set_durable(&mut self, bytes: u64) {
-        self.shared.set_durable(bytes, self.loss_report());
+        self.shared.set_durable(bytes);
         if std::mem::take(&mut self.failing) {
             (self.log)(&format!("the ledger in {} can be written again", self.directory()));
         }
@@ -363,5 +303,12 @@ impl WriterThread {
 
     fn directory(&self) -> std::path::Display<'_> {
         self.settings.directory.display()
+    }
+}
+
+impl Drop for WriterThread {
+    /// Ends the wait of queries for a commit, also after a panic.
+    fn drop(&mut self) {
+        self.access.close();
     }
 }
