@@ -14,7 +14,7 @@ use super::time::format_utc;
 pub(super) const SEGMENT_BITS: u32 = 14;
 
 /// The number of name blocks of a segment, selected by the top bits of the hash: a look-up reads one block of 1.5 KB.
-const BUCKETS: u32 = 64;
+pub(super) const BUCKETS: u32 = 64;
 
 /// The block after the name blocks: each user's latest account as of the segment's end.
 pub(super) const HEADS: u32 = BUCKETS;
@@ -84,13 +84,17 @@ pub(super) fn encode_blocks(segment: i64, names: &OpenSegment) -> Vec<Vec<u8>> {
 
 /// The IDs that a valid block has for a hash, for one user or all users, the latest first.
 pub(super) fn candidates(segment: i64, block: &[u8], hash: u32, uid: Option<u32>) -> Vec<i64> {
-    let entry = |bytes: &[u8]| {
+    let entries = decode_names(segment, block).rev();
+    entries.filter(|entry| entry.matches(hash, uid)).map(|entry| entry.id).collect()
+}
+
+/// Decodes the entries of a valid name block, in the order of IDs.
+pub(super) fn decode_names(segment: i64, block: &[u8]) -> impl DoubleEndedIterator<Item = NameEntry> {
+    block.chunks_exact(ENTRY_BYTES).map(move |bytes| {
         let word = |from: usize| u32::from_le_bytes(std::array::from_fn(|at| bytes[from + at]));
         let id = segment_start(segment) + i64::from(u16::from_le_bytes([bytes[8], bytes[9]]));
         NameEntry { hash: word(0), uid: word(4), id }
-    };
-    let entries = block.chunks_exact(ENTRY_BYTES).rev().map(entry);
-    entries.filter(|entry| entry.matches(hash, uid)).map(|entry| entry.id).collect()
+    })
 }
 
 /// Encodes each user's latest account.

@@ -23,6 +23,7 @@ use super::account_table::{
 use super::batch::{Batch, WriteOp};
 use super::database_identity::DatabaseIdentity;
 use super::filter_build::FilterBuild;
+use super::group_build::GroupBuild;
 use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::journal_clock::{CLOCK_BLOCK, StoredClocks};
 use super::migration;
@@ -46,6 +47,7 @@ pub(super) struct Database {
     opened_running_s: i64,
     /// `None` once all full segments have a filter.
     filter_build: Option<FilterBuild>,
+    group_build: GroupBuild,
     /// Descriptions of the gaps found while opening the database.
     pub new_gaps: Vec<String>,
     wal_pages: Arc<AtomicUsize>,
@@ -81,6 +83,7 @@ impl Database {
             opened_at,
             opened_running_s,
             filter_build: None,
+            group_build: GroupBuild::new(1),
             new_gaps,
             wal_pages: Arc::default(),
         };
@@ -91,18 +94,23 @@ impl Database {
         database.detect_lost_tail(&mark_contents, schema_version == SCHEMA_VERSION, now)?;
         database.write_mark()?;
         database.filter_build = Some(FilterBuild::new(segment_of(database.index.last_id + 1)));
+        database.group_build = GroupBuild::new(database.index.first_id);
         database.count_wal_pages()?;
         Ok(database)
     }
 
-    /// Builds a bounded part of the filters that a database of an older version lacks; returns whether there is more.
+    /// Builds a bounded part of the filters of groups, and of those that a database of an older version lacks; returns whether
+    /// there is more.
     pub fn build_filters(&mut self) -> Result<bool, DatabaseError> {
-        let Some(build) = &mut self.filter_build else { return Ok(false) };
+        let Some(build) = &mut self.filter_build else {
+            return Ok(self.group_build.step(&self.connection, self.index.last_id)?);
+        };
         let has_more = build.step(&self.connection, &self.layouts, self.index.first_id)?;
         if !has_more {
             self.filter_build = None;
         }
-        Ok(has_more)
+        // The groups are next.
+        Ok(true)
     }
 
     /// The running time of the store, in seconds.

@@ -10,16 +10,21 @@ use serde::Serialize;
 use wattspan_client::account::{Account, Gap, GapReason};
 use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodReply, WatchedSpan};
 
-use super::account_index::{self, HEADS, NameEntry, block_key, segment_of, segment_start};
+use super::account_index::{
+    self, AccountIndex, BUCKETS, HEADS, NameEntry, block_key, segment_of, segment_start,
+};
 use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
 use super::account_table::ACCOUNT_COLUMNS;
 use super::database_identity::{DatabaseId, DatabaseIdentity};
 use super::read_view::ReadView;
 use super::schema::DatabaseError;
-use super::segment_filter;
+use super::segment_filter::{self, FilterLookup};
 
 /// The maximum bytes of the accounts of a list's reply.
 const MAX_LIST_BYTES: usize = 1_000_000;
+
+/// The maximum number of rows of a user's chain that are read in a segment before its name blocks are.
+const MAX_CHAIN_ROWS: usize = 128;
 
 /// The bytes of stream items after which a page ends. The last item may exceed it.
 const STREAM_PAGE_BYTES: usize = 48 * 1024;
@@ -87,8 +92,9 @@ pub(super) struct ForwardScan {
     /// IDs up to this one were looked up: those still to be read are in `candidates`, the lowest last.
     looked_up: i64,
     candidates: Vec<i64>,
-    /// The look-up in progress: the next ID of the user's chain of accounts, from the latest down.
-    chain: Option<i64>,
+    /// The look-up in progress: the next ID of the user's chain of accounts, from the latest down, and the number of rows
+    /// that were read of it.
+    chain: Option<(i64, usize)>,
     /// The position of the result.
     position: i64,
     /// For one user: a deletion that the scan has passed. Whether the user's accounts were among the deleted ones is known
@@ -177,10 +183,14 @@ impl ForwardScan {
             return Ok(());
         }
         if self.next > self.looked_up {
+            if self.is_after_last_account(index) {
+                self.next = index.last_id + 1;
+                return Ok(());
+            }
             self.look_up(database)?;
         }
-        if let Some(id) = self.chain {
-            return self.follow_chain(database, row, id);
+        if let Some((id, rows)) = self.chain {
+            return self.follow_chain(database, row, id, rows);
         }
         self.rows_read += 1;
         let end = self.candidates.last().copied().unwrap_or(self.looked_up + 1);
@@ -204,6 +214,14 @@ impl ForwardScan {
             self.add_account(id, account);
         }
         Ok(())
+    }
+
+    /// Whether the user has no account from `next` on, and no gap is there: nothing is read for an idle user.
+    fn is_after_last_account(&self, index: &AccountIndex) -> bool {
+        let latest = |uid| index.heads.get(&uid).copied().unwrap_or(0);
+        index.heads_known
+            && self.query.uid.is_some_and(|uid| latest(uid) < self.next)
+            && index.gap_within(self.next, index.last_id).is_none()
     }
 
     fn skip_to(&mut self, id: i64) {
@@ -245,20 +263,23 @@ impl ForwardScan {
         self.candidates.clear();
         let ForwardQuery { uid, filter, .. } = &self.query;
         let searched = segment_filter::searched_values(*uid, filter.name.as_deref(), &filter.attributes);
-        let may_contain = match is_open {
-            _ if searched.is_empty() => true,
-            true => searched.iter().all(|hash| index.open_values.contains(hash)),
-            false => segment_filter::may_contain(database.connection, segment, &searched)?,
+        let last_full = segment_of(index.last_id + 1) - 1;
+        let excluded = match is_open {
+            _ if searched.is_empty() => 0,
+            true => i64::from(!searched.iter().all(|hash| index.open_values.contains(hash))),
+            false => FilterLookup::new(database.connection, &searched)?.excluded_up(segment, last_full)?,
         };
         match *uid {
-            _ if !may_contain => {}
+            _ if excluded > 0 => {
+                self.looked_up = (segment_start(segment + excluded) - 1).min(index.last_id);
+            }
             None => self.candidates.extend((self.next..=self.looked_up).rev()),
             Some(uid) if is_open => {
                 let own = |entry: &&NameEntry| entry.uid == uid && entry.id >= self.next;
                 self.candidates.extend(index.open_segment.iter().rev().filter(own).map(|entry| entry.id));
             }
             Some(uid) => match latest_of_user(database, uid, segment)? {
-                Some(latest) => self.chain = Some(latest),
+                Some(latest) => self.chain = Some((latest, 0)),
                 None => self.read_all_rows(),
             },
         }
@@ -272,15 +293,26 @@ impl ForwardScan {
         self.candidates.extend((self.next..=self.looked_up).rev());
     }
 
-    /// Adds one account of the user's chain to the candidates.
+    /// Adds one account of the user's chain to the candidates. A long chain is not followed: the name blocks of the segment have
+    /// the IDs of all its accounts.
     fn follow_chain(
         &mut self,
         database: &ReadView<'_>,
         row: &mut Statement<'_>,
         id: i64,
+        rows: usize,
     ) -> Result<(), ReadError> {
         if id < self.next {
             self.chain = None;
+            return Ok(());
+        }
+        if rows == MAX_CHAIN_ROWS
+            && let Some(uid) = self.query.uid
+            && let Some(ids) = ids_of_user(database, uid, segment_of(self.looked_up))?
+        {
+            self.chain = None;
+            self.candidates = ids;
+            self.candidates.retain(|id| *id >= self.next);
             return Ok(());
         }
         let previous = database.read_row(row, id, |row| {
@@ -289,7 +321,7 @@ impl ForwardScan {
         match previous {
             Some(previous) => {
                 self.candidates.push(id);
-                self.chain = Some(previous);
+                self.chain = Some((previous, rows + 1));
             }
             None => self.read_all_rows(),
         }
@@ -392,13 +424,30 @@ fn list_reply(accounts: &[u8], end: &ListEnd<'_>) -> Vec<u8> {
 
 /// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: unknown, because the block is absent or damaged.
 fn latest_of_user(database: &ReadView<'_>, uid: u32, segment: i64) -> Result<Option<i64>, ReadError> {
-    let key = block_key(segment, HEADS);
     let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+    let heads = read_block(&mut statement, block_key(segment, HEADS))?;
+    Ok(heads.map(|heads| account_index::decode_heads(&heads).get(&uid).copied().unwrap_or(0)))
+}
+
+/// The IDs of a user's accounts in a full segment, the lowest last; `None`: unknown, because a block is absent or damaged.
+fn ids_of_user(database: &ReadView<'_>, uid: u32, segment: i64) -> Result<Option<Vec<i64>>, ReadError> {
+    let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+    let mut ids = Vec::new();
+    for bucket in 0..BUCKETS {
+        let Some(names) = read_block(&mut statement, block_key(segment, bucket))? else { return Ok(None) };
+        let own = account_index::decode_names(segment, &names).filter(|entry| entry.uid == uid);
+        ids.extend(own.map(|entry| entry.id));
+    }
+    ids.sort_unstable_by_key(|id| std::cmp::Reverse(*id));
+    Ok(Some(ids))
+}
+
+/// Reads a block without its checksum; `None` if it is absent or damaged.
+fn read_block(statement: &mut Statement<'_>, key: i64) -> Result<Option<Vec<u8>>, ReadError> {
     let stored = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();
     let stored = match stored.map_err(DatabaseError::Sqlite) {
         Err(error) if error.is_corruption() => None,
         stored => stored?,
     };
-    let block = stored.as_deref().and_then(|bytes| account_index::strip_checksum(key, bytes));
-    Ok(block.map(|block| account_index::decode_heads(block).get(&uid).copied().unwrap_or(0)))
+    Ok(stored.as_deref().and_then(|bytes| account_index::strip_checksum(key, bytes)).map(<[u8]>::to_vec))
 }

@@ -7,7 +7,7 @@ use wattspan_client::protocol::{IncomingReply, MESSAGE_TERMINATOR, SpanAccounts,
 use super::account_read::{Filter, MAX_ROWS_READ, ReadError};
 use super::account_record::tests::account;
 use super::database::Database;
-use super::forward_scan::{ForwardQuery, ForwardReply, ReplyForm};
+use super::forward_scan::{ForwardQuery, ForwardReply, ForwardScan, ReplyForm};
 use super::high_water_mark::HighWaterMark;
 use super::query::{self, StoreQuery};
 use super::tests::{Fixture, START, account_of};
@@ -273,6 +273,46 @@ fn without_the_index_a_user_still_gets_every_account_once() {
     let (accounts, gaps, _) = list_all(&database, forward(Some(3), 0));
     let expected: Vec<String> = (0..200).map(|at| format!("s{}", at * 100 + 3)).collect();
     assert_eq!((spans(&accounts), gaps), (expected.iter().map(String::as_str).collect(), vec![]));
+}
+
+/// The number of turns of a query, and its result.
+fn turns(database: &Database, query: ForwardQuery) -> (usize, ForwardReply) {
+    let view = query::tests::view(database);
+    let mut scan = ForwardScan::begin(query, &view).unwrap();
+    for turn in 1.. {
+        if let Some(reply) = scan.run_turn(&view).unwrap() {
+            return (turn, reply);
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+#[test]
+fn an_idle_user_costs_no_look_up_and_a_page_not_the_whole_chain() {
+    let mut fixture = Fixture::new();
+    let mut database = fixture.open();
+    fixture.write(&mut database, (0..16_383).map(|at| account_of(1, format!("s{at}"))));
+    fixture.write(&mut database, (0..40_000).map(|at| account_of(2, format!("other{at}"))));
+    let mut after = 0;
+    let mut read = 0;
+    for page in 0.. {
+        let (turns, reply) = turns(&database, ForwardQuery { limit: 1000, ..forward(Some(1), after) });
+        // A turn is 256 steps: some for the look-up, one for each account.
+        assert!(turns <= 6, "page {page} took {turns} turns");
+        read += reply.messages.split(|byte| *byte == b'{').count();
+        after = reply.after;
+        if reply.at_end {
+            break;
+        }
+    }
+    assert!(read > 16_383);
+    // Neither blocks nor rows are read where the user has no later account.
+    database.connection.execute_batch("DELETE FROM block; DELETE FROM account").unwrap();
+    for uid in [1, 77] {
+        let after = if uid == 1 { after } else { 0 };
+        let (turns, reply) = turns(&database, forward(Some(uid), after));
+        assert_eq!((turns, reply.after, reply.at_end), (1, after, true), "{uid}");
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod database_identity;
 mod filter_build;
 mod forecast;
 mod forward_scan;
+mod group_build;
 mod high_water_mark;
 mod journal_clock;
 mod migration;

@@ -12,7 +12,7 @@ use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, name_bytes};
 use super::forward_scan::{ForwardQuery, ForwardReply, ForwardScan};
 use super::read_view::ReadView;
 use super::schema::DatabaseError;
-use super::segment_filter;
+use super::segment_filter::{self, FilterLookup};
 
 /// The maximum bytes of accounts in one result, so that the response stays below a megabyte.
 const MAX_RESULT_BYTES: usize = 256 * 1024;
@@ -228,7 +228,7 @@ impl<'a> AccountScan<'a> {
         listed.ok_or(ReadError::Damaged(Damage::Corrupt { first: next, last: next })).map(Some)
     }
 
-    /// Moves past the accounts of a segment if its filter excludes these values. Returns false where rows must be read.
+    /// Moves past the accounts of segments whose filters exclude these values. Returns false where rows must be read.
     fn skip_segment(&mut self, searched: &[u32]) -> Result<bool, ReadError> {
         let index = &self.database.index;
         let segment = segment_of(self.next);
@@ -236,20 +236,23 @@ impl<'a> AccountScan<'a> {
             return Ok(false);
         }
         self.checked_segment = Some(segment);
-        let first = segment_start(segment).max(index.first_id);
-        if index.gap_within(first, self.above - 1).is_some() {
+        // A gap ends the list, so that segments with one are not skipped.
+        let first_usable =
+            index.gap_within(index.first_id, self.above - 1).map_or(0, |gap| segment_of(gap.last) + 1);
+        if segment < first_usable {
             return Ok(false);
         }
-        let may_contain = if segment == segment_of(index.last_id + 1) {
-            searched.iter().all(|hash| index.open_values.contains(hash))
+        let count = if segment == segment_of(index.last_id + 1) {
+            i64::from(!searched.iter().all(|hash| index.open_values.contains(hash)))
         } else {
-            segment_filter::may_contain(self.database.connection, segment, searched)?
+            FilterLookup::new(self.database.connection, searched)?.excluded_down(segment, first_usable)?
         };
-        if may_contain {
+        let lowest = segment + 1 - count;
+        if count == 0 {
             return Ok(false);
         }
-        let Some(next) = self.latest_before(segment)? else { return Ok(false) };
-        (self.next, self.above) = (next, segment_start(segment));
+        let Some(next) = self.latest_before(lowest)? else { return Ok(false) };
+        (self.next, self.above) = (next, segment_start(lowest));
         Ok(true)
     }
 
@@ -377,7 +380,7 @@ pub(super) mod tests {
     use super::*;
 
     /// What a query on the writer's own connection reads.
-    fn view(database: &Database) -> ReadView<'_> {
+    pub fn view(database: &Database) -> ReadView<'_> {
         let Database { connection, identity, layouts, index, .. } = database;
         ReadView { connection, identity: *identity, layouts, index }
     }
