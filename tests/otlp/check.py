@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-WATTSPAND, WATTSPAN, ROTEL, DIRECTORY = sys.argv[1:]
+WATTSPAND, WATTSPAN, ROTEL, DIRECTORY = sys.argv[1:5]
 HERE = Path(__file__).resolve().parent
 OUT = Path(DIRECTORY)
 SOCKET = OUT / "run" / "wattspan.sock"

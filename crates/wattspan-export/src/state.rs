@@ -1,7 +1,7 @@
 //! The state file: what was exported, and the range that is being written. Each change is a new file, fsynced and renamed.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wattspan_system::private_file;
+
+/// A state has some hundred bytes, and names of up to 64 domains.
+const MAX_STATE_BYTES: u64 = 1 << 20;
 
 /// A range of numbers, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +57,9 @@ impl StateFile {
 
     /// Reads the state; that of a new export if there is no file.
     pub fn read<T: DeserializeOwned + Default>(&self) -> io::Result<T> {
-        match fs::read(&self.path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        match File::open(&self.path) {
+            // A device has no end.
+            Ok(file) => Ok(serde_json::from_reader(file.take(MAX_STATE_BYTES))?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
             Err(error) => Err(error),
         }
@@ -103,6 +107,15 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_without_an_end_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let file = StateFile::lock(path).unwrap().unwrap();
+        assert!(file.read::<ExportState>().is_err());
+    }
 
     #[test]
     fn the_state_reads_back_and_is_locked_against_another_process() {
