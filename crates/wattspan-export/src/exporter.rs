@@ -252,7 +252,7 @@ pub fn describe_gap(gap: &Gap) -> String {
 }
 
 /// Creates a directory, with the names of the new ones on disk.
-fn create_directory(path: &Path) -> Result<(), ExportError> {
+pub(super) fn create_directory(path: &Path) -> Result<(), ExportError> {
     // The last ancestor of a relative path is empty, which means the working directory, and does not count as existing.
     let ancestors = path.ancestors();
     let missing: Vec<&Path> = ancestors.take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
@@ -265,7 +265,7 @@ fn create_directory(path: &Path) -> Result<(), ExportError> {
     Ok(())
 }
 
-fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ExportError {
+pub(super) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ExportError {
     let path = path.to_owned();
     move |cause| ExportError::File { action, path, cause }
 }

@@ -12,6 +12,7 @@ mod csv_format;
 mod exporter;
 mod format;
 mod json_format;
+mod otlp;
 mod partition;
 mod state;
 mod trace_format;
@@ -24,3 +25,4 @@ mod parquet_format;
 
 pub use exporter::{ExportError, ExportSettings, ExportSummary, Exporter, describe_gap};
 pub use format::{DEFAULT_ATTRIBUTES, ExportFormat};
+pub use otlp::{Backoff, CollectorSettings, OtlpError, OtlpExporter, OtlpSettings, OtlpSignal, OtlpSummary};

@@ -1,13 +1,17 @@
 //! The state file: what was exported, and the range that is being written. Each change is a new file, fsynced and renamed.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wattspan_system::private_file;
+
+/// A state has some hundred bytes, and names of up to 64 domains.
+const MAX_STATE_BYTES: u64 = 1 << 20;
 
 /// A range of numbers, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,16 +56,17 @@ impl StateFile {
     }
 
     /// Reads the state; that of a new export if there is no file.
-    pub fn read(&self) -> io::Result<ExportState> {
-        match fs::read(&self.path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(ExportState::default()),
+    pub fn read<T: DeserializeOwned + Default>(&self) -> io::Result<T> {
+        match File::open(&self.path) {
+            // A device has no end.
+            Ok(file) => Ok(serde_json::from_reader(file.take(MAX_STATE_BYTES))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
             Err(error) => Err(error),
         }
     }
 
     /// Replaces the state; it is on disk when this returns.
-    pub fn write(&self, state: &ExportState) -> io::Result<()> {
+    pub fn write(&self, state: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(state)?;
         write_atomically(&self.path, 0o600, |mut file| file.write_all(&bytes))
     }
@@ -104,20 +109,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_state_without_an_end_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let file = StateFile::lock(path).unwrap().unwrap();
+        assert!(file.read::<ExportState>().is_err());
+    }
+
+    #[test]
     fn the_state_reads_back_and_is_locked_against_another_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
         let file = StateFile::lock(path.clone()).unwrap().unwrap();
-        assert_eq!(file.read().unwrap(), ExportState::default());
+        assert_eq!(file.read::<ExportState>().unwrap(), ExportState::default());
         let range = Some(NumberRange { first: 8, last: 9 });
         let state = ExportState { database: Some("uuid".into()), after: 7, range };
         file.write(&state).unwrap();
-        assert_eq!(file.read().unwrap(), state);
+        assert_eq!(file.read::<ExportState>().unwrap(), state);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(StateFile::lock(path.clone()).unwrap().is_none());
         drop(file);
         let again = StateFile::lock(path.clone()).unwrap().unwrap();
         fs::write(&path, "{\"after\":1,\"unknown\":2}").unwrap();
-        assert!(again.read().is_err(), "a file of a later version is not overwritten");
+        assert!(again.read::<ExportState>().is_err(), "a file of a later version is not overwritten");
     }
 }
