@@ -1,4 +1,4 @@
-"""An inspect-ai task over a local file: capitals. Its first two lines of code are all that measuring its energy needs."""
+"""An inspect-ai task over a local file: capitals. Its first two lines of code are all that measuring needs."""
 
 import wattspan.inspect_ai
 

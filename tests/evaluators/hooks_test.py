@@ -1,6 +1,6 @@
 """The hooks of wattspan.inspect_ai with inspect-ai itself, a model that is slow and a real daemon (WATTSPAN_SOCKET).
 
-    hooks_test.py DIRECTORY
+    hooks_test.py DIRECTORY        (WATTSPAND: the daemon's program)
 
 Each case compares the log with the daemon's accounts.
 """
@@ -8,7 +8,10 @@ Each case compares the log with the daemon's accounts.
 import asyncio
 import logging
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -229,6 +232,47 @@ def without_a_daemon() -> None:
     wattspan.inspect_ai.measure(socket=os.environ["WATTSPAN_SOCKET"])
 
 
+@solver
+def interrupted(daemon: subprocess.Popen, signal_number: int):
+    """Sends a signal to the daemon before the third sample's call."""
+    begun = [0]
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        begun[0] += 1
+        if begun[0] == 3:
+            daemon.send_signal(signal_number)
+        return await generate(state)
+
+    return solve
+
+
+def a_daemon_that_stalls_and_dies() -> None:
+    with tempfile.TemporaryDirectory(prefix="wattspan-", dir="/tmp") as directory:
+        socket = f"{directory}/run/wattspan.sock"
+        machine = Path(__file__).parents[1] / "fixtures" / "hundred-watts.toml"
+        command = [os.environ["WATTSPAND"], "--config", "/dev/null", "--replay", str(machine), "--socket", socket]
+        daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            while wattspan.Meter(socket).tell(b"") is False:
+                assert daemon.poll() is None
+                time.sleep(0.05)
+            wattspan.inspect_ai.measure(socket=socket)
+            for name, signals in (("stalls", [signal.SIGSTOP, signal.SIGCONT]), ("dies", [signal.SIGKILL])):
+                warnings.texts.clear()
+                log, figures = run(name, at_once=1, solver=interrupted(daemon, signals[0]))
+                daemon.send_signal(signals[-1])
+                # The scores are as without the fault, the samples before have their energy, and there is one warning.
+                assert log.status == "success" and log.results.scores[0].metrics["accuracy"].value == 1.0
+                metered = [sample.get("energy_uj") for sample in figures]
+                assert metered[0] and metered[1] and not any(metered[2:]), (name, figures)
+                assert all(sample["reason"] for sample in figures[2:])
+                assert len(warnings.texts) == 1, (name, warnings.texts)
+        finally:
+            daemon.kill()
+            daemon.wait()
+            wattspan.inspect_ai.measure(socket=os.environ["WATTSPAN_SOCKET"])
+
+
 cases = [
     counted_once,
     alone,
@@ -238,10 +282,11 @@ cases = [
     a_judge_is_apart,
     a_failing_sample,
     without_a_daemon,
+    a_daemon_that_stalls_and_dies,
 ]
 for case in cases:
     warnings.texts.clear()
     case()
-    if case is not without_a_daemon:
+    if case not in (without_a_daemon, a_daemon_that_stalls_and_dies):
         assert not warnings.texts, (case.__name__, warnings.texts)
     print(f"ok {case.__name__}", flush=True)

@@ -326,6 +326,9 @@ class EnergyHooks(Hooks):
         self._late = 0 if in_time() else self._late + 1
         if self._late:
             self.complain_once(f"an account did not settle within {ACCOUNT_WAIT_S:g} s; the sample has no energy")
+        lost = [call.account for call in ended if call.account is not None and not call.account.available]
+        if lost and not self._complaints:
+            self.complain_once(f"samples have no energy: {lost[0].reason}")
         if not self._domains and any(call.account is not None and call.account.available for call in ended):
             # The daemon was started after the evaluation.
             await self._read_domains()
