@@ -96,6 +96,23 @@ fn a_reply_in_one_piece_has_its_energy_in_the_head() {
 }
 
 #[test]
+fn an_account_has_the_hash_of_the_prompt_only_where_it_is_wanted() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub = StubServer::with_reply(json_reply(r#"{"model":"m","choices":[]}"#));
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"Wie sp\u00e4t ist es?"}]}"#;
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    // FNV-1a of "user", 0xFF, the question in UTF-8, 0xFF.
+    for (flags, hash) in [(&["--prompt-hash"][..], json!("7fbb103d57e393cc")), (&[], Value::Null)] {
+        let proxy = start_proxy(&stub, &daemon, flags);
+        let account = account(&daemon, &ask(&proxy, request.as_bytes()));
+        assert_eq!(account["attributes"]["wattspan.prompt_hash"], hash, "{account}");
+    }
+}
+
+#[test]
 fn the_trace_goes_on_with_our_span_as_its_parent() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let received = Arc::new(Mutex::new(Vec::new()));

@@ -48,6 +48,9 @@ pub struct ProxyArgs {
     /// How concurrent requests share energy: equally, or by streamed tokens
     #[arg(long, value_enum, value_name = "HOW", default_value_t = WeightMode::Equal)]
     weight: WeightMode,
+    /// Add a hash of each prompt to its account, for `wattspan ipw import --lm-eval`
+    #[arg(long)]
+    prompt_hash: bool,
     /// Additional path suffix whose POST requests are inferences; repeatable
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
@@ -107,6 +110,7 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
         annotate_all: args.annotate_all,
         annotate_group: annotate_group_members(args)?,
         weigh_by_tokens: args.weight == WeightMode::Tokens,
+        hash_prompts: args.prompt_hash,
         account_timeout: Duration::from_millis(args.patience),
         use_known_paths: !args.only_paths,
         custom_paths: args.paths.clone(),

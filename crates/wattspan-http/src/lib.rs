@@ -14,6 +14,7 @@ pub mod lenient_json;
 pub mod line_decoder;
 mod message_buffer;
 mod object_decoder;
+pub mod prompt_hash;
 pub mod reply;
 pub mod sse;
 pub mod transfer_encoding;

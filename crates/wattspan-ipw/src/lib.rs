@@ -15,6 +15,7 @@ pub mod columns;
 pub mod compare;
 pub mod conditions;
 pub mod estimates;
+pub mod evaluator;
 pub mod external_scorer;
 pub mod extract;
 pub mod harness;

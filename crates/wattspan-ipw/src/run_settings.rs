@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings};
 use super::run::{MAX_QUERIES_PER_SECOND, Workload};
 
-const CONCURRENCY: &str = "at once";
+pub(crate) const CONCURRENCY: &str = "at once";
 const REQUEST_RATE: &str = "per second";
 const WARM_UP: &str = "warm-up";
 const RETRIES: &str = "retries";

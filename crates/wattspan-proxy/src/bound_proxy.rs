@@ -57,6 +57,8 @@ pub struct ProxySettings {
     pub annotate_group: AnnotationGroup,
     /// Weigh spans by the tokens they stream.
     pub weigh_by_tokens: bool,
+    /// Whether each account has a hash of the request's prompt.
+    pub hash_prompts: bool,
     /// How long the end of a response may wait for the account.
     pub account_timeout: Duration,
     /// Measure requests to the inference paths of known servers.
@@ -100,6 +102,7 @@ impl BoundProxy {
             annotation_mode: settings.annotation_mode,
             annotation_policy: AnnotationPolicy::new(settings.annotate_all, settings.annotate_group.clone()),
             weigh_by_tokens: settings.weigh_by_tokens,
+            hash_prompts: settings.hash_prompts,
             span_client,
             token_weights: TokenWeights::default(),
             counters,

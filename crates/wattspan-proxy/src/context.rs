@@ -39,6 +39,7 @@ pub struct Proxy {
     pub annotation_mode: AnnotationMode,
     pub annotation_policy: AnnotationPolicy,
     pub weigh_by_tokens: bool,
+    pub hash_prompts: bool,
     pub span_client: SpanClient,
     pub token_weights: TokenWeights,
     pub counters: Arc<ProxyCounters>,

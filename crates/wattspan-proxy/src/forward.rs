@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use wattspan_http::connection_pool::capture_connection;
+use wattspan_http::prompt_hash::PROMPT_HASH_ATTRIBUTE;
 use wattspan_http::transfer_encoding::{self, TransferEncodingError};
 use wattspan_http::{BoxBody, full_body, hop_by_hop};
 use wattspan_system::escape::printable_ascii;
@@ -60,7 +61,7 @@ async fn forward_measured(
     let proxy = &*client.proxy;
     proxy.counters.inferences.increment();
     let mut span = open_span(proxy, &mut request, operation);
-    let requested_model = RequestedModel::new();
+    let requested_model = RequestedModel::new(proxy.hash_prompts);
     let (request, capabilities) = match build_upstream_request(
         &proxy.upstream,
         client.informational.as_ref(),
@@ -116,6 +117,9 @@ fn open_span(proxy: &Proxy, request: &mut Request<Incoming>, operation: Operatio
 fn set_request_model(span: &mut RequestSpan, requested_model: &RequestedModel) {
     if let Some(model) = requested_model.get() {
         span.set_attribute("gen_ai.request.model", model);
+    }
+    if let Some(hash) = requested_model.prompt_hash() {
+        span.set_attribute(PROMPT_HASH_ATTRIBUTE, hash);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Changes the hop-by-hop headers, `Host` and the base of the URL. "100 Continue" of the server starts the body of a
 //! request with `Expect: 100-continue`; other informational responses are sent to the client. Of the body only the name
-//! of the model is stored.
+//! of the model is stored, and on demand a hash of the prompt.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use wattspan_http::hop_by_hop::{self, ConnectionOptions};
+use wattspan_http::prompt_hash::PromptHasher;
 use wattspan_http::{BaseUrl, BodyError, BoxBody};
 
 use super::client_io::InformationalSender;
@@ -115,23 +116,39 @@ fn join_cookies(headers: &mut HeaderMap) {
 /// How long the body waits for "100 Continue". Servers without support for it never send it.
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The model that the request's body names.
+/// The model that the request's body names, and the hash of its prompt.
 #[derive(Clone)]
-pub struct RequestedModel(Arc<Mutex<JsonScanner>>);
+pub struct RequestedModel(Arc<Mutex<RequestScanner>>);
+
+struct RequestScanner {
+    model: JsonScanner,
+    /// `None` where the hash is not wanted.
+    prompt: Option<PromptHasher>,
+}
 
 impl RequestedModel {
-    pub fn new() -> Self {
-        RequestedModel(Arc::new(Mutex::new(JsonScanner::new(&["model"]))))
+    pub fn new(hash_prompt: bool) -> Self {
+        let prompt = hash_prompt.then(PromptHasher::default);
+        RequestedModel(Arc::new(Mutex::new(RequestScanner { model: JsonScanner::new(&["model"]), prompt })))
     }
 
     /// The name of the model, once the body has stated it.
     pub fn get(&self) -> Option<String> {
         let scanner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::from_slice(&scanner.get("model")?.text).ok()
+        serde_json::from_slice(&scanner.model.get("model")?.text).ok()
+    }
+
+    /// The hash of the prompt, where it is wanted and the body has one.
+    pub fn prompt_hash(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).prompt.as_ref()?.finish()
     }
 
     fn scan(&self, chunk: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).feed(chunk);
+        let mut scanner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        scanner.model.feed(chunk);
+        if let Some(prompt) = &mut scanner.prompt {
+            prompt.feed(chunk);
+        }
     }
 }
 

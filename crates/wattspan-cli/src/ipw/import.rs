@@ -1,4 +1,5 @@
-//! `wattspan ipw import`: imports results of the public harness as a run, and reports what is missing or wrong in them.
+//! `wattspan ipw import`: imports results of the public harness or of an evaluator as a run, and reports what is missing or
+//! wrong in them.
 
 use std::path::PathBuf;
 
@@ -8,13 +9,16 @@ use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, OK};
 use super::super::output::{self, eprint_message};
 use super::super::terminal::printable;
+use super::import_evaluator::{EvaluatorOptions, import_evaluator};
 
 /// Arguments of `wattspan ipw import`.
 #[derive(Debug, clap::Args)]
 pub struct ImportArgs {
     /// Results directory of the harness (data-*.arrow, or records as JSON lines or JSON), or one file of it
-    #[arg(value_name = "HARNESS_DIR")]
-    source: PathBuf,
+    #[arg(value_name = "HARNESS_DIR", required_unless_present_any = ["inspect", "lm_eval"])]
+    source: Option<PathBuf>,
+    #[command(flatten)]
+    evaluator: EvaluatorOptions,
     /// Output directory of the run
     #[arg(long, short = 'o', value_name = "DIRECTORY")]
     out: PathBuf,
@@ -28,8 +32,11 @@ pub struct ImportArgs {
 
 /// Runs `wattspan ipw import`.
 pub fn import(options: &MeterOptions, args: &ImportArgs) -> Result<u8, CliError> {
-    let found = results_reader::read_results(&args.source).map_err(anyhow::Error::from)?;
-    let findings = import_run(&args.source, found, args.model.as_deref(), args.label.as_deref(), &args.out)
+    let Some(source) = &args.source else {
+        return import_evaluator(options, &args.evaluator, args.label.as_deref(), &args.out);
+    };
+    let found = results_reader::read_results(source).map_err(anyhow::Error::from)?;
+    let findings = import_run(source, found, args.model.as_deref(), args.label.as_deref(), &args.out)
         .map_err(anyhow::Error::from)?;
     if options.json {
         output::print_json_pretty(&findings)?;

@@ -8,6 +8,7 @@ mod compare;
 mod export;
 mod figure_tables;
 mod import;
+mod import_evaluator;
 mod options;
 mod prepare;
 mod progress_line;
@@ -40,7 +41,7 @@ pub enum IpwCommand {
     Card(card::CardArgs),
     /// Check that the figures of a result card follow from its run
     Verify(card::VerifyArgs),
-    /// Import results of the public harness as a run, and list what is missing or wrong in them
+    /// Import results of the public harness or of an evaluator as a run, and list what is missing or wrong in them
     Import(import::ImportArgs),
     /// Export a run in the harness's schema, as Parquet or as flat JSON lines
     Export(export::ExportArgs),

@@ -150,7 +150,7 @@ async fn find_conditions(
 }
 
 /// What the guarantee assumes of each live domain, without its readings.
-fn domain_assumptions(info: &DaemonInfo) -> Vec<DomainStatus> {
+pub fn domain_assumptions(info: &DaemonInfo) -> Vec<DomainStatus> {
     let without_readings =
         |domain: &DomainStatus| DomainStatus { energy_uj: None, power_mw: None, ..domain.clone() };
     info.domains.iter().filter(|domain| domain.liveness == Liveness::Live).map(without_readings).collect()
