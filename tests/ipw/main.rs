@@ -19,6 +19,8 @@ mod support;
 #[cfg(target_os = "linux")]
 mod access;
 mod card;
+mod decisions;
+mod documented;
 mod ground_truth_runs;
 mod harness;
 mod harness_judged;

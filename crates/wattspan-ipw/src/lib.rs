@@ -14,6 +14,7 @@ pub mod card;
 pub mod columns;
 pub mod compare;
 pub mod conditions;
+pub mod decisions;
 pub mod estimates;
 pub mod external_scorer;
 pub mod extract;

@@ -5,6 +5,7 @@
 
 mod card;
 mod compare;
+mod decisions;
 mod export;
 mod figure_tables;
 mod import;
@@ -34,7 +35,7 @@ pub enum IpwCommand {
     Report(report::ReportArgs),
     /// Compare runs of the same questions
     Compare(compare::CompareArgs),
-    /// Show what routing questions to smaller models would save
+    /// Show what routing questions to smaller models would save, or what a router's decisions saved
     Route(route::RouteArgs),
     /// Write a run's result card: figures, conditions and assumptions as one JSON file
     Card(card::CardArgs),

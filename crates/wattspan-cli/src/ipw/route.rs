@@ -18,6 +18,7 @@ use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
+use super::decisions::{self, DecisionRequest};
 use super::figure_tables;
 use super::options::{FigureOptions, parse_named_value, read_runs};
 
@@ -44,6 +45,13 @@ pub struct RouteArgs {
     /// Price per million prompt and answer tokens of a run, e.g. "big=0.5:1.5"; repeatable
     #[arg(long = "price", value_name = "NAME=IN:OUT", value_parser = parse_named_value::<String>)]
     prices: Vec<(String, String)>,
+    /// Evaluate decisions that a router made: JSON lines with id and model (the label of a run), and router_uj or
+    /// router_span for the router's own energy
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["accuracies", "parameters", "prices"])]
+    decisions: Option<PathBuf>,
+    /// Accounts of the router's spans as JSON lines (`wattspan --json spans`) [default: those of the daemon]
+    #[arg(long, value_name = "FILE", requires = "decisions")]
+    router_accounts: Option<PathBuf>,
     /// Route even if questions, grades or domains differ
     #[arg(long)]
     anyway: bool,
@@ -69,6 +77,15 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
         );
         return Err(CliError::new(FAILURE, message));
     }
+    if let Some(file) = &args.decisions {
+        let request = DecisionRequest {
+            file,
+            accounts: args.router_accounts.as_deref(),
+            figure_options: &args.figure_options,
+            reference_joules: args.reference_joules,
+        };
+        return decisions::evaluate(options, &request, &models, &reference_model);
+    }
     let Some(routing) = routing(&models, &reference_model, &args.accuracies, &terms) else {
         return Err(CliError::new(FAILURE, "no question was answered and scored in all of these runs"));
     };
@@ -88,7 +105,7 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     Ok(OK)
 }
 
-fn describe_differences(what: &str, unlike: &[IncomparableRuns]) -> String {
+pub fn describe_differences(what: &str, unlike: &[IncomparableRuns]) -> String {
     let lines = unlike.iter().map(|it| figure_tables::format_differences(&it.first, &it.other, &it.differs));
     what.to_owned() + &lines.collect::<String>()
 }
