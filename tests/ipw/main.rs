@@ -30,6 +30,7 @@ mod recompute;
 mod runs;
 mod scoring;
 mod statistics;
+mod sweep;
 
 // Where `ipw_runs` finds it, which a bench uses too.
 use support::in_process;

@@ -41,4 +41,5 @@ pub mod scope;
 pub mod statistics;
 pub mod steady_state;
 mod student;
+pub mod sweep;
 pub mod table;

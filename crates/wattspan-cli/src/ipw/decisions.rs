@@ -21,9 +21,8 @@ use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
-use super::figure_tables;
+use super::figure_tables::{self, describe_incomparable};
 use super::options::FigureOptions;
-use super::route::describe_differences;
 
 /// What is evaluated.
 pub struct DecisionRequest<'a> {
@@ -129,7 +128,7 @@ fn render(report: &DecisionReport, reference_joules: Option<f64>, terminal: Term
         [] => String::new(),
         some => format!(
             "  {}\n",
-            describe_differences("these runs are not comparable and were routed all the same:", some)
+            describe_incomparable("these runs are not comparable and were routed all the same:", some)
         ),
     };
     let shortage = report

@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use wattspan_ipw::intervals::describe_shortage;
 use wattspan_ipw::report::format::{format_estimate, format_significant};
 use wattspan_ipw::report::uncertainty::with_combined;
-use wattspan_ipw::route::{
-    IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
-};
+use wattspan_ipw::route::{RoutedModel, Routing, evaluate_routing as routing, incomparable_runs};
 use wattspan_ipw::table::RunTable;
 
 use super::super::connect::MeterOptions;
@@ -19,7 +17,7 @@ use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::decisions::{self, DecisionRequest};
-use super::figure_tables;
+use super::figure_tables::{self, describe_incomparable};
 use super::options::{FigureOptions, parse_named_value, read_runs};
 
 /// Arguments of `wattspan ipw route`.
@@ -71,7 +69,7 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     let models = locals.iter().map(|run| build_model(args, run, None)).collect::<Result<Vec<_>, _>>()?;
     let incomparable = incomparable_runs(&models, &reference_model, &terms);
     if !incomparable.is_empty() && !args.anyway {
-        let message = describe_differences(
+        let message = describe_incomparable(
             "these runs are not comparable (--anyway routes all the same):",
             &incomparable,
         );
@@ -103,11 +101,6 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
         output::print_text(&render_routing(&routing, args, Terminal::of(&stdout())))?;
     }
     Ok(OK)
-}
-
-pub fn describe_differences(what: &str, unlike: &[IncomparableRuns]) -> String {
-    let lines = unlike.iter().map(|it| figure_tables::format_differences(&it.first, &it.other, &it.differs));
-    what.to_owned() + &lines.collect::<String>()
 }
 
 fn build_model<'a>(
@@ -181,7 +174,7 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
         [] => String::new(),
         some => format!(
             "  {}\n",
-            describe_differences("these runs are not comparable and were routed all the same:", some)
+            describe_incomparable("these runs are not comparable and were routed all the same:", some)
         ),
     };
     let times = match routing.queries {
