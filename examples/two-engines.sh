@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compares two real engines with two quantisations of one model: runs, compares and routes them, and checks that their
-# energy adds up exactly.
+# energy adds up exactly. Then evaluates a router that switches between them by the complexity of a question.
 #
 #   examples/two-engines.sh DIRECTORY [QUESTIONS]
 #
@@ -78,6 +78,13 @@ ask dasllama-q8 "http://127.0.0.1:$port/v1"
 "$wattspan" ipw compare "$runs/llama-cpp-q4" "$runs/dasllama-q8"
 "$wattspan" ipw route "$runs/llama-cpp-q4" --reference "$runs/dasllama-q8" \
     --parameters llama-cpp-q4=135e6 --parameters dasllama-q8=135e6
+
+# A router that switches by the complexity of a question, in a span of its own.
+span=switch-$(basename "$runs")
+"$wattspan" --socket "$socket" run --name "$span" -- "$here/switch_by_complexity.py" --span "$span" \
+    "$runs/llama-cpp-q4/questions.jsonl" llama-cpp-q4 dasllama-q8 >"$runs/decisions.jsonl"
+"$wattspan" --socket "$socket" ipw route "$runs/llama-cpp-q4" --reference "$runs/dasllama-q8" \
+    --decisions "$runs/decisions.jsonl"
 
 python3 "$here/check_balance.py" "$runs"
 echo "runs: $runs"

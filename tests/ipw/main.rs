@@ -19,6 +19,8 @@ mod support;
 #[cfg(target_os = "linux")]
 mod access;
 mod card;
+mod decisions;
+mod documented;
 mod ground_truth_runs;
 mod harness;
 mod harness_judged;
@@ -28,6 +30,7 @@ mod recompute;
 mod runs;
 mod scoring;
 mod statistics;
+mod sweep;
 
 // Where `ipw_runs` finds it, which a bench uses too.
 use support::in_process;

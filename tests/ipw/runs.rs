@@ -130,6 +130,15 @@ impl IpwFixture {
         (command.output().unwrap(), self.rows(model))
     }
 
+    pub fn server_url(&self) -> String {
+        self.llm.url()
+    }
+
+    /// Questions that the server received so far.
+    pub fn requests(&self) -> usize {
+        self.llm.requests()
+    }
+
     pub fn rows(&self, run: &str) -> Vec<Value> {
         lines(&self.path(run).join("rows.jsonl"))
     }

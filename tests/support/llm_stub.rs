@@ -18,6 +18,9 @@ use wattspan_ipw::question::{Question, built_in};
 /// The model listed where the base path is `/evil/v1`; printed unescaped, it would clear the screen.
 pub const HOSTILE_MODEL_NAME: &str = "evil\u{1b}[2J";
 
+/// The length of a question from which on the model "simple" has no answer.
+pub const MAX_SIMPLE_PROMPT_BYTES: usize = 120;
+
 /// The version of the engine that the stub claims to be, vLLM.
 pub const STUB_VERSION: &str = "0.11.2";
 
@@ -144,7 +147,9 @@ fn answer_question(
 ) -> std::io::Result<bool> {
     let model = request["model"].as_str().unwrap_or_default().to_owned();
     let prompt = prompt_of(request);
-    let known = state.answers.get(prompt);
+    // The model "simple" can answer short questions only.
+    let is_beyond_it = model.starts_with("simple") && prompt.len() >= MAX_SIMPLE_PROMPT_BYTES;
+    let known = state.answers.get(prompt).filter(|_| !is_beyond_it);
     let reply = known.map_or_else(
         || "I do not know.".to_owned(),
         |question| format!("Well.\nAnswer: {}", question.answer),

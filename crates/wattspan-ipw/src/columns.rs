@@ -321,7 +321,8 @@ fn mean_power_w(joules: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { joules / seconds } else { UNKNOWN }
 }
 
-fn hash_query(id: &str, repeat: u32) -> u64 {
+/// Returns the key of a query, equal in all runs.
+pub(super) fn hash_query(id: &str, repeat: u32) -> u64 {
     let seed = FnvHasher::default().finish() ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut hasher = FnvHasher::with_key(seed);
     hasher.write(id.as_bytes());

@@ -69,6 +69,21 @@ impl PairedSample {
         (means[1] - means[0], interval)
     }
 
+    /// Returns the ratio of the mean cost of the other run to that of the first: that of the efficiencies with its scores
+    /// left out.
+    pub fn cost_ratio(&self, cost: usize) -> Figure {
+        let ratio = self.other.column_mean(cost) / self.first.column_mean(cost);
+        let half_widths = self.first.mean_cost(cost).zip(self.other.mean_cost(cost));
+        let interval = half_widths.map(|(first, other)| {
+            let correlation = self.first.correlation(cost, VALUE_COUNT + cost);
+            let [first, other] = [first.log_half_width, other.log_half_width];
+            let half_width =
+                (first * first + other * other - 2.0 * correlation * first * other).max(0.0).sqrt();
+            ConfidenceInterval { low: ratio * (-half_width).exp(), high: ratio * half_width.exp() }
+        });
+        (ratio, interval)
+    }
+
     /// Returns the ratio of mean score / mean cost of the other run to that of the first; not finite if the first run has
     /// no right answer.
     pub fn efficiency_ratio(&self, cost: usize) -> Figure {

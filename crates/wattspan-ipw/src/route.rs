@@ -188,18 +188,18 @@ impl Outcome {
 }
 
 /// The cost of a query: energy, operations, price; each if known.
-type QueryCosts = [Option<f64>; 3];
+pub(super) type QueryCosts = [Option<f64>; 3];
 
 /// An answered and scored query.
 #[derive(Debug, Clone, Copy)]
-struct RoutedQuery {
-    question: u64,
+pub(super) struct RoutedQuery {
+    pub question: u64,
     /// Start and end, seconds.
-    open_s: [f64; 2],
-    score: f64,
-    costs: QueryCosts,
+    pub open_s: [f64; 2],
+    pub score: f64,
+    pub costs: QueryCosts,
     /// Guaranteed half-width of the energy.
-    error_j: Option<f64>,
+    pub error_j: Option<f64>,
     /// Whether the energy is assumed.
     assumed: bool,
     grade: Option<Grade>,
@@ -207,11 +207,14 @@ struct RoutedQuery {
 
 /// What the oracle does with a query.
 #[derive(Debug, Clone, Copy)]
-struct OracleChoice {
+pub(super) struct OracleChoice {
+    /// The index of the model to which it is sent; that of the reference is the number of local models, and a local one
+    /// covers the query.
+    pub model: usize,
+    /// The query at that model.
+    pub query: RoutedQuery,
     /// Whether a local model covers it.
     is_covered: bool,
-    /// The query at the model to which it is sent.
-    query: RoutedQuery,
     /// The query at the reference.
     reference: RoutedQuery,
 }
@@ -269,19 +272,19 @@ pub fn evaluate_routing(
 }
 
 /// The queries that every run delivered and scored.
-struct SharedQueries {
+pub(super) struct SharedQueries {
     /// The reference's queries with their keys, in the order of questions.
-    references: Vec<(u64, RoutedQuery)>,
+    pub references: Vec<(u64, RoutedQuery)>,
     /// Each local model's queries by key, in the order of the models.
-    locals: Vec<HashMap<u64, RoutedQuery>>,
+    pub locals: Vec<HashMap<u64, RoutedQuery>>,
     question_count: usize,
     /// Whether a question was asked more than once.
-    repeated: bool,
+    pub repeated: bool,
 }
 
 impl SharedQueries {
     /// Returns `None` if no query is in all runs, or there is no local model.
-    fn find(locals: &[RoutedModel], reference: &RoutedModel, options: &MetricOptions) -> Option<Self> {
+    pub fn find(locals: &[RoutedModel], reference: &RoutedModel, options: &MetricOptions) -> Option<Self> {
         let locals: Vec<HashMap<u64, RoutedQuery>> =
             locals.iter().map(|model| scored_queries(model, options).collect()).collect();
         let mut references: Vec<(u64, RoutedQuery)> = scored_queries(reference, options).collect();
@@ -311,7 +314,7 @@ impl SharedQueries {
     }
 
     /// Returns the number of queries that the oracle sends to each model, the reference last, and its choices.
-    fn oracle_choices(&self) -> (Vec<usize>, Vec<OracleChoice>) {
+    pub fn oracle_choices(&self) -> (Vec<usize>, Vec<OracleChoice>) {
         let mut sends = vec![0; self.locals.len() + 1];
         let mut choices = Vec::new();
         for (key, query) in &self.references {
@@ -322,8 +325,10 @@ impl SharedQueries {
                 let joules = |at: usize| self.locals[at][key].costs[0].unwrap_or(f64::INFINITY);
                 joules(*one).total_cmp(&joules(*other))
             });
-            sends[chosen.unwrap_or(self.locals.len())] += 1;
+            let model = chosen.unwrap_or(self.locals.len());
+            sends[model] += 1;
             choices.push(OracleChoice {
+                model,
                 is_covered: chosen.is_some(),
                 query: chosen.map_or(*query, |at| self.locals[at][key]),
                 reference: *query,
@@ -333,7 +338,7 @@ impl SharedQueries {
     }
 
     /// Returns the worst grade of a measured energy.
-    fn worst_grade(&self) -> Option<Grade> {
+    pub fn worst_grade(&self) -> Option<Grade> {
         let local_queries =
             self.locals.iter().flat_map(|queries| self.references.iter().map(|(key, _)| &queries[key]));
         let references = self.references.iter().map(|(_, query)| query);
@@ -463,7 +468,7 @@ impl OracleSavings {
 }
 
 /// Returns the error of a ratio from the errors of its parts; `None` if the denominator may be zero.
-fn ratio_error(
+pub(super) fn ratio_error(
     [numerator, denominator]: [f64; 2],
     [numerator_error, denominator_error]: [f64; 2],
 ) -> Option<f64> {

@@ -11,6 +11,7 @@ use wattspan_ipw::report::Report;
 use wattspan_ipw::report::format::{format_estimate, format_inverse, format_significant, quantity_label};
 use wattspan_ipw::report::uncertainty::{figure_uncertainties, with_combined};
 use wattspan_ipw::report::units::InverseUnit;
+use wattspan_ipw::route::IncomparableRuns;
 use wattspan_ipw::run_settings::describe_workload;
 use wattspan_ipw::scope::{IdlePolicy, Scope};
 use wattspan_ipw::statistics::Distribution;
@@ -87,6 +88,12 @@ pub fn format_differences(first: &str, other: &str, differs: &[Difference]) -> S
         )
     };
     differs.iter().map(line).collect()
+}
+
+/// The runs that are not comparable, below a line of text.
+pub fn describe_incomparable(what: &str, unlike: &[IncomparableRuns]) -> String {
+    let lines = unlike.iter().map(|it| format_differences(&it.first, &it.other, &it.differs));
+    what.to_owned() + &lines.collect::<String>()
 }
 
 /// A row label: scope, idle policy and grade.

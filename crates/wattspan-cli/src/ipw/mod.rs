@@ -5,6 +5,7 @@
 
 mod card;
 mod compare;
+mod decisions;
 mod export;
 mod figure_tables;
 mod import;
@@ -18,6 +19,7 @@ mod run;
 mod run_options;
 mod score;
 mod server_options;
+mod sweep;
 
 use clap::Subcommand;
 
@@ -29,13 +31,15 @@ use super::exit_status::CliError;
 pub enum IpwCommand {
     /// Run a set of questions against a server and record the energy of each answer
     Run(run_options::IpwRunArgs),
+    /// Run the questions at several concurrencies, models and servers, and show which points are worth it
+    Sweep(sweep::SweepArgs),
     /// Rescore a run's answers without querying the model again
     Score(score::ScoreArgs),
     /// Show the results of a run as a table, JSON, CSV or an HTML page
     Report(report::ReportArgs),
     /// Compare runs of the same questions
     Compare(compare::CompareArgs),
-    /// Show what routing questions to smaller models would save
+    /// Show what routing questions to smaller models would save, or what a router's decisions saved
     Route(route::RouteArgs),
     /// Write a run's result card: figures, conditions and assumptions as one JSON file
     Card(card::CardArgs),
@@ -51,6 +55,7 @@ pub enum IpwCommand {
 pub fn ipw(options: &MeterOptions, command: &IpwCommand) -> Result<u8, CliError> {
     match command {
         IpwCommand::Run(args) => run::run(options, args),
+        IpwCommand::Sweep(args) => sweep::sweep(options, args),
         IpwCommand::Score(args) => score::score(options, args),
         IpwCommand::Report(args) => report::report(options, args),
         IpwCommand::Compare(args) => compare::compare(options, args),

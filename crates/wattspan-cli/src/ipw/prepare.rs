@@ -3,6 +3,7 @@
 //! A run is resumed only with its original settings and on its original machine. Without a meter it starts only with
 //! `--without-meter`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,25 +47,21 @@ pub struct PreparedRun {
 pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<PreparedRun, CliError> {
     let (request_settings, pool) = args.server.connect().await?;
     let meter = connect_meter(options, args)?;
-    let pace = args.rate.map_or(Workload::ClosedLoop(args.concurrency as usize), Workload::OpenLoop);
-    let run_settings = RunSettings { workload: pace, warm_up: args.warm_up, retries: args.retries };
+    let run_settings = requested_settings(args);
     let questions = load_questions(args)?;
     let (domains, not_live) =
         meter.as_ref().map_or_else(Default::default, |(_, info)| scope::live_domains(info));
     for (name, reason) in &not_live {
         eprint_message(&format!("{name} is not live and is excluded from the run: {reason}"));
     }
-    let settings = encode_settings(&request_settings, run_settings);
-    let prompts = question::prompt_hash(request_settings.system_prompt.as_deref(), &questions);
-    let set = args.question_set.map(|set| (QUESTION_SET.to_owned(), set.name().to_owned()));
-    let prompt_settings = set.into_iter().chain([(PROMPT_HASH.to_owned(), prompts)]);
+    let settings = all_settings(args, &request_settings, run_settings, &questions);
     let conditions = find_conditions(args, &request_settings, &pool).await?;
     let manifest = Manifest {
         version: FORMAT_VERSION,
         label: args.label.clone().unwrap_or_else(|| request_settings.model.clone()),
         model: request_settings.model.clone(),
         server: request_settings.base_url.to_string(),
-        settings: settings.into_iter().chain(prompt_settings).collect(),
+        settings,
         questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
@@ -83,6 +80,47 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     let path = args.out.clone().unwrap_or_else(|| default_run_dir(&manifest));
     let directory = RunDir::create(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
     Ok(PreparedRun { request_settings, pool, run_settings, meter, directory, manifest, questions })
+}
+
+/// The settings of a run as its manifest has them.
+fn all_settings(
+    args: &IpwRunArgs,
+    request_settings: &RequestSettings,
+    run_settings: RunSettings,
+    questions: &[Question],
+) -> BTreeMap<String, String> {
+    let mut settings = encode_settings(request_settings, run_settings);
+    settings.extend(args.question_set.map(|set| (QUESTION_SET.to_owned(), set.name().to_owned())));
+    let prompts = question::prompt_hash(request_settings.system_prompt.as_deref(), questions);
+    settings.insert(PROMPT_HASH.to_owned(), prompts);
+    settings
+}
+
+/// Returns in which settings a stored run differs from what these options ask for; empty if in none.
+pub async fn changed_settings(args: &IpwRunArgs, manifest: &Manifest) -> Result<Vec<String>, CliError> {
+    let (request_settings, _) = args.server.connect().await?;
+    let run_settings = requested_settings(args);
+    let questions = load_questions(args)?;
+    let asked = all_settings(args, &request_settings, run_settings, &questions);
+    let names: BTreeSet<&String> = asked.keys().chain(manifest.settings.keys()).collect();
+    let value = |of: &BTreeMap<String, String>, name: &str| of.get(name).cloned().unwrap_or("none".into());
+    let mut changed: Vec<String> = names
+        .into_iter()
+        .filter(|name| asked.get(*name) != manifest.settings.get(*name))
+        .map(|name| format!("{name}: {}, now {}", value(&manifest.settings, name), value(&asked, name)))
+        .collect();
+    if question::fingerprint(&questions) != manifest.fingerprint {
+        changed.push("other questions".into());
+    }
+    if args.repeats != manifest.repeats {
+        changed.push(format!("times asked: {}, now {}", manifest.repeats, args.repeats));
+    }
+    Ok(changed)
+}
+
+fn requested_settings(args: &IpwRunArgs) -> RunSettings {
+    let workload = args.rate.map_or(Workload::ClosedLoop(args.concurrency as usize), Workload::OpenLoop);
+    RunSettings { workload, warm_up: args.warm_up, retries: args.retries }
 }
 
 /// Resumes a run with its original model, request settings, workload and machine. The server's URL may differ.
@@ -156,7 +194,7 @@ pub fn domain_assumptions(info: &DaemonInfo) -> Vec<DomainStatus> {
     info.domains.iter().filter(|domain| domain.liveness == Liveness::Live).map(without_readings).collect()
 }
 
-fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
+pub fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
     let mut questions = match &args.questions {
         None => question::built_in(),
         Some(path) => {

@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use wattspan_ipw::intervals::describe_shortage;
 use wattspan_ipw::report::format::{format_estimate, format_significant};
 use wattspan_ipw::report::uncertainty::with_combined;
-use wattspan_ipw::route::{
-    IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
-};
+use wattspan_ipw::route::{RoutedModel, Routing, evaluate_routing as routing, incomparable_runs};
 use wattspan_ipw::table::RunTable;
 
 use super::super::connect::MeterOptions;
@@ -18,7 +16,8 @@ use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
-use super::figure_tables;
+use super::decisions::{self, DecisionRequest};
+use super::figure_tables::{self, describe_incomparable};
 use super::options::{FigureOptions, parse_named_value, read_runs};
 
 /// Arguments of `wattspan ipw route`.
@@ -44,6 +43,13 @@ pub struct RouteArgs {
     /// Price per million prompt and answer tokens of a run, e.g. "big=0.5:1.5"; repeatable
     #[arg(long = "price", value_name = "NAME=IN:OUT", value_parser = parse_named_value::<String>)]
     prices: Vec<(String, String)>,
+    /// Evaluate decisions that a router made: JSON lines with id and model (the label of a run), and router_uj or
+    /// router_span for the router's own energy
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["accuracies", "parameters", "prices"])]
+    decisions: Option<PathBuf>,
+    /// Accounts of the router's spans as JSON lines (`wattspan --json spans`) [default: those of the daemon]
+    #[arg(long, value_name = "FILE", requires = "decisions")]
+    router_accounts: Option<PathBuf>,
     /// Route even if questions, grades or domains differ
     #[arg(long)]
     anyway: bool,
@@ -63,11 +69,20 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     let models = locals.iter().map(|run| build_model(args, run, None)).collect::<Result<Vec<_>, _>>()?;
     let incomparable = incomparable_runs(&models, &reference_model, &terms);
     if !incomparable.is_empty() && !args.anyway {
-        let message = describe_differences(
+        let message = describe_incomparable(
             "these runs are not comparable (--anyway routes all the same):",
             &incomparable,
         );
         return Err(CliError::new(FAILURE, message));
+    }
+    if let Some(file) = &args.decisions {
+        let request = DecisionRequest {
+            file,
+            accounts: args.router_accounts.as_deref(),
+            figure_options: &args.figure_options,
+            reference_joules: args.reference_joules,
+        };
+        return decisions::evaluate(options, &request, &models, &reference_model);
     }
     let Some(routing) = routing(&models, &reference_model, &args.accuracies, &terms) else {
         return Err(CliError::new(FAILURE, "no question was answered and scored in all of these runs"));
@@ -86,11 +101,6 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
         output::print_text(&render_routing(&routing, args, Terminal::of(&stdout())))?;
     }
     Ok(OK)
-}
-
-fn describe_differences(what: &str, unlike: &[IncomparableRuns]) -> String {
-    let lines = unlike.iter().map(|it| figure_tables::format_differences(&it.first, &it.other, &it.differs));
-    what.to_owned() + &lines.collect::<String>()
 }
 
 fn build_model<'a>(
@@ -164,7 +174,7 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
         [] => String::new(),
         some => format!(
             "  {}\n",
-            describe_differences("these runs are not comparable and were routed all the same:", some)
+            describe_incomparable("these runs are not comparable and were routed all the same:", some)
         ),
     };
     let times = match routing.queries {

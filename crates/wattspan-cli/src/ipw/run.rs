@@ -1,7 +1,7 @@
 //! `wattspan ipw run`: runs a set of questions against a server and records the energy of each answer.
 
 use std::io::stdout;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +26,7 @@ use super::run_options::IpwRunArgs;
 use super::server_options::DEFAULT_KEY_VARIABLE;
 
 /// Exit status of an interrupted run: 128 + SIGINT.
-const STATUS_INTERRUPTED: u8 = 130;
+pub const STATUS_INTERRUPTED: u8 = 130;
 
 /// Runs `wattspan ipw run`.
 pub fn run(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
@@ -35,11 +35,37 @@ pub fn run(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
 }
 
 async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
+    let prepared = match &args.resume {
+        Some(path) => prepare_resumed(options, args, path).await?,
+        None => prepare_new(options, args).await?,
+    };
+    let (path, ended) = ask_prepared(prepared, interrupt_signal()?).await.map_err(|(path, error)| {
+        let hint =
+            format!("the answers so far are saved; resume with: {}", resume_command(options, args, &path));
+        CliError::new(FAILURE, format!("{error}\n{hint}"))
+    })?;
+    print_result(options, args, &path, &ended)
+}
+
+/// Runs the queries of a prepared run until all have ended or `interrupt` completes. Returns its directory, which an error
+/// has too.
+pub async fn ask_prepared(
+    prepared: PreparedRun,
+    interrupt: oneshot::Receiver<()>,
+) -> Result<(PathBuf, RunOutcome), (PathBuf, CliError)> {
+    let path = prepared.directory.path().to_owned();
+    match ask_in_directory(prepared, interrupt).await {
+        Ok(ended) => Ok((path, ended)),
+        Err(error) => Err((path, error)),
+    }
+}
+
+async fn ask_in_directory(
+    prepared: PreparedRun,
+    interrupt: oneshot::Receiver<()>,
+) -> Result<RunOutcome, CliError> {
     let PreparedRun { request_settings, pool, run_settings, meter, mut directory, manifest, questions } =
-        match &args.resume {
-            Some(path) => prepare_resumed(options, args, path).await?,
-            None => prepare_new(options, args).await?,
-        };
+        prepared;
     let names: Vec<String> = manifest.domains.iter().map(|domain| domain.name.clone()).collect();
     let (metering, watch) = match &meter {
         Some((connector, _)) => {
@@ -72,16 +98,10 @@ async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, 
     };
     let mut progress_line = ProgressLine::new(manifest.domains);
     let update = |progress: &RunProgress, row: &QueryRow| progress_line.update(progress, row);
-    let ended = ask_all(setup, &questions, &mut directory, update, interrupt_signal()?).await;
+    let ended = ask_all(setup, &questions, &mut directory, update, interrupt).await;
     progress_line.finish();
     drop(watch);
-    let path = directory.path();
-    let ended = ended.map_err(|error| {
-        let hint =
-            format!("the answers so far are saved; resume with: {}", resume_command(options, args, path));
-        CliError::new(FAILURE, format!("{error}\n{hint}"))
-    })?;
-    print_result(options, args, path, &ended)
+    ended.map_err(|error| CliError::new(FAILURE, error))
 }
 
 /// Completes at the first SIGINT or SIGTERM.
@@ -152,8 +172,8 @@ fn resume_command(options: &MeterOptions, args: &IpwRunArgs, path: &Path) -> Str
     if let (Some(_), Some(url)) = (&args.resume, &args.server.url) {
         words.extend(["--url".to_owned(), url.to_string()]);
     }
-    if args.server.key_from != DEFAULT_KEY_VARIABLE {
-        words.extend(["--key-from".to_owned(), args.server.key_from.clone()]);
+    if args.server.request.key_from != DEFAULT_KEY_VARIABLE {
+        words.extend(["--key-from".to_owned(), args.server.request.key_from.clone()]);
     }
     if args.without_meter {
         words.push("--without-meter".into());

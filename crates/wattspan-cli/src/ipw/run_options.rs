@@ -9,7 +9,7 @@ use super::options::{FigureOptions, parse_named_value};
 use super::server_options::ServerOptions;
 
 /// Arguments of `wattspan ipw run`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct IpwRunArgs {
     #[command(flatten)]
     pub server: ServerOptions,

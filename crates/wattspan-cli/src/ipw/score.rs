@@ -195,7 +195,7 @@ async fn score_with_judge(
     judge_queue: Vec<(QueryRow, &Question, &ReplyText)>,
 ) -> Result<JudgeSummary, CliError> {
     let mut server = args.server.clone();
-    server.max_tokens.get_or_insert(DEFAULT_JUDGE_MAX_TOKENS);
+    server.request.max_tokens.get_or_insert(DEFAULT_JUDGE_MAX_TOKENS);
     let (request_settings, pool) = server.connect().await?;
     // With other extra fields (reasoning effort, for example) it is another judge.
     let judge_name = match &request_settings.extra_body {

@@ -30,12 +30,19 @@ pub struct ServerOptions {
     /// the resumed run]
     #[arg(long, value_name = "URL")]
     pub url: Option<BaseUrl>,
-    /// API of the server
-    #[arg(long, value_enum, default_value_t = Api::Chat)]
-    pub api: Api,
     /// Model [default: the first one that the server lists]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
+    #[command(flatten)]
+    pub request: RequestOptions,
+}
+
+/// Options of the requests to any server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RequestOptions {
+    /// API of the server
+    #[arg(long, value_enum, default_value_t = Api::Chat)]
+    pub api: Api,
     /// Environment variable that contains the API key
     #[arg(long, value_name = "VARIABLE", default_value = DEFAULT_KEY_VARIABLE)]
     pub key_from: String,
@@ -74,24 +81,25 @@ impl ServerOptions {
         };
         let pool = build_pool(&url, PoolSettings::default())
             .map_err(|cause| CliError::new(FAILURE, format!("{url}: {cause}")))?;
-        let seed = match self.seed.as_str() {
+        let request = &self.request;
+        let seed = match request.seed.as_str() {
             "-" => None,
             seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed must be an integer, or -"))?),
         };
         let mut request_settings = RequestSettings {
             base_url: url,
-            api: self.api,
+            api: request.api,
             model: self.model.clone().unwrap_or_default(),
-            system_prompt: self.system.clone(),
-            temperature: self.temperature,
+            system_prompt: request.system.clone(),
+            temperature: request.temperature,
             seed,
-            max_tokens: self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+            max_tokens: request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
             token_limit: TokenLimitField::default(),
-            stream: !self.no_stream,
-            logprobs: self.logprobs,
-            extra_body: self.extra_body.clone(),
-            api_key: std::env::var(&self.key_from).ok().filter(|key| !key.is_empty()),
-            timeout: Duration::from_secs(self.timeout),
+            stream: !request.no_stream,
+            logprobs: request.logprobs,
+            extra_body: request.extra_body.clone(),
+            api_key: std::env::var(&request.key_from).ok().filter(|key| !key.is_empty()),
+            timeout: Duration::from_secs(request.timeout),
         };
         if self.model.is_none() {
             request_settings.model =

@@ -17,11 +17,22 @@ use super::units::InverseUnit;
 
 const TEMPLATE: &str = include_str!("report.html");
 
-/// Renders the page of a report.
-pub fn render_page(report: &Report) -> String {
+/// Returns the style of all pages, as a value of their templates.
+pub(super) fn page_style() -> Value {
+    Value::from_safe_string(include_str!("page.css").to_owned())
+}
+
+/// Returns an environment with a page's template, "page".
+pub(super) fn page_environment(template: &'static str) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_template("page", TEMPLATE).expect("a test renders the template");
+    environment.add_template("page", template).expect("a test renders the template");
+    environment
+}
+
+/// Renders the page of a report.
+pub fn render_page(report: &Report) -> String {
+    let environment = page_environment(TEMPLATE);
     let template = environment.get_template("page").expect("it was added just now");
     let steady_state = report.steady_state.iter().map(|steady| &steady.figures);
     let rows: Vec<_> = std::iter::once(&report.all).chain(steady_state).chain(&report.subjects).collect();
@@ -32,6 +43,7 @@ pub fn render_page(report: &Report) -> String {
         |Picture { title, svg, note }| context! { title, note, svg => Value::from_safe_string(svg) };
     let pictures: Vec<Value> = draw_pictures(report).into_iter().map(picture).collect();
     let values = context! {
+        style => page_style(),
         report => Value::from(Serde(report)),
         headline => headline_tiles(report),
         units => units.names(),
@@ -59,7 +71,7 @@ pub fn render_page(report: &Report) -> String {
 }
 
 /// Formats a figure with its interval below it.
-fn estimate_cell(estimate: Option<&Estimate>, scale: f64, unit: &str) -> Value {
+pub(super) fn estimate_cell(estimate: Option<&Estimate>, scale: f64, unit: &str) -> Value {
     let Some(estimate) = estimate else { return context! { value => "\u{2013}" } };
     let interval = estimate.interval.map(|it| {
         format!("{} .. {}", format_significant(it.low * scale), format_significant(it.high * scale))

@@ -9,6 +9,7 @@ pub mod html_page;
 pub mod interval_rows;
 pub mod pictures;
 pub mod plot_data;
+pub mod sweep_page;
 pub mod uncertainty;
 pub mod units;
 
