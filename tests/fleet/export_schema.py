@@ -1,0 +1,56 @@
+"""The columns of exported files, in Arrow's types. real_export.py compares them with the files that the program writes."""
+
+import pyarrow
+
+INTEGER, TEXT, FLAG = pyarrow.int64(), pyarrow.string(), pyarrow.bool_()
+
+SHARE = pyarrow.struct(
+    [
+        ("domain", TEXT),
+        ("grade", TEXT),
+        *[(name, INTEGER) for name in ["share_uj", "error_uj", "window_uj", "idle_uj", "process_uj", "unknown_ns"]],
+    ]
+)
+
+ACCOUNT_SCHEMA = pyarrow.schema(
+    [
+        ("number", INTEGER),
+        ("span", TEXT),
+        ("name", TEXT),
+        ("uid", INTEGER),
+        ("state", TEXT),
+        ("grade", TEXT),
+        ("simulated", FLAG),
+        ("at_least", FLAG),
+        ("opened_unix_ns", INTEGER),
+        ("closed_unix_ns", INTEGER),
+        ("duration_ns", INTEGER),
+        ("moved_ns", INTEGER),
+        ("weight", pyarrow.float64()),
+        *[
+            (name, INTEGER)
+            for name in ["peak_concurrency", "share_uj", "error_uj", "window_uj", "idle_uj", "process_uj", "mean_power_mw"]
+        ],
+        ("gen_ai.request.model", TEXT),
+        ("gen_ai.response.model", TEXT),
+        ("gen_ai.operation.name", TEXT),
+        ("gen_ai.usage.input_tokens", TEXT),
+        ("gen_ai.usage.output_tokens", TEXT),
+        ("domains", pyarrow.list_(pyarrow.field("element", SHARE, nullable=False))),
+    ]
+)
+
+BALANCE_SCHEMA = pyarrow.schema(
+    [
+        ("life", TEXT),
+        ("at_unix_ns", INTEGER),
+        ("domain", TEXT),
+        ("kind", TEXT),
+        ("grade", TEXT),
+        ("counted", FLAG),
+        ("simulated", FLAG),
+        ("measured_uj", INTEGER),
+        ("attributed_uj", INTEGER),
+        ("unattributed_uj", INTEGER),
+    ]
+)
