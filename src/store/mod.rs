@@ -23,6 +23,7 @@ mod forecast;
 mod forward_scan;
 mod high_water_mark;
 mod journal_clock;
+mod log_sync;
 mod migration;
 mod position_cipher;
 mod query;
