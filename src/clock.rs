@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use wattspan_client::clock::{boottime_ns, monotonic_now_ns, monotonic_ns, thread_cpu_ns, unix_ns};
+pub use wattspan_client::clock::{
+    boot_id, boottime_ns, monotonic_now_ns, monotonic_ns, thread_cpu_ns, unix_ns,
+};
 
 /// A source of monotonic nanoseconds: the machine's clock, or one that a test sets.
 #[derive(Debug, Clone, Default)]

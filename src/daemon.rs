@@ -16,7 +16,7 @@ use wattspan_client::protocol::ProcessPrivileges;
 use wattspan_system::private_file;
 use wattspan_system::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
 
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{self, AcceptedOwner, Config, Flags};
 use crate::dbus;
 use crate::privileges::{self, RequiredPrivileges};
@@ -135,6 +135,9 @@ fn is_store_enabled(config: &Config) -> bool {
     config.ledger.keep && (config.source.replay.is_none() || config.state_dir.is_some())
 }
 
+/// With `ledger.sync = "normal"`, how much a power cut may lose, besides what the disk needs for a sync.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The settings of the store; `None` if it is disabled or has no directory.
 fn store_settings(config: &Config) -> Option<store::StoreSettings> {
     let disk = &config.ledger;
@@ -148,6 +151,8 @@ fn store_settings(config: &Config) -> Option<store::StoreSettings> {
             config::SyncConfig::Normal => store::SyncMode::Normal,
             config::SyncConfig::Full => store::SyncMode::Full,
         },
+        sync_interval: SYNC_INTERVAL,
+        boot_id: clock::boot_id(),
     })
 }
 

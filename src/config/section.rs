@@ -82,7 +82,7 @@ pub struct StoreConfig {
 pub enum SyncConfig {
     /// The operating system decides; a power failure may damage the ledger.
     Off,
-    /// A killed daemon loses nothing; a power failure may lose the last seconds.
+    /// A killed daemon loses nothing; a power failure may lose the last second and the time of a sync.
     Normal,
     /// Each commit waits for the disk; a power failure loses nothing.
     Full,

@@ -88,7 +88,7 @@ impl Service {
             domain_index,
             span_ids: SpanIdGenerator::new()?,
             cursor_cipher: CursorCipher::default(),
-            boot_id: boot_id(),
+            boot_id: clock::boot_id(),
             daemon,
             privileges,
             peak_span_bytes: 0,
@@ -344,13 +344,4 @@ impl Service {
             daemon.notify_watchdog(now_ns, || self.collector.overdue_ns(now_ns));
         }
     }
-}
-
-/// Identifies a boot of the machine: the kernel's random id, else the wall time of the boot.
-fn boot_id() -> String {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    kernel.map_or_else(
-        |_| format!("booted-{}", clock::unix_ns().saturating_sub(clock::monotonic_ns()) / 1_000_000_000),
-        |id| id.trim().to_owned(),
-    )
 }

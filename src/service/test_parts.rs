@@ -34,6 +34,8 @@ pub(crate) fn store_settings(directory: &Path) -> StoreSettings {
         max_bytes: 1 << 30,
         max_waiting_bytes: 64 << 20,
         sync: SyncMode::Normal,
+        sync_interval: Duration::from_secs(1),
+        boot_id: String::new(),
     }
 }
 

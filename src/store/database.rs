@@ -24,7 +24,7 @@ use super::batch::{Batch, WriteOp};
 use super::database_identity::DatabaseIdentity;
 use super::filter_build::FilterBuild;
 use super::group_build::GroupBuild;
-use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
+use super::high_water_mark::{BootKey, HighWaterMark, MarkContents, MarkFile, boot_key};
 use super::journal_clock::{CLOCK_BLOCK, StoredClocks};
 use super::migration;
 use super::retention_state::Retention;
@@ -32,7 +32,7 @@ use super::schema::{
     CREATE_LAYOUT_TABLE, CREATE_TABLES, DatabaseError, SCHEMA_VERSION, check_schema, open_connection,
 };
 use super::segment_filter;
-use super::settings::StoreSettings;
+use super::settings::{StoreSettings, SyncMode};
 use super::time::{ClockReading, CommitTime};
 
 pub(super) struct Database {
@@ -42,6 +42,9 @@ pub(super) struct Database {
     pub(super) index: AccountIndex,
     pub(super) retention: Retention,
     mark_file: MarkFile,
+    /// The last ID that the mark on the disk reserves; `None` where each commit is synced, or none.
+    reserved: Option<i64>,
+    boot: BootKey,
     last_commit: CommitTime,
     opened_at: ClockReading,
     opened_running_s: i64,
@@ -79,6 +82,8 @@ impl Database {
             index,
             retention,
             mark_file,
+            reserved: None,
+            boot: boot_key(&settings.boot_id),
             last_commit,
             opened_at,
             opened_running_s,
@@ -92,6 +97,7 @@ impl Database {
             database.load_index()?;
         }
         database.detect_lost_tail(&mark_contents, schema_version == SCHEMA_VERSION, now)?;
+        database.reserved = (settings.sync == SyncMode::Normal).then_some(0);
         database.write_mark()?;
         database.filter_build = Some(FilterBuild::new(segment_of(database.index.last_id + 1)));
         database.group_build = GroupBuild::new(database.index.first_id);
@@ -125,8 +131,31 @@ impl Database {
 
     /// Writes the last commit to the high-water mark.
     pub fn write_mark(&self) -> io::Result<()> {
+        self.mark_file.write(&self.mark(self.index.last_id))
+    }
+
+    /// Whether the mark on the disk reserves IDs.
+    pub fn has_reserved_ids(&self) -> bool {
+        self.reserved.is_some_and(|reserved| reserved > 0)
+    }
+
+    /// Closes the connection, which checkpoints and syncs the write-ahead log, and ends the reservation of IDs.
+    pub fn close(self) -> Result<(), DatabaseError> {
+        let mark = HighWaterMark { reserved: 0, ..self.mark(self.index.last_id) };
+        let mark_file = self.mark_file;
+        self.connection.close().map_err(|(_, error)| error)?;
+        if self.reserved.is_some() { Ok(mark_file.write_synced(&mark)?) } else { Ok(()) }
+    }
+
+    /// Ends the reservation of IDs on the disk. All commits must be synced.
+    pub fn release_ids(&mut self) -> io::Result<()> {
+        self.reserved = Some(0);
+        self.mark_file.write_synced(&self.mark(self.index.last_id))
+    }
+
+    fn mark(&self, last: i64) -> HighWaterMark {
         let CommitTime { kept_s, running_s } = self.last_commit;
-        self.mark_file.write(&HighWaterMark { last: self.index.last_id, kept_s, running_s })
+        HighWaterMark { last, kept_s, running_s, reserved: self.reserved.unwrap_or(0), boot: self.boot }
     }
 
     /// Saves the running time in the high-water mark if no commit did so for a while.
@@ -145,7 +174,7 @@ impl Database {
     /// process that has ended: a span that is still open would get a second account when it settles.
     pub fn recover(&mut self, now: ClockReading) -> Result<usize, DatabaseError> {
         let commit_time = self.commit_time(now);
-        let last_before = self.index.last_id;
+        let (last_before, since) = (self.index.last_id, self.last_commit);
         let transaction = self.connection.transaction()?;
         {
             let stored_layouts = LayoutTable::load(&transaction)?;
@@ -169,6 +198,11 @@ impl Database {
         }
         transaction.execute("DELETE FROM journal", [])?;
         transaction.execute("DELETE FROM block WHERE id = ?1", [CLOCK_BLOCK])?;
+        let mark = HighWaterMark {
+            boot: self.boot,
+            ..HighWaterMark::of_commit(last_before, since.kept_s, since.running_s)
+        };
+        reserve_ids(&self.mark_file, &mut self.reserved, self.index.last_id, mark)?;
         transaction.commit()?;
         self.last_commit = commit_time;
         self.write_mark()?;
@@ -178,6 +212,7 @@ impl Database {
     /// Writes batches, in order, in one transaction.
     pub fn write(&mut self, batches: &[Batch], now: ClockReading) -> Result<(), DatabaseError> {
         let commit_time = self.commit_time(now);
+        let (last_before, since) = (self.index.last_id, self.last_commit);
         let transaction = self.connection.transaction()?;
         {
             let mut writer =
@@ -213,6 +248,11 @@ impl Database {
                 }
             }
         }
+        let mark = HighWaterMark {
+            boot: self.boot,
+            ..HighWaterMark::of_commit(last_before, since.kept_s, since.running_s)
+        };
+        reserve_ids(&self.mark_file, &mut self.reserved, self.index.last_id, mark)?;
         transaction.commit()?;
         self.last_commit = commit_time;
         Ok(())
@@ -395,9 +435,9 @@ impl Database {
         let CommitTime { kept_s: since_s, running_s } = self.last_commit;
         let last = self.index.last_id;
         let gap = match mark_contents {
-            MarkContents::Valid(mark) if mark.last > last => Some(Gap {
+            MarkContents::Valid(mark) if mark.last_used(&self.boot) > last => Some(Gap {
                 first: last + 1,
-                last: mark.last,
+                last: mark.last_used(&self.boot),
                 since_s,
                 until_s: mark.kept_s,
                 running_s: mark.running_s,
@@ -435,6 +475,20 @@ impl Database {
     }
 }
 
+/// Reserves IDs on the disk if `last` is not reserved yet, before the transaction that uses them is committed.
+fn reserve_ids(
+    mark_file: &MarkFile,
+    reserved: &mut Option<i64>,
+    last: i64,
+    mark: HighWaterMark,
+) -> io::Result<()> {
+    /// How many at once: a power cut leaves a gap of at most so many IDs, and so many commits wait for one sync.
+    const RESERVED_IDS: i64 = 4096;
+    let Some(reserved) = reserved.as_mut().filter(|reserved| **reserved < last) else { return Ok(()) };
+    *reserved = last + RESERVED_IDS;
+    mark_file.write_synced(&HighWaterMark { reserved: *reserved, ..mark })
+}
+
 /// Creates the tables; those of version 1 are renamed. The mark is written before the commit, so that a database of the
 /// current version without a mark has lost it.
 fn create_tables(
@@ -446,7 +500,7 @@ fn create_tables(
 ) -> Result<(), DatabaseError> {
     let transaction = connection.transaction()?;
     let mut first = 1;
-    let mut mark = HighWaterMark { last: 0, kept_s: 0, running_s: 0 };
+    let mut mark = HighWaterMark::of_commit(0, 0, 0);
     if schema_version == 1 {
         (first, mark) = migration::set_aside_v1_tables(&transaction, now)?;
     } else {

@@ -241,7 +241,7 @@ fn lost_and_damaged_accounts_are_gaps_with_their_reasons() {
     outside.execute("UPDATE account SET uid = 5 WHERE id = 7", []).unwrap();
     outside.execute("DELETE FROM account WHERE id BETWEEN 10001 AND 10100", []).unwrap();
     drop(outside);
-    let mark = HighWaterMark { last: 60_000, kept_s: START.unix_s + 9, running_s: START.unix_s };
+    let mark = HighWaterMark::of_commit(60_000, START.unix_s + 9, START.unix_s);
     fixture.mark_file().write(&mark).unwrap();
     let mut database = fixture.open();
     fixture.write(&mut database, [account_of(1, "next".into())]);

@@ -28,7 +28,7 @@ pub(super) fn set_aside_v1_tables(
         "DROP INDEX account_by_user; DROP TABLE named;
          ALTER TABLE account RENAME TO account_v1; ALTER TABLE journal RENAME TO journal_v1;",
     )?;
-    Ok((first, HighWaterMark { last, kept_s, running_s: kept_s.min(now.unix_s) }))
+    Ok((first, HighWaterMark::of_commit(last, kept_s, kept_s.min(now.unix_s))))
 }
 
 /// Moves the rows that are still in the old tables. Returns true if there were such tables; the caller then reloads the

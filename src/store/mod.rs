@@ -26,6 +26,7 @@ mod forward_scan;
 mod group_build;
 mod high_water_mark;
 mod journal_clock;
+mod log_sync;
 mod migration;
 mod position_cipher;
 mod query;

@@ -8,7 +8,8 @@ use std::time::Duration;
 pub enum SyncMode {
     /// Never: commits survive the end of the process; a power cut may damage the file.
     Off,
-    /// At checkpoints: commits survive the end of the process; a power cut may lose the last seconds.
+    /// At intervals: commits survive the end of the process; a power cut loses the commits of the last interval and of the
+    /// time that the disk takes for a sync.
     Normal,
     /// At each commit: commits survive a power cut too, if the disk honours its flush commands.
     Full,
@@ -27,4 +28,8 @@ pub struct StoreSettings {
     pub max_waiting_bytes: usize,
     /// When a commit waits for the disk.
     pub sync: SyncMode,
+    /// With [`SyncMode::Normal`], the interval between syncs while accounts are stored.
+    pub sync_interval: Duration,
+    /// Identifies the boot of this system, which a power cut ends.
+    pub boot_id: String,
 }

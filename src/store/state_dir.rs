@@ -115,8 +115,24 @@ impl StateDir {
     /// Opens the file of the high-water mark; creates it if it is missing.
     pub fn open_mark_file(&self) -> Result<File, StateDirError> {
         let path = self.directory.join(MARK_FILE);
-        check_file(&path)?;
-        open_file(&path, OFlags::CREATE)
+        let exists = check_file(&path)?;
+        let file = open_file(&path, OFlags::CREATE)?;
+        if !exists {
+            // SQLite syncs the directory for its own files only.
+            let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+            synced.map_err(|cause| StateDirError::Io {
+                action: "sync",
+                path: self.directory.clone(),
+                cause,
+            })?;
+        }
+        Ok(file)
+    }
+
+    /// Opens the write-ahead log, for syncs; `None` while there is none.
+    pub fn open_log(&self) -> Result<Option<File>, StateDirError> {
+        let path = with_suffix(&self.directory.join(DATABASE_FILE), "-wal");
+        if check_file(&path)? { open_file(&path, OFlags::empty()).map(Some) } else { Ok(None) }
     }
 
     /// The inodes at the paths of the database and its write-ahead log; the first commit creates the log.

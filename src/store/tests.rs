@@ -21,6 +21,8 @@ fn settings(directory: &Path) -> StoreSettings {
         max_bytes: 1 << 30,
         max_waiting_bytes: 1 << 20,
         sync: SyncMode::Normal,
+        sync_interval: Duration::from_secs(1),
+        boot_id: String::new(),
     }
 }
 
@@ -561,10 +563,7 @@ fn a_lost_tail_is_recorded_once_and_ids_continue_after_it() {
     fixture.write(&mut database, (0..100).map(|at| account_of(1, format!("{at:032x}"))));
     fixture.write(&mut database, [account_of(1, "chosen".into())]);
     drop(database);
-    fixture
-        .mark_file()
-        .write(&HighWaterMark { last: 50_000, kept_s: START.unix_s + 9, running_s: START.unix_s })
-        .unwrap();
+    fixture.mark_file().write(&HighWaterMark::of_commit(50_000, START.unix_s + 9, START.unix_s)).unwrap();
     let mut database = fixture.open();
     let loss = "accounts 102 to 50000 may be lost since 2025-11-13T02:13:20Z (until 2025-11-13T02:13:29Z)";
     assert_eq!(database.new_gaps, [loss]);

@@ -15,10 +15,11 @@ use crossbeam_channel::Receiver;
 use super::batch::Batch;
 use super::database::Database;
 use super::high_water_mark::MarkFile;
+use super::log_sync::LogSync;
 use super::read_access::{OpenedFile, ReadAccess};
 use super::retention;
 use super::schema::DatabaseError;
-use super::settings::StoreSettings;
+use super::settings::{StoreSettings, SyncMode};
 use super::shared::{StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::time::ClockReading;
@@ -45,6 +46,8 @@ enum WriterError {
     Database(#[from] DatabaseError),
     #[error("cannot write ledger.mark: {0}")]
     MarkFile(#[from] io::Error),
+    #[error("cannot sync ledger.sqlite-wal: {0}")]
+    Sync(io::Error),
 }
 
 pub(super) struct WriterThread {
@@ -57,6 +60,10 @@ pub(super) struct WriterThread {
     log: fn(&str),
     state_dir: Option<StateDir>,
     database: Option<Database>,
+    /// With [`SyncMode::Normal`], from the first commit on.
+    log_sync: Option<LogSync>,
+    /// Whether there was a commit since the last check for accounts to delete.
+    has_committed: bool,
     /// The inodes of the open files.
     open_files: Option<FileIds>,
     /// Database files whose journal this process wrote. After a reopen their journal has spans that are still open,
@@ -90,6 +97,8 @@ impl WriterThread {
             log,
             state_dir: None,
             database: None,
+            log_sync: None,
+            has_committed: false,
             open_files: None,
             own_files: Vec::new(),
             uncommitted: VecDeque::new(),
@@ -125,13 +134,13 @@ impl WriterThread {
         }
         // The channel has no messages: it returns once the last query has its result.
         let _ = self.queries_ended.recv();
-        self.close();
+        self.end();
     }
 
     /// Closes all connections. That of the writer is the last one, so that its end empties the write-ahead log.
     fn close(&mut self) {
         self.access.close();
-        self.database = None;
+        (self.database, self.log_sync) = (None, None);
     }
 
     /// Bounds the write-ahead log: copies it to the database file while no query reads, so that the next commit begins at the
@@ -218,11 +227,61 @@ impl WriterThread {
         self.access.publish(Some(last), update, layouts);
         self.shared.set_committed(last, memory_bytes);
         marked?;
-        if self.failing {
+        self.request_sync()?;
+        if let (true, Some(database)) = (self.failing, &self.database) {
             let bytes = database.size_bytes()?;
             self.set_durable(bytes);
         }
         Ok(())
+    }
+
+    /// Requests a sync of the commits so far. A failed sync may have lost accounts that were answered as durable, and a
+    /// second one would succeed without writing them, so it is reported as damage.
+    fn request_sync(&mut self) -> Result<(), WriterError> {
+        self.has_committed = true;
+        let (SyncMode::Normal, Some(state_dir)) = (self.settings.sync, &self.state_dir) else {
+            return Ok(());
+        };
+        if self.log_sync.is_none()
+            && let Some(log) = state_dir.open_log()?
+        {
+            self.log_sync =
+                Some(LogSync::start(log, self.settings.sync_interval).map_err(WriterError::Sync)?);
+        }
+        let Some(log_sync) = &self.log_sync else { return Ok(()) };
+        log_sync.request();
+        if let Some(error) = log_sync.take_error() {
+            let reason =
+                format!("a sync of ledger.sqlite-wal failed ({error}); a power cut may lose more than stated");
+            if self.shared.report_damage(&reason) {
+                (self.log)(&format!("{}: {reason}", self.directory()));
+            }
+        }
+        Ok(())
+    }
+
+    /// After a time without commits: syncs the log, so that a power cut then loses nothing.
+    fn settle_log(&mut self) -> Result<(), WriterError> {
+        let has_committed = std::mem::take(&mut self.has_committed);
+        let (Some(state_dir), Some(database)) = (&self.state_dir, &mut self.database) else { return Ok(()) };
+        if has_committed || self.settings.sync != SyncMode::Normal {
+            return Ok(());
+        }
+        if database.has_reserved_ids() {
+            state_dir.open_log()?.map_or(Ok(()), |log| log.sync_data()).map_err(WriterError::Sync)?;
+            database.release_ids()?;
+        }
+        Ok(())
+    }
+
+    /// Closes the database, which checkpoints the write-ahead log, and states in the mark that all is on the disk.
+    fn end(&mut self) {
+        self.access.close();
+        self.log_sync = None;
+        let Some(database) = self.database.take() else { return };
+        if let Err(error) = database.close() {
+            (self.log)(&format!("the store in {} was not closed in order: {error}", self.directory()));
+        }
     }
 
     /// Checks that the open files are still at their paths.
@@ -246,6 +305,10 @@ impl WriterThread {
         self.access.publish(None, update, layouts);
         database.save_running_time(now)?;
         step.log_lines.iter().for_each(|line| (self.log)(line));
+        if !step.more && !has_more_filters {
+            self.settle_log()?;
+        }
+        let Some(database) = &mut self.database else { return Ok(()) };
         self.retention_at = Instant::now()
             + if step.more || has_more_filters { RETENTION_STEP_INTERVAL } else { RETENTION_INTERVAL };
         self.ops_since_retention = 0;

@@ -4,6 +4,9 @@
 #[path = "../faulty_fs/mod.rs"]
 mod faulty_fs;
 #[cfg(target_os = "linux")]
+#[path = "../support/ground_truth.rs"]
+mod ground_truth;
+#[cfg(target_os = "linux")]
 #[path = "../other_user/mod.rs"]
 mod other_user;
 #[path = "../support/programs.rs"]
@@ -33,6 +36,8 @@ mod hostile_client;
 #[cfg(target_os = "linux")]
 mod hostile_users;
 mod numbers;
+#[cfg(target_os = "linux")]
+mod power_cuts;
 mod processes;
 mod program;
 #[cfg(target_os = "linux")]

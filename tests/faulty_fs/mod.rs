@@ -1,6 +1,9 @@
 //! A disk that fails on demand: one directory of files in memory, mounted through FUSE.
 //!
-//! Owns the mount (unmounted on drop) and the result of writes: success, EIO, or no answer.
+//! Owns the mount (unmounted on drop), the result of writes (success, EIO, or no answer), and the record of all
+//! operations.
+
+pub mod power_cut;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -15,6 +18,8 @@ use fuser::{
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use tempfile::TempDir;
+
+use power_cut::DiskOp;
 
 /// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +38,7 @@ pub const MAX_HANG: Duration = Duration::from_secs(15);
 pub struct FaultyDisk {
     session: Option<BackgroundSession>,
     behavior: Arc<AtomicU8>,
+    record: Arc<Mutex<Vec<DiskOp>>>,
     mount_point: TempDir,
 }
 
@@ -41,9 +47,14 @@ impl FaultyDisk {
     pub fn mount() -> Option<Self> {
         let mount_point = tempfile::tempdir().unwrap();
         let behavior = Arc::new(AtomicU8::new(WriteBehavior::Succeed as u8));
-        let files = Files { behavior: Arc::clone(&behavior), contents: Mutex::default() };
+        let record = Arc::default();
+        let files = Files {
+            behavior: Arc::clone(&behavior),
+            record: Arc::clone(&record),
+            contents: Mutex::default(),
+        };
         match fuser::spawn_mount(files, mount_point.path(), &Config::default()) {
-            Ok(session) => Some(Self { session: Some(session), behavior, mount_point }),
+            Ok(session) => Some(Self { session: Some(session), behavior, record, mount_point }),
             Err(error) => {
                 crate::support::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
@@ -53,6 +64,32 @@ impl FaultyDisk {
 
     pub fn path(&self) -> &Path {
         self.mount_point.path()
+    }
+
+    /// The number of operations so far: what is in effect now was in effect after that many.
+    pub fn operations(&self) -> usize {
+        self.record.lock().unwrap().len()
+    }
+
+    /// Whether the last operation on the file that was created under this name is a sync.
+    pub fn is_synced(&self, wanted: &str) -> bool {
+        let record = self.record.lock().unwrap();
+        let created = record.iter().rev().find_map(|op| match op {
+            DiskOp::Create { name, ino } if name == wanted => Some(*ino),
+            _ => None,
+        });
+        let last = record.iter().rev().find(|op| match op {
+            DiskOp::Write { ino, .. } | DiskOp::Resize { ino, .. } | DiskOp::Sync { ino } => {
+                created == Some(*ino)
+            }
+            _ => false,
+        });
+        matches!(last, Some(DiskOp::Sync { .. }))
+    }
+
+    /// Takes the record of all operations.
+    pub fn take_record(&self) -> Vec<DiskOp> {
+        std::mem::take(&mut *self.record.lock().unwrap())
     }
 
     /// Sets the result of all writes from now on.
@@ -79,10 +116,15 @@ struct Contents {
 
 struct Files {
     behavior: Arc<AtomicU8>,
+    record: Arc<Mutex<Vec<DiskOp>>>,
     contents: Mutex<Contents>,
 }
 
 impl Files {
+    fn record(&self, op: DiskOp) {
+        self.record.lock().unwrap().push(op);
+    }
+
     /// Whether a write succeeds.
     fn accepts_write(&self) -> bool {
         let until = Instant::now() + MAX_HANG;
@@ -169,6 +211,7 @@ impl Filesystem for Files {
         let mut contents = self.contents.lock().unwrap();
         if let (Some(bytes), Some(size)) = (contents.files.get_mut(&ino.into()), size) {
             bytes.resize(size as usize, 0);
+            self.record(DiskOp::Resize { ino: ino.into(), bytes: size as usize });
         }
         match contents.of(ino.into()) {
             Some(found) => reply.attr(&Duration::ZERO, &found),
@@ -185,6 +228,7 @@ impl Filesystem for Files {
         let ino = contents.last;
         contents.names.insert(name.to_owned(), ino);
         contents.files.insert(ino, Vec::new());
+        self.record(DiskOp::Create { name: name.to_owned(), ino });
         let direct = FopenFlags::FOPEN_DIRECT_IO;
         reply.created(&Duration::ZERO, &attributes(ino, 0), Generation(0), FileHandle(0), direct);
     }
@@ -230,6 +274,7 @@ impl Filesystem for Files {
         let end = offset as usize + data.len();
         bytes.resize(bytes.len().max(end), 0);
         bytes[offset as usize..end].copy_from_slice(data);
+        self.record(DiskOp::Write { ino: ino.into(), offset: offset as usize, data: data.to_vec() });
         reply.written(data.len() as u32);
     }
 
@@ -237,8 +282,20 @@ impl Filesystem for Files {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        if self.accepts_write() { reply.ok() } else { reply.error(Errno::EIO) }
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        if !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        self.record(DiskOp::Sync { ino: ino.into() });
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        if !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        self.record(DiskOp::SyncDirectory);
+        reply.ok();
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -246,8 +303,12 @@ impl Filesystem for Files {
             return reply.error(Errno::EIO);
         }
         // Open descriptors stay valid after the removal.
-        let gone = self.contents.lock().unwrap().names.remove(name);
-        if gone.is_some() { reply.ok() } else { reply.error(Errno::ENOENT) }
+        let mut contents = self.contents.lock().unwrap();
+        if contents.names.remove(name).is_none() {
+            return reply.error(Errno::ENOENT);
+        }
+        self.record(DiskOp::Unlink { name: name.to_owned() });
+        reply.ok();
     }
 
     fn rename(
@@ -264,6 +325,7 @@ impl Filesystem for Files {
         match contents.names.remove(name) {
             Some(ino) => {
                 contents.names.insert(newname.to_owned(), ino);
+                self.record(DiskOp::Rename { from: name.to_owned(), to: newname.to_owned() });
                 reply.ok();
             }
             None => reply.error(Errno::ENOENT),

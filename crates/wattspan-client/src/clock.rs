@@ -27,6 +27,11 @@ mod kernel {
     pub(super) fn boottime_ns() -> u64 {
         nanoseconds(clock_gettime(ClockId::Boottime))
     }
+
+    /// The kernel's random ID of this boot (random(4)).
+    pub(super) fn boot_id() -> Option<String> {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+    }
 }
 
 /// The monotonic clock in nanoseconds. All processes of the host share it; it stops in suspend.
@@ -42,6 +47,12 @@ pub fn monotonic_now_ns() -> i64 {
 /// The clock that continues in suspend: [`monotonic_ns`] plus the time suspended since boot.
 pub fn boottime_ns() -> u64 {
     kernel::boottime_ns()
+}
+
+/// Identifies a boot of the machine: the kernel's random ID, else the wall time of the boot.
+pub fn boot_id() -> String {
+    let by_time = || format!("booted-{}", unix_ns().saturating_sub(boottime_ns()) / 1_000_000_000);
+    kernel::boot_id().unwrap_or_else(by_time)
 }
 
 /// Wall time in nanoseconds since 1970; only a label.

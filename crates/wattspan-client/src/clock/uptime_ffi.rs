@@ -14,6 +14,25 @@ pub fn boottime_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC_RAW)
 }
 
+/// The ID of the boot session (`kern.bootsessionuuid`, sysctl(3)); `None` if the kernel has none.
+pub fn boot_id() -> Option<String> {
+    let mut text = [0_u8; 64];
+    let mut length = text.len();
+    // SAFETY: the name ends with a zero byte; the kernel writes at most `length` bytes, the size of the buffer, and the
+    // number written into `length`. Nothing is set.
+    let result = unsafe {
+        libc::sysctlbyname(
+            c"kern.bootsessionuuid".as_ptr(),
+            text.as_mut_ptr().cast(),
+            &raw mut length,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    let text = text.get(..length).filter(|_| result == 0)?;
+    Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()).filter(|id| !id.is_empty())
+}
+
 fn read(clock: libc::clockid_t) -> u64 {
     let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one timespec, which outlives the call. macOS 10.12 and later have both clocks, so it
