@@ -179,6 +179,7 @@ def main():
     check_spans("rotel", OUT / "sink.jsonl", accounts)
     check_metrics("SDK reader", OUT / "direct.jsonl", lives)
     check_metrics("rotel", OUT / "sink.jsonl", lives)
+    assert "dropping" not in (OUT / "rotel.log").read_text(), (OUT / "rotel.log").read_text()
     for log in ("direct.log", "sink.log"):
         assert "cannot decode" not in (OUT / log).read_text(), (OUT / log).read_text()
     print("restarts:", {process.name: process.kills for process in (direct, rotel, daemon, *exporters)})

@@ -110,9 +110,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {})
 
     def answer(self, status, value):
-        body = json.dumps(value).encode()
+        # In the encoding of the request; an empty message is empty in protobuf.
+        is_protobuf = status == 200 and self.headers["Content-Type"] == "application/x-protobuf"
+        body = b"" if is_protobuf else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "application/x-protobuf" if is_protobuf else "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
