@@ -134,7 +134,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "http",
         ],
     ),
-    ("export", &["client", "client::account", "client::protocol", "system"]),
+    (
+        "export",
+        &[
+            "client",
+            "client::domain",
+            "client::clock",
+            "client::account",
+            "client::protocol",
+            "system",
+            "http",
+        ],
+    ),
     (
         "cli",
         &[

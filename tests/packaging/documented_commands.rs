@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::{Arg, Command, CommandFactory};
 
 /// Flags of other programs that the texts name.
@@ -15,6 +16,7 @@ const FOREIGN_FLAGS: &[(&str, &str)] = &[
     ("middleware", "vllm"),
     ("path", "cargo"),
     ("samplers", "powermetrics"),
+    ("served-model-name", "vllm"),
     ("system", "groupadd"),
 ];
 
@@ -129,7 +131,11 @@ fn check_arguments(program: &Command, words: &[&str]) -> Result<(), String> {
             Some(arg) if arg.get_action().takes_values() && !bare.contains('=') => drop(words.next()),
             Some(_) => {}
             None if command.has_subcommands() && bare.bytes().all(|byte| byte.is_ascii_lowercase()) => {
-                command = command.find_subcommand(bare).ok_or_else(missing)?;
+                match command.find_subcommand(bare) {
+                    Some(sub) => command = sub,
+                    None if accepts_positional(command, bare) => {}
+                    None => return Err(missing()),
+                }
             }
             None => {}
         }
@@ -138,6 +144,17 @@ fn check_arguments(program: &Command, words: &[&str]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether a command takes this word as the value of its first argument, as `wattspan export csv`.
+fn accepts_positional(command: &Command, word: &str) -> bool {
+    let parsed = command.clone().try_get_matches_from([command.get_name(), word]);
+    let kind = parsed.err().map(|error| error.kind());
+    command.get_positionals().next().is_some()
+        && !matches!(
+            kind,
+            Some(ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::InvalidSubcommand)
+        )
 }
 
 /// The parts of a document that a reader may type: lines of code blocks, and text between backticks.

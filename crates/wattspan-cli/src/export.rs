@@ -1,21 +1,39 @@
-//! `wattspan export`: writes stored accounts to files, each account once.
+//! `wattspan export`: writes stored accounts to files, each account once, or sends them to a service.
 
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use wattspan_export::{
-    DEFAULT_ATTRIBUTES, ExportError, ExportFormat, ExportSettings, ExportSummary, Exporter, describe_gap,
-};
+use wattspan_export::{ExportFormat, ExportSettings, ExportSummary, Exporter, describe_gap};
 
 use super::connect::{MeterConnector, MeterOptions};
-use super::exit_status::{CliError, FAILURE, OK, USAGE};
+use super::exit_status::{CliError, OK, USAGE};
+use super::export_options::{machine_name, named_or_default_attributes, parse_interval, to_cli_error};
+use super::export_prometheus::{self, PrometheusArgs};
 use super::output;
 
 /// Arguments of `wattspan export`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct ExportArgs {
+    #[command(subcommand)]
+    service: Option<ExportService>,
+    #[command(flatten)]
+    files: Option<FileExportArgs>,
+}
+
+/// Services that accounts are sent to.
+#[derive(Debug, clap::Subcommand)]
+enum ExportService {
+    /// Serve metrics to Prometheus: energy of domains, and of spans by model
+    #[command(after_help = export_prometheus::SECURITY_HELP)]
+    Prometheus(PrometheusArgs),
+}
+
+/// Arguments of an export to files.
+#[derive(Debug, clap::Args)]
+struct FileExportArgs {
     /// File format: jsonl, csv, parquet, or trace (Chrome and Perfetto)
     #[arg(value_name = "FORMAT", value_parser = parse_format)]
     format: ExportFormat,
@@ -48,23 +66,6 @@ fn parse_format(text: &str) -> Result<ExportFormat, String> {
     found.map(|(_, format)| format).ok_or_else(|| "expected jsonl, csv, parquet or trace".to_owned())
 }
 
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let parts = text.split_at_checked(text.len().saturating_sub(1));
-    let seconds = parts.and_then(|(digits, unit)| {
-        let unit_s = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return None,
-        };
-        digits.parse::<u64>().ok()?.checked_mul(unit_s)
-    });
-    let valid = seconds.filter(|seconds| (1..=86_400).contains(seconds));
-    valid
-        .map(Duration::from_secs)
-        .ok_or_else(|| "expected a time from 1s to 24h, such as 30s, 10m or 1h".to_owned())
-}
-
 /// The result in JSON output.
 #[derive(Serialize)]
 struct ExportOutput {
@@ -74,20 +75,23 @@ struct ExportOutput {
 
 /// Runs `wattspan export`.
 pub fn export(options: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
+    match (&args.service, &args.files) {
+        (Some(ExportService::Prometheus(args)), _) => export_prometheus::export_prometheus(options, args),
+        (None, Some(files)) => export_files(options, files),
+        (None, None) => Err(CliError::new(USAGE, "name a format or a service; see wattspan export --help")),
+    }
+}
+
+fn export_files(options: &MeterOptions, args: &FileExportArgs) -> Result<u8, CliError> {
     if let Some(reason) = args.format.missing_feature() {
         return Err(CliError::new(USAGE, reason));
     }
-    let machine_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let attributes = match args.attributes.as_slice() {
-        [] => DEFAULT_ATTRIBUTES.map(str::to_owned).to_vec(),
-        named => named.to_vec(),
-    };
     let mut exporter = Exporter::open(ExportSettings {
         format: args.format,
         directory: args.to.clone(),
         state: args.state.clone(),
         host: args.host.clone().unwrap_or_else(machine_name),
-        attributes,
+        attributes: named_or_default_attributes(&args.attributes),
     })
     .map_err(to_cli_error)?;
     loop {
@@ -120,33 +124,15 @@ fn run_once(options: &MeterOptions, exporter: &mut Exporter) -> Result<ExportSum
     Ok(summary)
 }
 
-fn print_summary(options: &MeterOptions, args: &ExportArgs, summary: &ExportSummary) -> Result<(), CliError> {
+fn print_summary(
+    options: &MeterOptions,
+    args: &FileExportArgs,
+    summary: &ExportSummary,
+) -> Result<(), CliError> {
     let ExportSummary { accounts, files, .. } = *summary;
     if options.json {
         return output::print_json(&ExportOutput { accounts, files });
     }
     let directory = super::terminal::printable(&args.to.to_string_lossy());
     output::print_text(&format!("exported {accounts} accounts in {files} files to {directory}\n"))
-}
-
-fn to_cli_error(error: ExportError) -> CliError {
-    match error {
-        ExportError::Client(error) => error.into(),
-        other => CliError::new(FAILURE, other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intervals_are_seconds_minutes_and_hours() {
-        assert_eq!(parse_interval("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_interval("10m"), Ok(Duration::from_secs(600)));
-        assert_eq!(parse_interval("24h"), Ok(Duration::from_secs(86_400)));
-        for bad in ["", "m", "10", "0s", "25h", "1d", "-1m", "1 m", "ä"] {
-            assert!(parse_interval(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -19,6 +19,8 @@ mod domain_ticks;
 mod domain_tree;
 mod exit_status;
 mod export;
+mod export_options;
+mod export_prometheus;
 mod generate;
 mod ipw;
 mod mechanism_comparison;
@@ -71,7 +73,7 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// List spans, or show the account of one
     Spans(spans::SpansArgs),
-    /// Export stored accounts to files, each account once
+    /// Export stored accounts to files, each account once, or serve metrics to Prometheus
     Export(export::ExportArgs),
     /// Show the energy balance of each domain: measured = attributed + unattributed
     Balance,

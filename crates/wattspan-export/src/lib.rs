@@ -13,6 +13,7 @@ mod exporter;
 mod format;
 mod json_format;
 mod partition;
+pub mod prometheus;
 mod state;
 mod trace_format;
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wattspan_system::private_file;
 
@@ -52,16 +53,16 @@ impl StateFile {
     }
 
     /// Reads the state; that of a new export if there is no file.
-    pub fn read(&self) -> io::Result<ExportState> {
+    pub fn read<T: DeserializeOwned + Default>(&self) -> io::Result<T> {
         match fs::read(&self.path) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(ExportState::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
             Err(error) => Err(error),
         }
     }
 
     /// Replaces the state; it is on disk when this returns.
-    pub fn write(&self, state: &ExportState) -> io::Result<()> {
+    pub fn write(&self, state: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(state)?;
         write_atomically(&self.path, 0o600, |mut file| file.write_all(&bytes))
     }
@@ -108,16 +109,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
         let file = StateFile::lock(path.clone()).unwrap().unwrap();
-        assert_eq!(file.read().unwrap(), ExportState::default());
+        assert_eq!(file.read::<ExportState>().unwrap(), ExportState::default());
         let range = Some(NumberRange { first: 8, last: 9 });
         let state = ExportState { database: Some("uuid".into()), after: 7, range };
         file.write(&state).unwrap();
-        assert_eq!(file.read().unwrap(), state);
+        assert_eq!(file.read::<ExportState>().unwrap(), state);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(StateFile::lock(path.clone()).unwrap().is_none());
         drop(file);
         let again = StateFile::lock(path.clone()).unwrap().unwrap();
         fs::write(&path, "{\"after\":1,\"unknown\":2}").unwrap();
-        assert!(again.read().is_err(), "a file of a later version is not overwritten");
+        assert!(again.read::<ExportState>().is_err(), "a file of a later version is not overwritten");
     }
 }
