@@ -19,9 +19,11 @@ for drop_in in "" systemd/examples/*.conf; do
   said=$(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
   [ -z "$said" ] || { echo "systemd-analyze verify ${drop_in:-the units}: $said"; exit 1; }
 done
-sed 's,^ExecStart=/usr/bin/wattspan ,ExecStart=/bin/true ,; /^\(NoExecPaths\|ExecPaths\)=/d' systemd/wattspan-export.service >"$folder/wattspan-export.service"
-said=$(systemd-analyze verify --man=no "$folder/wattspan-export.service" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
-[ -z "$said" ] || { echo "systemd-analyze verify wattspan-export.service: $said"; exit 1; }
+for unit in wattspan-export.service wattspan-prometheus.service; do
+  sed 's,^ExecStart=/usr/bin/wattspan ,ExecStart=/bin/true ,; /^\(NoExecPaths\|ExecPaths\)=/d' "systemd/$unit" >"$folder/$unit"
+  said=$(systemd-analyze verify --man=no "$folder/$unit" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
+  [ -z "$said" ] || { echo "systemd-analyze verify $unit: $said"; exit 1; }
+done
 # Self-test: verify must report a unit with an unknown setting.
 units
 sed -i '/^\[Service\]/a NoSuchWord=yes' "$folder/wattspand.service"
@@ -32,6 +34,7 @@ esac
 exposure() { systemd-analyze security --offline=true --no-pager "$@" | tail -1; }
 exposure --threshold=8 systemd/wattspand.service || { echo "the service is more exposed than 0.8"; exit 1; }
 exposure --threshold=5 systemd/wattspan-export.service || { echo "the exporter is more exposed than 0.5"; exit 1; }
+exposure --threshold=5 systemd/wattspan-prometheus.service || { echo "the Prometheus exporter is more exposed than 0.5"; exit 1; }
 for drop_in in systemd/examples/*.conf; do
   cat systemd/wattspand.service "$drop_in" >"$folder/with.service"
   echo "  with $(basename "$drop_in"): $(exposure "$folder/with.service" | sed 's/.*: //')"
