@@ -19,7 +19,7 @@ for drop_in in "" systemd/examples/*.conf; do
   said=$(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
   [ -z "$said" ] || { echo "systemd-analyze verify ${drop_in:-the units}: $said"; exit 1; }
 done
-for unit in wattspan-export.service wattspan-otlp.service; do
+for unit in wattspan-export.service wattspan-otlp.service wattspan-prometheus.service; do
   sed 's,^ExecStart=/usr/bin/wattspan ,ExecStart=/bin/true ,; /^\(NoExecPaths\|ExecPaths\)=/d' "systemd/$unit" >"$folder/$unit"
   said=$(systemd-analyze verify --man=no "$folder/$unit" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
   [ -z "$said" ] || { echo "systemd-analyze verify $unit: $said"; exit 1; }
@@ -36,6 +36,7 @@ exposure --threshold=8 systemd/wattspand.service || { echo "the service is more 
 exposure --threshold=5 systemd/wattspan-export.service || { echo "the exporter is more exposed than 0.5"; exit 1; }
 # It differs in what a connection to the collector needs: the network, and IP sockets.
 exposure --threshold=11 systemd/wattspan-otlp.service || { echo "the OTLP exporter is more exposed than 1.1"; exit 1; }
+exposure --threshold=5 systemd/wattspan-prometheus.service || { echo "the Prometheus exporter is more exposed than 0.5"; exit 1; }
 for drop_in in systemd/examples/*.conf; do
   cat systemd/wattspand.service "$drop_in" >"$folder/with.service"
   echo "  with $(basename "$drop_in"): $(exposure "$folder/with.service" | sed 's/.*: //')"

@@ -18,6 +18,7 @@ const FOREIGN_FLAGS: &[(&str, &str)] = &[
     ("output", "lm_eval: --output_path"),
     ("path", "cargo"),
     ("samplers", "powermetrics"),
+    ("served-model-name", "vllm"),
     ("system", "groupadd"),
 ];
 

@@ -11,6 +11,7 @@ use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK, USAGE};
 use super::export_options::{machine_name, named_or_default_attributes, parse_interval, to_cli_error};
 use super::export_otlp::{self, OtlpArgs};
+use super::export_prometheus::{self, PrometheusArgs};
 use super::output;
 
 /// Arguments of `wattspan export`.
@@ -28,6 +29,9 @@ pub struct ExportArgs {
 enum ExportService {
     /// Send accounts as spans, and energy as metrics, to an OpenTelemetry collector (OTLP/HTTP, JSON)
     Otlp(OtlpArgs),
+    /// Serve metrics to Prometheus: energy of domains, and of spans by model
+    #[command(after_help = export_prometheus::SECURITY_HELP)]
+    Prometheus(PrometheusArgs),
 }
 
 /// Arguments of an export to files.
@@ -76,6 +80,7 @@ struct ExportOutput {
 pub fn export(options: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
     match (&args.service, &args.files) {
         (Some(ExportService::Otlp(args)), _) => export_otlp::export_otlp(options, args),
+        (Some(ExportService::Prometheus(args)), _) => export_prometheus::export_prometheus(options, args),
         (None, Some(files)) => export_files(options, files),
         (None, None) => Err(CliError::new(USAGE, "name a format or a service; see wattspan export --help")),
     }

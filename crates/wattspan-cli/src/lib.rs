@@ -21,6 +21,7 @@ mod exit_status;
 mod export;
 mod export_options;
 mod export_otlp;
+mod export_prometheus;
 mod generate;
 mod ipw;
 mod mechanism_comparison;
@@ -73,7 +74,7 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// List spans, or show the account of one
     Spans(spans::SpansArgs),
-    /// Export stored accounts to files, each account once, or to an OpenTelemetry collector
+    /// Export stored accounts to files, each account once, to a collector, or as metrics
     Export(export::ExportArgs),
     /// Show the energy balance of each domain: measured = attributed + unattributed
     Balance,

@@ -14,6 +14,7 @@ mod format;
 mod json_format;
 mod otlp;
 mod partition;
+pub mod prometheus;
 mod state;
 mod trace_format;
 
