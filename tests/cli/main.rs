@@ -18,4 +18,5 @@ mod characterise;
 mod commands;
 mod export;
 mod private_files;
+mod serve;
 mod top;

@@ -26,6 +26,7 @@ const CLIENT_MODULES: &[&str] = &[
     "wattspan-client",
     "wattspan-export",
     "wattspan-http",
+    "wattspan-page",
     "wattspan-ipw",
     "wattspan-proxy",
 ];

@@ -32,6 +32,7 @@ pub fn render_page(report: &Report) -> String {
         |Picture { title, svg, note }| context! { title, note, svg => Value::from_safe_string(svg) };
     let pictures: Vec<Value> = draw_pictures(report).into_iter().map(picture).collect();
     let values = context! {
+        style => Value::from_safe_string(wattspan_page::STYLE.to_owned()),
         report => Value::from(Serde(report)),
         headline => headline_tiles(report),
         units => units.names(),
