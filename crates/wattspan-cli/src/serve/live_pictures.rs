@@ -293,7 +293,7 @@ fn tokens_picture(history: &LiveHistory, range: HistoryRange, now_unix_ns: u64) 
     let times = TimeColumns::new(history, range, per_column, now_unix_ns);
     let models = model_series(history);
     let mut legend = Vec::new();
-    let mut lines: Vec<(usize, &Series, Vec<(f64, f64)>)> = Vec::new();
+    let mut lines: Vec<(&Series, Vec<(f64, f64)>)> = Vec::new();
     for series in &models {
         let at = series.column;
         let with_tokens = || times.columns.iter().filter(move |column| column.slot.tokens[at] > 0);
@@ -309,18 +309,18 @@ fn tokens_picture(history: &LiveHistory, range: HistoryRange, now_unix_ns: u64) 
         if let Some(mean_uj) = uj.checked_div(tokens) {
             let (name, value) = (series.name.clone(), format_energy(mean_uj, None));
             legend.push(LegendEntry { class: series.class, name, value });
-            lines.push((at, series, points));
+            lines.push((series, points));
         }
     }
-    let values = lines.iter().flat_map(|(.., points)| points.iter().map(|(_, joules)| *joules));
+    let values = lines.iter().flat_map(|(_, points)| points.iter().map(|(_, joules)| *joules));
     let y = Axis::from_zero("energy of a token, J", values);
     let label = format!("Energy of an output token of each model over the last {}", range.words());
     let mut chart = Chart::new(&describe(&label, &legend), times.time_axis(), y);
-    for (at, series, points) in &lines {
-        chart.polyline(LINES.get(*at).copied().unwrap_or("line-rest"), points.iter().copied());
+    for (series, points) in &lines {
+        chart.polyline(LINES.get(series.column).copied().unwrap_or("line-rest"), points.iter().copied());
         chart.dots(series.class, points.iter().copied());
     }
-    for (_, series, points) in &lines {
+    for (series, points) in &lines {
         if let Some(last) = points.last() {
             chart.label(*last, &series.name);
         }
