@@ -23,6 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("client", &["client::domain", "client::clock", "client::account", "client::protocol"]),
     ("system", &[]),
     ("http", &[]),
+    ("page", &[]),
     ("domain", &["client::domain"]),
     ("clock", &["client::clock"]),
     ("systemd", &["clock", "system"]),
@@ -132,6 +133,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client::protocol",
             "system",
             "http",
+            "page",
         ],
     ),
     (
@@ -157,6 +159,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client::protocol",
             "system",
             "http",
+            "page",
             "privileges",
             "config",
             "embedded",

@@ -19,4 +19,5 @@ mod commands;
 mod export;
 mod private_files;
 mod prometheus;
+mod serve;
 mod top;

@@ -30,6 +30,7 @@ const CLIENT_MODULES: &[&str] = &[
     "wattspan-client",
     "wattspan-export",
     "wattspan-http",
+    "wattspan-page",
     "wattspan-ipw",
     "wattspan-proxy",
 ];

@@ -19,7 +19,7 @@ done
 
 python3 "$here/run.py" "$work/run"
 "$wattspan" ipw report "$work/run" --html "$out/report.html" --price-per-kwh 0.3 --co2-per-kwh 400 >/dev/null
-cp "$here/look.html" "$work/look.html"
+cp "$here/look.html" "$here/look.js" "$work/"
 
 # A separate profile for each call. No name resolves, so neither the page nor the browser reaches the network.
 browse() {

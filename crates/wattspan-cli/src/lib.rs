@@ -34,6 +34,7 @@ mod resolution;
 mod run;
 mod run_report;
 mod sample_statistics;
+mod serve;
 mod signal_ffi;
 mod spans;
 mod table;
@@ -81,6 +82,8 @@ pub enum Command {
     /// Show where the energy goes: domains, models and open spans, updated twice a second
     #[command(after_help = top::SETTINGS_HELP)]
     Top(top::TopArgs),
+    /// Serve a live page: power, models, requests and health, with a history of 24 hours
+    Serve(serve::ServeArgs),
     /// Run a reverse proxy that measures the energy of each request
     Proxy(proxy::ProxyArgs),
     /// Reload the daemon's configuration; an invalid one changes nothing
@@ -124,6 +127,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Export(args) => export::export(options, &args),
         Command::Balance => balance::balance(options),
         Command::Top(top) => top::top(options, &top),
+        Command::Serve(serve) => serve::serve(options, &serve),
         Command::Proxy(proxy) => proxy::proxy(options, &proxy),
         Command::Reload => reload::reload(options),
         Command::Ipw(command) => ipw::ipw(options, &command),

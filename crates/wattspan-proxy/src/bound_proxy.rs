@@ -71,6 +71,9 @@ pub struct ProxySettings {
     pub head_timeout: Duration,
 }
 
+/// The text of the reply to connections beyond the limit.
+const CONNECTIONS_IN_USE: &str = "wattspan proxy: all connections are in use (--connections); retry later";
+
 /// A proxy that listens but does not accept connections yet.
 pub struct BoundProxy {
     socket: ListenSocket,
@@ -150,7 +153,7 @@ impl BoundProxy {
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
         let head_timeout = self.settings.head_timeout;
-        let limit = ConnectionLimit::new(self.settings.max_connections, head_timeout);
+        let limit = ConnectionLimit::new(self.settings.max_connections, head_timeout, CONNECTIONS_IN_USE);
         let proxy = Arc::clone(&self.proxy);
         let listener = self.start_tasks()?;
         let (stopping, stopped) = watch::channel(false);

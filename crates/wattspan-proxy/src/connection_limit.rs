@@ -22,22 +22,31 @@ const MAX_CLOSING: usize = 256;
 /// How long a refused connection may stay open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
-Content-Length: 72\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
-wattspan proxy: all connections are in use (--connections); retry later\n";
-
 pub struct ConnectionLimit {
     permits: Arc<Semaphore>,
     closing: Arc<Semaphore>,
     wait_timeout: Duration,
+    refusal: Arc<[u8]>,
+}
+
+/// The reply to a refused connection.
+fn encode_refusal(reason: &str) -> Vec<u8> {
+    let length = reason.len() + 1;
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
+Content-Length: {length}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{reason}\n"
+    )
+    .into_bytes()
 }
 
 impl ConnectionLimit {
-    pub fn new(max_connections: usize, wait_timeout: Duration) -> Self {
+    /// `refusal` is the text of the reply to further connections.
+    pub fn new(max_connections: usize, wait_timeout: Duration, refusal: &str) -> Self {
         ConnectionLimit {
             permits: Arc::new(Semaphore::new(max_connections)),
             closing: Arc::new(Semaphore::new(MAX_CLOSING)),
             wait_timeout,
+            refusal: encode_refusal(refusal).into(),
         }
     }
 
@@ -80,10 +89,11 @@ impl ConnectionLimit {
     /// unread input would reset the connection before the client has read the reply.
     fn refuse(&self, connection: AcceptedConnection) {
         let Ok(closing) = Arc::clone(&self.closing).try_acquire_owned() else { return };
+        let refusal = Arc::clone(&self.refusal);
         tokio::spawn(async move {
             let (mut reader, mut writer) = connection.into_split();
             let exchange = async {
-                writer.write_all(REFUSAL).await?;
+                writer.write_all(&refusal).await?;
                 writer.shutdown().await?;
                 let mut input = [0; 4096];
                 while reader.read(&mut input).await? > 0 {}
@@ -102,8 +112,9 @@ mod tests {
 
     #[test]
     fn the_refusal_states_the_length_of_its_body() {
-        let text = std::str::from_utf8(REFUSAL).unwrap();
+        let text = String::from_utf8(encode_refusal("all are in use")).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
+        assert_eq!(body, "all are in use\n");
     }
 }

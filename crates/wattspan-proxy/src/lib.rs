@@ -49,7 +49,10 @@ mod usage_inserter;
 
 pub use annotation_policy::{AnnotationGroup, lookup_gid};
 pub use bound_proxy::{BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT, ProxySettings};
+pub use client_io::ClientIo;
+pub use connection_limit::ConnectionLimit;
 pub use context::AnnotationMode;
 pub use counters::ProxyCounters;
-pub use listener::{ListenAddress, ParseListenAddressError};
+pub use head_timer::{HeadTimer, ReceivedBytes};
+pub use listener::{AcceptedConnection, ListenAddress, ListenSocket, ParseListenAddressError, ProxyListener};
 pub use server_process::ServerProcess;

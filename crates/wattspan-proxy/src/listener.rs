@@ -137,7 +137,8 @@ fn extend_backlog(listener: impl AsFd) -> io::Result<()> {
 /// A [`ListenSocket`] that is registered with an async runtime.
 pub enum ProxyListener {
     Tcp(TcpListener),
-    Unix(UnixListener, #[expect(dead_code, reason = "removes the path when it is dropped")] SocketFile),
+    /// The drop of the second value removes the socket file.
+    Unix(UnixListener, SocketFile),
 }
 
 impl ProxyListener {

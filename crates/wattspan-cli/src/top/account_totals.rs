@@ -81,7 +81,8 @@ fn first_token_ns(account: &Account) -> Option<u64> {
     decode.opened_ns.checked_sub(account.opened_ns)
 }
 
-fn output_tokens(account: &Account) -> Option<u64> {
+/// The output tokens that the account states, if any.
+pub fn output_tokens(account: &Account) -> Option<u64> {
     let text = account.attributes.get("gen_ai.usage.output_tokens")?;
     text.parse().ok().filter(|&tokens| tokens > 0)
 }

@@ -7,12 +7,13 @@ use super::account_totals::RATE_WINDOW_NS;
 use super::group_table::{EnergyRow, EnergyRowKind, EnergyTable};
 use super::palette::{Palette, TopStyle};
 use super::power_history::ZOOM_STEPS;
+use super::row_figures::{RowFigures, TableFigures, format_optional_power, merge_last_groups};
 use super::text_columns::{TextColumn, TopCell, cut, table_lines};
 use super::top_state::TopState;
 use super::top_view::{DomainRow, OpenSpanRow, TopView};
 use super::unit::{ColumnScale, EnergyUnit};
 use crate::account_report::grade_name;
-use crate::quantity::{format_duration, format_energy, format_energy_or_bound, format_percent, format_power};
+use crate::quantity::{format_duration, format_energy};
 use crate::terminal::{display_width, printable, wrap};
 use crate::utc_time::format_rfc3339;
 
@@ -206,10 +207,6 @@ fn graph(dots: &[Option<u64>]) -> TopCell {
     TopCell::Graph(dots.to_vec(), max)
 }
 
-fn format_optional_power(power_mw: Option<u64>) -> String {
-    power_mw.map_or_else(|| "unknown".into(), |mw| format_power(mw, None))
-}
-
 /// The table of groups. With a budget of lines, the last groups share a row.
 fn energy_lines(
     state: &TopState,
@@ -233,20 +230,15 @@ fn energy_lines(
         column("TTFT", true, 5),
     ];
     let rows = merge_last_groups(&table.rows, budget.map(|budget| budget.saturating_sub(2)));
-    let residual = rows.iter().position(|row| row.kind == EnergyRowKind::Unattributed).unwrap_or(0);
-    let figures = |figure: fn(&EnergyRow) -> u64| {
-        let parts: Vec<u64> = rows.iter().map(figure).collect();
-        scale.format_sum(&parts, residual)
-    };
-    let (shares, above) = (figures(|row| row.share_uj), figures(|row| row.above_idle_uj));
+    let figures = TableFigures::new(&rows, table.machine_uj, &scale);
     let mut cells: Vec<Vec<TopCell>> = Vec::new();
-    for ((row, share), above) in rows.iter().zip(&shares).zip(&above) {
-        cells.push(energy_cells(row, share, above, table.machine_uj));
+    for (row, figures) in rows.iter().zip(figures.rows) {
+        cells.push(energy_cells(row, figures));
     }
     let total = |text: &str| TopCell::Text(text.to_owned(), TopStyle::Total);
-    let last = |column: &[String]| total(column.last().map_or("", String::as_str));
     let whole = if table.machine_uj > 0 { "100 %" } else { "" };
-    cells.push([total("machine"), last(&shares), total(whole), last(&above)].to_vec());
+    let (share, above_idle) = (total(&figures.machine_share), total(&figures.machine_above_idle));
+    cells.push([total("machine"), share, total(whole), above_idle].to_vec());
     let mut lines = table_lines(&columns, &cells, width, palette);
     if let Some(header) = lines.first_mut() {
         let sorted = format!("  by {}{order}", state.selection.sort.label());
@@ -257,40 +249,19 @@ fn energy_lines(
     lines
 }
 
-/// The rows with the last groups merged, so that there are at most `max_rows`.
-fn merge_last_groups(rows: &[EnergyRow], max_rows: Option<usize>) -> Vec<EnergyRow> {
-    let groups = rows.iter().filter(|row| row.kind == EnergyRowKind::Group).count();
-    let others = rows.len() - groups;
-    let kept = match max_rows {
-        Some(max_rows) if rows.len() > max_rows => max_rows.saturating_sub(others + 1).min(groups),
-        _ => groups,
-    };
-    let hidden = &rows[kept..groups];
-    if hidden.is_empty() {
-        return rows.to_vec();
-    }
-    let sum = |figure: fn(&EnergyRow) -> u64| hidden.iter().map(figure).sum();
-    let (share_uj, above_idle_uj) = (sum(|row| row.share_uj), sum(|row| row.above_idle_uj));
-    let name = format!("({} more groups)", hidden.len());
-    let merged = EnergyRow::of_energy(EnergyRowKind::Group, &name, share_uj, above_idle_uj);
-    [&rows[..kept], &[merged], &rows[groups..]].concat()
-}
-
-fn energy_cells(row: &EnergyRow, share: &str, above: &str, machine_uj: u64) -> Vec<TopCell> {
-    let is_idle = row.kind == EnergyRowKind::Idle;
+fn energy_cells(row: &EnergyRow, figures: RowFigures) -> Vec<TopCell> {
     let style = if row.kind == EnergyRowKind::Group { TopStyle::Plain } else { TopStyle::Dim };
     let text = |text: Option<String>| TopCell::Text(text.unwrap_or_default(), style);
-    let rate = row.requests_per_ks.map(|rate| format!("{}.{:03}", rate / 1000, rate % 1000));
     vec![
         text(Some(printable(&row.name))),
-        text(Some(share.to_owned()).filter(|_| !is_idle)),
-        text(format_percent(row.share_uj, machine_uj).filter(|_| !is_idle)),
-        text(Some(above.to_owned())),
-        text(rate),
-        text(row.power_mw.map(|mw| format_power(mw, None))),
-        text(row.request_uj.map(|uj| format_energy_or_bound(uj, row.request_error_uj))),
-        text(row.token_uj.map(|uj| format_energy_or_bound(uj, row.token_error_uj))),
-        text(row.first_token_ns.map(format_duration)),
+        text(figures.share),
+        text(figures.percent),
+        text(Some(figures.above_idle)),
+        text(figures.rate),
+        text(figures.power),
+        text(figures.per_request),
+        text(figures.per_token),
+        text(figures.first_token),
     ]
 }
 

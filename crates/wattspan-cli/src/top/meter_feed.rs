@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use wattspan_client::account::{Account, Balance, SpanState};
 use wattspan_client::clock;
-use wattspan_client::protocol::{Access, DomainStatus, ListSpans, WatchedSpan};
+use wattspan_client::protocol::{Access, DomainStatus, ListSpans, SamplerStatus, StoreStatus, WatchedSpan};
 use wattspan_client::{Client, ClientError, ReplyStream};
 
 use crate::account_pages::{AccountPage, AccountPages};
@@ -38,6 +38,9 @@ pub struct MeterSnapshot {
     pub balance: Vec<Balance>,
     /// Open spans, with their accounts so far.
     pub open: Vec<Account>,
+    pub samplers: Vec<SamplerStatus>,
+    /// The store on disk; `None` without one.
+    pub store: Option<StoreStatus>,
 }
 
 impl MeterSnapshot {
@@ -159,6 +162,8 @@ impl MeterLink {
             at_least: info.at_least,
             balance,
             open,
+            samplers: info.samplers,
+            store: info.keeping,
         };
         Ok(MeterUpdate { snapshot, settled, complete_since_ns })
     }

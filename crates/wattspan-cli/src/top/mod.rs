@@ -3,24 +3,25 @@
 //! `meter_feed` has the connection, `top_state` the figures and settings, `top_view` the values of one frame, `draw` its
 //! text. Without a terminal one frame is printed.
 
-mod account_totals;
+pub mod account_totals;
 mod draw;
 #[cfg(test)]
 mod frame_tests;
-mod group_table;
-mod grouping;
-mod meter_feed;
+pub mod group_table;
+pub mod grouping;
+pub mod meter_feed;
 mod palette;
-mod poll_thread;
+pub mod poll_thread;
 mod power_history;
-mod settings;
+pub mod row_figures;
+pub mod settings;
 mod terminal_session;
 #[cfg(test)]
-mod test_machine;
+pub mod test_machine;
 mod text_columns;
-mod top_state;
-mod top_view;
-mod unit;
+pub mod top_state;
+pub mod top_view;
+pub mod unit;
 mod values_after;
 
 use std::io::{IsTerminal, stdin, stdout};

@@ -48,6 +48,8 @@ pub fn snapshot(domains: &[(&str, u64, u64)]) -> MeterSnapshot {
             })
             .collect(),
         open: Vec::new(),
+        samplers: Vec::new(),
+        store: None,
     }
 }
 

@@ -83,6 +83,15 @@ impl TopState {
         self.history.push(&[]);
     }
 
+    /// What the meter reported last; `None` before the first poll.
+    pub fn snapshot(&self) -> Option<&MeterSnapshot> {
+        self.snapshot.as_ref()
+    }
+
+    pub fn totals(&self) -> &AccountTotals {
+        &self.totals
+    }
+
     pub fn is_paused(&self) -> bool {
         self.paused_view.is_some()
     }

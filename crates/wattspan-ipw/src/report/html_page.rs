@@ -19,7 +19,7 @@ const TEMPLATE: &str = include_str!("report.html");
 
 /// Returns the style of all pages, as a value of their templates.
 pub(super) fn page_style() -> Value {
-    Value::from_safe_string(include_str!("page.css").to_owned())
+    Value::from_safe_string(wattspan_page::STYLE.to_owned())
 }
 
 /// Returns an environment with a page's template, "page".

@@ -5,8 +5,9 @@
 
 use std::fmt::Write;
 
+use wattspan_page::chart::{Axis, escape_xml};
+
 use super::super::metrics::Estimate;
-use super::chart::{Axis, escape_xml};
 use super::format::format_significant;
 
 const WIDTH: f64 = 480.0;

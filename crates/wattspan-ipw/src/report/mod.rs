@@ -3,7 +3,6 @@
 //! All contents of the table, the HTML page and the JSON are computed here once. Invariant: each energy figure has its
 //! grade, scope, idle policy, coverage and error.
 
-pub mod chart;
 pub mod format;
 pub mod html_page;
 pub mod interval_rows;

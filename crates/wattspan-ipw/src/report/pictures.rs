@@ -3,9 +3,11 @@
 //! The title of a picture is the question that it answers. Right and wrong answers differ in shape and lightness, so that
 //! colour is never the only difference.
 
+use wattspan_page::chart::{Axis, Chart, Ticks};
+use wattspan_page::timeline::assign_rows;
+
 use super::super::metrics::{EfficiencyMetrics, Estimate};
 use super::super::statistics::Distribution;
-use super::chart::{Axis, Chart, Ticks};
 use super::format::format_significant;
 use super::interval_rows::{IntervalRow, draw_interval_rows};
 use super::plot_data::PlotData;
@@ -188,20 +190,11 @@ fn timeline_chart(points: &PlotData) -> Chart {
     let y =
         Axis::from_zero("power, W", points.power.iter().map(|of| of.most_w)).with_room_below(TIMELINE_RATIO);
     let mut chart = Chart::new("Power over time, and below it when each query was open", x, y);
-    let mut lanes: Vec<f64> = Vec::new();
-    let mut placed = Vec::new();
-    for bar in &points.timeline {
-        let lane = lanes.iter().position(|free_s| *free_s <= bar.from_s).unwrap_or(lanes.len());
-        if lane == lanes.len() {
-            lanes.push(0.0);
-        }
-        lanes[lane] = bar.to_s;
-        placed.push((lane, bar));
-    }
-    // A single lane does not need the full height.
-    let tall = -y.low * 0.92 / lanes.len().max(4) as f64;
-    for (lane, bar) in placed {
-        let high = y.low * 0.06 - lane as f64 * tall;
+    let (rows, row_count) = assign_rows(points.timeline.iter().map(|bar| (bar.from_s, bar.to_s)));
+    // A single row does not need the full height.
+    let tall = -y.low * 0.92 / row_count.max(4) as f64;
+    for (row, bar) in rows.into_iter().zip(&points.timeline) {
+        let high = y.low * 0.06 - row as f64 * tall;
         let low = high - tall * 0.8;
         let class = if bar.answered { "decode" } else { "failed" };
         chart.rectangle(class, (bar.from_s, low), (bar.to_s, high));

@@ -7,7 +7,7 @@ use wattspan_system::escape::printable_lines;
 
 use super::super::metrics::Estimate;
 use super::super::sweep::{LatencyMeasure, LimitKind, SweepPoint, SweepReport};
-use super::chart::{Axis, Chart};
+use wattspan_page::chart::{Axis, Chart};
 use super::format::format_significant;
 use super::html_page::{estimate_cell, page_environment, page_style};
 use super::pictures::Picture;

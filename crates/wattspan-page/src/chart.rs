@@ -289,6 +289,44 @@ impl Chart {
         self.polyline(class, upper.chain(lower));
     }
 
+    /// Fills the area from the lower end of the axis to a value that is constant within each interval (from, to, value).
+    /// Intervals that do not touch leave a gap. `title` appears at the pointer.
+    pub fn step_area(&mut self, class: &str, steps: &[(f64, f64, f64)], title: &str) {
+        let mut path = String::new();
+        let bottom = self.to_pixels(self.x.low, self.y.low).1;
+        let mut end = None;
+        for (from, to, value) in steps.iter().filter(|(.., value)| value.is_finite()) {
+            let ((left, top), (right, _)) = (self.to_pixels(*from, *value), self.to_pixels(*to, *value));
+            // Writing to a String cannot fail.
+            let _ = match end {
+                Some(end) if end == *from => write!(path, "V{top:.1}H{right:.1}"),
+                Some(_) => write!(path, "V{bottom:.1}ZM{left:.1} {bottom:.1}V{top:.1}H{right:.1}"),
+                None => write!(path, "M{left:.1} {bottom:.1}V{top:.1}H{right:.1}"),
+            };
+            end = Some(*to);
+        }
+        if end.is_some() {
+            let title = escape_xml(title);
+            self.write(format_args!(
+                "<path class={class} d='{path}V{bottom:.1}Z'><title>{title}</title></path>"
+            ));
+        }
+    }
+
+    /// Names a band between two values at its right end, if it is tall enough for the text.
+    pub fn band_label(&mut self, x: f64, (low, high): (f64, f64), name: &str) {
+        let ((across, bottom), (_, top)) = (self.to_pixels(x, low), self.to_pixels(x, high));
+        if bottom - top < LABEL_HEIGHT {
+            return;
+        }
+        let (left, line, name) = (across - 6.0, (bottom + top) / 2.0 + 4.0, escape_xml(name));
+        // Writing to a String cannot fail.
+        let _ = write!(
+            self.labels_svg,
+            "<text class='tick name' x={left:.1} y={line:.1} text-anchor=end>{name}</text>"
+        );
+    }
+
     /// Draws the part of a straight line that lies within the axes.
     pub fn line_segment(&mut self, class: &str, ends: [(f64, f64); 2]) {
         if let Some(ends) = self.clip_line(ends) {
@@ -315,12 +353,25 @@ impl Chart {
     }
 
     /// Draws a box between two corners.
-    pub fn rectangle(&mut self, class: &str, (left, low): (f64, f64), (right, high): (f64, f64)) {
+    pub fn rectangle(&mut self, class: &str, low_left: (f64, f64), high_right: (f64, f64)) {
+        self.titled_rectangle(class, low_left, high_right, "");
+    }
+
+    /// Draws a box between two corners, with a title that appears at the pointer.
+    pub fn titled_rectangle(
+        &mut self,
+        class: &str,
+        (left, low): (f64, f64),
+        (right, high): (f64, f64),
+        title: &str,
+    ) {
         let ((left, bottom), (right, top)) = (self.to_pixels(left, low), self.to_pixels(right, high));
         let (wide, tall) = ((right - left).max(0.6), (bottom - top).max(0.0));
-        self.write(format_args!(
-            "<rect class={class} x={left:.1} y={top:.1} width={wide:.1} height={tall:.1} />"
-        ));
+        let shape = format!("<rect class={class} x={left:.1} y={top:.1} width={wide:.1} height={tall:.1}");
+        match title {
+            "" => self.write(format_args!("{shape} />")),
+            title => self.write(format_args!("{shape}><title>{}</title></rect>", escape_xml(title))),
+        }
     }
 
     /// Returns the chart as SVG.
@@ -417,6 +468,28 @@ mod tests {
             svg.contains("<path class=band d='M66.0 14.0L462.0 121.0L462.0 121.0L66.0 228.0'/>"),
             "{svg}"
         );
+    }
+
+    #[test]
+    fn a_step_area_has_its_gaps_and_escapes_its_title() {
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, ticks: Ticks::Hidden };
+        let mut chart = Chart::new("steps", axis("x"), axis("y"));
+        chart.step_area("s", &[], "empty");
+        chart.step_area("s", &[(0.0, 1.0, 10.0), (1.0, 2.0, 5.0), (5.0, 10.0, 0.0)], "<b>");
+        let svg = chart.to_svg();
+        let path = "M66.0 228.0V14.0H105.6V121.0H145.2V228.0ZM264.0 228.0V228.0H462.0V228.0Z";
+        assert!(svg.contains(&format!("<path class=s d='{path}'><title>&lt;b&gt;</title></path>")), "{svg}");
+        assert!(!svg.contains("empty"));
+    }
+
+    #[test]
+    fn a_band_has_its_name_if_it_is_tall_enough() {
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, ticks: Ticks::Hidden };
+        let mut chart = Chart::new("bands", axis("x"), axis("y"));
+        chart.band_label(10.0, (0.0, 5.0), "tall");
+        chart.band_label(10.0, (5.0, 5.2), "thin");
+        let svg = chart.to_svg();
+        assert!(svg.contains(">tall</text>") && !svg.contains("thin"), "{svg}");
     }
 
     #[test]
