@@ -44,7 +44,7 @@ impl ReadEvaluationError {
 pub struct Evaluation {
     /// "inspect-ai" or "lm-evaluation-harness".
     pub evaluator: &'static str,
-    /// Its version.
+    /// As the package index has it, for example "0.3.285".
     pub version: String,
     /// The task, or the tasks.
     pub task: String,
@@ -57,12 +57,12 @@ pub struct Evaluation {
     pub own_score: Option<f64>,
     /// When it began.
     pub began_unix_ns: u64,
-    /// How many requests the evaluator was told to have open at once.
+    /// The most requests that the evaluator was configured to have open at once.
     pub concurrency: Option<u64>,
     pub temperature: Option<f64>,
     /// Answer limit, tokens.
     pub max_tokens: Option<u64>,
-    /// The samples that it was told to evaluate, if the files state them.
+    /// The number of samples that it was configured to evaluate, if the files state it.
     pub planned: Option<usize>,
     /// The version of the meter; empty without one.
     pub meter: String,

@@ -119,7 +119,7 @@ impl SampleReader {
     pub fn convert(&mut self, mut sample: InspectSample, scorer: &InspectScorer) -> EvaluatedSample {
         let attachments = sample.attachments.take().unwrap_or_default();
         let metadata = sample.metadata.take().unwrap_or_default();
-        let figures = metadata.get(METADATA_KEY).map(|figures| SampleFigures::deserialize(figures));
+        let figures = metadata.get(METADATA_KEY).map(SampleFigures::deserialize);
         let (figures, unread) = match figures {
             Some(Ok(figures)) if figures.format == FORMAT => (figures, None),
             Some(Ok(figures)) => {

@@ -287,7 +287,9 @@ impl Sample {
         let energy = match requests.len() {
             0 | 1 => "its account was not looked up".to_owned(),
             count => {
-                format!("it is {count} requests (log-likelihoods), which cannot be told from their prompts")
+                format!(
+                    "it is {count} requests (log-likelihoods), whose accounts their prompts do not distinguish"
+                )
             }
         };
         let score = self
@@ -320,7 +322,7 @@ impl Sample {
     }
 }
 
-/// The prompt of a request.
+/// What the model is asked, and the hash by which the account of the request is found.
 #[derive(Debug, Default)]
 struct RequestPrompt {
     text: String,

@@ -1,3 +1,5 @@
+//! The run that is written from samples with and without scores and energies.
+
 use super::super::super::row::QueryEnergy;
 use super::super::super::table::RunTable;
 use super::*;

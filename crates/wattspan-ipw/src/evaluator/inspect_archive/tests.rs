@@ -1,3 +1,5 @@
+//! Archives whose methods, sizes and checksums are right, wrong and hostile.
+
 use std::fs;
 use std::io::Write;
 

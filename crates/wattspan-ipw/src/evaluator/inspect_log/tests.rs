@@ -1,3 +1,5 @@
+//! Logs as inspect-ai writes them, with scores and figures that are missing, edited or no numbers.
+
 use std::fs;
 
 use serde_json::{Value, json};

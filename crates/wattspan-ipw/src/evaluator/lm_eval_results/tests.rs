@@ -1,3 +1,5 @@
+//! Directories as lm-evaluation-harness writes them, whole and damaged.
+
 use serde_json::json;
 
 use super::*;
