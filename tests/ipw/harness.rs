@@ -287,6 +287,33 @@ fn a_run_comes_back_from_the_harnesss_schema_as_it_was() {
 }
 
 #[test]
+fn the_exported_accuracy_is_what_the_harness_computes_from_the_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, harness) = (dir.path().join("a"), dir.path().join("b"));
+    let before = run_of_ours(&ours);
+    RunExport::read(&ours).unwrap().write_harness_dir(&harness, Scope::Host).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ipw/harness_accuracy.py");
+    let computed = Command::new("python3").arg(script).arg(&harness).output().unwrap();
+    assert!(computed.status.success(), "{}", output_text(&computed));
+    let computed: Value = serde_json::from_slice(&computed.stdout).unwrap();
+    let written = std::fs::read(harness.join("analysis/accuracy.json")).unwrap();
+    let written: Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["analysis"], computed["analysis"]);
+    let (written, computed) = (&written["summary"], &computed["summary"]);
+    assert_eq!(written["scored"], computed["scored"]);
+    for name in ["accuracy", "avg_energy_j", "avg_power_w", "IPJ", "IPW"] {
+        let (written, computed) = (written[name].as_f64().unwrap(), computed[name].as_f64().unwrap());
+        assert!(
+            (written / computed - 1.0).abs() < 1e-12,
+            "{name}: {written}, and the harness has {computed}"
+        );
+    }
+    // A query that failed after it was delivered is wrong there too.
+    let scored = before.iter().filter(|row| row.counted_score().is_some()).count();
+    assert_eq!(written["scored"], scored);
+}
+
+#[test]
 fn a_flat_row_has_every_column_and_null_for_what_is_not_known() {
     let dir = tempfile::tempdir().unwrap();
     let before = run_of_ours(&dir.path().join("run"));

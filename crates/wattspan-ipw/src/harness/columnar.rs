@@ -169,6 +169,7 @@ fn record_fields(model: &str) -> Fields {
             ],
         ),
         of("lm_correctness", DataType::Boolean),
+        group("evaluation", vec![of("is_correct", DataType::Boolean)]),
         text("lm_response"),
     ];
     Fields::from(vec![

@@ -16,12 +16,13 @@ use super::super::question::Question;
 use super::super::row::{DomainEnergy, QueryRow, ReplyText};
 use super::super::run_dir::{self, Manifest};
 use super::super::scope::Scope;
+use super::accuracy::AccuracyAnalysis;
 use super::flat_row::FlatRow;
 use super::output::write_json_lines;
 use super::{
-    EnergyMetrics, GpuInfo, HarnessError, HarnessSummary, LatencyMetrics, MetricStats, ModelMetrics,
-    PowerComponentMetrics, PowerMetrics, ProfilingRecord, SystemInfo, TokenMetrics, WattspanMetadata,
-    columnar,
+    EnergyMetrics, Evaluation, GpuInfo, HarnessError, HarnessSummary, LatencyMetrics, MetricStats,
+    ModelMetrics, PowerComponentMetrics, PowerMetrics, ProfilingRecord, SystemInfo, TokenMetrics,
+    WattspanMetadata, columnar,
 };
 
 /// The data of a run for export, with the last row of each query.
@@ -118,6 +119,7 @@ impl RunExport {
         let joules = |uj: u64| uj as f64 / 1e6;
         let span_s = row.energy.as_ref().and_then(|energy| positive_seconds(energy.span_ns));
         let watts = scope_energy.window_uj.zip(span_s).map(|(window_uj, span_s)| joules(window_uj) / span_s);
+        let is_correct = row.counted_score().map(|score| score >= 0.5);
         let per_query_watts = MetricStats { avg: watts, ..MetricStats::default() };
         ModelMetrics {
             energy_metrics: EnergyMetrics {
@@ -137,7 +139,8 @@ impl RunExport {
             },
             gpu_info: self.gpu(),
             system_info: Some(self.system()),
-            lm_correctness: row.score.map(|score| score >= 0.5),
+            lm_correctness: is_correct,
+            evaluation: is_correct.map(|is_correct| Evaluation { is_correct: Some(is_correct) }),
             lm_response,
             ..ModelMetrics::default()
         }
@@ -163,7 +166,8 @@ impl RunExport {
         SystemInfo { cpu_brand: self.manifest.machine.clone(), ..SystemInfo::default() }
     }
 
-    /// Writes a results directory of the harness: JSON lines, `summary.json`, and Arrow if supported by the build.
+    /// Writes a results directory of the harness: JSON lines, `analysis/accuracy.json`, `summary.json`, and Arrow if supported
+    /// by the build.
     ///
     /// # Errors
     /// The directory is not empty or cannot be written.
@@ -193,6 +197,12 @@ impl RunExport {
             energy_scope: Some(scope.title().to_owned()),
             ..HarnessSummary::default()
         };
+        let analysis = dir.join("analysis");
+        private_file::create_dir_all(&analysis).map_err(HarnessError::io(&analysis))?;
+        let text = serde_json::to_string_pretty(&AccuracyAnalysis::new(&records, &self.model()));
+        let file = analysis.join("accuracy.json");
+        private_file::write(&file, text.expect("figures are plain data") + "\n")
+            .map_err(HarnessError::io(file.clone()))?;
         let text = serde_json::to_string_pretty(&summary).expect("a summary is plain data");
         // The summary is written last, as the harness does: a directory with a summary is complete.
         let file = dir.join("summary.json");

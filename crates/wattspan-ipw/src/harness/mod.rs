@@ -7,6 +7,7 @@
 //! `parquet`. Invariant: a value that the harness did not know, or recorded as 0 for that reason, is absent after
 //! import, and the findings list it.
 
+pub mod accuracy;
 #[cfg(feature = "parquet")]
 pub mod columnar;
 #[cfg(not(feature = "parquet"))]
