@@ -66,7 +66,8 @@ fn files(to: &Path) -> Vec<PathBuf> {
     let entries = |path: &Path| {
         let mut all: Vec<PathBuf> =
             std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
-        all.retain(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('.'));
+        // The state begins with a dot, and the balance is beside the partitions.
+        all.retain(|path| !path.file_name().unwrap().to_str().unwrap().starts_with(['.', '_']));
         all.sort();
         all
     };
@@ -110,6 +111,47 @@ fn an_export_writes_what_is_new_to_partitions_that_only_the_group_can_read() {
         assert_eq!(row["attributes"], json!({ "gen_ai.request.model": "llama" }), "others are not allowed");
     }
     assert_eq!(rows.as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn the_balance_of_a_day_is_replaced_and_its_attributed_part_is_that_of_the_accounts() {
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
+    let dir = tempfile::tempdir().unwrap();
+    let read = |dates: &Path, reader| python(reader, &files(&dates.join("_balance")));
+    for (prefix, format, reader) in
+        [("a", "jsonl", READ_JSONL), ("b", "jsonl", READ_JSONL), ("c", "csv", READ_CSV)]
+    {
+        run_spans(&mut daemon.client(), prefix, 3);
+        let to = dir.path().join(format);
+        export(&daemon, format, &to);
+        let rows = read(&to, reader);
+        let mut attributed: BTreeMap<String, u64> = BTreeMap::new();
+        for account in stored(&mut daemon.client()).values() {
+            for share in account["domains"].as_array().unwrap() {
+                let name = share["domain"].as_str().unwrap().to_owned();
+                *attributed.entry(name).or_default() += share["share_uj"].as_u64().unwrap();
+            }
+        }
+        let uj = |row: &Value, name: &str| -> u64 { row[name].to_string().replace('"', "").parse().unwrap() };
+        let found: BTreeMap<String, u64> = rows
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| {
+                assert_eq!(uj(row, "measured_uj"), uj(row, "attributed_uj") + uj(row, "unattributed_uj"));
+                (row["domain"].as_str().unwrap().to_owned(), uj(row, "attributed_uj"))
+            })
+            .collect();
+        assert_eq!(found, attributed, "one row of each domain");
+        assert_eq!(files(&to.join("_balance")).len(), 1);
+    }
+    // Another life has a file of its own, whose energies count from 0.
+    daemon.kill();
+    daemon.restart();
+    export(&daemon, "jsonl", &dir.path().join("jsonl"));
+    assert_eq!(files(&dir.path().join("jsonl/_balance")).len(), 2);
+    export(&daemon, "trace", &dir.path().join("trace"));
+    assert!(!dir.path().join("trace/_balance").exists());
 }
 
 #[test]

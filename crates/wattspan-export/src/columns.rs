@@ -60,7 +60,7 @@ fn duration_ns(account: &Account) -> Option<u64> {
 }
 
 /// The name of a value of an enum in the contract.
-fn word<T: serde::Serialize>(value: T) -> Cell {
+pub fn word<T: serde::Serialize>(value: T) -> Cell {
     match serde_json::to_value(value) {
         Ok(Value::String(text)) => Cell::Text(text),
         _ => Cell::Absent,
@@ -125,17 +125,19 @@ pub fn without_others(mut account: Account, attributes: &[String]) -> Account {
 
 /// The shares of an account as JSON.
 pub fn shares_json(account: &Account) -> Value {
-    let share = |share: &Share| {
-        let cells = SHARE_COLUMNS.iter().map(|(name, _, value)| (*name, value(share).to_json()));
-        cells.filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()
-    };
-    Value::Array(account.domains.iter().map(|of| Value::Object(share(of))).collect::<Vec<Value>>())
+    let share = |share: &Share| Value::Object(row_json(SHARE_COLUMNS, share));
+    Value::Array(account.domains.iter().map(share).collect())
+}
+
+/// A row as a JSON object, without absent values.
+pub fn row_json<T>(columns: &[Column<T>], row: &T) -> Map<String, Value> {
+    let cells = columns.iter().map(|(name, _, value)| ((*name).to_owned(), value(row).to_json()));
+    cells.filter(|(_, value)| !value.is_null()).collect()
 }
 
 /// An account as a JSON object, without absent values.
 pub fn account_json(account: &Account, attributes: &[String]) -> Map<String, Value> {
-    let cells = ACCOUNT_COLUMNS.iter().map(|(name, _, value)| ((*name).to_owned(), value(account).to_json()));
-    let mut object: Map<String, Value> = cells.filter(|(_, value)| !value.is_null()).collect();
+    let mut object = row_json(ACCOUNT_COLUMNS, account);
     let named = attributes.iter().filter_map(|key| Some((key.clone(), attribute(account, key)?.into())));
     object.insert("attributes".into(), Value::Object(named.collect()));
     object.insert("domains".into(), shares_json(account));

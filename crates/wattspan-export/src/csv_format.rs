@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 
 use wattspan_client::account::Account;
 
-use super::columns::{ACCOUNT_COLUMNS, Cell, attribute, shares_json};
+use super::columns::{ACCOUNT_COLUMNS, Cell, Column, attribute, shares_json};
 
 pub fn write(file: &File, accounts: &[&Account], attributes: &[String]) -> io::Result<()> {
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 20, file));
@@ -20,6 +20,16 @@ pub fn write(file: &File, accounts: &[&Account], attributes: &[String]) -> io::R
         }
         out.write_field(shares_json(account).to_string())?;
         out.write_record(None::<&[u8]>)?;
+    }
+    out.into_inner().map_err(|error| error.into_error())?.flush()
+}
+
+/// Writes rows without attributes.
+pub fn write_rows<T>(file: &File, columns: &[Column<T>], rows: &[T]) -> io::Result<()> {
+    let mut out = csv::Writer::from_writer(BufWriter::new(file));
+    out.write_record(columns.iter().map(|(name, ..)| *name))?;
+    for row in rows {
+        out.write_record(columns.iter().map(|(_, _, value)| field(&value(row))))?;
     }
     out.into_inner().map_err(|error| error.into_error())?.flush()
 }

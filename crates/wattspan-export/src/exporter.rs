@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::SystemTime;
 
 use wattspan_client::account::{Account, Gap, GapReason};
 use wattspan_client::protocol::{Access, ListSpans, MethodError, SpanAccounts};
 use wattspan_client::{Client, ClientError};
 use wattspan_system::private_file;
 
+use super::balance;
 use super::columns;
 use super::format::ExportFormat;
 use super::partition;
@@ -21,6 +25,9 @@ const ROWS_PER_RANGE: usize = 32_768;
 
 /// The replies of a range, at most. A reply has at most about 1 MB, so that long accounts do not fill the memory.
 const REPLIES_PER_RANGE: usize = 64;
+
+/// Where the balances are. Readers of partitions ignore names that begin with `_`, as they do for `.`.
+const BALANCE_DIRECTORY: &str = "_balance";
 
 /// The accounts of a call.
 const ROWS_PER_CALL: i64 = 4096;
@@ -120,9 +127,11 @@ impl Exporter {
             return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
         }
         let mut summary = ExportSummary::default();
+        let attributes = self.settings.attributes.clone();
+        let read = |state: &ExportState| read_page(state, &attributes, |call| client.call(call));
+        let mut read_ahead = None;
         loop {
-            let read = read_page(&self.state, &self.settings.attributes, |call| client.call(call));
-            let page = match read {
+            let page = match read_ahead.take().unwrap_or_else(|| read(&self.state)) {
                 Err(ExportError::Client(ClientError::Method(MethodError::InvalidValue {
                     field, ..
                 }))) if field == "database" && self.state.database.is_some() => {
@@ -133,11 +142,40 @@ impl Exporter {
                 }
                 page => page?,
             };
-            self.export_page(&page, &mut summary)?;
             if page.at_end {
+                self.export_page(&page, &mut summary)?;
+                self.write_balance(client)?;
                 return Ok(summary);
             }
+            let following =
+                ExportState { database: Some(page.database.clone()), after: page.last, range: None };
+            // The next range is read while this one is written.
+            let next = thread::scope(|scope| {
+                let reading = scope.spawn(|| read(&following));
+                self.export_page(&page, &mut summary)?;
+                Ok::<_, ExportError>(reading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            });
+            read_ahead = Some(next?);
         }
+    }
+
+    /// Replaces today's balance of the daemon's life.
+    fn write_balance(&self, client: &Client) -> Result<(), ExportError> {
+        let ExportSettings { format, directory, host, .. } = &self.settings;
+        let info = client.info()?;
+        let Some(life) = balance::life(&info).filter(|_| format.has_balance()) else {
+            return Ok(());
+        };
+        let balance = client.balance()?;
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let at_unix_ns = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
+        let date = partition::date(at_unix_ns);
+        let partition = partition::directory(&directory.join(BALANCE_DIRECTORY), &date, host);
+        create_directory(&partition)?;
+        let path = partition.join(format!("{life}.{}", format.extension()));
+        let rows = balance::rows(&info, balance, &life, at_unix_ns);
+        write_atomically(&path, 0o640, |file| format.write_balance(file, &rows))
+            .map_err(file_error("write", &path))
     }
 
     /// Writes the files of a range, after its state.

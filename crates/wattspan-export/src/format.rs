@@ -5,6 +5,7 @@ use std::io;
 
 use wattspan_client::account::Account;
 
+use super::balance::{BALANCE_COLUMNS, BalanceRow};
 use super::{csv_format, json_format, parquet_format, trace_format};
 
 /// The attributes that are exported where the user names no others: they contain no text of a prompt and no user's name.
@@ -57,6 +58,21 @@ impl ExportFormat {
             ExportFormat::Csv => csv_format::write(file, accounts, attributes),
             ExportFormat::Parquet => parquet_format::write(file, accounts, attributes),
             ExportFormat::Trace => trace_format::write(file, accounts, attributes),
+        }
+    }
+
+    /// Whether the format has tables, and so a balance.
+    pub(crate) fn has_balance(self) -> bool {
+        !matches!(self, ExportFormat::Trace)
+    }
+
+    /// Writes a file with these rows of a balance.
+    pub(crate) fn write_balance(self, file: &File, rows: &[BalanceRow]) -> io::Result<()> {
+        match self {
+            ExportFormat::Jsonl => json_format::write_rows(file, BALANCE_COLUMNS, rows),
+            ExportFormat::Csv => csv_format::write_rows(file, BALANCE_COLUMNS, rows),
+            ExportFormat::Parquet => parquet_format::write_rows(file, BALANCE_COLUMNS, rows),
+            ExportFormat::Trace => Ok(()),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! A client of the daemon, and never part of it. The range is on disk before its files are written, so that an export that
 //! was killed repeats exactly this range; a file under its final name is complete and is not written again.
 
+mod balance;
 mod columns;
 mod csv_format;
 mod exporter;

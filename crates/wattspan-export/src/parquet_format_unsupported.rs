@@ -5,9 +5,15 @@ use std::io;
 
 use wattspan_client::account::Account;
 
+use super::columns::Column;
+
 /// Whether this build writes Parquet.
 pub const IS_SUPPORTED: bool = false;
 
 pub fn write(_: &File, _: &[&Account], _: &[String]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub fn write_rows<T>(_: &File, _: &[Column<T>], _: &[T]) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

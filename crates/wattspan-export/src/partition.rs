@@ -8,10 +8,15 @@ use super::columns::closed_unix_ns;
 
 const DAY_NS: u64 = 86_400_000_000_000;
 
-/// The UTC date of the closing, as year, month and day (Howard Hinnant, "chrono-compatible low-level date algorithms",
-/// civil_from_days).
+/// The UTC date of the closing.
 pub fn closing_date(account: &Account) -> String {
-    let shifted = closed_unix_ns(account) / DAY_NS + 719_468;
+    date(closed_unix_ns(account))
+}
+
+/// The UTC date of a wall time, as year, month and day (Howard Hinnant, "chrono-compatible low-level date algorithms",
+/// civil_from_days).
+pub fn date(unix_ns: u64) -> String {
+    let shifted = unix_ns / DAY_NS + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
@@ -22,9 +27,9 @@ pub fn closing_date(account: &Account) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// The host as a part of a path: other characters than letters, digits, `.`, `_` and `-` become `_`.
-pub fn host_word(host: &str) -> String {
-    let word: String = host
+/// A text as a part of a path: other characters than letters, digits, `.`, `_` and `-` become `_`.
+pub fn path_word(text: &str) -> String {
+    let word: String = text
         .chars()
         .map(
             |character| {
@@ -37,7 +42,7 @@ pub fn host_word(host: &str) -> String {
 
 /// The directory of a partition.
 pub fn directory(root: &Path, date: &str, host: &str) -> PathBuf {
-    root.join(format!("date={date}")).join(format!("host={}", host_word(host)))
+    root.join(format!("date={date}")).join(format!("host={}", path_word(host)))
 }
 
 #[cfg(test)]
@@ -62,6 +67,6 @@ mod tests {
     fn a_host_cannot_leave_its_directory() {
         let path = directory(Path::new("/x"), "2025-11-13", "../a/b");
         assert_eq!(path, Path::new("/x/date=2025-11-13/host=.._a_b"));
-        assert_eq!((host_word(""), host_word("node-7.example")), ("unknown".into(), "node-7.example".into()));
+        assert_eq!((path_word(""), path_word("node-7.example")), ("unknown".into(), "node-7.example".into()));
     }
 }
