@@ -251,8 +251,9 @@ impl WriterThread {
         let Some(log_sync) = &self.log_sync else { return Ok(()) };
         log_sync.request();
         if let Some(error) = log_sync.take_error() {
-            let reason =
-                format!("a sync of ledger.sqlite-wal failed ({error}); a power cut may lose more than stated");
+            let reason = format!(
+                "a sync of ledger.sqlite-wal failed ({error}); a power cut may lose more than stated"
+            );
             if self.shared.report_damage(&reason) {
                 (self.log)(&format!("{}: {reason}", self.directory()));
             }

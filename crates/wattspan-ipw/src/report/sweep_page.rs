@@ -7,12 +7,12 @@ use wattspan_system::escape::printable_lines;
 
 use super::super::metrics::Estimate;
 use super::super::sweep::{LatencyMeasure, LimitKind, SweepPoint, SweepReport};
-use wattspan_page::chart::{Axis, Chart};
 use super::format::format_significant;
 use super::html_page::{estimate_cell, page_environment, page_style};
 use super::pictures::Picture;
 use super::uncertainty::with_combined;
 use super::units::InverseUnit;
+use wattspan_page::chart::{Axis, Chart};
 
 const TEMPLATE: &str = include_str!("sweep.html");
 
