@@ -7,7 +7,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rusqlite::Connection;
 
@@ -31,9 +31,11 @@ pub(super) struct OpenedFile {
 /// The state that both threads share.
 #[derive(Default)]
 pub(super) struct ReadAccess {
-    /// Locked before `reader`, and by a reader only for a moment: so the writer does not wait for more than one turn.
+    /// Locked before `turns`, and by a reader only for a moment: so the writer does not wait for more than one turn.
     entry: Mutex<()>,
-    /// Locked by the reader during a turn. `None` while the database is not open.
+    /// Shared by all turns, each with a connection of its own.
+    turns: RwLock<()>,
+    /// Locked during a turn of the reader. `None` while the database is not open.
     reader: Mutex<Option<Reader>>,
     /// Locked for moments only.
     published: Mutex<Published>,
@@ -71,22 +73,28 @@ struct Reader {
     loaded_layouts: usize,
 }
 
-/// No turn of the reader runs while this value lives.
+/// No turn runs while this value lives.
 pub(super) struct ReadPause<'a> {
     _entry: MutexGuard<'a, ()>,
-    reader: MutexGuard<'a, Option<Reader>>,
+    _turns: RwLockWriteGuard<'a, ()>,
 }
 
 impl ReadAccess {
-    /// Writer: waits for the present turn, and allows none until the returned value is dropped.
+    /// Writer: waits for the present turns, and allows none until the returned value is dropped.
     pub fn pause(&self) -> ReadPause<'_> {
         let entry = lock(&self.entry);
-        ReadPause { _entry: entry, reader: lock(&self.reader) }
+        ReadPause { _entry: entry, _turns: self.turns.write().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Begins a turn, which ends when the returned value is dropped. A read transaction of any connection is inside a turn.
+    pub fn begin_turn(&self) -> RwLockReadGuard<'_, ()> {
+        drop(lock(&self.entry));
+        self.turns.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writer: the database is open, with this index.
     pub fn open(&self, file: OpenedFile, update: IndexUpdate, layouts: usize) {
-        *self.pause().reader = Some(Reader {
+        *lock(&self.reader) = Some(Reader {
             file,
             connection: None,
             index: AccountIndex::empty(),
@@ -109,7 +117,8 @@ impl ReadAccess {
 
     /// Writer: closes the reader's connection, because the database is closed next.
     pub fn close(&self) {
-        *self.pause().reader = None;
+        let _pause = self.pause();
+        *lock(&self.reader) = None;
         let mut published = lock(&self.published);
         (published.phase, published.update) = (Phase::Closed, IndexUpdate::default());
         self.progress.notify_all();
@@ -133,7 +142,7 @@ impl ReadAccess {
         &self,
         read: impl FnOnce(&ReadView<'_>) -> Result<T, ReadError>,
     ) -> Option<Result<T, ReadError>> {
-        drop(lock(&self.entry));
+        let _turn = self.begin_turn();
         let mut reader = lock(&self.reader);
         let reader = reader.as_mut()?;
         let (update, layouts) = {
