@@ -22,7 +22,7 @@ finish() {
   trap - EXIT
   for pid in $(jobs -p); do kill "$pid" 2>/dev/null || true; done
   if [ -n "${server:-}" ]; then kill "$server" 2>/dev/null || true; fi
-  [ "$status" = 0 ] || tail -n 30 "$work"/*.log >&2
+  [ "$status" = 0 ] || tail -n 30 "$work"/*.log >&2 || true
   rm -rf "$work"
   exit "$status"
 }
@@ -33,8 +33,8 @@ if [ "$(cat "$venv.stamp" 2>/dev/null)" != "$wanted" ]; then
   say "the evaluators, into $venv"
   rm -rf "$venv"
   python3 -m venv "$venv"
-  # Without dependencies: the file lists all of them.
-  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: -r "$here/requirements.txt"
+  # Without dependencies: the file lists all of them. Three have no wheel and are built; they are Python only.
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-compile -r "$here/requirements.txt"
   printf '%s' "$wanted" >"$venv.stamp"
 fi
 say "a model and its server"
