@@ -1,4 +1,4 @@
-"""The columns of exported files, in Arrow's types. real_export.py compares them with the files that the program writes."""
+"""The columns of exported files, in Arrow's types."""
 
 import pyarrow
 
