@@ -153,6 +153,15 @@ impl TimeColumns {
     }
 }
 
+/// A name as a label within a picture, where a long one would lie on the axis. The legend has more of it.
+fn short_label(name: &str) -> String {
+    const MAX_CHARS: usize = 28;
+    match name.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
 /// Text in the middle of a chart without data.
 fn note_empty(chart: &mut Chart, middle: f64, text: &str) {
     chart.column_label((middle, 0.0), text);
@@ -275,7 +284,7 @@ fn stack(
     }
     for (series, below, edges) in &layers {
         if let Some((.., top)) = edges.last() {
-            chart.band_label(0.0, (*below, *top), &series.name);
+            chart.band_label(0.0, (*below, *top), &short_label(&series.name));
         }
     }
     times.label_time(&mut chart);
@@ -322,7 +331,7 @@ fn tokens_picture(history: &LiveHistory, range: HistoryRange, now_unix_ns: u64) 
     }
     for (series, points) in &lines {
         if let Some(last) = points.last() {
-            chart.label(*last, &series.name);
+            chart.label(*last, &short_label(&series.name));
         }
     }
     if lines.is_empty() && !times.columns.is_empty() {
