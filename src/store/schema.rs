@@ -1,12 +1,13 @@
 //! The schema: the tables, the settings of the connection, and the errors of the database.
 //!
-//! With `locking_mode = exclusive` SQLite needs no shared-memory file, whose use on a full disk would end the process
-//! with SIGBUS. In write-ahead-log mode a commit is one append; it survives the end of the process without waiting
-//! for the disk.
+//! SQLite's VFS `unix-excl` keeps other processes out and the index of the write-ahead log in the heap: several connections
+//! of this process share it without a shared-memory file, whose use on a full disk would end the process with SIGBUS. In
+//! write-ahead-log mode a commit is one append; it survives the end of the process without waiting for the disk.
 
 use std::io;
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Error, OpenFlags};
 
 use super::settings::{StoreSettings, SyncMode};
@@ -73,15 +74,15 @@ impl DatabaseError {
     }
 }
 
-/// Opens the connection; returns it with the version of the schema, 0 for an empty file.
+/// Opens the connection that writes; returns it with the version of the schema, 0 for an empty file.
+///
+/// No other connection of this process may have the file open: they share the index of the write-ahead log in memory, so that
+/// SQLite would not read the log again.
 pub(super) fn open_connection(
     file: &Path,
     settings: &StoreSettings,
 ) -> Result<(Connection, i64), DatabaseError> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let connection = Connection::open_with_flags(file, flags)?;
-    connection.pragma_update(None, "locking_mode", "exclusive")?;
+    let connection = open_exclusively(file)?;
     let schema_version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if schema_version > SCHEMA_VERSION {
         return Err(DatabaseError::NewerSchema(schema_version));
@@ -94,10 +95,32 @@ pub(super) fn open_connection(
         SyncMode::Full => "full",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
+    set_reading_options(&connection)?;
+    Ok((connection, schema_version))
+}
+
+/// Opens a connection that only reads, while the one that writes is open. A read transaction sees the commits before its
+/// begin. While it lasts, the write-ahead log cannot be reset and grows with each commit: keep it short.
+#[allow(dead_code)] // The next change uses it.
+pub(super) fn open_read_connection(file: &Path) -> Result<Connection, DatabaseError> {
+    // Not SQLITE_OPEN_READ_ONLY: with it `unix-excl` sets locks of its own, which replace the exclusive one of this process.
+    let connection = open_exclusively(file)?;
+    connection.pragma_update(None, "query_only", "on")?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    set_reading_options(&connection)?;
+    Ok(connection)
+}
+
+fn open_exclusively(file: &Path) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    Connection::open_with_flags_and_vfs(file, flags, c"unix-excl")
+}
+
+fn set_reading_options(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.pragma_update(None, "cell_size_check", "on")?;
-    connection.pragma_update(None, "trusted_schema", "off")?;
-    Ok((connection, schema_version))
+    connection.pragma_update(None, "trusted_schema", "off")
 }
 
 /// Checks that the tables are exactly those of the schema: a missing or changed table is damage.
@@ -116,4 +139,48 @@ pub(super) fn check_schema(connection: &Connection) -> Result<(), DatabaseError>
         return Ok(());
     }
     Err(DatabaseError::SchemaMismatch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn count(connection: &Connection) -> i64 {
+        connection.query_row("SELECT count(*) FROM block", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn a_read_connection_sees_commits_writes_nothing_and_needs_no_shared_memory_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("database");
+        std::fs::write(&file, "").unwrap();
+        let settings = StoreSettings {
+            directory: dir.path().to_owned(),
+            max_age: Duration::from_secs(3600),
+            max_bytes: 1 << 30,
+            max_waiting_bytes: 1 << 26,
+            sync: SyncMode::Normal,
+        };
+        let (writer, _) = open_connection(&file, &settings).unwrap();
+        writer.execute_batch(CREATE_TABLES).unwrap();
+        let reader = open_read_connection(&file).unwrap();
+        let insert = |id: i64| writer.execute("INSERT INTO block VALUES (?1, '')", [id]).unwrap();
+        insert(1);
+        let transaction = reader.unchecked_transaction().unwrap();
+        assert_eq!(count(&reader), 1);
+        insert(2);
+        assert_eq!((count(&reader), count(&writer)), (1, 2), "the state at the begin of its transaction");
+        drop(transaction);
+        assert_eq!(count(&reader), 2);
+        reader.execute("DELETE FROM block", []).unwrap_err();
+        let mut files: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["database", "database-wal"]);
+        drop(reader);
+        drop(writer);
+        assert!(!dir.path().join("database-wal").exists(), "the last connection empties the log");
+    }
 }

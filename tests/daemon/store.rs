@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, encode_call, get_u64, sleep_ms, wait_until,
+    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, encode_call, get_u64, skip, sleep_ms,
+    wait_until,
 };
 use serde_json::{Value, json};
 
@@ -292,6 +293,29 @@ fn of_two_daemons_on_one_directory_the_second_waits_for_the_first_to_go() {
     wait_until("the second has it", || keeping(&second)["durable"] == true);
     let mut client = second.client();
     assert_eq!(names(&list(&mut client, json!({}))), ["b", "a"]);
+}
+
+#[test]
+fn the_database_is_locked_against_other_processes_without_a_shared_memory_file() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "a")["durable"], true);
+    assert_eq!(names(&list(&mut client, json!({}))), ["a"]);
+    let mut files: Vec<_> =
+        std::fs::read_dir(daemon.state()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["ledger.mark", "ledger.sqlite", "ledger.sqlite-wal", "lock"]);
+    // A second SQLite that only reads would use a shared-memory file.
+    let script = "import sqlite3, sys\n\
+        database = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True, timeout=0)\n\
+        try:\n    database.execute('SELECT count(*) FROM account')\n\
+        except sqlite3.OperationalError as error:\n    print(error)\n";
+    let mut python = std::process::Command::new("python3");
+    let Ok(output) = python.args(["-c", script]).arg(daemon.state().join("ledger.sqlite")).output() else {
+        return skip::skip("python3 with sqlite3", "install python3");
+    };
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "database is locked", "{output:?}");
+    assert!(!daemon.state().join("ledger.sqlite-shm").exists());
 }
 
 #[test]
