@@ -5,14 +5,15 @@
 //! never waits  packed   many to a commit  SQLite
 //! ```
 //!
-//! One thread does all disk access; no caller waits for it. An appended account gets a sequence number, and is on
-//! disk once `Store::committed` has reached that number. If the disk is full, read-only, broken or slow, the store
-//! reports that it is failing, retries, and writes the waiting accounts later. Its memory is bounded: an account that
-//! finds no room is refused and never reported as durable.
+//! One thread writes, and sums of accounts have threads that only read; no caller waits for them. An appended account
+//! gets a sequence number, and is on disk once `Store::committed` has reached that number. If the disk is full,
+//! read-only, broken or slow, the store reports that it is failing, retries, and writes the waiting accounts later. Its
+//! memory is bounded: an account that finds no room is refused and never reported as durable.
 
 mod account_index;
 mod account_read;
 mod account_record;
+mod account_sums;
 mod account_table;
 mod batch;
 mod checksum;
@@ -33,6 +34,9 @@ mod segment_filter;
 mod settings;
 mod shared;
 mod state_dir;
+mod sum_scan;
+mod sum_threads;
+mod summed_account;
 mod time;
 mod writer_thread;
 
@@ -45,6 +49,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 
 pub use account_read::Filter;
+pub use account_sums::SumField;
 pub use database_identity::DatabaseId;
 pub use forecast::{RetentionForecast, describe_retention};
 pub use forward_scan::{ForwardQuery, ForwardReply, ReplyForm};
@@ -53,12 +58,15 @@ pub use position_cipher::PositionCipher;
 pub use query::{QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
+pub use sum_scan::{SumQuery, SumResult};
+pub use sum_threads::MAX_RUNNING_SUMS;
 
 use wattspan_client::account::Account;
 
 use crate::attribution::clock_record::ShareBasis;
 use batch::{Batch, LayoutCache, WriteOp};
 use shared::{NumberedResult, StoreShared, WorkSender, work_queue};
+use sum_threads::{NumberedSumResult, SumThreads};
 use writer_thread::WriterThread;
 
 /// The maximum number of queries that wait for a result.
@@ -73,6 +81,7 @@ pub struct Store {
     last_number: u64,
     not_kept: u64,
     results: Receiver<NumberedResult>,
+    sum_results: Receiver<NumberedSumResult>,
     /// `None` after the shutdown.
     writer: Option<WriterHandle>,
 }
@@ -95,8 +104,11 @@ impl Store {
         let shared = Arc::new(StoreShared::default());
         let (work, receiver) = work_queue();
         let (result_sender, results) = unbounded();
+        let (sum_sender, sum_results) = unbounded();
         let (alive, ended) = bounded(0);
-        let writer = WriterThread::new(Arc::clone(&shared), receiver, result_sender, settings.clone(), log);
+        let sums = SumThreads::new(Arc::clone(&shared), sum_sender);
+        let writer =
+            WriterThread::new(Arc::clone(&shared), receiver, result_sender, sums, settings.clone(), log);
         let thread = thread::Builder::new().name("store".into()).spawn(move || {
             // Dropped when the thread ends, after the files are closed, and also by a panic.
             let _alive = alive;
@@ -110,6 +122,7 @@ impl Store {
             last_number: 0,
             not_kept: 0,
             results,
+            sum_results,
             writer: Some(WriterHandle { work, thread, ended }),
         })
     }
@@ -188,6 +201,20 @@ impl Store {
         self.writer.as_ref().is_some_and(|writer| writer.work.push_query(number, query, MAX_PENDING_QUERIES))
     }
 
+    /// Begins a query for sums, whose result carries the same `number`. It sees every account appended before it. The caller limits
+    /// the number of queries to [`MAX_RUNNING_SUMS`].
+    pub fn begin_sums(&mut self, number: u64, query: SumQuery) {
+        self.batch.sums.push((number, query));
+        self.batch.urgent = true;
+        self.flush();
+    }
+
+    /// Takes the results of finished queries for sums, each with its number. To be called after [`Store::take_query_results`],
+    /// which clears [`Store::has_updates`].
+    pub fn take_sum_results(&self) -> Vec<(u64, Result<SumResult, QueryError>)> {
+        self.sum_results.try_iter().collect()
+    }
+
     /// The last sequence number on disk: every account up to it is stored.
     pub fn committed(&self) -> u64 {
         self.shared.committed()
@@ -246,5 +273,7 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod forward_tests;
+#[cfg(test)]
+mod sum_tests;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use super::schema::DatabaseError;
 use super::settings::StoreSettings;
 use super::shared::{NumberedResult, StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
+use super::sum_threads::SumThreads;
 use super::time::ClockReading;
 
 /// The interval between attempts to open the database after a failure.
@@ -52,6 +53,7 @@ pub(super) struct WriterThread {
     shared: Arc<StoreShared>,
     work: WorkReceiver,
     results: Sender<NumberedResult>,
+    sums: SumThreads,
     settings: StoreSettings,
     log: fn(&str),
     state_dir: Option<StateDir>,
@@ -80,6 +82,7 @@ impl WriterThread {
         shared: Arc<StoreShared>,
         work: WorkReceiver,
         results: Sender<NumberedResult>,
+        sums: SumThreads,
         settings: StoreSettings,
         log: fn(&str),
     ) -> Self {
@@ -88,6 +91,7 @@ impl WriterThread {
             shared,
             work,
             results,
+            sums,
             settings,
             log,
             state_dir: None,
@@ -130,6 +134,7 @@ impl WriterThread {
                 self.attempt(Self::apply_retention);
             }
         }
+        self.sums.stop();
         // Closing the connection checkpoints the write-ahead log.
         self.database = None;
     }
@@ -137,6 +142,7 @@ impl WriterThread {
     /// Runs a disk operation and handles its error.
     fn attempt(&mut self, operation: fn(&mut Self) -> Result<(), WriterError>) {
         if let Err(error) = operation(self) {
+            self.sums.stop();
             self.database = None;
             self.retry_at = Instant::now() + RETRY_INTERVAL;
             match error {
@@ -197,6 +203,9 @@ impl WriterThread {
         let last = self.uncommitted.back().map_or(0, |batch| batch.last_number);
         let memory_bytes = self.uncommitted.iter().map(Batch::memory_bytes).sum();
         self.ops_since_retention += self.uncommitted.iter().map(|batch| batch.ops.len()).sum::<usize>();
+        for sum in self.uncommitted.iter_mut().flat_map(|batch| batch.sums.drain(..)) {
+            self.sums.begin(database, sum);
+        }
         self.uncommitted.clear();
         self.shared.set_committed(last, memory_bytes);
         marked?;

@@ -32,6 +32,7 @@ mod run;
 mod run_report;
 mod sample_statistics;
 mod signal_ffi;
+mod span_sums;
 mod spans;
 mod table;
 mod terminal;
