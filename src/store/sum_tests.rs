@@ -43,11 +43,11 @@ fn expected<'a>(accounts: impl IntoIterator<Item = &'a Account>) -> (u64, Option
 /// Accounts of three users, of two models, with different energies.
 fn mixed(count: u64) -> Vec<Account> {
     let mixed = |at: u64| {
-        let model = if at % 5 == 0 { "large" } else { "small" };
+        let model = if at.is_multiple_of(5) { "large" } else { "small" };
         Account {
             share_uj: Some(at * at),
             name: format!("n{}", at % 7),
-            state: if at % 11 == 0 { SpanState::Abandoned } else { SpanState::Settled },
+            state: if at.is_multiple_of(11) { SpanState::Abandoned } else { SpanState::Settled },
             opened_unix_ns: START.unix_s.unsigned_abs() * 1_000_000_000 - 1000 + at,
             attributes: [(MODEL_ATTRIBUTE.to_owned(), model.to_owned())].into(),
             ..account_of((at % 3) as u32, format!("s{at}"))
@@ -94,8 +94,11 @@ fn sums_are_those_of_the_accounts_for_each_user_and_each_filter() {
     check(since, &|account| account.opened_unix_ns >= middle_ns);
     let until = SumQuery { until_unix_ns: Some(middle_ns), ..SumQuery::default() };
     check(until, &|account| account.opened_unix_ns < middle_ns);
-    let is_visible: Option<fn(&Account) -> bool> = Some(|account| account.share_uj.unwrap() % 2 == 0);
-    check(SumQuery { is_visible, ..SumQuery::default() }, &|account| account.share_uj.unwrap() % 2 == 0);
+    let is_visible: Option<fn(&Account) -> bool> =
+        Some(|account| account.share_uj.unwrap().is_multiple_of(2));
+    check(SumQuery { is_visible, ..SumQuery::default() }, &|account| {
+        account.share_uj.unwrap().is_multiple_of(2)
+    });
     let by = vec![SumField::User, SumField::Model];
     let grouped = sum(&database, SumQuery { by, ..SumQuery::default() }).grouped;
     let rows: Vec<_> =
