@@ -267,7 +267,8 @@ impl Attributor {
 
     /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two terms are separate sums:
     /// `attributed` of settled accounts and shares so far; `unattributed` of energy without open weight, cancelled
-    /// spans, and the remainders of divisions by W and of rounding to whole microjoules.
+    /// spans, and the remainders of divisions by W and of rounding to whole microjoules. Without what becomes of the accounts:
+    /// `not_kept_uj` and `rounding_uj`.
     pub fn balance(&self) -> Vec<Balance> {
         self.timelines.iter().map(DomainTimeline::balance).collect()
     }
@@ -450,7 +451,7 @@ impl Attributor {
             let (span, states) = self.spans.span_mut_and_states(slot);
             let subject = span.subject;
             for domain in domains_of(span.scope) {
-                self.timelines[domain].record_settled_share(states[domain].g, span.cancelled);
+                self.timelines[domain].record_settled_share(states[domain].g, span);
             }
             if !span.cancelled {
                 show(SettledSpan {

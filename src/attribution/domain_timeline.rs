@@ -14,7 +14,7 @@ use super::edge_queue::{EdgeInstant, EdgeQueue};
 use super::error_bounds::{AccumulatedError, Bound, BoundPoint, EdgeGroup, ErrorBounds, bound_energy};
 use super::idle_power::IdlePower;
 use super::power_shape::PowerShape;
-use super::span::SpanTable;
+use super::span::{Span, SpanTable};
 use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, whole_uj};
 use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::virtual_energy::{TotalWeight, VirtualEnergy};
@@ -27,6 +27,8 @@ pub(crate) struct DomainTimeline {
     pub name: DomainName,
     pub virtual_energy: VirtualEnergy,
     pub settled_uj: u64,
+    /// The part of `settled_uj` of abandoned spans.
+    pub abandoned_uj: u64,
     pub rounding_remainder: u128,
     pub cancelled: u128,
     /// The indices of the first instant and the first edge that are not passed yet.
@@ -50,6 +52,7 @@ impl DomainTimeline {
         Self {
             virtual_energy: VirtualEnergy::default(),
             settled_uj: 0,
+            abandoned_uj: 0,
             rounding_remainder: 0,
             cancelled: 0,
             next_instant: 0,
@@ -91,6 +94,12 @@ impl DomainTimeline {
             measured_uj: whole_uj(clock.measured),
             attributed_uj: self.settled_uj + whole_uj(running),
             unattributed_uj: whole_uj(rest),
+            settled_uj: Some(self.settled_uj - self.abandoned_uj),
+            abandoned_uj: Some(self.abandoned_uj),
+            open_uj: Some(whole_uj(running)),
+            cancelled_uj: Some(whole_uj(self.cancelled)),
+            not_kept_uj: None,
+            rounding_uj: None,
         }
     }
 
@@ -281,11 +290,12 @@ impl DomainTimeline {
     }
 
     /// Moves a settled span's share from the running sum to the settled or the cancelled energy.
-    pub(crate) fn record_settled_share(&mut self, share: u128, cancelled: bool) {
-        if cancelled {
+    pub(crate) fn record_settled_share(&mut self, share: u128, span: &Span) {
+        if span.cancelled {
             self.cancelled += share;
         } else {
             self.settled_uj += whole_uj(share);
+            self.abandoned_uj += if span.abandoned { whole_uj(share) } else { 0 };
             self.rounding_remainder += share & ((1 << ENERGY_FRACTION_BITS) - 1);
         }
     }

@@ -126,7 +126,7 @@ impl BusClient {
             return Ok(());
         }
         let permit = match method.method {
-            MethodName::GetSpan | MethodName::ListSpans => {
+            MethodName::GetSpan | MethodName::ListSpans | MethodName::SumSpans => {
                 Arc::clone(&self.queries).acquire_owned().await.ok()
             }
             _ => None,

@@ -46,6 +46,7 @@ methods! {
     GetSpan GetSpan "s" ["span"];
     ListSpans ListSpans "a{sv}" [];
     ListSpansAfter ListSpans "ta{sv}" ["after"];
+    SumSpans SumSpans "a{sv}" [];
     GetInfo GetInfo "" [];
     GetBalance GetBalance "" [];
     ReadWindow ReadWindow "tt" ["from_ns", "to_ns"];
@@ -194,7 +195,7 @@ mod tests {
         }
         let reply = |method| match method {
             "OpenSpan" => "s",
-            "CloseSpan" | "GetSpan" | "GetInfo" | "ReadWindow" | "ListSpansAfter" => "a{sv}",
+            "CloseSpan" | "GetSpan" | "GetInfo" | "ReadWindow" | "ListSpansAfter" | "SumSpans" => "a{sv}",
             "ListSpans" | "GetBalance" => "aa{sv}",
             _ => "",
         };

@@ -167,6 +167,13 @@ fn route(
             Some(accounts) => Reply::Accounts(accounts),
             None => return Ok(CallOutcome::PendingQuery),
         },
+        Request::SumSpans(call) => {
+            if wait {
+                service.sum_spans(caller, &call)?;
+                return Ok(CallOutcome::PendingQuery);
+            }
+            Reply::EMPTY
+        }
         Request::MarkPhase(call) => service.mark_phase(peer, call).map(|()| Reply::EMPTY)?,
         Request::SetWeight(call) => service.set_weight(peer, &call).map(|()| Reply::EMPTY)?,
         Request::CancelSpan(call) => service.cancel_span(peer, &call.span).map(|()| Reply::EMPTY)?,

@@ -491,6 +491,7 @@ impl SocketServer {
         if flow.is_break() {
             self.connections.remove(index);
             self.service.close_connection(id);
+            self.service.cancel_sums(id);
             if let Some(acceptor) = &mut self.acceptor {
                 acceptor.release(&peer);
             }

@@ -180,6 +180,7 @@ impl ForwardedClients {
         connection: ConnectionId,
     ) {
         parts.service.close_connection(connection);
+        parts.service.cancel_sums(connection);
         let closed = self.clients.get_mut(&client).and_then(|known| known.connection.take());
         if let (Some((_, identity)), Some(acceptor)) = (closed, parts.acceptor.as_mut()) {
             acceptor.release(&identity.peer);

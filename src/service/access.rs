@@ -17,7 +17,7 @@ pub fn required_access(method: MethodName) -> Access {
     match method {
         M::GetInfo | M::GetServiceInfo | M::GetInterfaceDescription => Access::None,
         M::OpenSpan | M::CloseSpan | M::MarkPhase | M::SetWeight | M::CancelSpan => Access::Coarse,
-        M::GetSpan | M::ListSpans | M::WatchSpans => Access::Coarse,
+        M::GetSpan | M::ListSpans | M::SumSpans | M::WatchSpans => Access::Coarse,
         M::GetBalance => Access::Span,
         M::WatchDomains | M::ReadWindow => Access::Telemetry,
         M::Reload => Access::Admin,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use wattspan_client::account::Account;
 
 use super::coarse_grid::{self, GRID_NS};
+use super::domain_energy::DomainEnergy;
 use crate::attribution::SpanKey;
 
 #[derive(Debug)]
@@ -28,12 +29,19 @@ pub struct CoarseSpans {
     /// The settled spans by time of release.
     releases: BTreeMap<u64, Vec<SpanKey>>,
     horizon_ns: u64,
+    /// What rounding has added to the shares of settled accounts.
+    rounding: DomainEnergy,
 }
 
 impl CoarseSpans {
     /// `horizon_ns`: the attributor accepts edges up to this age.
     pub fn new(horizon_ns: u64) -> Self {
-        Self { spans: HashMap::new(), releases: BTreeMap::new(), horizon_ns }
+        Self {
+            spans: HashMap::new(),
+            releases: BTreeMap::new(),
+            horizon_ns,
+            rounding: DomainEnergy::default(),
+        }
     }
 
     /// The opening of a span that is requested for `at_ns`.
@@ -89,7 +97,9 @@ impl CoarseSpans {
     pub fn withhold(&mut self, key: SpanKey, mut account: Account, now_ns: u64) -> Option<Account> {
         let Some(span) = self.spans.get_mut(&key) else { return Some(account) };
         account.moved_ns += span.moved_ns;
+        self.rounding.subtract(&account);
         coarse_grid::round_account(&mut account);
+        self.rounding.add(&account);
         let end_ns = account.closed_ns.unwrap_or(now_ns);
         span.account = Some(account);
         self.releases
@@ -97,6 +107,11 @@ impl CoarseSpans {
             .or_default()
             .push(key);
         None
+    }
+
+    /// What the rounding of accounts has added to their shares of a domain, µJ.
+    pub fn rounding_uj(&self, domain: &str) -> i64 {
+        self.rounding.of(domain)
     }
 
     /// The time of the next release.

@@ -12,15 +12,17 @@ use wattspan_client::account::{Account, SpanState};
 use wattspan_client::protocol::{self, Access, MethodError, SpanAccounts};
 
 use super::access::{Peer, is_visible_to};
-use super::caller::{ConnectionId, ReplyTo};
+use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::cursor::CursorCipher;
+use super::domain_energy::DomainEnergy;
 use super::journal_clock::JournalClock;
 use super::journal_schedule::JournalSchedule;
 use super::list_request::ListRequest;
 use super::reply::{MethodResult, Reply};
+use super::running_sums::RunningSums;
 use super::span_registry::SpanRegistry;
 use crate::attribution::{Attributor, SpanKey, footprint};
-use crate::store::{ForwardReply, MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
+use crate::store::{ForwardReply, MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery, SumQuery};
 
 /// A commit or an answer that takes longer means that the store is stalled.
 const STORE_TIMEOUT_NS: u64 = 2_000_000_000;
@@ -64,6 +66,9 @@ pub(crate) struct Durability {
     pending_queries: BTreeMap<u64, PendingQuery>,
     next_query: u64,
     account_pages: Vec<AccountPage>,
+    sums: RunningSums,
+    /// The energy of accounts that the store did not keep: settled ones, and abandoned ones.
+    not_kept: [DomainEnergy; 2],
     pub(super) journal: JournalSchedule,
     journal_clock: JournalClock,
     /// The time of the store's last commit or answer, and the last committed number then.
@@ -115,6 +120,8 @@ impl Durability {
             pending_queries: BTreeMap::new(),
             next_query: 0,
             account_pages: Vec::new(),
+            sums: RunningSums::default(),
+            not_kept: Default::default(),
             journal: JournalSchedule::new(now_ns),
             journal_clock: JournalClock::default(),
             last_progress_ns: 0,
@@ -162,6 +169,7 @@ impl Durability {
         let reply_to = settled_span.reply_to;
         let is_wanted = reply_to.is_some() || has_watchers;
         if !self.store.append(&account, settled_span.journal_key.map(|key| key.0), is_wanted) {
+            self.not_kept[usize::from(account.state == SpanState::Abandoned)].add(&account);
             registry.clear_store_number(&account);
             return is_wanted.then(|| FinalAccount { account: Arc::new(as_not_durable(&account)), reply_to });
         }
@@ -194,6 +202,9 @@ impl Durability {
         for (number, result) in results {
             let outcome = result.map_or_else(QueryOutcome::Failed, QueryOutcome::Found);
             replies.extend(self.complete(number, outcome, registry, cursor_cipher));
+        }
+        for (number, result) in self.store.take_sum_results() {
+            replies.extend(self.sums.complete(number, result));
         }
         self.store.flush();
         self.detect_stall(now_ns, has_answered);
@@ -300,6 +311,30 @@ impl Durability {
             let outcome = QueryOutcome::Skipped(reason.clone());
             replies.extend(self.complete(number, outcome, registry, cursor_cipher));
         }
+        self.sums.fail_all(&store_unavailable(reason), replies);
+    }
+
+    /// Begins a query for sums, with the number of open spans for its reply.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`: too many run. `StoreUnavailable`: the store fails.
+    pub(crate) fn begin_sums(
+        &mut self,
+        caller: &Caller,
+        query: SumQuery,
+        open: u64,
+    ) -> Result<(), MethodError> {
+        if self.is_failing() {
+            return Err(store_unavailable(self.failure_reason()));
+        }
+        let number = self.sums.insert(caller, &query, open)?;
+        self.store.begin_sums(number, query);
+        Ok(())
+    }
+
+    /// Ends the sums that are computed for a closed connection.
+    pub(crate) fn cancel_sums(&mut self, connection: ConnectionId) {
+        self.sums.cancel_connection(connection);
     }
 
     /// The reply to a query; `None` where the query has been completed before.
@@ -470,7 +505,7 @@ impl Durability {
     /// The number of replies that wait for the store.
     pub(crate) fn waiting_replies(&self) -> usize {
         let waiting_for_commit = self.pending.iter().filter(|pending| pending.reply_to.is_some()).count();
-        self.pending_queries.len() + waiting_for_commit
+        self.pending_queries.len() + self.sums.waiting() + waiting_for_commit
     }
 
     /// Removes the accounts that wait for their commit; returns those that a reply needs, as not durable.
@@ -483,6 +518,11 @@ impl Durability {
     /// Accounts up to this number can be read from disk; 0 while the store fails.
     pub(crate) fn committed_number(&self) -> u64 {
         if self.is_failing() { 0 } else { self.store.committed() }
+    }
+
+    /// The energy of a domain in the settled and in the abandoned accounts that the store did not keep, µJ.
+    pub(crate) fn not_kept_uj(&self, domain: &str) -> [u64; 2] {
+        [0, 1].map(|state| self.not_kept[state].of(domain).unsigned_abs())
     }
 
     /// The store's state for GetInfo.

@@ -12,7 +12,7 @@ use wattspan_client::protocol::{Method, MethodError, ProcessPrivileges, Reload, 
 
 use super::access::{AccessPolicy, Peer};
 use super::allocator;
-use super::caller::{Caller, ReplyTo};
+use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::cursor::CursorCipher;
 use super::daemon_control::{DaemonControl, ReloadedSettings};
 use super::durability::{AccountPage, DeferredReply, Durability, FinalAccount, QueryKind};
@@ -245,6 +245,11 @@ impl Service {
     pub fn request_account_page(&mut self, caller: &Caller, query: ForwardQuery) -> bool {
         let query = StoreQuery::Forward(Box::new(query));
         self.spans.submit_query(self.clock.now_ns(), caller, query, QueryKind::Page).unwrap_or(false)
+    }
+
+    /// Ends the sums that are computed for a closed connection.
+    pub fn cancel_sums(&mut self, connection: ConnectionId) {
+        self.spans.cancel_sums(connection);
     }
 
     /// The pages of the streams of stored accounts that have been completed.

@@ -5,7 +5,7 @@
 
 use wattspan_client::protocol::{
     Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
-    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WatchSpans, WindowEnergy,
+    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, SumSpans, WatchSpans, WindowEnergy,
 };
 
 use super::access::{self, Peer};
@@ -14,6 +14,7 @@ use super::durability::QueryKind;
 use super::list_request::{ListRequest, StartPosition};
 use super::metadata_limits;
 use super::meter_service::Service;
+use super::sum_request;
 use crate::attribution::NewSpan;
 use crate::domain::Domain;
 use crate::store::StoreQuery;
@@ -208,6 +209,13 @@ impl Service {
         Ok(Some(self.spans.remembered_accounts(peer, &request)))
     }
 
+    /// The method SumSpans: the sums of stored accounts of the caller or, with telemetry access, of all users. The reply is sent
+    /// later.
+    pub fn sum_spans(&mut self, caller: &Caller, call: &SumSpans) -> Result<(), MethodError> {
+        let query = sum_request::parse_query(&caller.peer, call)?;
+        if self.spans.begin_sums(caller, query)? { Ok(()) } else { Err(no_store()) }
+    }
+
     /// The method WatchSpans: the position at which the stream begins, if it begins with stored accounts.
     pub fn watch_spans(&self, peer: &Peer, call: &WatchSpans) -> Result<Option<StartPosition>, MethodError> {
         let position = StartPosition::parse(peer, call.after, call.database.as_deref())?;
@@ -239,7 +247,7 @@ impl Service {
     pub fn get_balance(&mut self) -> Balances {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
-        let mut balance = self.spans.attributor().balance();
+        let mut balance = self.spans.balance();
         balance.retain(|balance| self.collector.has_readings(&balance.domain));
         Balances { balance }
     }

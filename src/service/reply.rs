@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use wattspan_client::account::Account;
 use wattspan_client::protocol::{
     Balances, DaemonInfo, EmptyReply, InterfaceDescription, MethodError, OpenedSpan, ReloadReply,
-    ServiceInfo, SpanAccount, SpanAccounts, WindowEnergy,
+    ServiceInfo, SpanAccount, SpanAccounts, SpanSums, WindowEnergy,
 };
 
 /// A reply or an error.
@@ -19,6 +19,7 @@ pub enum Reply {
     Opened(OpenedSpan),
     Account(Box<SpanAccount>),
     Accounts(SpanAccounts),
+    Sums(Box<SpanSums>),
     Info(Box<DaemonInfo>),
     Window(WindowEnergy),
     Balances(Balances),

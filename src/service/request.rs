@@ -6,8 +6,8 @@
 use serde::Serialize;
 use wattspan_client::protocol::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
-    MarkPhase, Method, MethodError, MethodName, OpenSpan, ReadWindow, Reload, SetWeight, WatchDomains,
-    WatchSpans,
+    MarkPhase, Method, MethodError, MethodName, OpenSpan, ReadWindow, Reload, SetWeight, SumSpans,
+    WatchDomains, WatchSpans,
 };
 
 /// The parameters of a call in the form of a transport.
@@ -43,6 +43,6 @@ macro_rules! requests {
 }
 
 requests! {
-    GetInfo OpenSpan MarkPhase SetWeight CloseSpan CancelSpan GetSpan ListSpans WatchSpans WatchDomains ReadWindow GetBalance
+    GetInfo OpenSpan MarkPhase SetWeight CloseSpan CancelSpan GetSpan ListSpans SumSpans WatchSpans WatchDomains ReadWindow GetBalance
     Reload GetServiceInfo GetInterfaceDescription
 }

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wattspan_client::account::Account;
+use wattspan_client::account::{Account, Balance};
 use wattspan_client::protocol::{Access, MethodError, OpenSpan, SpanAccounts, StoreStatus};
 
 use super::access::{self, Peer};
@@ -31,7 +31,7 @@ use crate::attribution::{
 use crate::clock::{self, Clock};
 use crate::domain::Absent;
 use crate::process_usage::ProcessIdentity;
-use crate::store::StoreQuery;
+use crate::store::{StoreQuery, SumQuery};
 
 /// The maximum number of open spans whose accounts one ListSpans computes.
 const MAX_OPEN_EXAMINED: usize = 1024;
@@ -595,6 +595,24 @@ impl SpanLifecycle {
         durability.submit(&caller.peer, caller.reply_to, query, kind, now_ns)
     }
 
+    /// Begins a query for sums, whose reply comes later; returns false if there is no store.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`, `StoreUnavailable`.
+    pub(crate) fn begin_sums(&mut self, caller: &Caller, query: SumQuery) -> Result<bool, MethodError> {
+        let open_spans = self.registry.open_spans(query.uid);
+        let open = open_spans.filter(|(_, key)| self.is_visible_to(&caller.peer, *key)).count();
+        let Some(durability) = &mut self.durability else { return Ok(false) };
+        durability.begin_sums(caller, query, open as u64).map(|()| true)
+    }
+
+    /// Ends the sums that are computed for a closed connection.
+    pub(crate) fn cancel_sums(&mut self, connection: ConnectionId) {
+        if let Some(durability) = &mut self.durability {
+            durability.cancel_sums(connection);
+        }
+    }
+
     /// The number of accounts that were passed to the store since the start, if there is a store.
     pub(crate) fn last_store_number(&self) -> Option<u64> {
         self.durability.as_ref().map(Durability::last_store_number)
@@ -603,6 +621,21 @@ impl SpanLifecycle {
     /// The pages of the streams of stored accounts that have been completed.
     pub(crate) fn take_account_pages(&mut self) -> Vec<AccountPage> {
         self.durability.as_mut().map_or_else(Vec::new, Durability::take_account_pages)
+    }
+
+    /// The energy balance of each domain. The accounts that the store did not keep are taken out of the settled ones.
+    pub(crate) fn balance(&self) -> Vec<Balance> {
+        let mut balance = self.attributor.balance();
+        for domain in &mut balance {
+            let durability = self.durability.as_ref();
+            let [settled_uj, abandoned_uj] =
+                durability.map_or([0, 0], |durability| durability.not_kept_uj(&domain.domain));
+            domain.settled_uj = domain.settled_uj.map(|uj| uj.saturating_sub(settled_uj));
+            domain.abandoned_uj = domain.abandoned_uj.map(|uj| uj.saturating_sub(abandoned_uj));
+            domain.not_kept_uj = Some(settled_uj + abandoned_uj);
+            domain.rounding_uj = Some(self.coarse_spans.rounding_uj(&domain.domain));
+        }
+        balance
     }
 
     /// The store's state for GetInfo, if there is a store.
@@ -1083,7 +1116,75 @@ mod tests {
             assert_eq!(count(SpanState::Settled), self.closed, "accounts of closed spans");
             assert_eq!(count(SpanState::Abandoned), self.abandoned, "accounts of abandoned spans");
             assert_eq!(self.machine.final_accounts.len(), self.closed + self.abandoned);
+            self.assert_balance();
         }
+
+        /// Compares the balance with the final and the open accounts, once all closed spans have settled.
+        fn assert_balance(&self) {
+            let Machine { spans, final_accounts, .. } = &self.machine;
+            let balance = spans.balance().remove(0);
+            assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
+            let part = |uj: Option<u64>| i64::try_from(uj.unwrap()).unwrap();
+            let (settled, abandoned) = (part(balance.settled_uj), part(balance.abandoned_uj));
+            let open = part(balance.open_uj);
+            assert_eq!(part(Some(balance.attributed_uj)), settled + abandoned + open, "{balance:?}");
+            assert_eq!(balance.not_kept_uj, Some(0));
+            let share = |account: &Account| part(account.domains[0].share_uj);
+            let sum = |uid: Option<u32>, state| {
+                let accounts = final_accounts.iter().map(|found| &found.account);
+                let matching = accounts.filter(|account| account.state == state && uid != Some(account.uid));
+                matching.map(|account| share(account)).sum::<i64>()
+            };
+            let all = sum(None, SpanState::Settled) + sum(None, SpanState::Abandoned);
+            assert_eq!(all, settled + abandoned + balance.rounding_uj.unwrap(), "{balance:?}");
+            // Those that are not coarse are exact, each kind by itself.
+            let coarse = Some(PEERS[2].uid);
+            assert!(
+                sum(coarse, SpanState::Settled) <= settled && sum(coarse, SpanState::Abandoned) <= abandoned
+            );
+            let (mut so_far, mut count) = (0, 0);
+            spans.attributor.iter_spans(
+                0,
+                usize::MAX,
+                self.machine.clock.now_ns(),
+                u64::MAX,
+                |_, account| {
+                    (so_far, count) = (so_far + share(&account), count + 1);
+                },
+            );
+            // Each account so far is rounded down.
+            assert!((so_far..=so_far + count).contains(&open), "{so_far} of {count} spans, {balance:?}");
+            assert!(self.cancelled == 0 || balance.cancelled_uj.unwrap() <= balance.unattributed_uj);
+        }
+    }
+
+    #[test]
+    fn the_balance_names_the_energy_of_accounts_that_were_not_kept_and_of_cancelled_spans() {
+        let mut machine = Machine::with_room_in_store(0, |_| ());
+        for (peer, span) in [(0, "settled"), (0, "abandoned"), (0, "cancelled"), (0, "open")] {
+            machine.open(peer, if span == "abandoned" { 2 } else { 1 }, span);
+        }
+        machine.advance(100);
+        let now_ns = machine.clock.now_ns();
+        let found = machine.spans.find_open(&PEERS[0], "settled").unwrap();
+        machine.spans.close(now_ns, &found, None, BTreeMap::new(), None).unwrap();
+        let found = machine.spans.find_open(&PEERS[0], "cancelled").unwrap();
+        machine.spans.cancel(now_ns, &found).unwrap();
+        machine.spans.abandon_connection(now_ns, 2);
+        machine.advance(1300);
+        let balance = machine.spans.balance().remove(0);
+        let not_kept: Vec<&Account> = machine.final_accounts.iter().map(|found| &*found.account).collect();
+        assert_eq!(not_kept.len(), 2);
+        assert!(not_kept.iter().all(|account| account.durable == Some(false)));
+        let not_kept_uj: u64 = not_kept.iter().map(|account| account.domains[0].share_uj.unwrap()).sum();
+        assert!(not_kept_uj > 0 && balance.cancelled_uj.unwrap() > 0 && balance.open_uj.unwrap() > 0);
+        assert_eq!(balance.not_kept_uj, Some(not_kept_uj));
+        assert_eq!(
+            (balance.settled_uj, balance.abandoned_uj, balance.rounding_uj),
+            (Some(0), Some(0), Some(0))
+        );
+        assert_eq!(balance.attributed_uj, not_kept_uj + balance.open_uj.unwrap());
+        assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::domain::Grade;
 const SIMULATED_FLAG: u8 = 0x80;
 
 /// The format version, the first byte of the figures.
-const FORMAT_VERSION: u8 = 1;
+pub(super) const FORMAT_VERSION: u8 = 1;
 
 /// A flag in the state byte: the sums are lower bounds.
 const AT_LEAST_FLAG: u8 = 0x40;
@@ -164,13 +164,13 @@ pub(super) fn decode_with_rest<'a>(
 }
 
 /// The state and its flags: simulated, and sums that are lower bounds.
-fn decode_state(byte: u8) -> Option<(SpanState, Option<bool>, Option<bool>)> {
+pub(super) fn decode_state(byte: u8) -> Option<(SpanState, Option<bool>, Option<bool>)> {
     let flag = |flag: u8| (byte & flag != 0).then_some(true);
     let state = *STATES.get(usize::from(byte & !(SIMULATED_FLAG | AT_LEAST_FLAG)))?;
     Some((state, flag(SIMULATED_FLAG), flag(AT_LEAST_FLAG)))
 }
 
-fn decode_grade(byte: u8) -> Option<Option<Grade>> {
+pub(super) fn decode_grade(byte: u8) -> Option<Option<Grade>> {
     match byte {
         0 => Some(None),
         position => GRADES.get(usize::from(position - 1)).map(|grade| Some(*grade)),
@@ -268,7 +268,7 @@ pub(super) fn take_byte(from: &mut &[u8]) -> Option<u8> {
     Some(*first)
 }
 
-fn take_bytes<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+pub(super) fn take_bytes<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     let (taken, rest) = from.split_at_checked(length)?;
     *from = rest;
     Some(taken)
@@ -286,8 +286,28 @@ pub(super) fn take_varint(from: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn take_option(from: &mut &[u8]) -> Option<Option<u64>> {
+pub(super) fn take_option(from: &mut &[u8]) -> Option<Option<u64>> {
     take_varint(from).map(|value| value.checked_sub(1))
+}
+
+/// Skips integers.
+pub(super) fn skip_varints(from: &mut &[u8], count: usize) -> Option<()> {
+    let mut left = count;
+    let mut bytes = from.iter();
+    while left > 0 {
+        left -= usize::from(*bytes.next()? < 0x80);
+    }
+    *from = bytes.as_slice();
+    Some(())
+}
+
+/// Skips texts with their lengths.
+pub(super) fn skip_texts(from: &mut &[u8], count: usize) -> Option<()> {
+    for _ in 0..count {
+        let length = usize::try_from(take_varint(from)?).ok()?;
+        take_bytes(from, length)?;
+    }
+    Some(())
 }
 
 /// The bytes of the text that begins here, with its length before it.

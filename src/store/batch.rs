@@ -11,6 +11,7 @@ use wattspan_client::account::Account;
 
 use super::account_record;
 use super::journal_clock::{self, ClockRecord};
+use super::sum_scan::NumberedSumQuery;
 use crate::attribution::clock_record::ShareBasis;
 
 /// A row to be written; its text and figures are in the batch.
@@ -46,11 +47,13 @@ pub(super) struct Batch {
     pub last_number: u64,
     /// A caller waits for its commit.
     pub urgent: bool,
+    /// The sums that begin after its commit.
+    pub sums: Vec<NumberedSumQuery>,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty()
+        self.ops.is_empty() && self.sums.is_empty()
     }
 
     /// The approximate memory use.

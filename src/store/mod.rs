@@ -7,14 +7,15 @@
 //!                       in turns, read transactions
 //! ```
 //!
-//! Two threads do all disk access; no caller waits for them. An appended account gets a sequence number, and is on
-//! disk once `Store::committed` has reached that number. If the disk is full, read-only, broken or slow, the store
-//! reports that it is failing, retries, and writes the waiting accounts later. Its memory is bounded: an account that
-//! finds no room is refused and never reported as durable.
+//! One thread writes, one runs queries, and each sum of accounts has one of its own; no caller waits for them. An appended
+//! account gets a sequence number, and is on disk once `Store::committed` has reached that number. If the disk is full,
+//! read-only, broken or slow, the store reports that it is failing, retries, and writes the waiting accounts later. Its
+//! memory is bounded: an account that finds no room is refused and never reported as durable.
 
 mod account_index;
 mod account_read;
 mod account_record;
+mod account_sums;
 mod account_table;
 mod batch;
 mod checksum;
@@ -40,6 +41,9 @@ mod segment_filter;
 mod settings;
 mod shared;
 mod state_dir;
+mod sum_scan;
+mod sum_threads;
+mod summed_account;
 mod time;
 mod writer_thread;
 
@@ -53,6 +57,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 pub use account_read::Filter;
+pub use account_sums::SumField;
 pub use database_identity::DatabaseId;
 pub use forecast::{RetentionForecast, describe_retention};
 pub use forward_scan::{ForwardQuery, ForwardReply, ReplyForm};
@@ -61,6 +66,8 @@ pub use position_cipher::PositionCipher;
 pub use query::{QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
+pub use sum_scan::{SumQuery, SumResult};
+pub use sum_threads::MAX_RUNNING_SUMS;
 
 use wattspan_client::account::Account;
 
@@ -69,7 +76,8 @@ use batch::{Batch, LayoutCache, WriteOp};
 use query_thread::{NumberedResult, QueryThread, SubmittedQuery};
 use read_access::ReadAccess;
 use shared::{StoreShared, WorkSender, work_queue};
-use writer_thread::WriterThread;
+use sum_threads::{NumberedSumResult, SumThreads};
+use writer_thread::{Readers, WriterThread};
 
 /// The maximum number of queries that wait for a result.
 pub const MAX_PENDING_QUERIES: usize = 32_768;
@@ -83,6 +91,7 @@ pub struct Store {
     last_number: u64,
     not_kept: u64,
     results: Receiver<NumberedResult>,
+    sum_results: Receiver<NumberedSumResult>,
     /// `None` after the shutdown.
     threads: Option<StoreThreads>,
 }
@@ -124,8 +133,10 @@ impl Store {
         })?;
         let (work, receiver) = work_queue();
         let (alive, ended) = bounded(0);
-        let writer =
-            WriterThread::new(Arc::clone(&shared), receiver, access, queries_ended, settings.clone(), log);
+        let (sum_sender, sum_results) = unbounded();
+        let sums = SumThreads::new(Arc::clone(&shared), Arc::clone(&access), sum_sender);
+        let readers = Readers { access, queries_ended, sums };
+        let writer = WriterThread::new(Arc::clone(&shared), receiver, readers, settings.clone(), log);
         let writer = thread::Builder::new().name("store".into()).spawn(move || {
             // Dropped when the thread ends, after the files are closed, and also by a panic.
             let _alive = alive;
@@ -139,6 +150,7 @@ impl Store {
             last_number: 0,
             not_kept: 0,
             results,
+            sum_results,
             threads: Some(StoreThreads { work, queries, writer, ended }),
         })
     }
@@ -223,6 +235,20 @@ impl Store {
         threads.queries.len() < MAX_PENDING_QUERIES && threads.queries.send(submitted).is_ok()
     }
 
+    /// Begins a query for sums, whose result carries the same `number`. It sees every account appended before it. The caller limits
+    /// the number of queries to [`MAX_RUNNING_SUMS`].
+    pub fn begin_sums(&mut self, number: u64, query: SumQuery) {
+        self.batch.sums.push((number, query));
+        self.batch.urgent = true;
+        self.flush();
+    }
+
+    /// Takes the results of finished queries for sums, each with its number. To be called after [`Store::take_query_results`],
+    /// which clears [`Store::has_updates`].
+    pub fn take_sum_results(&self) -> Vec<(u64, Result<SumResult, QueryError>)> {
+        self.sum_results.try_iter().collect()
+    }
+
     /// The last sequence number on disk: every account up to it is stored.
     pub fn committed(&self) -> u64 {
         self.shared.committed()
@@ -281,5 +307,7 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod forward_tests;
+#[cfg(test)]
+mod sum_tests;
 #[cfg(test)]
 mod tests;

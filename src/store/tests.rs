@@ -14,7 +14,7 @@ use super::schema::DatabaseError;
 use super::time::ClockReading;
 use super::*;
 
-fn settings(directory: &Path) -> StoreSettings {
+pub(super) fn settings(directory: &Path) -> StoreSettings {
     StoreSettings {
         directory: directory.join("state"),
         max_age: Duration::from_secs(3600),
@@ -26,11 +26,11 @@ fn settings(directory: &Path) -> StoreSettings {
     }
 }
 
-fn store(settings: &StoreSettings) -> Store {
+pub(super) fn store(settings: &StoreSettings) -> Store {
     Store::start(settings.clone(), |_| ()).unwrap()
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "never {what}");
@@ -38,7 +38,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn append_and_wait(store: &mut Store, account: &Account) {
+pub(super) fn append_and_wait(store: &mut Store, account: &Account) {
     let number = store.next_number();
     assert!(store.append(account, None, true));
     store.flush();

@@ -22,6 +22,7 @@ use super::schema::DatabaseError;
 use super::settings::{StoreSettings, SyncMode};
 use super::shared::{StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
+use super::sum_threads::SumThreads;
 use super::time::ClockReading;
 
 /// The interval between attempts to open the database after a failure.
@@ -50,12 +51,21 @@ enum WriterError {
     Sync(io::Error),
 }
 
+/// The threads that read beside the writer, as far as it controls them.
+pub(super) struct Readers {
+    pub access: Arc<ReadAccess>,
+    /// A channel that closes when the thread for queries ends.
+    pub queries_ended: Receiver<Infallible>,
+    pub sums: SumThreads,
+}
+
 pub(super) struct WriterThread {
     shared: Arc<StoreShared>,
     work: WorkReceiver,
     access: Arc<ReadAccess>,
     /// A channel that closes when the thread for queries ends.
     queries_ended: Receiver<Infallible>,
+    sums: SumThreads,
     settings: StoreSettings,
     log: fn(&str),
     state_dir: Option<StateDir>,
@@ -82,8 +92,7 @@ impl WriterThread {
     pub fn new(
         shared: Arc<StoreShared>,
         work: WorkReceiver,
-        access: Arc<ReadAccess>,
-        queries_ended: Receiver<Infallible>,
+        readers: Readers,
         settings: StoreSettings,
         log: fn(&str),
     ) -> Self {
@@ -91,8 +100,9 @@ impl WriterThread {
         Self {
             shared,
             work,
-            access,
-            queries_ended,
+            access: readers.access,
+            queries_ended: readers.queries_ended,
+            sums: readers.sums,
             settings,
             log,
             state_dir: None,
@@ -139,6 +149,7 @@ impl WriterThread {
 
     /// Closes all connections. That of the writer is the last one, so that its end empties the write-ahead log.
     fn close(&mut self) {
+        self.sums.stop();
         self.access.close();
         (self.database, self.log_sync) = (None, None);
     }
@@ -222,6 +233,9 @@ impl WriterThread {
         let last = self.uncommitted.back().map_or(0, |batch| batch.last_number);
         let memory_bytes = self.uncommitted.iter().map(Batch::memory_bytes).sum();
         self.ops_since_retention += self.uncommitted.iter().map(|batch| batch.ops.len()).sum::<usize>();
+        for sum in self.uncommitted.iter_mut().flat_map(|batch| batch.sums.drain(..)) {
+            self.sums.begin(database, sum);
+        }
         self.uncommitted.clear();
         let (update, layouts) = database.take_index_update();
         self.access.publish(Some(last), update, layouts);
@@ -277,6 +291,7 @@ impl WriterThread {
 
     /// Closes the database, which checkpoints the write-ahead log, and states in the mark that all is on the disk.
     fn end(&mut self) {
+        self.sums.stop();
         self.access.close();
         self.log_sync = None;
         let Some(database) = self.database.take() else { return };

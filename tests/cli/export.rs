@@ -316,3 +316,48 @@ fn each_stored_account_stands_once_in_the_files_over_kills_of_exporter_and_daemo
     assert!(expected.len() as u64 >= 24 * rounds, "{} accounts", expected.len());
     assert_eq!(found, expected);
 }
+
+#[test]
+fn the_exported_energy_is_the_kept_part_of_the_balance_and_the_total_of_the_sums() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 5);
+    let mut gone = daemon.client();
+    gone.open("gone");
+    run_spans(&mut client, "b", 2);
+    drop(gone);
+    client.open("cancelled");
+    client.call("CancelSpan", json!({ "span": "cancelled" }));
+    wait_until("all are stored", || stored(&mut client).len() == 8);
+    let balance = client.call("GetBalance", json!({}))["balance"].take();
+    export(&daemon, "jsonl", &dir.path().join("jsonl"));
+    export(&daemon, "csv", &dir.path().join("csv"));
+    let (jsonl, csv) = (
+        python(READ_JSONL, &files(&dir.path().join("jsonl"))),
+        python(READ_CSV, &files(&dir.path().join("csv"))),
+    );
+    for domain in balance.as_array().unwrap() {
+        let shares = jsonl.as_array().unwrap().iter().flat_map(|row| row["domains"].as_array().unwrap());
+        let of_domain = shares.filter(|share| share["domain"] == domain["domain"]);
+        let exported_uj: u64 = of_domain.map(|share| share["share_uj"].as_u64().unwrap()).sum();
+        let part = |name: &str| domain[name].as_u64().unwrap();
+        assert_eq!(exported_uj, part("settled_uj") + part("abandoned_uj"), "{domain}");
+        assert_eq!(part("attributed_uj"), exported_uj + part("not_kept_uj") + part("open_uj"), "{domain}");
+    }
+    let output = Command::new(programs::wattspan())
+        .arg("--socket")
+        .arg(daemon.socket())
+        .args(["--json", "spans", "--sum", "--by", "name,user,day"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sums: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (of_row, of_sum) in
+        [("share_uj", "energy_uj"), ("error_uj", "error_uj"), ("duration_ns", "duration_ns")]
+    {
+        let rows = csv.as_array().unwrap().iter();
+        let exported: u64 = rows.map(|row| row[of_row].as_str().unwrap().parse::<u64>().unwrap()).sum();
+        assert_eq!(sums["total"][of_sum], exported, "{of_sum}");
+    }
+    assert_eq!(sums["total"]["accounts"], 8);
+}

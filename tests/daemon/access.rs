@@ -52,6 +52,44 @@ fn a_member_of_the_span_group_has_its_own_spans_and_the_hosts_totals() {
 }
 
 #[test]
+fn sums_have_the_accounts_of_other_users_only_for_telemetry_and_root() {
+    let Some(daemon) = daemon() else { return };
+    for (user, count) in [(ANN, 2), (BOB, 1)] {
+        let spans = (0..count).flat_map(|at| {
+            let span = format!("s{at}");
+            [
+                json!(["OpenSpan", { "span": span }]),
+                json!(["CloseSpan", { "span": span, "wait_settled": true }]),
+            ]
+        });
+        call_as(&daemon, user, spans.collect());
+    }
+    let calls = || {
+        json!([
+            ["SumSpans", { "by": ["user"] }],
+            ["SumSpans", { "uid": ANN.uid }],
+            ["SumSpans", { "uid": BOB.uid }]
+        ])
+    };
+    let rows = |answer: &serde_json::Value| -> Vec<(u64, u64)> {
+        let sums = answer["parameters"]["sums"].as_array().unwrap();
+        sums.iter().map(|sum| (get_u64(sum, "uid"), get_u64(sum, "accounts"))).collect()
+    };
+    let own = call_as(&daemon, ANN, calls());
+    assert_eq!(rows(&own[0]), [(ANN.uid.into(), 2)]);
+    assert_eq!(
+        (get_u64(&own[0]["parameters"]["total"], "accounts"), own[0]["parameters"].get("last")),
+        (2, None)
+    );
+    assert_eq!(own[1]["parameters"]["total"], own[0]["parameters"]["total"]);
+    assert_eq!(error_of(own[2].clone()), ("AccessDenied".into(), json!({ "needs": "telemetry" })));
+    let all = call_as(&daemon, OPERATOR, calls());
+    assert_eq!(rows(&all[0]), [(ANN.uid.into(), 2), (BOB.uid.into(), 1)]);
+    assert_eq!(get_u64(&all[0]["parameters"], "last"), 3);
+    assert_eq!(get_u64(&all[2]["parameters"]["total"], "accounts"), 1);
+}
+
+#[test]
 fn another_users_span_is_visible_only_to_telemetry_and_root() {
     let Some(daemon) = daemon() else { return };
     let close = json!([["OpenSpan", { "span": "s" }], ["CloseSpan", { "span": "s", "wait_settled": true }]]);

@@ -137,6 +137,9 @@ fn a_span_over_dbus_gives_the_account_of_the_socket() {
         let after = client.call_ok("ListSpansAfter", json!([0, { "limit": 5 }])).await;
         assert_eq!(after, daemon.client().call("ListSpans", json!({ "after": 0, "limit": 5 })));
         assert_eq!((&after["accounts"][0]["number"], &after["after"]), (&json!(1), &json!(1)));
+        let sums = client.call_ok("SumSpans", json!([{ "by": ["model", "name"] }])).await;
+        assert_eq!(sums, daemon.client().call("SumSpans", json!({ "by": ["model", "name"] })));
+        assert_eq!((&sums["sums"][0]["model"], &sums["total"]["accounts"]), (&json!("small"), &json!(1)));
         client.call_ok("OpenSpan", json!([{ "span": "q2" }])).await;
         client.call_ok("CancelSpan", json!(["q2"])).await;
         assert_eq!(client.call_error("GetSpan", json!(["q2"])).await, "NoSuchSpan");
@@ -350,6 +353,7 @@ fn who_may_call_what_is_the_same_as_on_the_socket() {
         ("CloseSpan", json!(["s", {}])),
         ("CancelSpan", json!(["s"])),
         ("ListSpans", json!([{}])),
+        ("SumSpans", json!([{ "by": ["user", "day"], "utc_offset_min": -60 }])),
         ("GetBalance", json!([])),
         ("ReadWindow", json!([1, 2])),
         ("Reload", json!([])),

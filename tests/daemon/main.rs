@@ -44,6 +44,7 @@ mod program;
 mod quotas;
 mod service_manager;
 mod store;
+mod sums;
 #[cfg(target_os = "linux")]
 mod system_calls;
 mod varlink_interop;

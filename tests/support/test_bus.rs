@@ -262,7 +262,7 @@ pub fn message(member: &str, arguments: &Value, flags: Flags) -> Message {
     let call = Message::method_call(PATH, member).destination(NAME).interface(INTERFACE).with_flags(flags);
     let text = |at: usize| arguments[at].as_str().unwrap().to_owned();
     let built = match member {
-        "OpenSpan" | "ListSpans" => call.build(&options(&arguments[0])),
+        "OpenSpan" | "ListSpans" | "SumSpans" => call.build(&options(&arguments[0])),
         "CloseSpan" => call.build(&(text(0), options(&arguments[1]))),
         "ListSpansAfter" => call.build(&(arguments[0].as_u64().unwrap(), options(&arguments[1]))),
         "MarkPhase" => call.build(&(text(0), text(1), options(&arguments[2]))),

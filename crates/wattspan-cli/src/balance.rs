@@ -1,6 +1,7 @@
 //! `wattspan balance`: the energy balance of each domain.
 //!
-//! Checks that measured = attributed + unattributed holds exactly for every domain. A violation is a defect of the daemon
+//! Checks that measured = attributed + unattributed, and attributed = settled + abandoned + not kept + open, hold exactly for
+//! every domain. A violation is a defect of the daemon
 //! and exits with a failure.
 
 use std::io::stdout;
@@ -43,7 +44,10 @@ pub fn balance(options: &MeterOptions) -> Result<u8, CliError> {
 }
 
 fn is_balanced(balance: &Balance) -> bool {
+    let parts = [balance.settled_uj, balance.abandoned_uj, balance.not_kept_uj, balance.open_uj];
+    let attributed_uj = parts.into_iter().sum::<Option<u64>>();
     balance.attributed_uj.checked_add(balance.unattributed_uj) == Some(balance.measured_uj)
+        && attributed_uj.is_none_or(|uj| uj == balance.attributed_uj)
 }
 
 fn render_balance(balance: &[Balance], domains: &[DomainStatus], terminal: Terminal) -> String {
@@ -77,8 +81,24 @@ mod tests {
 
     #[test]
     fn a_missing_microjoule_is_detected() {
-        let whole = Balance { domain: "a".into(), measured_uj: 10, attributed_uj: 7, unattributed_uj: 3 };
+        let of_older_daemon = Balance {
+            domain: "a".into(),
+            measured_uj: 10,
+            attributed_uj: 7,
+            unattributed_uj: 3,
+            ..Balance::default()
+        };
+        assert!(is_balanced(&of_older_daemon));
+        assert!(!is_balanced(&Balance { measured_uj: 11, ..of_older_daemon.clone() }));
+        let whole = Balance {
+            settled_uj: Some(3),
+            abandoned_uj: Some(2),
+            not_kept_uj: Some(1),
+            open_uj: Some(1),
+            cancelled_uj: Some(3),
+            ..of_older_daemon
+        };
         assert!(is_balanced(&whole));
-        assert!(!is_balanced(&Balance { measured_uj: 11, ..whole }));
+        assert!(!is_balanced(&Balance { open_uj: Some(2), ..whole }));
     }
 }

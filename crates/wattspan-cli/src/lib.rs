@@ -36,6 +36,7 @@ mod run_report;
 mod sample_statistics;
 mod serve;
 mod signal_ffi;
+mod span_sums;
 mod spans;
 mod table;
 mod terminal;

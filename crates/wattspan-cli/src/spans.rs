@@ -1,4 +1,4 @@
-//! `wattspan spans`: lists stored, open or settling spans, or shows the account of one.
+//! `wattspan spans`: lists stored, open or settling spans, shows the account of one, or sums those that match.
 //!
 //! A settled account never changes. Only a daemon has the spans of other programs, so the embedded meter is not used.
 
@@ -7,7 +7,7 @@ use std::io::stdout;
 use serde::Serialize;
 use wattspan_client::account::{Account, SpanState};
 use wattspan_client::clock;
-use wattspan_client::protocol::ListSpans;
+use wattspan_client::protocol::{ListSpans, SumSpans};
 use wattspan_client::{Client, ClientError};
 
 use super::account_pages::{AccountPage, AccountPages};
@@ -17,6 +17,7 @@ use super::exit_status::{CliError, OK};
 use super::output;
 use super::quantity::{format_duration, format_energy_or_bound, format_power_or_bound, mean_mw};
 use super::resolution::{TooShortDomain, too_short_domains};
+use super::span_sums::{self, SumArgs};
 use super::terminal::{Terminal, TextStyle, pad_left, pad_right, printable};
 use super::utc_time;
 
@@ -48,6 +49,8 @@ pub struct SpansArgs {
     /// Show open spans with their figures so far; the latest 20 that match
     #[arg(long, conflicts_with_all = ["span", "watch", "state"])]
     open: bool,
+    #[command(flatten)]
+    sums: SumArgs,
 }
 
 fn parse_attribute(text: &str) -> Result<(String, String), String> {
@@ -66,9 +69,25 @@ pub fn spans(options: &MeterOptions, args: &SpansArgs) -> Result<u8, CliError> {
     let client = MeterConnector::connect_daemon(options)?;
     match &args.span {
         Some(span) => show_span(options, &client, span),
+        None if args.sums.sum => span_sums::print_sums(options, &client, &args.sums, sum_filters(args)),
         None if args.watch => watch_spans(options, client, args.count),
         None => list_spans(options, &client, args),
     }
+}
+
+/// The filters that a list has too.
+fn sum_filters(args: &SpansArgs) -> SumSpans {
+    SumSpans {
+        since_unix_ns: args.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
+        name: args.name.clone(),
+        attributes: attributes(args),
+        state: args.state,
+        ..SumSpans::default()
+    }
+}
+
+fn attributes(args: &SpansArgs) -> Option<std::collections::BTreeMap<String, String>> {
+    (!args.attributes.is_empty()).then(|| args.attributes.iter().cloned().collect())
 }
 
 /// An account in JSON, with the domains for whose counters its span was too short.
@@ -122,11 +141,10 @@ fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, Cli
     const DEFAULT_COUNT: u64 = 20;
     let limit = args.count.unwrap_or(if args.since.is_some() { u64::MAX } else { DEFAULT_COUNT });
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let attributes = (!args.attributes.is_empty()).then(|| args.attributes.iter().cloned().collect());
     let request = ListSpans {
         since_unix_ns: args.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
         name: args.name.clone(),
-        attributes,
+        attributes: attributes(args),
         state: if args.open { Some(SpanState::Open) } else { args.state },
         ..ListSpans::default()
     };

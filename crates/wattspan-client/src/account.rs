@@ -152,7 +152,16 @@ pub struct Account {
 pub const MODEL_ATTRIBUTE: &str = "gen_ai.request.model";
 
 /// What `wattspan ipw` called that attribute before it used [`MODEL_ATTRIBUTE`].
-const OLD_MODEL_ATTRIBUTE: &str = "model";
+pub const OLD_MODEL_ATTRIBUTE: &str = "model";
+
+/// The attribute that names the operation, such as "chat".
+pub const OPERATION_ATTRIBUTE: &str = "gen_ai.operation.name";
+
+/// The attribute with the number of tokens of the prompt.
+pub const INPUT_TOKENS_ATTRIBUTE: &str = "gen_ai.usage.input_tokens";
+
+/// The attribute with the number of tokens of the answer.
+pub const OUTPUT_TOKENS_ATTRIBUTE: &str = "gen_ai.usage.output_tokens";
 
 impl Account {
     /// The requested model, also under its old name.
@@ -188,7 +197,7 @@ pub struct Gap {
 }
 
 /// A domain's energy balance since the start: `measured = attributed + unattributed`, exactly.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
     /// The name that GetInfo lists, such as "package-0".
     pub domain: String,
@@ -198,4 +207,22 @@ pub struct Balance {
     pub attributed_uj: u64,
     /// The energy while no span was open, of cancelled spans, and of rounding.
     pub unattributed_uj: u64,
+    /// The part of `attributed_uj` of closed spans. With `abandoned_uj`, `not_kept_uj` and `open_uj` it adds up to that, exactly.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub settled_uj: Option<u64>,
+    /// The part of spans whose client disconnected.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub abandoned_uj: Option<u64>,
+    /// The part of accounts that the store did not keep for lack of memory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub not_kept_uj: Option<u64>,
+    /// The part of spans that are not settled, so far.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub open_uj: Option<u64>,
+    /// The part of `unattributed_uj` that was of spans that were cancelled.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cancelled_uj: Option<u64>,
+    /// What the rounding of coarse accounts has added to their shares: these add up to `settled_uj + abandoned_uj + rounding_uj`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rounding_uj: Option<i64>,
 }

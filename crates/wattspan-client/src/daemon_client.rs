@@ -17,7 +17,8 @@ use crate::account::{Account, Balance};
 use crate::clock::monotonic_now_ns;
 use crate::protocol::{
     Call, CancelSpan, CloseSpan, DaemonInfo, DomainSnapshot, GetBalance, GetInfo, GetSpan, ListSpans,
-    MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans, WatchedSpan, WindowEnergy,
+    MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, SpanSums, SumSpans, WatchDomains, WatchSpans,
+    WatchedSpan, WindowEnergy,
 };
 
 /// The default timeout of a reply. A settled account can wait seconds for a slow counter.
@@ -104,6 +105,11 @@ impl Client {
     /// The latest settled accounts of the daemon, the latest last.
     pub fn recent_accounts(&self, limit: Option<i64>) -> Result<Vec<Account>, ClientError> {
         Ok(self.call(ListSpans { limit, ..ListSpans::default() })?.accounts)
+    }
+
+    /// The sums of stored accounts, in groups. A large store takes seconds.
+    pub fn sum_spans(&self, request: SumSpans) -> Result<SpanSums, ClientError> {
+        self.call(request)
     }
 
     /// A stream of the accounts as they settle.

@@ -45,6 +45,7 @@ pub fn snapshot(domains: &[(&str, u64, u64)]) -> MeterSnapshot {
                 measured_uj,
                 attributed_uj,
                 unattributed_uj: measured_uj - attributed_uj,
+                ..Balance::default()
             })
             .collect(),
         open: Vec::new(),

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::process_privileges::ProcessPrivileges;
-use crate::account::{Account, Balance, Gap, Share, SpanState};
+use crate::account::{Account, Balance, Gap, GapReason, Share, SpanState};
 use crate::domain::{Absent, DomainKind, Duplicate, Grade, Liveness, REPLAY_SOURCE};
 
 /// A method. The type is that of its parameters, so that each method has exactly one.
@@ -66,6 +66,7 @@ methods! {
     CancelSpan = "org.wattspan.Meter.CancelSpan" -> EmptyReply;
     GetSpan = "org.wattspan.Meter.GetSpan" -> SpanAccount;
     ListSpans = "org.wattspan.Meter.ListSpans" -> SpanAccounts;
+    SumSpans = "org.wattspan.Meter.SumSpans" -> SpanSums;
     WatchSpans = "org.wattspan.Meter.WatchSpans" -> WatchedSpan;
     WatchDomains = "org.wattspan.Meter.WatchDomains" -> DomainSnapshot;
     ReadWindow = "org.wattspan.Meter.ReadWindow" -> WindowEnergy;
@@ -231,6 +232,39 @@ pub struct ListSpans {
     /// The UUID of the database that `after` belongs to; another database is an error.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub database: Option<String>,
+}
+
+/// Returns the sums of stored accounts, in groups.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SumSpans {
+    /// Any of `model`, `name`, `user`, `operation`, `day`; only the total where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub by: Option<Vec<String>>,
+    /// The time zone of `day`, in minutes east of UTC.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub utc_offset_min: Option<i64>,
+    /// Only spans that opened at this wall time or later.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub since_unix_ns: Option<i64>,
+    /// Only spans that opened before this wall time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub until_unix_ns: Option<i64>,
+    /// Only spans of exactly this name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// Only spans with this requested model.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model: Option<String>,
+    /// Only spans of this user.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uid: Option<i64>,
+    /// Only spans with these attributes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attributes: Option<BTreeMap<String, String>>,
+    /// Only spans in this state.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub state: Option<SpanState>,
 }
 
 /// Returns the split of each domain's energy since the daemon started.
@@ -622,6 +656,97 @@ impl SpanAccounts {
     pub fn of_accounts(accounts: Vec<Account>) -> Self {
         Self { accounts, before: None, after: None, at_end: None, gaps: None, database: None }
     }
+}
+
+/// The sum of accounts. The sums of energy, tokens and time are over the accounts with energy, and at most 2^63 - 1 each.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpanSum {
+    /// The requested model; absent for accounts without one, and where the groups are not by model.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model: Option<String>,
+    /// The name of the spans, where the groups are by name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// The user, where the groups are by user.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uid: Option<u32>,
+    /// The attribute `gen_ai.operation.name`, like `model`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub operation: Option<String>,
+    /// The date of the close in the time zone of the call, where the groups are by day.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub day: Option<String>,
+    /// The number of accounts.
+    pub accounts: u64,
+    /// The number of accounts without energy.
+    pub without_energy: u64,
+    /// The sum of the shares; absent if no account has energy.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub energy_uj: Option<u64>,
+    /// The sum of the guaranteed half-widths; absent if one account has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error_uj: Option<u64>,
+    /// The sum of the idle parts; absent if one account has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idle_uj: Option<u64>,
+    /// The sum of the input tokens; absent if no account has any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub input_tokens: Option<u64>,
+    /// The sum of the output tokens; absent if no account has any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub output_tokens: Option<u64>,
+    /// The energy of the accounts with output tokens.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token_energy_uj: Option<u64>,
+    /// The sum of the durations.
+    pub duration_ns: u64,
+    /// The wall time of the first close.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub first_closed_unix_ns: Option<u64>,
+    /// The wall time of the last close.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_closed_unix_ns: Option<u64>,
+    /// The worst grade.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grade: Option<Grade>,
+    /// True if an account is simulated; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub simulated: Option<bool>,
+    /// True if the sums of an account are lower bounds; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_least: Option<bool>,
+}
+
+/// Stored accounts that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingAccounts {
+    /// Lost or damaged.
+    pub reason: GapReason,
+    /// How many; absent for a caller that sees the accounts of one user only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub accounts: Option<u64>,
+}
+
+/// The reply of [`SumSpans`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpanSums {
+    /// The groups, in the order of their values; empty without `by`.
+    pub sums: Vec<SpanSum>,
+    /// The sum of the groups beyond the maximum; absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub other: Option<SpanSum>,
+    /// The sum of all groups.
+    pub total: SpanSum,
+    /// The spans of the same users that are open now; no sum contains them.
+    pub open: u64,
+    /// The number of the latest account that was considered; absent for a caller that sees the accounts of one user only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last: Option<u64>,
+    /// The accounts that could not be read; absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub missing: Option<Vec<MissingAccounts>>,
+    /// The UUID of the database.
+    pub database: String,
 }
 
 /// What has changed in the configuration since it was last read.

@@ -17,8 +17,9 @@ pub use method_error::{MethodError, ParseReplyError};
 pub use methods::{
     Access, Balances, CancelSpan, CeilingStatus, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus,
     EmptyReply, ExceededCeiling, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
-    InterfaceDescription, ListSpans, METHOD_NAMES, MarkPhase, Method, MethodName, OpenSpan, OpenedSpan,
-    ReadWindow, ReadingSchedule, Reload, ReloadReply, SamplerStatus, ServiceInfo, SetWeight, SpanAccount,
-    SpanAccounts, StoreStatus, WatchDomains, WatchSpans, WatchedSpan, WindowEnergy,
+    InterfaceDescription, ListSpans, METHOD_NAMES, MarkPhase, Method, MethodName, MissingAccounts, OpenSpan,
+    OpenedSpan, ReadWindow, ReadingSchedule, Reload, ReloadReply, SamplerStatus, ServiceInfo, SetWeight,
+    SpanAccount, SpanAccounts, SpanSum, SpanSums, StoreStatus, SumSpans, WatchDomains, WatchSpans,
+    WatchedSpan, WindowEnergy,
 };
 pub use process_privileges::ProcessPrivileges;

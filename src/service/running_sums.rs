@@ -1,0 +1,107 @@
+//! The calls of SumSpans that the store has not answered.
+//!
+//! Invariant: one call of a user runs at a time, and [`MAX_RUNNING_SUMS`] in total. A call counts until its thread has ended, also
+//! where its client has disconnected.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use wattspan_client::protocol::MethodError;
+
+use super::access::Peer;
+use super::caller::{Caller, ConnectionId, ReplyTo};
+use super::reply::{MethodResult, Reply};
+use crate::store::{MAX_RUNNING_SUMS, QueryError, SumQuery, SumResult};
+
+/// The running calls, by number.
+#[derive(Default)]
+pub(crate) struct RunningSums {
+    running: BTreeMap<u64, RunningSum>,
+    next_number: u64,
+}
+
+struct RunningSum {
+    peer: Peer,
+    reply_to: ReplyTo,
+    /// The open spans of the users of the query, at the time of the call.
+    open: u64,
+    is_cancelled: Arc<AtomicBool>,
+    is_answered: bool,
+}
+
+impl RunningSums {
+    /// Adds a call; returns the number of its query.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`: a call of the same user runs, or too many calls of all users.
+    pub(crate) fn insert(
+        &mut self,
+        caller: &Caller,
+        query: &SumQuery,
+        open: u64,
+    ) -> Result<u64, MethodError> {
+        let full = |limit: usize| MethodError::QuotaExceeded {
+            quota: "sums of spans at a time".into(),
+            limit: limit as u64,
+        };
+        if self.running.values().any(|sum| sum.peer.uid == caller.peer.uid) {
+            return Err(full(1));
+        }
+        if self.running.len() >= MAX_RUNNING_SUMS {
+            return Err(full(MAX_RUNNING_SUMS));
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let sum = RunningSum {
+            peer: caller.peer,
+            reply_to: caller.reply_to,
+            open,
+            is_cancelled: Arc::clone(&query.is_cancelled),
+            is_answered: false,
+        };
+        self.running.insert(number, sum);
+        Ok(number)
+    }
+
+    /// The number of calls that wait for their reply.
+    pub(crate) fn waiting(&self) -> usize {
+        self.running.values().filter(|sum| !sum.is_answered).count()
+    }
+
+    /// Ends the calls of a closed connection.
+    pub(crate) fn cancel_connection(&mut self, connection: ConnectionId) {
+        let of_connection = self.running.values().filter(|sum| sum.reply_to.connection == connection);
+        of_connection.for_each(|sum| sum.is_cancelled.store(true, Ordering::Relaxed));
+    }
+
+    /// Ends all calls, with this error.
+    pub(crate) fn fail_all(&mut self, error: &MethodError, replies: &mut Vec<(ReplyTo, MethodResult)>) {
+        for sum in self.running.values_mut().filter(|sum| !sum.is_answered) {
+            sum.is_cancelled.store(true, Ordering::Relaxed);
+            sum.is_answered = true;
+            replies.push((sum.reply_to, Err(error.clone())));
+        }
+    }
+
+    /// Removes a call whose thread has ended; returns its reply unless it was answered before.
+    pub(crate) fn complete(
+        &mut self,
+        number: u64,
+        result: Result<SumResult, QueryError>,
+    ) -> Option<(ReplyTo, MethodResult)> {
+        let sum = self.running.remove(&number).filter(|sum| !sum.is_answered)?;
+        let shows_last = sum.peer.uid_filter().is_none();
+        let result = match result {
+            Ok(result) => Ok(Reply::Sums(Box::new(result.into_reply(sum.open, shows_last)))),
+            Err(QueryError::Damaged { reason, .. }) => {
+                Err(MethodError::StoreDamaged { reason, before: None })
+            }
+            Err(QueryError::Unavailable { reason }) => Err(MethodError::StoreUnavailable { reason }),
+            Err(QueryError::Invalid { field, reason }) => {
+                Err(MethodError::InvalidValue { field: field.into(), reason })
+            }
+        };
+        Some((sum.reply_to, result))
+    }
+}

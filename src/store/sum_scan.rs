@@ -1,0 +1,392 @@
+//! A scan of stored accounts for their sums, in turns of bounded size, each a read transaction of its own.
+//!
+//! Sums of all users read the rows in the order of their numbers. Sums of one user follow the links from each account to the
+//! user's previous one, and read no row of another user where the links are sound. Invariant: an account that could not be
+//! read is counted as missing; an account that retention has deleted is not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::{Connection, Statement};
+use wattspan_client::account::{Account, GapReason};
+use wattspan_client::protocol::{MissingAccounts, SpanSums};
+
+use super::account_index::{AccountIndex, Gap};
+use super::account_read::{Filter, decode_account};
+use super::account_sums::{AccountSums, GroupedSums, SumField};
+use super::account_table::{ACCOUNT_COLUMNS, AccountRow, LayoutTable};
+use super::database_identity::DatabaseId;
+use super::retention_state::Retention;
+use super::schema::DatabaseError;
+use super::summed_account::SummedAccount;
+
+/// The maximum number of rows of one turn.
+const ROWS_PER_TURN: i64 = 2048;
+
+/// A query for sums of accounts.
+#[derive(Debug, Clone, Default)]
+pub struct SumQuery {
+    /// The user ID; `None` for all users.
+    pub uid: Option<u32>,
+    /// All of its conditions hold for an account of the sums.
+    pub filter: Filter,
+    /// Opened before this wall time, in nanoseconds since 1970.
+    pub until_unix_ns: Option<u64>,
+    /// With this requested model.
+    pub model: Option<String>,
+    /// Which accounts the caller may see; `None`: all.
+    pub is_visible: Option<fn(&Account) -> bool>,
+    /// The fields of the groups.
+    pub by: Vec<SumField>,
+    /// The time zone of the days, in seconds east of UTC.
+    pub utc_offset_s: i64,
+    /// Set by the owner to end the query.
+    pub is_cancelled: Arc<AtomicBool>,
+}
+
+impl SumQuery {
+    /// Whether the owner has ended the query.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// A query with the number that its result will carry.
+pub(super) type NumberedSumQuery = (u64, SumQuery);
+
+/// The accounts of a scan, as of its begin.
+#[derive(Debug, Clone)]
+pub(super) struct SumRange {
+    pub first_id: i64,
+    pub last_id: i64,
+    database: DatabaseId,
+    gaps: Vec<Gap>,
+    /// The user's latest account, for sums of one user. If it is not known, the search begins at the last account.
+    head: i64,
+}
+
+impl SumRange {
+    pub fn new(index: &AccountIndex, database: DatabaseId, uid: Option<u32>) -> Self {
+        let AccountIndex { first_id, last_id, .. } = *index;
+        let head = match uid {
+            Some(uid) if index.heads_known => index.heads.get(&uid).copied().unwrap_or(0),
+            _ => last_id,
+        };
+        Self { first_id, last_id, database, gaps: index.gaps.clone(), head }
+    }
+
+    fn gap_at(&self, id: i64) -> Option<Gap> {
+        self.gaps.iter().find(|gap| (gap.first..=gap.last).contains(&id)).copied()
+    }
+
+    fn has_gap_within(&self, from: i64, to: i64) -> bool {
+        self.gaps.iter().any(|gap| gap.first <= to && gap.last >= from)
+    }
+}
+
+/// A query that runs in turns.
+pub(super) struct SumScan {
+    query: SumQuery,
+    range: SumRange,
+    layouts: Arc<LayoutTable>,
+    sums: AccountSums,
+    /// The ID to read next: upwards for all users, downwards for one user.
+    next: i64,
+    lost: u64,
+    damaged: u64,
+    /// The rows that were read.
+    pub rows_read: u64,
+}
+
+/// The result of a scan.
+#[derive(Debug, PartialEq)]
+pub struct SumResult {
+    pub(super) grouped: GroupedSums,
+    pub(super) missing: Vec<MissingAccounts>,
+    /// The last number, and the database that was read.
+    pub(super) last: u64,
+    pub(super) database: DatabaseId,
+    /// The work, for tests.
+    pub(super) rows_read: u64,
+}
+
+impl SumResult {
+    /// The reply to a caller that has `open` open spans; with the last number if it may see that.
+    pub fn into_reply(self, open: u64, shows_last: bool) -> SpanSums {
+        let GroupedSums { sums, other, total } = self.grouped;
+        SpanSums {
+            sums,
+            other,
+            total,
+            open,
+            last: shows_last.then_some(self.last),
+            missing: (!self.missing.is_empty()).then_some(self.missing),
+            database: self.database.to_string(),
+        }
+    }
+}
+
+/// Where a turn continues within its rows.
+enum Step {
+    /// The row read next is the one to consider next.
+    Next,
+    /// The search is to be repeated from `next`.
+    Seek,
+    End,
+}
+
+impl SumScan {
+    /// Begins a query in a transaction of the connection.
+    pub fn begin(query: SumQuery, range: SumRange, connection: &Connection) -> Result<Self, DatabaseError> {
+        let layouts = Arc::new(LayoutTable::load(connection)?);
+        let sums = AccountSums::new(query.by.clone(), query.utc_offset_s);
+        let next = match (query.uid, query.filter.since_unix_ns) {
+            (Some(_), _) => range.head,
+            (None, None) => range.first_id,
+            (None, Some(since_ns)) => {
+                first_stored_since(connection, &layouts, &range, unix_seconds(since_ns))?
+            }
+        };
+        let lost = u64::from(
+            query.uid.is_some() && range.has_gap_within(range.first_id.max(next + 1), range.last_id),
+        );
+        Ok(Self { query, range, layouts, sums, next, lost, damaged: 0, rows_read: 0 })
+    }
+
+    /// Reads at most [`ROWS_PER_TURN`] rows; returns whether there are more.
+    pub fn run_turn(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
+        let _transaction = connection.unchecked_transaction()?;
+        // Accounts below it were deleted on purpose.
+        self.range.first_id = self.range.first_id.max(Retention::load(connection)?.first);
+        if self.query.uid.is_some() {
+            self.run_user_turn(connection)
+        } else {
+            self.run_range_turn(connection)
+        }
+    }
+
+    pub fn finish(self) -> SumResult {
+        let is_numbered = self.query.uid.is_none();
+        let count = |accounts: u64| is_numbered.then_some(accounts);
+        let missing = [(GapReason::Lost, self.lost), (GapReason::Damaged, self.damaged)];
+        let missing = missing.into_iter().filter(|(_, accounts)| *accounts > 0);
+        SumResult {
+            grouped: self.sums.finish(),
+            missing: missing
+                .map(|(reason, accounts)| MissingAccounts { reason, accounts: count(accounts) })
+                .collect(),
+            last: self.range.last_id.unsigned_abs(),
+            database: self.range.database,
+            rows_read: self.rows_read,
+        }
+    }
+
+    /// All users: the next rows upwards.
+    fn run_range_turn(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
+        self.next = self.next.max(self.range.first_id);
+        let end = self.range.last_id.min(self.next.saturating_add(ROWS_PER_TURN - 1));
+        match self.read_range(connection, end) {
+            // The rest of these rows one by one: those on undamaged pages can be read.
+            Err(error) if error.is_corruption() => {}
+            result => result?,
+        }
+        while self.next <= end {
+            self.read_missing(connection, self.next, end)?;
+        }
+        Ok(self.next <= self.range.last_id)
+    }
+
+    fn read_range(&mut self, connection: &Connection, end: i64) -> Result<(), DatabaseError> {
+        let sql = format!("SELECT {ACCOUNT_COLUMNS} WHERE id BETWEEN ?1 AND ?2 ORDER BY id");
+        let mut statement = connection.prepare(&sql)?;
+        let mut rows = statement.query([self.next, end])?;
+        while let Some(row) = rows.next()? {
+            let id = row.get_ref(0)?.as_i64().unwrap_or(self.next);
+            while self.next < id {
+                self.read_missing(connection, self.next, id - 1)?;
+            }
+            let stored = AccountRow::read(row, &self.layouts);
+            let Self { query, sums, damaged, rows_read, .. } = self;
+            *rows_read += 1;
+            *damaged += u64::from(stored.and_then(|stored| add_account(query, sums, &stored)).is_none());
+            self.next = id + 1;
+        }
+        Ok(())
+    }
+
+    /// Considers an ID that a scan did not return, and moves past it, or past the gap up to `end` in which it lies: in a damaged
+    /// B-tree a scan may leave out rows that can be found.
+    fn read_missing(&mut self, connection: &Connection, id: i64, end: i64) -> Result<(), DatabaseError> {
+        if let Some(gap) = self.range.gap_at(id) {
+            let last = gap.last.min(end);
+            self.lost += (last - id + 1).unsigned_abs();
+            self.next = last + 1;
+            return Ok(());
+        }
+        let mut statement = select_one(connection)?;
+        let Self { query, sums, layouts, .. } = self;
+        let added = (|| {
+            let mut rows = statement.query([id])?;
+            Ok(rows
+                .next()?
+                .and_then(|row| AccountRow::read(row, layouts))
+                .and_then(|stored| add_account(query, sums, &stored)))
+        })();
+        let added = match added.map_err(DatabaseError::Sqlite) {
+            Err(error) if error.is_corruption() => None,
+            added => added?,
+        };
+        self.rows_read += 1;
+        self.damaged += u64::from(added.is_none());
+        self.next = id + 1;
+        Ok(())
+    }
+
+    /// One user: the next rows downwards.
+    fn run_user_turn(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
+        let sql = format!(
+            "SELECT {ACCOUNT_COLUMNS} WHERE id <= ?1 AND id >= ?2 ORDER BY id DESC LIMIT {ROWS_PER_TURN}"
+        );
+        let mut statement = connection.prepare(&sql)?;
+        for _ in 0..ROWS_PER_TURN {
+            if self.next < self.range.first_id {
+                return Ok(false);
+            }
+            match self.read_links(&mut statement) {
+                Ok(Step::End) => return Ok(false),
+                Ok(Step::Seek) => {}
+                Ok(Step::Next) => return Ok(true),
+                Err(error) if error.is_corruption() => {
+                    self.damaged += 1;
+                    self.next -= 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads rows downwards from `next` as long as each is the one that the last link names.
+    fn read_links(&mut self, statement: &mut Statement<'_>) -> Result<Step, DatabaseError> {
+        let layouts = Arc::clone(&self.layouts);
+        let mut rows = statement.query([self.next, self.range.first_id])?;
+        let mut is_first = true;
+        while let Some(row) = rows.next()? {
+            let id = row.get_ref(0)?.as_i64().unwrap_or(self.next);
+            if id < self.next {
+                self.note_unread(id + 1, self.next);
+                self.next = id;
+            }
+            self.rows_read += 1;
+            match self.take_linked(AccountRow::read(row, &layouts).as_ref(), id) {
+                Step::Next if self.next >= self.range.first_id => is_first = false,
+                Step::Next | Step::End => return Ok(Step::End),
+                Step::Seek => return Ok(Step::Seek),
+            }
+        }
+        if is_first {
+            // No row is left, although the link names one.
+            self.note_unread(self.range.first_id, self.next);
+            return Ok(Step::End);
+        }
+        Ok(Step::Next)
+    }
+
+    /// Takes the row of this ID, and moves to the next one.
+    fn take_linked(&mut self, stored: Option<&AccountRow<'_>>, id: i64) -> Step {
+        self.next = id - 1;
+        let Some(stored) = stored else {
+            self.damaged += 1;
+            return Step::Next;
+        };
+        let since_s = self.query.filter.since_unix_ns.map_or(0, unix_seconds);
+        // An account is stored after its span opened, and `kept_s` decreases from here: no older account can match.
+        if stored.kept_s < since_s {
+            return Step::End;
+        }
+        if Some(stored.columns.uid) != self.query.uid {
+            return Step::Next;
+        }
+        if add_account(&self.query, &mut self.sums, stored).is_none() {
+            self.damaged += 1;
+        }
+        let previous = stored.previous.min(id - 1);
+        // The link skips accounts that were lost before it was made.
+        self.lost += u64::from(self.range.has_gap_within(previous.max(self.range.first_id - 1) + 1, id - 1));
+        let is_adjacent = previous == id - 1;
+        self.next = previous;
+        if is_adjacent { Step::Next } else { Step::Seek }
+    }
+
+    /// Counts IDs without a row as lost, where the index says so, or as damaged.
+    fn note_unread(&mut self, from: i64, to: i64) {
+        let is_lost = self.range.has_gap_within(from, to);
+        if is_lost { self.lost += 1 } else { self.damaged += 1 }
+    }
+}
+
+fn select_one(connection: &Connection) -> rusqlite::Result<Statement<'_>> {
+    connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))
+}
+
+/// Adds a row to the sums if it matches; `None` if its figures are not valid.
+fn add_account(query: &SumQuery, sums: &mut AccountSums, row: &AccountRow<'_>) -> Option<()> {
+    let account = SummedAccount::read(&row.columns)?;
+    let SumQuery { uid, filter, until_unix_ns, model, is_visible, .. } = query;
+    let matches = uid.is_none_or(|uid| uid == account.uid)
+        && filter.since_unix_ns.is_none_or(|since| account.opened_unix_ns >= since)
+        && until_unix_ns.is_none_or(|until| account.opened_unix_ns < until)
+        && filter.name.as_ref().is_none_or(|name| *name == *account.name)
+        && filter.state.is_none_or(|state| state == account.state)
+        && filter.attributes.iter().all(|(key, value)| account.has_attribute(key, value));
+    if !matches {
+        return Some(());
+    }
+    let attributes = account.attributes()?;
+    if model.is_some() && model.as_deref() != attributes.model {
+        return Some(());
+    }
+    if let Some(is_visible) = is_visible
+        && !is_visible(&decode_account(row)?)
+    {
+        return Some(());
+    }
+    sums.add(&account, &attributes);
+    Some(())
+}
+
+fn unix_seconds(unix_ns: u64) -> i64 {
+    (unix_ns / 1_000_000_000) as i64
+}
+
+/// The lowest ID that may have been stored at this wall time or later: `kept_s` never decreases. Rows that cannot be read move
+/// it down.
+fn first_stored_since(
+    connection: &Connection,
+    layouts: &LayoutTable,
+    range: &SumRange,
+    since_s: i64,
+) -> Result<i64, DatabaseError> {
+    let sql = format!("SELECT {ACCOUNT_COLUMNS} WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT 1");
+    let mut statement = connection.prepare(&sql)?;
+    let (mut low, mut high) = (range.first_id, range.last_id + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let found = (|| {
+            let mut rows = statement.query([middle, high])?;
+            Ok(rows
+                .next()?
+                .and_then(|row| AccountRow::read(row, layouts))
+                .map(|stored| (stored.id, stored.kept_s)))
+        })();
+        let found = match found.map_err(DatabaseError::Sqlite) {
+            Err(error) if error.is_corruption() => None,
+            found => found?,
+        };
+        match found {
+            Some((id, kept_s)) if kept_s < since_s => low = id + 1,
+            _ => high = middle,
+        }
+    }
+    Ok(low)
+}
