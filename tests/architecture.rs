@@ -123,9 +123,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "http",
         ],
     ),
+    ("columnar", &[]),
     (
         "ipw",
         &[
+            "columnar",
             "client",
             "client::domain",
             "client::clock",

@@ -195,17 +195,6 @@ fn csv_and_trace_hold_the_accounts_for_python() {
     assert_eq!(of_kind("X")[0]["ts"], account["opened_unix_ns"].as_u64().unwrap() / 1000);
 }
 
-#[cfg(not(feature = "parquet"))]
-#[test]
-fn a_build_without_parquet_says_so_and_writes_nothing() {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
-    let dir = tempfile::tempdir().unwrap();
-    let output = export_command(&daemon, "parquet", &dir.path().join("out")).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && said.contains("--features parquet"), "{said}");
-    assert!(!dir.path().join("out").exists());
-}
-
 #[test]
 fn a_range_in_the_state_is_repeated_unchanged_and_a_complete_file_is_kept() {
     let daemon = TestDaemon::start(STEADY_MACHINE);

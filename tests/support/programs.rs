@@ -21,9 +21,6 @@ pub fn wattspan() -> &'static str {
         // A test among the targets, so that cargo selects the features as for `cargo test` and compiles no crate twice.
         build.args(["--bins", "--test", "sampler_allocations", "--profile", profile, "--target-dir"]);
         build.arg(profile_dir.parent().expect("the target directory"));
-        if cfg!(feature = "parquet") {
-            build.args(["--features", "parquet"]);
-        }
         let output = build.output().expect("cargo runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         profile_dir.join("wattspan").to_str().expect("a path in UTF-8").to_owned()

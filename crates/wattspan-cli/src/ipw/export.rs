@@ -22,7 +22,7 @@ pub struct ExportArgs {
     /// Write a results directory in the public harness's schema
     #[arg(long, value_name = "DIRECTORY", group = "form")]
     harness: Option<PathBuf>,
-    /// Write a flat row for each query as Parquet (needs a build with the feature `parquet`)
+    /// Write a flat row for each query as Parquet
     #[arg(long, value_name = "FILE", group = "form")]
     parquet: Option<PathBuf>,
     /// Write a flat row for each query as JSON lines ("-": standard output)

@@ -52,7 +52,7 @@ pub enum HarnessError {
     },
     /// The build lacks the cargo feature `parquet`.
     #[error(
-        "this wattspan was built without Arrow and Parquet: {0}; install it from a checkout with `cargo install --path crates/wattspan-cli --features parquet`, or from a package, which has them"
+        "this wattspan was built without Arrow and Parquet: {0}; install it from a checkout with `cargo install --path crates/wattspan-cli`, or from a package, which have them"
     )]
     ParquetUnsupported(&'static str),
     /// An error of the run's own files.

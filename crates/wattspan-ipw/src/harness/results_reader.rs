@@ -1,6 +1,6 @@
 //! Reader of the harness's result files.
 //!
-//! Reads Arrow (`data-*.arrow`, as the harness writes), JSON lines or a JSON array, from a directory with
+//! Reads Arrow (`data-*.arrow`, as the harness writes), Parquet with the same columns, JSON lines or a JSON array, from a directory with
 //! `summary.json` or from a single file. Invalid lines are counted and skipped.
 
 use std::fs::{self, File};
@@ -22,8 +22,8 @@ pub struct HarnessResults {
     pub summary: HarnessSummary,
 }
 
-/// The advice on a file that the harness does not write, but to which its data set can be converted.
-const PARQUET_ADVICE: &str = "is Parquet, which is not read; write its records as JSON lines beside the summary.json \
+/// The advice on Parquet, to which the harness's data set can be converted, in a build that does not read it.
+const PARQUET_ADVICE: &str = "is Parquet, which this build does not read; write its records as JSON lines beside the summary.json \
                               (datasets.Dataset.from_parquet(FILE).to_json(\"data.jsonl\")), and give that file";
 
 /// The longest accepted line; it has room for a long reply.
@@ -32,8 +32,7 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// Reads a results directory or file.
 ///
 /// # Errors
-/// The path does not exist or has no records, its records are Parquet, or they are Arrow and this build lacks the feature
-/// `parquet`.
+/// The path does not exist or has no records, or they are Arrow or Parquet and this build lacks the feature `parquet`.
 pub fn read_results(path: &Path) -> Result<HarnessResults, HarnessError> {
     let mut results = HarnessResults::default();
     let files = if path.is_dir() { list_record_files(path)? } else { vec![path.to_owned()] };
@@ -45,6 +44,9 @@ pub fn read_results(path: &Path) -> Result<HarnessResults, HarnessError> {
     for file in &files {
         match file.extension().and_then(|ending| ending.to_str()) {
             Some("arrow") => columnar::for_each_value(file, |value| results.push_value(value))?,
+            Some("parquet") if columnar::IS_SUPPORTED => {
+                columnar::for_each_value(file, |value| results.push_value(value))?;
+            }
             Some("json") => read_json(file, &mut results)?,
             Some("parquet") => return Err(HarnessError::invalid(file, PARQUET_ADVICE)),
             _ => read_json_lines(file, &mut results)?,
@@ -141,17 +143,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parquet_is_named_with_its_conversion_unless_there_are_other_files() {
+    fn unreadable_parquet_is_named_unless_there_are_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("train.parquet");
         fs::write(&file, b"PAR1\x15\x04PAR1").unwrap();
         fs::write(dir.path().join("summary.json"), "{}").unwrap();
         for path in [dir.path(), &file] {
             let refused = read_results(path).unwrap_err().to_string();
-            assert!(
-                refused.contains("train.parquet: is Parquet") && refused.contains("to_json"),
-                "{refused}"
-            );
+            let reason =
+                if columnar::IS_SUPPORTED { "is no readable Parquet file" } else { "is Parquet, which this" };
+            assert!(refused.contains(&format!("train.parquet: {reason}")), "{refused}");
         }
         let record = "{\"problem\":\"2+2?\",\"model_answers\":{\"m\":\"4\"}}\n";
         fs::write(dir.path().join("data.jsonl"), record).unwrap();
