@@ -298,6 +298,8 @@ fn large(accounts: u64) {
         ..ListSpans::default()
     };
     let by_name = ListSpans { name: Some("no such name".into()), ..ListSpans::default() };
+    let (took, _) = search(&mut client, &ListSpans { limit: Some(1), ..ListSpans::default() }, 1);
+    note("the latest account, after the start", format!("{:.2} ms", took * 1e3));
     absent(&mut client, "name", &by_name);
     absent(&mut client, "model", &by_model("no such model"));
     let (took, pages) = search(&mut client, &by_model("llama-3.1-8b"), 1);
