@@ -219,7 +219,12 @@ fn at_one_instant_the_sums_are_those_of_the_balance_and_of_the_accounts() {
         let (attributed, unattributed) =
             (value("wattspan_attributed_joules_total"), value("wattspan_unattributed_joules_total"));
         assert_eq!(attributed + unattributed, energy, "{label}");
-        assert_eq!(attributed, row["attributed_uj"].as_u64().unwrap(), "{label}");
+        // The balance rounds the share of an open span down, and counts the fraction of a microjoule as unattributed until
+        // it is whole. A counter does not take it back.
+        assert!(
+            attributed.abs_diff(row["attributed_uj"].as_u64().unwrap()) <= 1,
+            "{label}: {attributed}, {row}"
+        );
     }
     let accounts = stored(&mut client);
     for model in ["llama", "qwen", "mistral"] {
