@@ -66,6 +66,8 @@ fn settings(directory: &Path) -> StoreSettings {
         max_bytes: 1 << 40,
         max_waiting_bytes: 1 << 30,
         sync: SyncMode::Normal,
+        sync_interval: Duration::from_secs(1),
+        boot_id: String::new(),
     }
 }
 

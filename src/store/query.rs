@@ -411,6 +411,8 @@ pub(super) mod tests {
             max_bytes: 1 << 30,
             max_waiting_bytes: 1 << 26,
             sync: SyncMode::Off,
+            sync_interval: Duration::from_secs(1),
+            boot_id: String::new(),
         };
         let mut store = Store::start(settings.clone(), |_| ()).unwrap();
         for at in 0..9_000 {

@@ -163,6 +163,8 @@ mod tests {
             max_bytes: 1 << 30,
             max_waiting_bytes: 1 << 26,
             sync: SyncMode::Normal,
+            sync_interval: Duration::from_secs(1),
+            boot_id: String::new(),
         };
         let (writer, _) = open_connection(&file, &settings).unwrap();
         writer.execute_batch(CREATE_TABLES).unwrap();

@@ -174,7 +174,7 @@ fn lost_accounts_are_counted() {
     let mut database = fixture.open();
     fixture.write(&mut database, mixed(10));
     drop(database);
-    let mark = HighWaterMark { last: 15, kept_s: START.unix_s, running_s: START.unix_s };
+    let mark = HighWaterMark::of_commit(15, START.unix_s, START.unix_s);
     fixture.mark_file().write(&mark).unwrap();
     let mut database = fixture.open();
     let lost = |accounts| vec![missing(GapReason::Lost, accounts)];
