@@ -385,6 +385,8 @@ fn a_killed_daemon_is_named_and_the_page_recovers_with_the_new_totals() {
 #[test]
 fn hostile_names_are_text_without_hidden_characters() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
+    // The first call builds the program, which can take longer than the minute that the picture covers.
+    programs::wattspan();
     let hostile = format!("</script><img src=x>\u{202e}{}", "x".repeat(150));
     close_span(&daemon, &hostile, &hostile);
     let server = Server::start_tcp(&daemon);
