@@ -34,7 +34,7 @@ def main() -> None:
     script = re.sub(r"\b(logs|results|runs)\b(?=[/ \n])", rf"{directory}/\1", script)
     # The proxy must listen before the evaluation begins.
     wait = f"until (exec 3<>/dev/tcp/{proxy.replace(':', '/')}) 2>/dev/null; do sleep 0.1; done\n"
-    print("trap 'kill $(jobs -p)' EXIT\nset -x\n" + re.sub(r"( &\n)", rf"\1{wait}", script))
+    print("trap 'kill $(jobs -p) || true' EXIT\nset -x\n" + re.sub(r"( &\n)", rf"\1{wait}", script))
 
 
 main()

@@ -70,12 +70,14 @@ pub fn import_evaluation(
     }
     let findings = findings(&evaluation);
     let mut seen = HashSet::new();
-    let questions: Vec<Question> = evaluation
+    let mut questions: Vec<Question> = evaluation
         .samples
         .iter()
         .filter(|sample| seen.insert(sample.id.as_str()))
         .map(|sample| question(sample, &evaluation.task))
         .collect();
+    // Samples stand in the order of their ends, and the fingerprint must not depend on it.
+    questions.sort_unstable_by(|one, other| one.id.cmp(&other.id));
     let manifest = manifest(source, &evaluation, &questions, &findings, label);
     let mut run = RunDir::create(out, &manifest, &questions)?;
     for sample in &evaluation.samples {
