@@ -195,7 +195,8 @@ mod tests {
         unattributed_uj: u64,
     ) -> (u64, u64) {
         let measured_uj = attributed_uj + unattributed_uj;
-        let balance = Balance { domain: "a".into(), measured_uj, attributed_uj, unattributed_uj };
+        let balance =
+            Balance { domain: "a".into(), measured_uj, attributed_uj, unattributed_uj, ..Balance::default() };
         totals.update(life, &info(true), &[balance]);
         let domain = &totals.domains["a"];
         (domain.attributed_uj, domain.unattributed_uj)
@@ -232,7 +233,13 @@ mod tests {
         update(&mut totals, life(1), 70, 30);
         let balance = |measured_uj| {
             let unattributed_uj = measured_uj - 70;
-            [Balance { domain: "a".into(), measured_uj, attributed_uj: 70, unattributed_uj }]
+            [Balance {
+                domain: "a".into(),
+                measured_uj,
+                attributed_uj: 70,
+                unattributed_uj,
+                ..Balance::default()
+            }]
         };
         let gained = totals.update(life(1), &info(false), &balance(150));
         assert_eq!((totals.host_uj, gained["a"]), (150, 50), "it was counted until it stopped");

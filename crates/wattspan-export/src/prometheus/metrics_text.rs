@@ -114,6 +114,7 @@ mod tests {
             measured_uj: 3_500_000,
             attributed_uj: 3_200_000,
             unattributed_uj: 300_000,
+            ..Balance::default()
         };
         totals.machine.update(DaemonLife::default(), &info(), &[balance]);
         let account: Account = serde_json::from_str(include_str!("../test_account.json")).unwrap();
