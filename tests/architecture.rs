@@ -694,7 +694,7 @@ const TERMS: &[(&str, &str)] = &[
     ("retry", "crates/wattspan-ipw/src/query.rs"),
     ("timeout", "crates/wattspan-http/src/connection_pool.rs"),
     ("subscription", "src/server/subscriptions.rs"),
-    ("checkpoint", "src/store/settings.rs"),
+    ("checkpoint", "src/store/writer_thread.rs"),
 ];
 
 #[test]

@@ -185,7 +185,7 @@ fn route(
         Request::WatchDomains(call) => return subscribe(head, domain_subscription(&call)?),
         Request::GetInfo(_) => Reply::Info(Box::new(service.get_info(peer))),
         Request::ReadWindow(call) => Reply::Window(service.read_window(&call)?),
-        Request::GetBalance(_) => Reply::Balances(service.get_balance()),
+        Request::GetBalance(_) => Reply::Balances(service.get_balance(peer)),
         Request::GetServiceInfo(_) => Reply::ServiceInfo(service_info()),
         Request::GetInterfaceDescription(call) => Reply::InterfaceDescription(description(call)?),
     };

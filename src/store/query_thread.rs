@@ -83,6 +83,8 @@ impl QueryThread {
         let is_ready = |pending: &PendingQuery| self.access.is_ready(pending.appended);
         let Some(at) = self.running.iter().position(is_ready) else {
             if let Some(appended) = self.running.iter().map(|pending| pending.appended).min() {
+                // Results that are ready do not wait for the commit.
+                self.shared.wake();
                 self.access.wait_for(appended);
             }
             return false;

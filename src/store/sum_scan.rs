@@ -248,9 +248,14 @@ impl SumScan {
             "SELECT {ACCOUNT_COLUMNS} WHERE id <= ?1 AND id >= ?2 ORDER BY id DESC LIMIT {ROWS_PER_TURN}"
         );
         let mut statement = connection.prepare(&sql)?;
+        // One look-up may read as many rows as a whole turn; rows that cannot be read count as look-ups.
+        let end = self.rows_read + ROWS_PER_TURN.cast_unsigned();
         for _ in 0..ROWS_PER_TURN {
             if self.next < self.range.first_id {
                 return Ok(false);
+            }
+            if self.rows_read >= end {
+                break;
             }
             match self.read_links(&mut statement) {
                 Ok(Step::End) => return Ok(false),

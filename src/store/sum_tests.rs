@@ -130,6 +130,21 @@ fn a_turn_reads_a_bounded_number_of_rows_and_a_user_only_own_rows() {
 }
 
 #[test]
+fn a_turn_is_bounded_where_long_runs_of_one_user_are_interrupted_by_another() {
+    let mut fixture = Fixture::new();
+    let mut database = fixture.open();
+    fixture
+        .write(&mut database, (0..20_000).map(|at| account_of(u32::from(at % 500 == 499), format!("s{at}"))));
+    let (mut scan, mut before, mut turns) = (begin(&database, of_user(0)), 0, 0);
+    while scan.run_turn(&database.connection).unwrap() {
+        assert!(scan.rows_read - before <= 2 * 2048, "{} rows", scan.rows_read - before);
+        (before, turns) = (scan.rows_read, turns + 1);
+    }
+    assert!(turns >= 4, "{turns} turns");
+    assert_eq!(scan.finish().grouped.total.accounts, 20_000 - 40);
+}
+
+#[test]
 fn a_search_for_late_accounts_reads_few_of_the_earlier_ones() {
     let mut fixture = Fixture::new();
     let mut database = fixture.open();

@@ -46,7 +46,6 @@ impl SumThreads {
         let is_cancelled = Arc::clone(&query.is_cancelled);
         let started = match database.connection.path() {
             _ if query.is_cancelled() => Err(cancelled()),
-            _ if self.running.len() >= MAX_RUNNING_SUMS => Err(unavailable("too many sums run; try again")),
             None => Err(unavailable("the database has no file")),
             Some(file) => {
                 let range = SumRange::new(&database.index, database.identity.id, query.uid);

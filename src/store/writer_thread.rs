@@ -151,6 +151,7 @@ impl WriterThread {
     fn close(&mut self) {
         self.sums.stop();
         self.access.close();
+        self.report_sync_error();
         (self.database, self.log_sync) = (None, None);
     }
 
@@ -204,7 +205,9 @@ impl WriterThread {
         }
         self.open_files = Some(state_dir.file_ids()?);
         self.shared.set_gaps(database.describe_gaps());
-        self.shared.forget_damage();
+        if self.shared.health().database != Some(database.identity.id) {
+            self.shared.forget_damage();
+        }
         let bytes = database.size_bytes()?;
         let identity = database.identity;
         self.shared.set_database(identity.id);
@@ -262,28 +265,41 @@ impl WriterThread {
             self.log_sync =
                 Some(LogSync::start(log, self.settings.sync_interval).map_err(WriterError::Sync)?);
         }
-        let Some(log_sync) = &self.log_sync else { return Ok(()) };
-        log_sync.request();
-        if let Some(error) = log_sync.take_error() {
-            let reason = format!(
-                "a sync of ledger.sqlite-wal failed ({error}); a power cut may lose more than stated"
-            );
-            if self.shared.report_damage(&reason) {
-                (self.log)(&format!("{}: {reason}", self.directory()));
-            }
+        if let Some(log_sync) = &self.log_sync {
+            log_sync.request();
         }
+        self.report_sync_error();
         Ok(())
+    }
+
+    /// Reports the error of a sync since the last call; returns whether there was one.
+    fn report_sync_error(&self) -> bool {
+        let Some(error) = self.log_sync.as_ref().and_then(LogSync::take_error) else { return false };
+        self.report_failed_sync(&error);
+        true
+    }
+
+    fn report_failed_sync(&self, error: &io::Error) {
+        let reason =
+            format!("a sync of ledger.sqlite-wal failed ({error}); a power cut may lose more than stated");
+        if self.shared.report_damage(&reason) {
+            (self.log)(&format!("{}: {reason}", self.directory()));
+        }
     }
 
     /// After a time without commits: syncs the log, so that a power cut then loses nothing.
     fn settle_log(&mut self) -> Result<(), WriterError> {
         let has_committed = std::mem::take(&mut self.has_committed);
-        let (Some(state_dir), Some(database)) = (&self.state_dir, &mut self.database) else { return Ok(()) };
-        if has_committed || self.settings.sync != SyncMode::Normal {
+        if self.report_sync_error() || has_committed || self.settings.sync != SyncMode::Normal {
             return Ok(());
         }
+        let (Some(state_dir), Some(database)) = (&self.state_dir, &mut self.database) else { return Ok(()) };
         if database.has_reserved_ids() {
-            state_dir.open_log()?.map_or(Ok(()), |log| log.sync_data()).map_err(WriterError::Sync)?;
+            let synced = state_dir.open_log()?.map_or(Ok(()), |log| log.sync_data());
+            if let Err(error) = synced {
+                self.report_failed_sync(&error);
+                return Ok(());
+            }
             database.release_ids()?;
         }
         Ok(())

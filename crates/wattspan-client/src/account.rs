@@ -196,6 +196,14 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
+impl Balance {
+    /// Removes the parts, which only callers who see all accounts may have.
+    pub fn hide_parts(&mut self) {
+        (self.settled_uj, self.abandoned_uj, self.not_kept_uj) = (None, None, None);
+        (self.open_uj, self.cancelled_uj, self.rounding_uj) = (None, None, None);
+    }
+}
+
 /// A domain's energy balance since the start: `measured = attributed + unattributed`, exactly.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
