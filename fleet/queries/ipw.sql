@@ -1,7 +1,8 @@
 -- Intelligence per watt by run, host and model, as docs/ipw.md defines it: accuracy over the mean power of the machine
--- (window_uj / duration) while a question was open. Scores come from the rows of `wattspan ipw` runs, joined by span; the
--- energy of a question that was asked again is that of all its tries, which its row has. The scope is the host's counted
--- domains, idle included. attributed_power_uw (share_uj / duration) is another quantity, and no denominator here.
+-- (window_uj / duration) while a question was open. Scores come from the rows of `wattspan ipw` runs, joined by span. A
+-- question may have several spans (retries, a resumed run, several calls of an imported sample), and the account is that of
+-- the last one: where its row has their energy, that counts. The scope is the host's counted domains, idle included.
+-- attributed_power_uw (share_uj / duration) is another quantity, and no denominator here.
 -- Refused: models overlapped on the host, less than 95 % of the questions covered, or a span with several accounts.
 WITH run_rows AS (
   -- A question that was not delivered was not asked: it lowers the coverage and counts in no figure.
@@ -48,9 +49,9 @@ questions AS (
   SELECT
     r.run, a.host, a.model, r.score_millionths, a.peak_concurrency,
     COUNT(*) OVER (PARTITION BY r.run, r.question) AS places,
-    CASE WHEN r.retries > 0 THEN r.share_uj ELSE a.share_uj END AS share_uj,
-    CASE WHEN r.retries > 0 THEN r.window_uj ELSE a.window_uj END AS window_uj,
-    CASE WHEN r.retries > 0 THEN r.span_ns ELSE a.duration_ns END AS duration_ns
+    CASE WHEN r.retries > 0 OR r.share_uj IS NOT NULL THEN r.share_uj ELSE a.share_uj END AS share_uj,
+    CASE WHEN r.retries > 0 OR r.share_uj IS NOT NULL THEN r.window_uj ELSE a.window_uj END AS window_uj,
+    CASE WHEN r.retries > 0 OR r.share_uj IS NOT NULL THEN r.span_ns ELSE a.duration_ns END AS duration_ns
   FROM ipw_rows r
   JOIN accounts a ON r.span = a.span
   WHERE r.score_millionths IS NOT NULL

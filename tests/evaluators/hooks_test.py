@@ -53,9 +53,10 @@ class SlowModel(ModelAPI):
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         self.with_usage: bool = arguments.get("with_usage", True)
         self.failures: int = arguments.get("failures", 0)
+        self.call_s: float = arguments.get("call_s", CALL_S)
 
     async def generate(self, input, tools, tool_choice, config) -> ModelOutput:
-        await asyncio.sleep(CALL_S)
+        await asyncio.sleep(self.call_s)
         if self.failures > 0:
             self.failures -= 1
             raise ConnectionError("the server is away")
@@ -188,6 +189,38 @@ def parallel_calls() -> None:
     assert all(sample["concurrency"] == 2 for sample in figures)
 
 
+def parallel_calls_of_the_same_messages() -> None:
+    """The event of the call that ends first belongs to it, and does not end the other one."""
+
+    @solver
+    def twice(second: str, **arguments):
+        async def solve(state: TaskState, generate: Generate) -> TaskState:
+            if arguments:
+                # Into the cache, so that the second call of the gather is none.
+                await get_model(second, memoize=False).generate(state.messages, **arguments)
+            slower = get_model("slow/model", memoize=False, call_s=3 * CALL_S)
+            faster = get_model(second, memoize=False)
+            outputs = await asyncio.gather(
+                slower.generate(state.messages), faster.generate(state.messages, **arguments)
+            )
+            state.output = outputs[0]
+            return state
+
+        return solve
+
+    def durations_s(sample: dict) -> list[float]:
+        return [(call["closed_ns"] - call["opened_ns"]) / 1e9 for call in sample["calls"]]
+
+    _, figures = run("same messages", at_once=1, connections=2, solver=twice("slow/model"))
+    check_calls(figures, calls_each=2)
+    for sample in figures:
+        assert durations_s(sample)[0] > 2 * CALL_S, sample
+    _, figures = run("same messages, cached", at_once=1, connections=2, solver=twice("slow/model", cache=True))
+    check_calls(figures, calls_each=2)
+    for sample in figures:
+        assert durations_s(sample)[1] > 2 * CALL_S, sample
+
+
 def a_judge_is_apart() -> None:
     @scorer(metrics=[accuracy()])
     def judge():
@@ -279,6 +312,7 @@ cases = [
     without_usage,
     a_retry_is_energy_too,
     parallel_calls,
+    parallel_calls_of_the_same_messages,
     a_judge_is_apart,
     a_failing_sample,
     without_a_daemon,

@@ -98,6 +98,8 @@ RUNS = {
     ]),
     # Two accounts have this span.
     "r4": (1, [{"id": "q1", "score": 1.0, "energy": energy("a10", 100_000, 100_000, 1)}]),
+    # Several calls, none of them a retry: the row has their sum, and the account is that of the last one.
+    "r5": (1, [{"id": "q1", "score": 1.0, "energy": energy("a2", 6_000_000, 10_000_000, 20)}]),
 }  # fmt: skip
 
 EXPECTED = {
@@ -174,12 +176,14 @@ EXPECTED = {
         ("wide", DAY1, 400_000, 0, 0, 0),
     ],
     # r1: powers 200, 400, 300 (the row's, of all tries) and 100 mW; on b the model qwen overlapped; r3 has 2 of 3 questions.
+    # r5: 10 J in 20 s, of which 6 J are attributed.
     "ipw": [
         ("r1", "a", "llama", 4, 4, 1, 0.5, 250_000, 166_666, 2_750_000, 2.0, 2_000_000 / 11_000_001, None),
         ("r2", "b", "llama", 2, 2, 2, 1.0, 260_000, 115_000, 1_150_000, None, None, "models overlapped on the host"),
         ("r3", "c", "llama", 3, 2, 1, 0.75, 600_000, 600_000, 6_000_000, None, None, "coverage below 95 %"),
         ("r4", "a", "wide", 1, 1, 1, 1.0, 100_000, 100_000, 100_000, None, None, "a span has several accounts"),
         ("r4", "b", "wide", 1, 1, 1, 1.0, 100_000, 100_000, 100_000, None, None, "a span has several accounts"),
+        ("r5", "a", "llama", 1, 1, 1, 1.0, 500_000, 300_000, 6_000_000, 2.0, 1 / 6, None),
     ],
 }
 

@@ -89,11 +89,19 @@ class _Call:
         """Most model calls of this process that were open at once during the call."""
         self.ended = False
         self.failed = False
+        self.has_event = False
+        """Whether inspect-ai's event of this call has come. Each call has one, before or after it ended."""
         self.tokens: tuple[int | None, int | None] = (None, None)
         self.account: Account | None = None
 
     def settled(self, account: Account) -> None:
         self.account = account
+
+    def may_have(self, event: Any) -> bool:
+        """Whether the event may be of this call; that of an earlier try completed before this call."""
+        completed = event.completed.timestamp() if event.completed is not None else time.time()
+        same = self.inputs == _ids(event.input) and self.model == event.model
+        return same and not self.has_event and completed >= self.began_unix_s
 
     @property
     def at_once(self) -> int | None:
@@ -104,6 +112,10 @@ class _Call:
         return max(account.peak_concurrency - self.idle_spans, 1)
 
 
+def _ids(messages: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(str(message.id) for message in messages)
+
+
 class _Sample:
     def __init__(self, span: Span, name: str, eval_id: str) -> None:
         self.span = span
@@ -111,6 +123,10 @@ class _Sample:
         self.eval_id = eval_id
         self.scoring = False
         self.calls: list[_Call] = []
+        self.cached: list[_Call] = []
+        """Replies from inspect's cache: no calls, but each has an event."""
+        self.event_ids: set[str] = set()
+        """The model events that came; inspect-ai sends each again when it has its times."""
         self.figures: dict[str, Any] = {}
 
 
@@ -238,9 +254,8 @@ class EnergyHooks(Hooks):
             "inspect.span": sample.span.id,
             "inspect.step": "score" if sample.scoring else "solve",
         }
-        inputs = tuple(str(message.id) for message in data.input)
         span = Span(self.meter, sample.name, attributes=notes.items(), parent=None).begin()
-        call = _Call(span, data.model_name, sample.scoring, inputs, self._idle_spans())
+        call = _Call(span, data.model_name, sample.scoring, _ids(data.input), self._idle_spans())
         sample.calls.append(call)
         self._open.add(call)
         for each in self._open:
@@ -269,18 +284,28 @@ class EnergyHooks(Hooks):
     async def on_sample_event(self, data: SampleEvent) -> None:
         event = data.event
         sample = self._samples.get(data.sample_id)
-        if sample is None or event.event != "model":
+        if sample is None or event.event != "model" or event.uuid in sample.event_ids:
             return
-        # Ends calls whose reply has no usage, or that failed. The event of an earlier try completed before this call.
-        inputs = tuple(str(message.id) for message in event.input)
-        for call in sample.calls:
-            completed = event.completed.timestamp() if event.completed is not None else time.time()
-            if not call.ended and call.inputs == inputs and completed >= call.began_unix_s:
-                if event.cache == "read":
-                    self._forget(sample, call)
-                else:
-                    self._end(call, failed=event.error is not None)
-                return
+        if event.uuid is not None:
+            sample.event_ids.add(event.uuid)
+        # Several calls of the same messages may be open at once. One that has ended already explains the event: it ends an
+        # open one, whose reply had no usage or that failed, only if there is none.
+        cached = event.cache == "read"
+        over = sample.cached if cached else [call for call in sample.calls if call.ended]
+        ended = next((call for call in over if call.may_have(event)), None)
+        if ended is not None:
+            ended.has_event = True
+            return
+        still_open = [call for call in sample.calls if not call.ended and call.may_have(event)]
+        if not still_open:
+            return
+        # A reply from the cache comes at once, so that it is of the call that began last.
+        call = still_open[-1 if cached else 0]
+        call.has_event = True
+        if cached:
+            self._forget(sample, call)
+        else:
+            self._end(call, failed=event.error is not None)
 
     def _end(self, call: _Call | None, failed: bool = False) -> None:
         if call is None or call.ended:
@@ -303,6 +328,7 @@ class EnergyHooks(Hooks):
         self._open.discard(call)
         call.span.cancel()
         sample.calls.remove(call)
+        sample.cached.append(call)
 
     @_never_raises
     async def on_sample_scoring(self, data: SampleScoring) -> None:

@@ -38,11 +38,16 @@ pub fn join_accounts(evaluation: &mut Evaluation, mut accounts: Vec<Account>, in
     for sample in &mut evaluation.samples {
         let Some(hash) = &sample.prompt_hash else { continue };
         let found = by_prompt.get(hash.as_str()).map_or(&[][..], Vec::as_slice);
-        sample.energy = match counts.get(hash) {
-            Some(count) if *count > 1 => Err(format!("{count} samples have the same prompt")),
-            _ => sum_accounts(found, &domains),
-        };
-        set_times(sample, found);
+        match counts.get(hash) {
+            // Which account is whose is unknown, and so are the times and tokens.
+            Some(count) if *count > 1 => {
+                sample.energy = Err(format!("{count} samples have the same prompt"));
+            }
+            _ => {
+                sample.energy = sum_accounts(found, &domains);
+                set_times(sample, found);
+            }
+        }
     }
     evaluation.domains = domains;
     evaluation.meter = info.version.clone();
@@ -153,6 +158,9 @@ mod tests {
         );
         let reason = |at: usize| evaluation.samples[at].energy.clone().unwrap_err();
         assert_eq!((reason(1), reason(2)), ("2 samples have the same prompt".into(), reason(1)));
+        for twice in &evaluation.samples[1..3] {
+            assert_eq!((twice.began_ns, twice.duration_ns, twice.tokens_out), (0, 0, None));
+        }
         assert!(reason(3).contains("no account with its prompt"), "{}", reason(3));
         assert_eq!(reason(4), "several requests");
         let moved = evaluation.samples[5].energy.clone().unwrap();

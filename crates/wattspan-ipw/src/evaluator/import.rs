@@ -15,6 +15,10 @@ use super::evaluation::{EvaluatedSample, Evaluation};
 /// The longest prompt and answer that a run keeps, bytes; longer ones are cut.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 
+/// The most repeats (epochs) of a question. The planned queries of a run are its questions times its repeats, and a damaged
+/// number would make them absurd.
+const MAX_REPEATS: u32 = 10_000;
+
 /// Scores that differ by more are not the same mean.
 const SAME_MEAN: f64 = 1e-9;
 
@@ -52,7 +56,7 @@ pub struct EvaluationFindings {
 /// Imports an evaluation as a run into the directory `out`.
 ///
 /// # Errors
-/// There is no sample, or the run cannot be written.
+/// There is no sample, one is there twice or of an epoch above [`MAX_REPEATS`], or the run cannot be written.
 pub fn import_evaluation(
     source: &Path,
     evaluation: Evaluation,
@@ -66,6 +70,11 @@ pub fn import_evaluation(
     let mut keys = HashSet::new();
     if let Some(twice) = evaluation.samples.iter().find(|it| !keys.insert((it.id.as_str(), it.repeat))) {
         let reason = format!("the sample {:?} is there twice", twice.id);
+        return Err(RunDirError::Invalid { path: source.to_owned(), reason });
+    }
+    if let Some(beyond) = evaluation.samples.iter().find(|it| it.repeat >= MAX_REPEATS) {
+        let epoch = u64::from(beyond.repeat) + 1;
+        let reason = format!("the sample {:?} is of epoch {epoch}; {MAX_REPEATS} are the most", beyond.id);
         return Err(RunDirError::Invalid { path: source.to_owned(), reason });
     }
     let findings = findings(&evaluation);

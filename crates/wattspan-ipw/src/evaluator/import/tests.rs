@@ -79,6 +79,16 @@ fn no_samples_and_the_same_one_twice_are_errors() {
 }
 
 #[test]
+fn an_epoch_that_no_evaluation_has_is_an_error() {
+    let of_epoch = |epoch: u32| import(vec![sample("a", epoch - 1, Ok(1.0), None)]);
+    assert!(of_epoch(10_000).1.is_ok());
+    for epoch in [10_001, u32::MAX] {
+        let error = of_epoch(epoch).1.unwrap_err().to_string();
+        assert!(error.contains(&format!("is of epoch {epoch}; 10000 are the most")), "{error}");
+    }
+}
+
+#[test]
 fn long_texts_are_cut_so_that_the_run_stays_readable() {
     let mut long = sample("a", 0, Ok(1.0), Some(1));
     long.prompt = "ä".repeat(3 << 20);
