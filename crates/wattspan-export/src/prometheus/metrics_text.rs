@@ -141,6 +141,7 @@ mod tests {
             &format!("wattspan_attributed_joules_total{{{domain}}} 3.2"),
             &format!("wattspan_unattributed_joules_total{{{domain}}} 0.3"),
             r#"wattspan_host_energy_joules_total{grade="measured"} 3.5"#,
+            r#"wattspan_host_energy_joules_total{grade="estimated"} 0"#,
             r#"wattspan_domain_up{domain="psys"} 0"#,
             r#"wattspan_domains{liveness="stuck"} 1"#,
             r#"wattspan_domains{liveness="lost"} 0"#,
