@@ -145,16 +145,7 @@ fn flag_label(value: bool) -> &'static str {
 fn encode_domains(out: &mut FamilyEncoder, snapshot: &Snapshot) -> Result<(), Error> {
     let domains = &snapshot.totals.machine.domains;
     let labels = |name| -> Vec<Label> { vec![("domain", name)] };
-    let energy = domains.iter().map(|(name, totals)| {
-        let counted = flag_label(totals.counted);
-        let more = [
-            ("kind", &*totals.kind),
-            ("source", &*totals.source),
-            ("grade", &*totals.grade),
-            ("counted", counted),
-        ];
-        (labels(name).into_iter().chain(more).collect(), joules(totals.energy_uj()))
-    });
+    let energy = domains.iter().map(|(name, totals)| (labels(name), joules(totals.energy_uj())));
     out.counter(
         Family::joules(
             "wattspan_energy",
@@ -162,6 +153,18 @@ fn encode_domains(out: &mut FamilyEncoder, snapshot: &Snapshot) -> Result<(), Er
         ),
         energy,
     )?;
+    // What can change is no label of a counter: the series with the new label would begin with all energy.
+    let infos = domains.iter().map(|(name, totals)| -> Row {
+        let more = [
+            ("kind", &*totals.kind),
+            ("source", &*totals.source),
+            ("grade", &*totals.grade),
+            ("counted", flag_label(totals.counted)),
+        ];
+        (labels(name).into_iter().chain(more).collect(), 1.0)
+    });
+    let help = "What the domain is; counted: its energy is part of the host's now";
+    out.gauge(Family::plain("wattspan_domain_info", help), infos)?;
     let attributed = domains.iter().map(|(name, totals)| (labels(name), joules(totals.attributed_uj)));
     out.counter(
         Family::joules(
