@@ -196,7 +196,10 @@ fn at_one_instant_the_sums_are_those_of_the_balance_and_of_the_accounts() {
     client.open("open");
     let _exporter = Exporter::start(&daemon, dir.path(), &[]);
     let live = next_snapshot(dir.path());
-    let counted = micro(sum(&live, "wattspan_energy_joules_total", "counted=\"true\""));
+    let of_domain =
+        |domain: &str| micro(sum(&live, "wattspan_energy_joules_total", &format!("domain=\"{domain}\"")));
+    assert_eq!(sum(&live, "wattspan_domain_info", "counted=\"true\""), 2.0, "both domains count");
+    let counted = of_domain("package-0") + of_domain("dram-0");
     assert_eq!(micro(sum(&live, "wattspan_host_energy_joules_total", "")), counted);
     for at in 0..12 {
         let tokens = json!({ "gen_ai.usage.output_tokens": "7", "gen_ai.usage.input_tokens": "3" });

@@ -107,6 +107,9 @@ struct OtlpState {
     /// The accounts that the collector has rejected so far.
     #[serde(default)]
     rejected: u64,
+    /// Whether the collector has ever accepted an account.
+    #[serde(default)]
+    any_accepted: bool,
     /// The start of the sums of energy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     energy: Option<EnergyStart>,
@@ -226,10 +229,12 @@ impl OtlpExporter {
             summary.rejected += delivery.rejected;
             let sent = batch.last().map_or(self.state.after, |span| span.number);
             let rejected = self.state.rejected + delivery.rejected;
+            let any_accepted = self.state.any_accepted || delivery.accepted > 0;
             self.save(OtlpState {
                 database: Some(database.clone()),
                 after: sent,
                 rejected,
+                any_accepted,
                 ..self.state.clone()
             })?;
         }
@@ -264,8 +269,8 @@ impl OtlpExporter {
                 }
             }
         }
-        if total.accepted == 0 {
-            // A collector that takes no span of a batch does not take this format, rather than these spans.
+        if total.accepted == 0 && !self.state.any_accepted {
+            // A collector that has never taken a span does not take this format, rather than these spans.
             let reason = total.reason.unwrap_or_else(|| "it rejects each span".into());
             return Err(self.refused(reason));
         }

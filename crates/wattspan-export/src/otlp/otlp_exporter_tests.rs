@@ -242,6 +242,27 @@ fn a_span_that_the_collector_finds_invalid_is_counted_and_the_others_arrive() {
 }
 
 #[test]
+fn a_batch_of_invalid_spans_alone_does_not_end_an_export_that_has_worked() {
+    let collector =
+        Collecting::new(|_, body| match numbers(body).iter().any(|number| (3..=4).contains(number)) {
+            true => reply("400 Bad Request", "", "{\"message\":\"name too long\"}"),
+            false => accept(),
+        });
+    let (_dir, state) = new_state();
+    assert_eq!(Sending::new(&collector.url, state.clone(), 2).run().unwrap().accounts, 2);
+    let mut sending = Sending::new(&collector.url, state.clone(), 4);
+    let summary = sending.run().unwrap();
+    assert_eq!((summary.accounts, summary.rejected, sending.exporter.rejected()), (0, 2, 2));
+    assert_eq!(
+        sending.messages,
+        ["accounts that are rejected and not sent again: 2 (HTTP 400 Bad Request: name too long)"]
+    );
+    drop(sending);
+    let summary = Sending::new(&collector.url, state, 6).run().unwrap();
+    assert_eq!((summary.accounts, summary.rejected), (2, 0), "those after them arrive");
+}
+
+#[test]
 fn a_request_that_is_too_large_for_the_collector_is_halved() {
     let collector = Collecting::new(|_, body| match spans(body).len() > 100 {
         true => reply("413 Payload Too Large", "", ""),

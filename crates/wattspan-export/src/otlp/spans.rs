@@ -86,8 +86,10 @@ fn named_attributes(account: &Account, allowed: &[String]) -> Vec<Value> {
             return Some(integer(key, u64::from(account.uid)));
         }
         let value = attribute(account, key)?;
-        match value.parse() {
-            Ok(count) if INTEGER_ATTRIBUTES.contains(&key.as_str()) => Some(integer(key, count)),
+        // OTLP's integers are signed; a collector finds a request with a larger one invalid.
+        let count = value.parse::<i64>().ok().and_then(|count| u64::try_from(count).ok());
+        match count {
+            Some(count) if INTEGER_ATTRIBUTES.contains(&key.as_str()) => Some(integer(key, count)),
             _ => Some(text(key, value)),
         }
     };
@@ -216,6 +218,25 @@ mod tests {
         assert_eq!(value(&found, &key), Some(&json!({ "intValue": "12" })));
         assert_eq!(found["status"]["code"], 2);
         assert_eq!(value(&found, "error.type"), None, "it is not allowed");
+    }
+
+    #[test]
+    fn a_count_that_is_not_an_integer_of_otlp_is_a_text() {
+        let key = "gen_ai.usage.output_tokens".to_owned();
+        let allowed = [key.clone()];
+        for (count, kind) in [
+            ("0", "intValue"),
+            ("9223372036854775807", "intValue"),
+            ("9223372036854775808", "stringValue"),
+            ("18446744073709551615", "stringValue"),
+            ("-1", "stringValue"),
+            ("many", "stringValue"),
+        ] {
+            let mut account = account();
+            account.attributes.insert(key.clone(), count.into());
+            let found = span(&account, "uuid", 7, &allowed);
+            assert_eq!(value(&found, &key), Some(&json!({ kind: count })), "{count}");
+        }
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub struct MachineTotals {
     pub domains: BTreeMap<String, DomainTotals>,
     /// The energy of the counted domains.
     pub host_uj: u64,
+    /// The same energy, by the grade that the host had when it was measured.
+    #[serde(default)]
+    host_grades_uj: BTreeMap<String, u64>,
     /// The worst grade of the counted domains, when there were any.
     pub host_grade: String,
     /// By source, and the sampler's place among those of the source.
@@ -114,6 +117,7 @@ impl MachineTotals {
         if self.life.as_ref() != Some(&life) {
             self.begin_life(life);
         }
+        self.divide_old_host_energy();
         // Without a live domain none is counted; the label stays as it was.
         let counted = info.domains.iter().filter(|status| status.counted);
         if let Some(grade) = counted.map(|status| status.grade).max() {
@@ -130,12 +134,30 @@ impl MachineTotals {
             }
             let gained_uj = totals.update(row);
             if was_counted.unwrap_or(totals.counted) {
-                self.host_uj = self.host_uj.saturating_add(gained_uj);
+                self.add_to_host(gained_uj);
             }
             gained.insert(row.domain.clone(), gained_uj);
         }
         self.update_health(info);
         gained
+    }
+
+    /// The energy of the host by its grade. A change of the grade moves no energy: sums of increases stay right.
+    pub fn host_grades_uj(&self) -> &BTreeMap<String, u64> {
+        &self.host_grades_uj
+    }
+
+    fn add_to_host(&mut self, gained_uj: u64) {
+        self.host_uj = self.host_uj.saturating_add(gained_uj);
+        let of_grade = self.host_grades_uj.entry(self.host_grade.clone()).or_default();
+        *of_grade = of_grade.saturating_add(gained_uj);
+    }
+
+    /// A state file of an earlier version has one sum, which had the label of the last grade.
+    fn divide_old_host_energy(&mut self) {
+        if self.host_grades_uj.is_empty() && !self.host_grade.is_empty() {
+            self.host_grades_uj.insert(self.host_grade.clone(), self.host_uj);
+        }
     }
 
     fn update_health(&mut self, info: &DaemonInfo) {
@@ -225,6 +247,31 @@ mod tests {
         // A machine that started again may give the same clock to its daemon.
         let other = DaemonLife { boot_id: "c".into(), ..life(2) };
         assert_eq!(update(&mut totals, other, 1, 1), (77, 35));
+    }
+
+    #[test]
+    fn the_hosts_energy_stays_with_the_grade_that_it_was_measured_with() {
+        let mut info = info(true);
+        let mut totals = MachineTotals::default();
+        let mut at = |totals: &mut MachineTotals, grade: &str, measured_uj: u64| {
+            info.domains[0].grade = serde_json::from_value(grade.into()).unwrap();
+            let unattributed_uj = measured_uj;
+            let balance = Balance { domain: "a".into(), measured_uj, unattributed_uj, ..Balance::default() };
+            totals.update(life(1), &info, &[balance]);
+            assert_eq!(totals.host_uj, totals.host_grades_uj().values().sum::<u64>());
+        };
+        at(&mut totals, "measured", 100);
+        at(&mut totals, "estimated", 130);
+        at(&mut totals, "measured", 135);
+        let expected = BTreeMap::from([("measured".to_owned(), 105), ("estimated".to_owned(), 30)]);
+        assert_eq!(*totals.host_grades_uj(), expected);
+        // The file of an earlier version.
+        let mut file = serde_json::to_value(&totals).unwrap();
+        file.as_object_mut().unwrap().remove("host_grades_uj").unwrap();
+        let mut old: MachineTotals = serde_json::from_value(file).unwrap();
+        at(&mut old, "estimated", 145);
+        let expected = BTreeMap::from([("measured".to_owned(), 135), ("estimated".to_owned(), 10)]);
+        assert_eq!(*old.host_grades_uj(), expected);
     }
 
     #[test]

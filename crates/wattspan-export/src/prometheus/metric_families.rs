@@ -9,7 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
-use wattspan_client::domain::Liveness;
+use wattspan_client::domain::{Grade, Liveness};
 
 use super::machine_totals::SamplerTotals;
 use super::model_histogram::{DURATION_US, ENERGY_UJ, HistogramScale, ModelHistogram, TOKEN_NJ};
@@ -18,6 +18,8 @@ use super::snapshot::{CurrentValues, Snapshot};
 
 /// The words of `GapReason` in the contract.
 const GAP_REASONS: [&str; 3] = ["damaged", "deleted", "lost"];
+
+const GRADES: [Grade; 4] = [Grade::Measured, Grade::Modelled, Grade::Integrated, Grade::Estimated];
 
 /// The metrics of a snapshot.
 #[derive(Debug)]
@@ -143,16 +145,7 @@ fn flag_label(value: bool) -> &'static str {
 fn encode_domains(out: &mut FamilyEncoder, snapshot: &Snapshot) -> Result<(), Error> {
     let domains = &snapshot.totals.machine.domains;
     let labels = |name| -> Vec<Label> { vec![("domain", name)] };
-    let energy = domains.iter().map(|(name, totals)| {
-        let counted = flag_label(totals.counted);
-        let more = [
-            ("kind", &*totals.kind),
-            ("source", &*totals.source),
-            ("grade", &*totals.grade),
-            ("counted", counted),
-        ];
-        (labels(name).into_iter().chain(more).collect(), joules(totals.energy_uj()))
-    });
+    let energy = domains.iter().map(|(name, totals)| (labels(name), joules(totals.energy_uj())));
     out.counter(
         Family::joules(
             "wattspan_energy",
@@ -160,6 +153,18 @@ fn encode_domains(out: &mut FamilyEncoder, snapshot: &Snapshot) -> Result<(), Er
         ),
         energy,
     )?;
+    // What can change is no label of a counter: the series with the new label would begin with all energy.
+    let infos = domains.iter().map(|(name, totals)| -> Row {
+        let more = [
+            ("kind", &*totals.kind),
+            ("source", &*totals.source),
+            ("grade", &*totals.grade),
+            ("counted", flag_label(totals.counted)),
+        ];
+        (labels(name).into_iter().chain(more).collect(), 1.0)
+    });
+    let help = "What the domain is; counted: its energy is part of the host's now";
+    out.gauge(Family::plain("wattspan_domain_info", help), infos)?;
     let attributed = domains.iter().map(|(name, totals)| (labels(name), joules(totals.attributed_uj)));
     out.counter(
         Family::joules(
@@ -173,9 +178,13 @@ fn encode_domains(out: &mut FamilyEncoder, snapshot: &Snapshot) -> Result<(), Er
         Family::joules("wattspan_unattributed", "Energy of the domain while no span was open"),
         unattributed,
     )?;
-    let totals = &snapshot.totals.machine;
-    let grade = Some(&*totals.host_grade).filter(|grade| !grade.is_empty());
-    let host = grade.map(|grade| (vec![("grade", grade)], joules(totals.host_uj)));
+    let by_grade = snapshot.totals.machine.host_grades_uj();
+    // Each grade from the beginning: the increase of a series that appears later lacks its first value.
+    let grades = GRADES.iter().filter(|_| !by_grade.is_empty()).map(|grade| grade.as_str());
+    let host = grades.map(|grade| -> Row {
+        let uj = by_grade.get(grade).copied().unwrap_or(0);
+        (vec![("grade", grade)], joules(uj))
+    });
     out.counter(
         Family::joules("wattspan_host_energy", "Energy of the machine: the sum over the counted domains"),
         host,

@@ -135,12 +135,14 @@ mod tests {
         let text = text(snapshot(), TextFormat::Prometheus);
         let domain = r#"domain="package-0""#;
         for line in [
+            &format!("wattspan_energy_joules_total{{{domain}}} 3.5"),
             &format!(
-                r#"wattspan_energy_joules_total{{{domain},kind="package",source="perf",grade="measured",counted="true"}} 3.5"#
+                r#"wattspan_domain_info{{{domain},kind="package",source="perf",grade="measured",counted="true"}} 1"#
             ),
             &format!("wattspan_attributed_joules_total{{{domain}}} 3.2"),
             &format!("wattspan_unattributed_joules_total{{{domain}}} 0.3"),
             r#"wattspan_host_energy_joules_total{grade="measured"} 3.5"#,
+            r#"wattspan_host_energy_joules_total{grade="estimated"} 0"#,
             r#"wattspan_domain_up{domain="psys"} 0"#,
             r#"wattspan_domains{liveness="stuck"} 1"#,
             r#"wattspan_domains{liveness="lost"} 0"#,
