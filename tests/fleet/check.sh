@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The queries of fleet/ on DuckDB and on a Spark cluster of a master and two workers on loopback: rows computed by hand, and
-# a made-up fleet, for which both engines must give the same rows.
+# Exports of real daemons as pandas, polars and DuckDB read them, and the queries of fleet/ on DuckDB and on a Spark cluster of a
+# master and two workers on loopback: rows computed by hand, and a made-up fleet and the real exports, for which both engines must
+# give the same rows.
 #
-# Needs Java 17, Python 3.10 or later with venv, and the package index: 0.4 GB once, 1 GB in target/fleet. Without them it fails.
+# Needs built programs (target/debug/wattspan and wattspand, or WATTSPAN and WATTSPAND), Java 17, Python 3.10 or later with venv, and the package index: 0.4 GB once, 1 GB in target/fleet. Without them it fails.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
@@ -52,6 +53,10 @@ finish() {
 }
 trap finish EXIT
 
+say "exports of real daemons, as pandas, polars and DuckDB read them"
+"$python" "$here/real_export.py" "$work/real" "$(realpath "${WATTSPAND:-$root/target/debug/wattspand}")" \
+  "$(realpath "${WATTSPAN:-$root/target/debug/wattspan}")"
+
 say "a Spark cluster on loopback"
 start() { # LOG CLASS OPTIONS...
   # spark-class replaces itself with java, so that this is the process to end.
@@ -82,6 +87,10 @@ say "rows that were computed by hand"
 say "both engines, on a made-up fleet of $ROWS accounts"
 "$python" "$here/generate.py" "$work/made" "$ROWS"
 "$python" "$here/compare.py" "$master" --accounts "$work/made/out" --ipw-run "$work/made/made-run" \
+  --intensity "$work/made/intensity.csv" --zones "$work/made/zones.csv" 2>"$work/compare.log"
+grep ' s$' "$work/compare.log"
+say "both engines, on the exports of the real daemons"
+"$python" "$here/compare.py" "$master" --accounts "$work/real/parquet" --ipw-run "$work/real/run" \
   --intensity "$work/made/intensity.csv" --zones "$work/made/zones.csv" 2>"$work/compare.log"
 grep ' s$' "$work/compare.log"
 say "done"

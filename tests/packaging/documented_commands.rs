@@ -15,6 +15,7 @@ const FOREIGN_FLAGS: &[(&str, &str)] = &[
     ("features", "cargo"),
     ("log", "lm_eval: --log_samples"),
     ("middleware", "vllm"),
+    ("no-default-features", "cargo"),
     ("output", "lm_eval: --output_path"),
     ("path", "cargo"),
     ("samplers", "powermetrics"),
@@ -367,7 +368,7 @@ fn documented_packages_groups_features_and_drop_ins_exist() {
         .flat_map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     assert!(groups.iter().any(|group| group == "wattspan"), "{groups:?}");
-    let features: toml::Table = read(&root().join("Cargo.toml")).parse().unwrap();
+    let features: toml::Table = read(&root().join("crates/wattspan-cli/Cargo.toml")).parse().unwrap();
     let features = features["features"].as_table().unwrap();
     let mut wrong = Vec::new();
     for (path, text) in texts() {
