@@ -240,7 +240,7 @@ def a_judge_is_apart() -> None:
 
 
 def a_judge_does_not_wait_for_accounts() -> None:
-    """Several calls in a row by scorers, one of which fails: no account is waited for between them, and all are logged."""
+    """Calls in a row by scorers, one of which fails: none waits for the account of another, and all are logged."""
     waits: list[bool] = []
     wait = wattspan.inspect_ai._wait
     scorers_at_work: set[str] = set()

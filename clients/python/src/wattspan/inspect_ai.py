@@ -287,15 +287,15 @@ class EnergyHooks(Hooks):
         if sample is None:
             return
         if event.event in ("score", "error") and sample.scoring:
-            # A scorer ended. Its calls settle here, where nothing but the end of the sample waits: a judge's next call is not
-            # delayed by the account of the one before.
+            # A scorer ended. Its calls settle here, where nothing but the end of the sample waits: a judge's next call
+            # is not delayed by the account of the one before.
             await self._settle(sample)
         if event.event != "model" or event.uuid in sample.event_ids:
             return
         if event.uuid is not None:
             sample.event_ids.add(event.uuid)
-        # Several calls of the same messages may be open at once. One that has ended already explains the event: it ends an
-        # open one, whose reply had no usage or that failed, only if there is none.
+        # Several calls of the same messages may be open at once. One that has ended already explains the event: it ends
+        # an open one, whose reply had no usage or that failed, only if there is none.
         cached = event.cache == "read"
         over = sample.cached if cached else [call for call in sample.calls if call.ended]
         ended = next((call for call in over if call.may_have(event)), None)
