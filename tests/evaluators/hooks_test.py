@@ -239,6 +239,41 @@ def a_judge_is_apart() -> None:
         assert wattspan.Meter().call("GetSpan", span=scored)["account"]["attributes"]["inspect.step"] == "score"
 
 
+def a_judge_does_not_wait_for_accounts() -> None:
+    """Calls in a row by scorers, one of which fails: none waits for the account of another, and all are logged."""
+    waits: list[bool] = []
+    wait = wattspan.inspect_ai._wait
+    scorers_at_work: set[str] = set()
+
+    async def counted(done, timeout_s) -> None:
+        waits.append(bool(scorers_at_work))
+        await wait(done, timeout_s)
+
+    @scorer(metrics=[accuracy()])
+    def judges():
+        async def score(state: TaskState, target) -> Score:
+            scorers_at_work.add(state.uuid)
+            for _ in range(3):
+                await get_model().generate(f"Is {state.output.completion} right?")
+            scorers_at_work.remove(state.uuid)
+            if state.sample_id == "2":
+                raise RuntimeError("the judge is confused")
+            return Score(value="C")
+
+        return score
+
+    wattspan.inspect_ai._wait = counted
+    try:
+        _, figures = run("judges", at_once=1, scorer=judges(), fail_on_error=False)
+    finally:
+        wattspan.inspect_ai._wait = wait
+    check_calls(figures)
+    assert waits and not any(waits), waits
+    for sample in figures:
+        calls = sample["scoring"]["calls"]
+        assert len(calls) == 3 and sample["scoring"]["energy_uj"] == sum(call["share_uj"] for call in calls), sample
+
+
 def a_failing_sample() -> None:
     @solver
     def fragile():
@@ -314,6 +349,7 @@ cases = [
     parallel_calls,
     parallel_calls_of_the_same_messages,
     a_judge_is_apart,
+    a_judge_does_not_wait_for_accounts,
     a_failing_sample,
     without_a_daemon,
     a_daemon_that_stalls_and_dies,

@@ -128,6 +128,8 @@ class _Sample:
         self.event_ids: set[str] = set()
         """The model events that came; inspect-ai sends each again when it has its times."""
         self.figures: dict[str, Any] = {}
+        self.state: Any = None
+        """inspect-ai's state of the sample while it is scored, whose metadata are logged."""
 
 
 _current_sample: contextvars.ContextVar[_Sample | None] = contextvars.ContextVar("wattspan_sample", default=None)
@@ -269,8 +271,6 @@ class EnergyHooks(Hooks):
             return
         call.tokens = (data.usage.input_tokens, data.usage.output_tokens)
         self._end(call)
-        if call.scoring:
-            await self._settle(sample)
 
     @_never_raises
     async def on_model_retry(self, data: ModelRetry) -> None:
@@ -284,12 +284,18 @@ class EnergyHooks(Hooks):
     async def on_sample_event(self, data: SampleEvent) -> None:
         event = data.event
         sample = self._samples.get(data.sample_id)
-        if sample is None or event.event != "model" or event.uuid in sample.event_ids:
+        if sample is None:
+            return
+        if event.event in ("score", "error") and sample.scoring:
+            # A scorer ended. Its calls settle here, where nothing but the end of the sample waits: a judge's next call
+            # is not delayed by the account of the one before.
+            await self._settle(sample)
+        if event.event != "model" or event.uuid in sample.event_ids:
             return
         if event.uuid is not None:
             sample.event_ids.add(event.uuid)
-        # Several calls of the same messages may be open at once. One that has ended already explains the event: it ends an
-        # open one, whose reply had no usage or that failed, only if there is none.
+        # Several calls of the same messages may be open at once. One that has ended already explains the event: it ends
+        # an open one, whose reply had no usage or that failed, only if there is none.
         cached = event.cache == "read"
         over = sample.cached if cached else [call for call in sample.calls if call.ended]
         ended = next((call for call in over if call.may_have(event)), None)
@@ -337,6 +343,7 @@ class EnergyHooks(Hooks):
             return
         for call in sample.calls:
             self._end(call)
+        sample.state = sample_state()
         await self._settle(sample)
         sample.scoring = True
 
@@ -359,11 +366,10 @@ class EnergyHooks(Hooks):
             # The daemon was started after the evaluation.
             await self._read_domains()
         sample.figures = self._figures(sample, ended)
-        state = sample_state()
-        if state is None:
+        if sample.state is None:
             self.complain_once("inspect-ai has no current sample while it scores; the figures are not in the log")
         else:
-            state.metadata[METADATA_KEY] = sample.figures
+            sample.state.metadata[METADATA_KEY] = sample.figures
 
     def _figures(self, sample: _Sample, ended: list[_Call]) -> dict[str, Any]:
         solving = [call for call in ended if not call.scoring]
