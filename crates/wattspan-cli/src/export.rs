@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use wattspan_export::{ExportFormat, ExportSettings, ExportSummary, Exporter, describe_gap};
+use wattspan_export::{ExportFormat, ExportSettings, ExportSummary, Exporter};
 
 use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK, USAGE};
@@ -116,16 +116,8 @@ fn export_files(options: &MeterOptions, args: &FileExportArgs) -> Result<u8, Cli
 
 fn run_once(options: &MeterOptions, exporter: &mut Exporter) -> Result<ExportSummary, CliError> {
     let client = MeterConnector::connect_daemon(options)?;
-    let summary = exporter.run(&client).map_err(to_cli_error)?;
-    if summary.new_database {
-        output::eprint_message(
-            "the daemon has another database; its accounts are exported from the first one on",
-        );
-    }
-    for gap in &summary.gaps {
-        output::eprint_message(&describe_gap(gap));
-    }
-    Ok(summary)
+    let mut report = |message: &str| output::eprint_message(message);
+    exporter.run(&client, &mut report).map_err(to_cli_error)
 }
 
 fn print_summary(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Serialize;
 use wattspan_export::{
-    Backoff, CollectorSettings, OtlpError, OtlpExporter, OtlpSettings, OtlpSignal, OtlpSummary, describe_gap,
+    Backoff, CollectorSettings, OtlpError, OtlpExporter, OtlpSettings, OtlpSignal, OtlpSummary,
 };
 use wattspan_http::BaseUrl;
 
@@ -218,16 +218,7 @@ fn run_once(options: &MeterOptions, exporter: &mut OtlpExporter) -> Result<OtlpS
     if !exporter.sends(OtlpSignal::Traces) {
         return Ok(OtlpSummary::default());
     }
-    let summary = exporter.send_accounts(&client, &mut report)?;
-    if summary.new_database {
-        output::eprint_message(
-            "the daemon has another database; its accounts are sent from the first one on",
-        );
-    }
-    for gap in &summary.gaps {
-        output::eprint_message(&describe_gap(gap));
-    }
-    Ok(summary)
+    Ok(exporter.send_accounts(&client, &mut report)?)
 }
 
 fn print_summary(options: &MeterOptions, args: &OtlpArgs, summary: &OtlpSummary) -> Result<(), CliError> {

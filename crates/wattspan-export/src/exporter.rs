@@ -54,10 +54,6 @@ pub struct ExportSummary {
     pub accounts: u64,
     /// The number of files.
     pub files: u64,
-    /// The numbers that have no account.
-    pub gaps: Vec<Gap>,
-    /// The database is another one than in the run before, and was exported from its first account.
-    pub new_database: bool,
 }
 
 /// Why a run ended early; the next one continues.
@@ -117,11 +113,16 @@ impl Exporter {
         Ok(Self { settings, state_file, state })
     }
 
-    /// Exports all accounts that are stored now.
+    /// Exports all accounts that are stored now. `report` gets a message for each run of numbers without an account and for
+    /// another database, before the state file is beyond it: an error after that does not hide it.
     ///
     /// # Errors
     /// A call failed, or a file cannot be written. The next run continues.
-    pub fn run(&mut self, client: &Client) -> Result<ExportSummary, ExportError> {
+    pub fn run(
+        &mut self,
+        client: &Client,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<ExportSummary, ExportError> {
         if client.info()?.access < Access::Telemetry {
             let needs = Access::Telemetry.as_str().to_owned();
             return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
@@ -136,14 +137,16 @@ impl Exporter {
                     field, ..
                 }))) if field == "database" && self.state.database.is_some() => {
                     // What the last database has not given is lost with it. Its files stay.
-                    summary.new_database = true;
+                    report(
+                        "the daemon has another database; its accounts are exported from the first one on",
+                    );
                     self.save(ExportState::default())?;
                     continue;
                 }
                 page => page?,
             };
             if page.at_end {
-                self.export_page(&page, &mut summary)?;
+                self.export_page(&page, &mut summary, report)?;
                 self.write_balance(client)?;
                 return Ok(summary);
             }
@@ -152,7 +155,7 @@ impl Exporter {
             // The next range is read while this one is written.
             let next = thread::scope(|scope| {
                 let reading = scope.spawn(|| read(&following));
-                self.export_page(&page, &mut summary)?;
+                self.export_page(&page, &mut summary, report)?;
                 Ok::<_, ExportError>(reading.join().unwrap_or_else(|panic| resume_unwind(panic)))
             });
             read_ahead = Some(next?);
@@ -179,7 +182,12 @@ impl Exporter {
     }
 
     /// Writes the files of a range, after its state.
-    fn export_page(&mut self, page: &Page, summary: &mut ExportSummary) -> Result<(), ExportError> {
+    fn export_page(
+        &mut self,
+        page: &Page,
+        summary: &mut ExportSummary,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<(), ExportError> {
         let first = self.state.after + 1;
         if page.last >= first && !page.accounts.is_empty() {
             let range = NumberRange { first, last: page.last };
@@ -188,7 +196,7 @@ impl Exporter {
             summary.files += self.write_files(page, range)?;
             summary.accounts += page.accounts.len() as u64;
         }
-        summary.gaps.extend(page.gaps.iter().cloned());
+        page.gaps.iter().for_each(|gap| report(&describe_gap(gap)));
         self.save(ExportState { database: Some(page.database.clone()), after: page.last, range: None })
     }
 
@@ -356,6 +364,37 @@ mod tests {
         assert_eq!(extent(&read(&repeated(200), 50_000, 1)), (190, 200, false));
         assert_eq!(extent(&read(&repeated(50), 50, 4096)), (40, 50, true));
         assert_eq!(extent(&read(&repeated(49), 50, 4096)), (39, 49, false), "the next range has account 50");
+    }
+
+    #[test]
+    fn numbers_without_an_account_are_reported_before_the_state_is_beyond_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = ExportSettings {
+            format: ExportFormat::Jsonl,
+            directory: dir.path().to_owned(),
+            state: None,
+            host: "node-7".into(),
+            attributes: Vec::new(),
+        };
+        let mut exporter = Exporter::open(settings).unwrap();
+        let state = exporter.state_file.path().to_owned();
+        let gap = Gap { first: Some(1), last: Some(4), reason: GapReason::Deleted };
+        let page = Page {
+            accounts: vec![account(5)],
+            gaps: vec![gap.clone()],
+            database: "uuid".into(),
+            last: 5,
+            at_end: true,
+        };
+        let mut messages = Vec::new();
+        let mut report = |message: &str| {
+            let stored: ExportState = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+            assert_eq!(stored.after, 0);
+            messages.push(message.to_owned());
+        };
+        exporter.export_page(&page, &mut ExportSummary::default(), &mut report).unwrap();
+        assert_eq!(messages, [describe_gap(&gap)]);
+        assert_eq!(exporter.state.after, 5);
     }
 
     #[test]

@@ -120,11 +120,17 @@ impl HistorySlot {
         (first, other)
     }
 
+    /// The energy and the tokens of all models together.
+    pub fn token_sums(&self) -> (u64, u64) {
+        let sum = |columns: &[u64]| columns.iter().fold(0_u64, |sum, column| sum.saturating_add(*column));
+        (sum(&self.token_uj), sum(&self.tokens))
+    }
+
     /// Moves the energy of a model to that of the other models.
     fn merge_model(&mut self, model: usize) {
-        self.use_uj[OTHER_MODELS] += std::mem::take(&mut self.use_uj[model]);
-        self.tokens[OTHER_MODELS] += std::mem::take(&mut self.tokens[model]);
-        self.token_uj[OTHER_MODELS] += std::mem::take(&mut self.token_uj[model]);
+        for columns in [&mut self.use_uj[..], &mut self.tokens[..], &mut self.token_uj[..]] {
+            columns[OTHER_MODELS] = columns[OTHER_MODELS].saturating_add(std::mem::take(&mut columns[model]));
+        }
     }
 }
 
@@ -390,7 +396,7 @@ impl LiveHistory {
             let Some(tokens) = output_tokens(account) else { continue };
             let column = self.model_column(&Grouping::Model.key_of(account));
             slot.tokens[column] = slot.tokens[column].saturating_add(tokens);
-            slot.token_uj[column] += counted_share(account, counted).0;
+            slot.token_uj[column] = slot.token_uj[column].saturating_add(counted_share(account, counted).0);
         }
     }
 }
@@ -467,6 +473,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn sums_of_a_slot_end_at_the_largest_number() {
+        let mut slot = HistorySlot::default();
+        slot.tokens = [u64::MAX; MAX_MODELS + 1];
+        slot.token_uj = [u64::MAX - 1; MAX_MODELS + 1];
+        assert_eq!(slot.token_sums(), (u64::MAX, u64::MAX));
+        slot.merge_model(0);
+        assert_eq!((slot.tokens[0], slot.tokens[OTHER_MODELS]), (0, u64::MAX));
+        assert_eq!((slot.token_uj[0], slot.token_uj[OTHER_MODELS]), (0, u64::MAX));
     }
 
     #[test]

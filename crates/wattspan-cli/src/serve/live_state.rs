@@ -66,6 +66,7 @@ impl LiveState {
         let unreachable = self.top.unreachable.as_ref();
         let mut sum = HistorySlot::default();
         self.history.slots(HistoryRange::TenMinutes).iter().for_each(|slot| sum.add(slot));
+        let (token_uj, tokens) = sum.token_sums();
         let context = MessageContext {
             unix_ms: now_unix_ns / 1_000_000,
             meter: self.meter,
@@ -75,8 +76,8 @@ impl LiveState {
                 since_unix_ms: since_unix_ns / 1_000_000,
             }),
             health: health_lines(snapshot, unreachable.map(|(reason, _)| reason.as_str())),
-            token_uj: sum.token_uj.iter().sum(),
-            tokens: sum.tokens.iter().sum(),
+            token_uj,
+            tokens,
         };
         Some(FiguresMessage::new(&view, context))
     }

@@ -81,10 +81,10 @@ fn first_token_ns(account: &Account) -> Option<u64> {
     decode.opened_ns.checked_sub(account.opened_ns)
 }
 
-/// The output tokens that the account states, if any.
+/// The output tokens that the account states, if any. A count beyond 32 bits is none of a request.
 pub fn output_tokens(account: &Account) -> Option<u64> {
     let text = account.attributes.get("gen_ai.usage.output_tokens")?;
-    text.parse().ok().filter(|&tokens| tokens > 0)
+    text.parse::<u32>().ok().filter(|&tokens| tokens > 0).map(u64::from)
 }
 
 impl AccountTotals {
@@ -191,6 +191,19 @@ mod tests {
         let unknown = Account { error_uj: None, ..account("c", "small", &[("package-0", 1, 0)]) };
         totals.add(&unknown, &counted);
         assert_eq!(totals.groups(Grouping::Model)["small"].error_uj, None);
+    }
+
+    #[test]
+    fn a_count_of_tokens_that_no_request_has_is_none() {
+        let with = |tokens: &str| {
+            let mut account = account("a", "small", &[]);
+            account.attributes.insert("gen_ai.usage.output_tokens".into(), tokens.into());
+            output_tokens(&account)
+        };
+        assert_eq!([with("1"), with("4294967295")], [Some(1), Some(4_294_967_295)]);
+        for tokens in ["0", "-1", "4294967296", "18446744073709551615", "many"] {
+            assert_eq!(with(tokens), None, "{tokens}");
+        }
     }
 
     #[test]

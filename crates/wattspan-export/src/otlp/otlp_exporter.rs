@@ -1,6 +1,7 @@
 //! Sends what is stored, batch by batch, and remembers on disk up to which number.
 
 use std::io;
+use std::iter::Peekable;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::backoff::Backoff;
 use super::collector::{Answer, Collector, CollectorSettings};
 use super::metrics::{self, EnergyStart};
 use super::spans::{self, EncodedSpan};
-use crate::exporter::{ExportError, create_directory, file_error};
+use crate::exporter::{ExportError, create_directory, describe_gap, file_error};
 use crate::state::StateFile;
 
 /// The accounts of a call, and the spans of a request, at most.
@@ -61,10 +62,6 @@ pub struct OtlpSummary {
     pub accounts: u64,
     /// The accounts that it has rejected, and that are not sent again.
     pub rejected: u64,
-    /// The numbers that have no account.
-    pub gaps: Vec<Gap>,
-    /// The database is another one than in the run before, and was sent from its first account.
-    pub new_database: bool,
 }
 
 /// Why a run ended early; the next one continues with the same account.
@@ -154,7 +151,8 @@ impl OtlpExporter {
         self.state.rejected
     }
 
-    /// Sends all accounts that are stored now. `report` gets a message for each failure that is repeated or skipped.
+    /// Sends all accounts that are stored now. `report` gets a message for each failure that is repeated or skipped, and for
+    /// each run of numbers without an account and another database, before the state file is beyond it.
     ///
     /// # Errors
     /// A call failed, or the collector does not take the data. The next run continues.
@@ -186,7 +184,7 @@ impl OtlpExporter {
                     if field == "database" && self.state.database.is_some() =>
                 {
                     // What the last database has not given is lost with it.
-                    summary.new_database = true;
+                    report("the daemon has another database; its accounts are sent from the first one on");
                     self.save(OtlpState { database: None, after: 0, ..self.state.clone() })?;
                     continue;
                 }
@@ -216,6 +214,7 @@ impl OtlpExporter {
             let account = spans::without_others(account, allowed);
             encoded.push(EncodedSpan::new(&account, &database, number, allowed));
         }
+        let mut gaps = gaps.into_iter().flatten().peekable();
         for batch in batches(&encoded) {
             let delivery = self.deliver(batch, report)?;
             if delivery.rejected > 0 {
@@ -229,6 +228,7 @@ impl OtlpExporter {
             summary.rejected += delivery.rejected;
             let sent = batch.last().map_or(self.state.after, |span| span.number);
             let rejected = self.state.rejected + delivery.rejected;
+            report_gaps(&mut gaps, sent, report);
             let any_accepted = self.state.any_accepted || delivery.accepted > 0;
             self.save(OtlpState {
                 database: Some(database.clone()),
@@ -238,7 +238,7 @@ impl OtlpExporter {
                 ..self.state.clone()
             })?;
         }
-        summary.gaps.extend(gaps.into_iter().flatten());
+        report_gaps(&mut gaps, u64::MAX, report);
         self.save(OtlpState { database: Some(database), after, ..self.state.clone() })?;
         Ok(at_end)
     }
@@ -352,6 +352,13 @@ impl OtlpExporter {
             self.state = state;
         }
         Ok(())
+    }
+}
+
+/// Reports the gaps that begin up to a number.
+fn report_gaps(gaps: &mut Peekable<impl Iterator<Item = Gap>>, last: u64, report: &mut dyn FnMut(&str)) {
+    while let Some(gap) = gaps.next_if(|gap| gap.first.is_none_or(|first| first <= last)) {
+        report(&describe_gap(&gap));
     }
 }
 

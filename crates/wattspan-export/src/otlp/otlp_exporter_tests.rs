@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use serde_json::Value;
-use wattspan_client::account::Account;
+use wattspan_client::account::{Account, GapReason};
 
 use super::*;
 
@@ -368,9 +368,43 @@ fn another_database_is_sent_from_its_first_account() {
             ..SpanAccounts::of_accounts(vec![Account { number: Some(1), ..template.clone() }])
         })
     };
-    let summary = sending.exporter.send_listed(&mut list, &mut |_| {}).unwrap();
-    assert_eq!((summary.accounts, summary.new_database), (1, true));
+    let mut messages = Vec::new();
+    let mut report = |message: &str| messages.push(message.to_owned());
+    assert_eq!(sending.exporter.send_listed(&mut list, &mut report).unwrap().accounts, 1);
+    assert_eq!(messages, ["the daemon has another database; its accounts are sent from the first one on"]);
     let bodies = collector.bodies();
     let id = |body: &Value| spans(body)[0]["spanId"].clone();
     assert_ne!(id(&bodies[0]), id(&bodies[1]), "numbers repeat in another database, and IDs do not");
+}
+
+#[test]
+fn a_failure_after_a_gap_does_not_hide_the_gap() {
+    let collector = Collecting::new(|_, body| match numbers(body).contains(&3) {
+        true => reply("404 Not Found", "", ""),
+        false => accept(),
+    });
+    let (_dir, state) = new_state();
+    let mut sending = Sending::new(&collector.url, state, 0);
+    let template: Account = serde_json::from_str(include_str!("../test_account.json")).unwrap();
+    // Two requests, because of their length: the first one arrives, and the second one does not.
+    let mut list = |_: ListSpans| {
+        let long = |number| {
+            let attributes = [("kept".to_owned(), "x".repeat(BYTES_PER_REQUEST))].into();
+            Account { number: Some(number), attributes, ..template.clone() }
+        };
+        let gap = |number| Gap { first: Some(number), last: Some(number), reason: GapReason::Deleted };
+        Ok(SpanAccounts {
+            after: Some(4),
+            at_end: Some(true),
+            database: Some("uuid".into()),
+            gaps: Some(vec![gap(1), gap(4)]),
+            ..SpanAccounts::of_accounts(vec![long(2), long(3)])
+        })
+    };
+    let mut messages = Vec::new();
+    let mut report = |message: &str| messages.push(message.to_owned());
+    sending.exporter.send_listed(&mut list, &mut report).unwrap_err();
+    assert_eq!(sending.exporter.state.after, 2);
+    let expected = "accounts 1 to 1 are not exported: they were deleted by age or size";
+    assert_eq!(messages, [expected], "the other gap is in the next reply too");
 }
