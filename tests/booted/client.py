@@ -7,9 +7,12 @@
     client.py descriptors                      sends a file descriptor; prints the reply and whether the connection was closed
     client.py counters SYSFS                   reads each counter of the power PMU from the kernel, not from the daemon;
                                                prints its kind and whether it moves
+    client.py metrics SOCKET                   prints the answer of the exporter for Prometheus on this Unix socket
+    client.py collect PORT                     takes the requests of OTLP on this port of the machine until one of each kind came;
+                                               prints each request's path and number of spans or metrics
 """
 
-import ctypes, json, os, pathlib, socket, struct, sys, time
+import ctypes, http.server, json, os, pathlib, socket, struct, sys, time
 
 PATH = os.environ.get("WATTSPAN_SOCKET", "/run/wattspan/wattspan.sock")
 
@@ -79,6 +82,48 @@ def counters(sysfs):
     return sorted([kind, "live" if moved else "stuck"] for (kind, _), moved in zip(found, moves))
 
 
+def metrics(path):
+    """The head and the text of an answer."""
+    exporter = socket.socket(socket.AF_UNIX)
+    exporter.settimeout(20)
+    exporter.connect(path)
+    exporter.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    said = b""
+    while part := exporter.recv(65536):
+        said += part
+    return said.decode()
+
+
+def collect(port):
+    """Answers as a collector does that accepts everything."""
+    came = {}
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            counts = [
+                len(scope.get("spans") or scope.get("metrics"))
+                for kind in ("resourceSpans", "resourceMetrics")
+                for resource in body.get(kind, [])
+                for scope in resource["scopeSpans" if kind == "resourceSpans" else "scopeMetrics"]
+            ]
+            came[self.path] = sum(counts)
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", port), Collector) as collector:
+        print("listens", flush=True)
+        while set(came) != {"/v1/traces", "/v1/metrics"}:
+            collector.handle_request()
+    print(json.dumps(came))
+
+
 verb, words = sys.argv[1], sys.argv[2:]
 if verb == "call":
     meter = connect()
@@ -115,6 +160,10 @@ elif verb == "besiege":
     print(json.dumps({"came": came, "refused": refused}))
 elif verb == "counters":
     print(counters(pathlib.Path(words[0])))
+elif verb == "metrics":
+    print(metrics(words[0]))
+elif verb == "collect":
+    collect(int(words[0]))
 elif verb == "descriptors":
     meter = connect()
     socket.send_fds(meter, [message("GetInfo", {})], [0])

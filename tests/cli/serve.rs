@@ -287,7 +287,8 @@ fn by_default_it_listens_in_the_users_runtime_directory() {
     command.env("XDG_RUNTIME_DIR", dir.path()).arg("--socket").arg(daemon.socket()).arg("serve");
     let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut text = String::new();
-    BufReader::new(process.stdout.take().unwrap()).read_line(&mut text).unwrap();
+    let mut reader = BufReader::new(process.stdout.take().unwrap());
+    (0..3).for_each(|_| assert!(reader.read_line(&mut text).unwrap() > 0, "{text}"));
     let path = dir.path().join("wattspan/serve.sock");
     let is_socket =
         |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
@@ -295,6 +296,12 @@ fn by_default_it_listens_in_the_users_runtime_directory() {
     process.kill().unwrap();
     process.wait().unwrap();
     assert!(shown && exists, "{text}");
+    // A TCP port that forwards to the socket is open to all users of the other machine.
+    assert!(
+        text.contains("--listen 127.0.0.1:8090") && text.contains("ssh -L 8090:127.0.0.1:8090 "),
+        "{text}"
+    );
+    assert_eq!(text.matches(path.to_str().unwrap()).count(), 1, "no command forwards the socket: {text}");
 }
 
 #[test]

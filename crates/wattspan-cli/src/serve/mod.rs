@@ -92,14 +92,13 @@ fn print_address(
         return output::print_json(&output);
     }
     let text = match (address, output.url) {
-        (ListenAddress::Unix(path), _) => {
-            let path = path.display();
-            format!(
-                "serving at {}\n  on this machine:      wattspan serve --listen 127.0.0.1:0 prints a URL instead\n  \
-                 from another machine: ssh -L 8090:{path} HOST, then open http://localhost:8090/\n",
-                output.listen
-            )
-        }
+        // A TCP port that forwards to the socket would be open, without a token, to all users of the other machine.
+        (ListenAddress::Unix(_), _) => format!(
+            "serving at {}\n  \
+             for a browser on this machine: wattspan serve --listen 127.0.0.1:8090 prints a URL with a token instead\n  \
+             and on another machine:        the same, and there ssh -L 8090:127.0.0.1:8090 HOST; open the same URL\n",
+            output.listen
+        ),
         (ListenAddress::Tcp(_), url) => format!("open {}\n", url.unwrap_or_default()),
     };
     output::print_text(&text)
