@@ -98,6 +98,8 @@ fn a_sweep_has_the_figures_of_its_runs_and_runs_no_finished_point_again() {
     let output = command(&fixture, &["-n", "6", "--max-tokens", "9"]).output().unwrap();
     let text = output_text(&output);
     assert!(output.status.code() == Some(1) && text.contains("most tokens: 512, now 9"), "{text}");
+    // What was measured with them is in no table and on no front.
+    assert!(text.contains("no point") && !text.contains("tokens/s, and 2 give"), "{text}");
     assert_eq!((fixture.requests(), row_lines(&fixture)), before);
     // Another model is added to it.
     let output = command(&fixture, &["-n", "6", "--model", "good"]).output().unwrap();
