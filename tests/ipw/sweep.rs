@@ -1,6 +1,7 @@
 //! `wattspan ipw sweep`: points against a stub server on a simulated machine, and a sweep that was killed.
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -97,6 +98,8 @@ fn a_sweep_has_the_figures_of_its_runs_and_runs_no_finished_point_again() {
     let output = command(&fixture, &["-n", "6", "--max-tokens", "9"]).output().unwrap();
     let text = output_text(&output);
     assert!(output.status.code() == Some(1) && text.contains("most tokens: 512, now 9"), "{text}");
+    // What was measured with them is in no table and on no front.
+    assert!(text.contains("no point") && !text.contains("tokens/s, and 2 give"), "{text}");
     assert_eq!((fixture.requests(), row_lines(&fixture)), before);
     // Another model is added to it.
     let output = command(&fixture, &["-n", "6", "--model", "good"]).output().unwrap();
@@ -146,13 +149,27 @@ fn a_sweep_that_was_killed_is_continued_by_the_same_command() {
 #[test]
 fn a_server_that_is_down_leaves_the_points_of_the_others() {
     let fixture = IpwFixture::new();
-    let down = "http://127.0.0.1:9/v1";
-    let words = ["-n", "4", "-r", "1", "--retries", "0", "--url", down];
+    // A port of this address alone, so that no other test gets it while nothing listens there.
+    let address = TcpListener::bind("127.0.0.77:0").unwrap().local_addr().unwrap();
+    let down = format!("http://{address}/v1");
+    let words = ["-n", "4", "-r", "1", "--retries", "0", "--url", &down];
     let output = command(&fixture, &words).output().unwrap();
     let text = output_text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains(&format!("good-8, 2 at once, {down}: every query failed")), "{text}");
     assert!(text.contains("too few queries (0 of 4 queries have an answer and an energy)"), "{text}");
+    // The same command with the server up asks what was not delivered, and nothing else.
+    let (server, before) = (LlmStub::start_at(address), fixture.requests());
+    let output = command(&fixture, &words).output().unwrap();
+    let text = output_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(
+        (text.matches("finished before").count(), text.matches(": resumed").count()),
+        (4, 4),
+        "{text}"
+    );
+    assert_eq!((server.requests(), fixture.requests()), (4 * 4, before), "{text}");
+    assert!(!text.contains("0 of 4 queries"), "{text}");
 }
 
 #[test]

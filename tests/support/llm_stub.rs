@@ -44,7 +44,15 @@ impl LlmStub {
 
     /// Starts a server that can answer these questions.
     pub fn with_answers(questions: Vec<Question>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), questions)
+    }
+
+    /// Starts a server at this address, which answers the built-in questions.
+    pub fn start_at(address: SocketAddr) -> Self {
+        Self::on(TcpListener::bind(address).unwrap(), built_in())
+    }
+
+    fn on(listener: TcpListener, questions: Vec<Question>) -> Self {
         let address = listener.local_addr().unwrap();
         let answers = questions.into_iter().map(|question| (question.prompt.clone(), question)).collect();
         let state = Arc::new(StubState { answers, ..StubState::default() });

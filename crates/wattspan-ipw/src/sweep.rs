@@ -90,7 +90,8 @@ pub struct SweepPoint {
     /// The latency of the answered queries, from the request to the end of the answer, seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_s: Option<f64>,
-    /// Output tokens per second of all concurrent queries together: concurrency × tokens / time.
+    /// Output tokens per second of all concurrent queries together: concurrency × tokens / time. Only of a steady state:
+    /// elsewhere fewer queries are open than `concurrency`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
     /// Energy of an output token, joules.
@@ -178,7 +179,7 @@ impl SweepPoint {
             concurrency,
             steady: is_steady,
             latency_s: latency_s(&table, &queries, latency),
-            tokens_per_second: tokens_per_second(&table, &queries, concurrency),
+            tokens_per_second: is_steady.then(|| tokens_per_second(&table, &queries, concurrency)).flatten(),
             token_j: figures.tokens_per_joule.filter(|_| !figures.withheld).map(inverse),
             figures,
             on_energy_front: false,
@@ -363,6 +364,11 @@ fn nearest_power_limit(run: &Path, manifest: &Manifest) -> Result<Option<(String
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::question;
+    use super::super::row::ReplyText;
+    use super::super::run_dir::{FORMAT_VERSION, RunDir};
+    use super::super::run_settings::CONCURRENCY;
+    use super::super::scope::{IdlePolicy, Scope};
     use super::*;
 
     fn point(concurrency: usize, latency_s: f64, token_j: f64, ipw: f64, tokens: f64) -> SweepPoint {
@@ -404,6 +410,39 @@ mod tests {
         assert_eq!(report.points[1].limits[0].fact, "2 at once give 19.00 tokens/s, and 4 give 20.00");
         let none = SweepReport::new(vec![point(1, 3.0, 1.0, 1.0, 1.0)], LatencyMeasure::P95, Some(2.0));
         assert_eq!((none.best.as_ref().unwrap().energy, none.best.unwrap().ipw), (None, None));
+    }
+
+    #[test]
+    fn a_point_without_a_steady_state_has_no_throughput() {
+        let options = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included };
+        let read = |began_ns: [u64; 3]| {
+            let dir = tempfile::tempdir().unwrap();
+            let questions = question::built_in();
+            let manifest = Manifest {
+                version: FORMAT_VERSION,
+                fingerprint: question::fingerprint(&questions),
+                settings: [(CONCURRENCY.to_owned(), "2".to_owned())].into_iter().collect(),
+                ..Manifest::default()
+            };
+            let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
+            for (question, began_ns) in questions.iter().zip(began_ns) {
+                let row = QueryRow {
+                    id: question.id.clone(),
+                    score: Some(1.0),
+                    began_ns,
+                    duration_ns: 1_000_000_000,
+                    tokens_out: Some(10),
+                    ..QueryRow::default()
+                };
+                run.append_row(&row, &ReplyText::default()).unwrap();
+            }
+            SweepPoint::read(dir.path(), LatencyMeasure::P95, &options, true).unwrap()
+        };
+        let one_at_a_time = read([0, 2_000_000_000, 4_000_000_000]);
+        assert_eq!((one_at_a_time.concurrency, one_at_a_time.steady), (2, false));
+        assert_eq!(one_at_a_time.tokens_per_second, None);
+        let two_at_once = read([0, 0, 1_000_000_000]);
+        assert_eq!((two_at_once.steady, two_at_once.tokens_per_second), (true, Some(20.0)));
     }
 
     #[test]

@@ -112,6 +112,14 @@ struct SweepOutcome {
     interrupted: bool,
 }
 
+/// How the run of a point ended.
+enum PointEnd {
+    Finished,
+    Interrupted,
+    /// The run in its directory has other settings, so that its figures belong to another sweep.
+    OtherSettings(CliError),
+}
+
 /// Runs `wattspan ipw sweep`.
 pub fn sweep(options: &MeterOptions, args: &SweepArgs) -> Result<u8, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -151,7 +159,13 @@ async fn run_points(options: &MeterOptions, args: &SweepArgs) -> Result<SweepOut
         }
         let of = format!("point {number} of {}: {}", planned.len(), point.name);
         match run_point(options, point, &of, &interrupted).await {
-            Ok(is_interrupted) => outcome.interrupted = is_interrupted,
+            Ok(PointEnd::Finished) => {}
+            Ok(PointEnd::Interrupted) => outcome.interrupted = true,
+            Ok(PointEnd::OtherSettings(error)) => {
+                outcome.failures += 1;
+                eprint_message(&format!("{of}: {error}"));
+                continue;
+            }
             // Without a meter no point has an energy.
             Err(error) if [NO_COUNTER, UNREACHABLE, PERMISSION_DENIED].contains(&error.status) => {
                 return Err(error);
@@ -171,13 +185,13 @@ async fn run_points(options: &MeterOptions, args: &SweepArgs) -> Result<SweepOut
     Ok(outcome)
 }
 
-/// Runs a point, or what is left of it. Returns whether it was interrupted.
+/// Runs a point, or what is left of it.
 async fn run_point(
     options: &MeterOptions,
     point: &PlannedPoint,
     of: &str,
     interrupted: &watch::Receiver<bool>,
-) -> Result<bool, CliError> {
+) -> Result<PointEnd, CliError> {
     let mut run = point.run.clone();
     let prepared = if point.directory.join("run.json").exists() {
         let manifest = read_manifest(&point.directory).map_err(anyhow::Error::from)?;
@@ -185,14 +199,14 @@ async fn run_point(
         if !changed.is_empty() {
             let path = point.directory.display();
             let changed = changed.join("; ");
-            return Err(CliError::new(
+            return Ok(PointEnd::OtherSettings(CliError::new(
                 FAILURE,
                 format!("{path} was run with other settings ({changed}): name another directory (-o)"),
-            ));
+            )));
         }
         if is_finished(&point.directory)? {
             eprint_message(&format!("{of}: finished before"));
-            return Ok(false);
+            return Ok(PointEnd::Finished);
         }
         eprint_message(&format!("{of}: resumed"));
         run.resume = Some(point.directory.clone());
@@ -211,13 +225,13 @@ async fn run_point(
     if ended.progress.total > 0 && ended.progress.failed == ended.progress.total && !ended.interrupted {
         return Err(CliError::new(FAILURE, "every query failed"));
     }
-    Ok(ended.interrupted)
+    Ok(if ended.interrupted { PointEnd::Interrupted } else { PointEnd::Finished })
 }
 
-/// Whether every planned query of a run has a row.
+/// Whether every planned query of a run was delivered: a row of one that was not says only that no server took it.
 fn is_finished(directory: &Path) -> Result<bool, CliError> {
     let table = RunTable::read(directory).map_err(anyhow::Error::from)?;
-    Ok(table.columns.len() >= table.asked())
+    Ok(table.columns.delivered.iter().filter(|is_delivered| **is_delivered).count() >= table.asked())
 }
 
 /// CPU time of this thread, which sends all queries.

@@ -13,8 +13,9 @@ use super::inspect_archive::InspectArchive;
 use super::inspect_sample::{InspectSample, SampleReader};
 use super::inspect_spec::{InspectConfig, InspectHeader, InspectScorer};
 
-/// The longest `.json` log, which is in memory as a whole. Larger ones can be converted (`inspect log convert --to eval`).
-const MAX_JSON_BYTES: u64 = 1 << 30;
+/// The longest `.json` log, which is in memory as a whole: its text, and what is parsed, which takes a multiple of that (each
+/// element 32 bytes or more). Larger ones can be converted (`inspect log convert --to eval`).
+const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// The samples of a `.json` log.
 #[derive(Default, Deserialize)]
