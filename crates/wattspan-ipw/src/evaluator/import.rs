@@ -56,7 +56,7 @@ pub struct EvaluationFindings {
 /// Imports an evaluation as a run into the directory `out`.
 ///
 /// # Errors
-/// There is no sample, one is there twice or of an epoch above [`MAX_REPEATS`], or the run cannot be written.
+/// There is no sample, one is there twice or of an epoch above `MAX_REPEATS`, or the run cannot be written.
 pub fn import_evaluation(
     source: &Path,
     evaluation: Evaluation,
