@@ -477,9 +477,11 @@ mod tests {
 
     #[test]
     fn sums_of_a_slot_end_at_the_largest_number() {
-        let mut slot = HistorySlot::default();
-        slot.tokens = [u64::MAX; MAX_MODELS + 1];
-        slot.token_uj = [u64::MAX - 1; MAX_MODELS + 1];
+        let mut slot = HistorySlot {
+            tokens: [u64::MAX; MAX_MODELS + 1],
+            token_uj: [u64::MAX - 1; MAX_MODELS + 1],
+            ..HistorySlot::default()
+        };
         assert_eq!(slot.token_sums(), (u64::MAX, u64::MAX));
         slot.merge_model(0);
         assert_eq!((slot.tokens[0], slot.tokens[OTHER_MODELS]), (0, u64::MAX));
