@@ -179,10 +179,16 @@ fn its_energies_have_the_digits_of_top_and_of_the_accounts() {
     top.env("COLUMNS", "200").arg("--socket").arg(daemon.socket());
     let top = String::from_utf8(top.args(["top", "--once"]).output().unwrap().stdout).unwrap();
     assert_eq!(message["energy"]["unit"], "J");
+    let mut sums = Command::new(programs::wattspan());
+    sums.arg("--socket").arg(daemon.socket()).args(["spans", "--sum", "--by", "model", "--json"]);
+    let sums: Value = serde_json::from_slice(&sums.output().unwrap().stdout).unwrap();
     for model in ["small", "large"] {
         let of_model =
             accounts.iter().filter(|account| account["attributes"]["gen_ai.request.model"] == model);
         let sum_uj: u64 = of_model.map(|account| account["share_uj"].as_u64().unwrap()).sum();
+        let sums = sums["sums"].as_array().unwrap();
+        let stored = sums.iter().find(|sum| sum["model"] == model).unwrap();
+        assert_eq!(stored["energy_uj"], sum_uj, "{stored}");
         let shown = group_row(&message, model)["cells"][0].as_str().unwrap();
         assert_eq!(shown, format!("{}.{:03}", (sum_uj + 500) / 1_000_000, (sum_uj + 500) / 1_000 % 1_000));
         let line = top.lines().find(|line| line.starts_with(model)).unwrap();
