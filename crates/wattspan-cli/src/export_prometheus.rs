@@ -15,7 +15,9 @@ use wattspan_proxy::lookup_gid;
 use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, FAILURE, OK, USAGE};
 use super::export_options::parse_interval;
+use super::listen_group::listen_group_gid;
 use super::output::eprint_message;
+use super::termination::TerminationSignals;
 
 /// The group that opens the Unix socket, if it exists and this user is a member: it sees all accounts anyway.
 const DEFAULT_SOCKET_GROUP: &str = "wattspan-telemetry";
@@ -161,17 +163,9 @@ fn tls(args: &PrometheusArgs) -> Option<TlsSettings> {
 
 /// The ID of the group that may connect to the Unix socket. Only the default group may be missing.
 fn listen_gid(args: &PrometheusArgs, address: &MetricsAddress) -> Result<Option<u32>, CliError> {
-    match (&args.listen_group, address) {
-        (Some(_), MetricsAddress::Tcp(_)) => {
-            Err(CliError::new(USAGE, "--listen-group needs a Unix socket; give --listen unix:PATH"))
-        }
-        (Some(name), MetricsAddress::Unix(_)) => {
-            let gid = lookup_gid(name);
-            gid.map(Some).ok_or_else(|| {
-                CliError::new(USAGE, format!("--listen-group {name}: no such group on this machine"))
-            })
-        }
-        (None, _) => Ok(lookup_gid(DEFAULT_SOCKET_GROUP).filter(|gid| is_own_group(*gid))),
+    match &args.listen_group {
+        Some(name) => listen_group_gid(name, matches!(address, MetricsAddress::Tcp(_))).map(Some),
+        None => Ok(lookup_gid(DEFAULT_SOCKET_GROUP).filter(|gid| is_own_group(*gid))),
     }
 }
 
@@ -182,16 +176,10 @@ fn is_own_group(gid: u32) -> bool {
 
 /// Completes at the first SIGINT or SIGTERM.
 async fn shutdown_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    match TerminationSignals::register() {
+        Ok(mut signals) => signals.next().await,
         // Without handlers the signals keep their default action.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        Err(_) => std::future::pending().await,
     }
 }
 

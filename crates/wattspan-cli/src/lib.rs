@@ -24,6 +24,7 @@ mod export_otlp;
 mod export_prometheus;
 mod generate;
 mod ipw;
+mod listen_group;
 mod mechanism_comparison;
 mod output;
 mod proxy;
@@ -40,6 +41,7 @@ mod span_sums;
 mod spans;
 mod table;
 mod terminal;
+mod termination;
 mod top;
 mod utc_time;
 

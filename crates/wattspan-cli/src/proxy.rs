@@ -14,6 +14,7 @@ use wattspan_proxy::{
 use super::connect::MeterOptions;
 use super::exit_status::{CliError, OK};
 use super::output::eprint_message;
+use super::termination::TerminationSignals;
 
 /// Arguments of `wattspan proxy`.
 #[derive(Debug, clap::Args)]
@@ -162,23 +163,14 @@ fn annotate_group_members(args: &ProxyArgs) -> Result<AnnotationGroup, CliError>
 
 /// Completes at the first SIGINT or SIGTERM. The second one exits the process directly.
 async fn shutdown_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let Ok(mut signals) = TerminationSignals::register() else {
         // Without handlers the signals keep their default action.
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    signals.next().await;
     eprint_message("stopping; running requests have 10 s to finish");
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.next().await;
         std::process::exit(1);
     });
 }

@@ -286,7 +286,7 @@ fn growth_limit(points: &[SweepPoint], at: usize) -> Option<PointLimit> {
     };
     let lower = same().filter(|it| it.concurrency < own.concurrency).max_by_key(|it| it.concurrency);
     let higher = same().filter(|it| it.concurrency > own.concurrency).min_by_key(|it| it.concurrency);
-    // What the next higher concurrency gains tells more than what this one gained.
+    // What the next higher concurrency gains shows more than what this one gained.
     let (low, high) = match (lower, higher) {
         (_, Some(higher)) => (own, higher),
         (Some(lower), None) => (lower, own),

@@ -4,7 +4,6 @@ use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use wattspan_client::clock::unix_ns;
 use wattspan_ipw::metering_thread::MeteringHandle;
@@ -19,6 +18,7 @@ use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::output::{self, eprint_message};
 use super::super::terminal::{Terminal, printable};
+use super::super::termination::TerminationSignals;
 use super::prepare::{PreparedRun, prepare_new, prepare_resumed};
 use super::progress_line::ProgressLine;
 use super::report;
@@ -106,19 +106,13 @@ async fn ask_in_directory(
 
 /// Completes at the first SIGINT or SIGTERM.
 fn interrupt_signal() -> Result<oneshot::Receiver<()>, CliError> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = TerminationSignals::register()?;
     let (sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.next().await;
         let _ = sender.send(());
         // A second signal exits without waiting for the last accounts.
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.next().await;
         std::process::exit(i32::from(STATUS_INTERRUPTED));
     });
     Ok(receiver)

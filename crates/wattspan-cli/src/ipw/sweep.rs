@@ -8,10 +8,8 @@ use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use fnv::FnvHasher;
-use rustix::time::{ClockId, clock_gettime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
-use wattspan_client::clock::monotonic_ns;
+use wattspan_client::clock::{monotonic_ns, thread_cpu_ns};
 use wattspan_http::BaseUrl;
 use wattspan_ipw::question_sets::QuestionSet;
 use wattspan_ipw::report::format::{format_estimate, format_significant};
@@ -30,6 +28,7 @@ use super::super::exit_status::{CliError, FAILURE, NO_COUNTER, OK, PERMISSION_DE
 use super::super::output::{self, eprint_message};
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
+use super::super::termination::TerminationSignals;
 use super::options::{FigureOptions, parse_named_value};
 use super::prepare::{changed_settings, load_questions, prepare_new, prepare_resumed};
 use super::run::{STATUS_INTERRUPTED, ask_prepared};
@@ -216,6 +215,7 @@ async fn run_point(
         prepare_new(options, &run).await?
     };
     let interrupt = interrupt_of(interrupted);
+    // This thread sends all queries.
     let (cpu_ns, wall_ns) = (thread_cpu_ns(), monotonic_ns());
     let (path, ended) = ask_prepared(prepared, interrupt).await.map_err(|(_, error)| error)?;
     let load = ClientLoad { cpu_ns: thread_cpu_ns() - cpu_ns, wall_ns: monotonic_ns() - wall_ns };
@@ -234,26 +234,14 @@ fn is_finished(directory: &Path) -> Result<bool, CliError> {
     Ok(table.columns.delivered.iter().filter(|is_delivered| **is_delivered).count() >= table.asked())
 }
 
-/// CPU time of this thread, which sends all queries.
-fn thread_cpu_ns() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// Becomes true at the first SIGINT or SIGTERM; a second one ends the program.
 fn watch_interrupts() -> Result<watch::Receiver<bool>, CliError> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = TerminationSignals::register()?;
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
-        for is_first in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if is_first {
-                let _ = sender.send(true);
-            }
-        }
+        signals.next().await;
+        let _ = sender.send(true);
+        signals.next().await;
         std::process::exit(i32::from(STATUS_INTERRUPTED));
     });
     Ok(receiver)

@@ -19,10 +19,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
-use wattspan_proxy::{ListenAddress, ListenSocket, ProxyListener, lookup_gid};
+use wattspan_proxy::{ListenAddress, ListenSocket, ProxyListener};
 
 use crate::connect::MeterOptions;
-use crate::exit_status::{CliError, OK, USAGE};
+use crate::exit_status::{CliError, OK};
+use crate::listen_group::listen_group_gid;
 use crate::output;
 use crate::top::meter_feed::MeterFeed;
 use http_server::LiveServer;
@@ -112,12 +113,8 @@ fn default_address() -> ListenAddress {
 }
 
 fn listen_gid(args: &ServeArgs, address: &ListenAddress) -> Result<Option<u32>, CliError> {
-    let Some(name) = &args.listen_group else { return Ok(None) };
-    if matches!(address, ListenAddress::Tcp(_)) {
-        return Err(CliError::new(USAGE, "--listen-group needs a Unix socket; give --listen unix:PATH"));
-    }
-    let absent = || CliError::new(USAGE, format!("--listen-group {name}: no such group on this machine"));
-    lookup_gid(name).map(Some).ok_or_else(absent)
+    let is_tcp = matches!(address, ListenAddress::Tcp(_));
+    args.listen_group.as_deref().map(|name| listen_group_gid(name, is_tcp)).transpose()
 }
 
 async fn ended_by_signal() {
