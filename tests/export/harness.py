@@ -1,14 +1,19 @@
 """A daemon on a simulated machine, programs that are killed and started again, and load: for the tests of exporters."""
 
 import atexit
-import json
 import os
 import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from varlink_client import VarlinkClient  # noqa: E402
 
 TIMEOUT_S = 60
 
@@ -101,14 +106,14 @@ class Daemon(Process):
 
     def is_up(self):
         try:
-            Connection(self.socket).call("GetInfo")
+            VarlinkClient(self.socket, TIMEOUT_S).call("GetInfo")
             return True
         except OSError:
             return False
 
     def stored(self):
         """All accounts by number, once none waits for the disk."""
-        client = Connection(self.socket)
+        client = VarlinkClient(self.socket, TIMEOUT_S)
         wait_for("settled accounts", lambda: client.call("GetInfo")["keeping"]["waiting"] == 0)
         time.sleep(1)
         found, after = {}, 0
@@ -119,29 +124,6 @@ class Daemon(Process):
             if page["at_end"]:
                 assert not page.get("gaps"), page["gaps"]
                 return found
-
-
-class Connection:
-    """A client of the daemon."""
-
-    def __init__(self, path):
-        self.stream = socket.socket(socket.AF_UNIX)
-        self.stream.settimeout(TIMEOUT_S)
-        self.stream.connect(str(path))
-        self.rest = b""
-
-    def call(self, method, **parameters):
-        call = {"method": f"org.wattspan.Meter.{method}", "parameters": parameters}
-        self.stream.sendall(json.dumps(call).encode() + b"\0")
-        while b"\0" not in self.rest:
-            more = self.stream.recv(1 << 16)
-            if not more:
-                raise ConnectionResetError
-            self.rest += more
-        message, self.rest = self.rest.split(b"\0", 1)
-        reply = json.loads(message)
-        assert "error" not in reply, reply
-        return reply["parameters"]
 
 
 class Load(threading.Thread):
@@ -157,7 +139,7 @@ class Load(threading.Thread):
         try:
             while not self.ended:
                 try:
-                    self.run_spans(Connection(self.daemon_process.socket))
+                    self.run_spans(VarlinkClient(self.daemon_process.socket, TIMEOUT_S))
                 except OSError:
                     time.sleep(0.02)
         except Exception as error:

@@ -13,7 +13,6 @@ import json
 import math
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,11 @@ import polars
 import pyarrow.parquet
 from export_schema import ACCOUNT_SCHEMA, BALANCE_SCHEMA
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from varlink_client import VarlinkClient  # noqa: E402
+
+TIMEOUT_S = 60
 HOSTS = {"node-1": (80, 20), "node-2": (130, 25), "node-3": (61, 7)}
 MACHINE = """
 [[domain]]
@@ -76,33 +80,15 @@ class Daemon:
             self.process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
         # A check that fails leaves no daemon.
         atexit.register(self.process.kill)
-        self.stream = self.connect()
-        self.received = b""
+        self.call = self.connect().call
 
     def connect(self):
         for _ in range(600):
-            stream = socket.socket(socket.AF_UNIX)
             try:
-                stream.connect(str(self.socket_path))
-                return stream
+                return VarlinkClient(self.socket_path, TIMEOUT_S)
             except OSError:
-                stream.close()
                 time.sleep(0.05)
         sys.exit(f"no daemon at {self.socket_path}")
-
-    def call(self, method, **parameters):
-        message = {"method": f"org.wattspan.Meter.{method}", "parameters": parameters}
-        self.stream.sendall(json.dumps(message).encode() + b"\0")
-        while b"\0" not in self.received:
-            part = self.stream.recv(1 << 20)
-            if not part:
-                sys.exit("the daemon closed the connection")
-            self.received += part
-        reply, _, self.received = self.received.partition(b"\0")
-        reply = json.loads(reply)
-        if "error" in reply:
-            sys.exit(f"{method}: {reply}")
-        return reply.get("parameters", {})
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

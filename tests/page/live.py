@@ -10,7 +10,6 @@ import pathlib
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,11 @@ import urllib.request
 
 browser, wattspan, wattspand = sys.argv[1:4]
 shots, work = pathlib.Path(sys.argv[4]), pathlib.Path(sys.argv[5])
-here = pathlib.Path(__file__).parent
+here = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent / "support"))
+
+from varlink_client import CallError, VarlinkClient  # noqa: E402
+
 TIMEOUT_S = 30
 HOSTILE_MODEL = "<img src=x onerror=document.title='owned'>\u202eevil" + "x" * 150
 MACHINE = """
@@ -88,37 +91,13 @@ class Daemon:
 
     def is_ready(self):
         try:
-            return Meter(self.socket).call("GetInfo")
-        except OSError:
+            return VarlinkClient(self.socket, TIMEOUT_S).call("GetInfo")
+        except (OSError, CallError):
             return None
 
     def kill(self):
         self.process.kill()
         self.process.wait()
-
-
-class Meter:
-    """A client of the daemon, without the project's own client."""
-
-    def __init__(self, path):
-        self.stream = socket.socket(socket.AF_UNIX)
-        self.stream.settimeout(TIMEOUT_S)
-        self.stream.connect(str(path))
-        self.buffer = b""
-
-    def call(self, method, **parameters):
-        message = {"method": f"org.wattspan.Meter.{method}", "parameters": parameters}
-        self.stream.sendall(json.dumps(message).encode() + b"\0")
-        while b"\0" not in self.buffer:
-            more = self.stream.recv(1 << 16)
-            if not more:
-                raise OSError("the daemon hung up")
-            self.buffer += more
-        reply, self.buffer = self.buffer.split(b"\0", 1)
-        reply = json.loads(reply)
-        if "error" in reply:
-            raise OSError(reply)
-        return reply["parameters"]
 
 
 class Load:
@@ -135,7 +114,7 @@ class Load:
         rng, meter = random.Random(seed), None
         while not self.stopped.is_set():
             try:
-                meter = meter or Meter(self.path)
+                meter = meter or VarlinkClient(self.path, TIMEOUT_S)
                 attributes = {"gen_ai.request.model": model}
                 span = meter.call("OpenSpan", name="chat", attributes=attributes, process_share=False)["span"]
                 time.sleep(seconds * rng.uniform(0.1, 0.3))
@@ -144,7 +123,7 @@ class Load:
                 tokens = {"gen_ai.usage.output_tokens": str(int(seconds * rng.uniform(80, 110)))}
                 meter.call("CloseSpan", span=span, attributes=tokens)
                 time.sleep(rng.uniform(0, 0.3))
-            except OSError:
+            except (OSError, CallError):
                 # The daemon was killed.
                 meter = None
                 time.sleep(0.1)
@@ -325,7 +304,7 @@ def main():
         wait_until("the first figures", lambda: " W" in (page.run(POWER) or ""))
         check("token" not in page.run("location.href"), "the token stays in the URL")
         check(page.run("document.cookie") == "", "there is a cookie")
-        hostile = Meter(daemon.socket)
+        hostile = VarlinkClient(daemon.socket, TIMEOUT_S)
         for ending in range(2):
             attributes = {"gen_ai.request.model": HOSTILE_MODEL}
             span = hostile.call("OpenSpan", name=HOSTILE_MODEL, attributes=attributes, process_share=False)["span"]

@@ -15,4 +15,4 @@ for name in ${CHROMIUM:-} chromium chromium-browser google-chrome; do
   if command -v "$name" >/dev/null; then browser=$name; break; fi
 done
 [ -n "$browser" ] || { skip "Chromium" "install chromium, or set CHROMIUM"; exit 0; }
-python3 "$here/live.py" "$browser" "$(realpath "$1")" "$(realpath "$2")" "$out" "$work"
+PYTHONDONTWRITEBYTECODE=1 python3 "$here/live.py" "$browser" "$(realpath "$1")" "$(realpath "$2")" "$out" "$work"
