@@ -53,6 +53,8 @@ for _ in $(seq 600); do
 done
 
 export PYTHONPATH=$root/clients/python/src PATH=$(dirname "$wattspan"):$venv/bin:$PATH
+# Nothing of an earlier run may answer this one: inspect-ai keeps cached answers of models for a week.
+export INSPECT_CACHE_DIR=$work/inspect XDG_CACHE_HOME=$work/cache XDG_DATA_HOME=$work/data XDG_STATE_HOME=$work/state
 export INSPECT_DISPLAY=plain HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/huggingface NO_COLOR=1
 
 say "the hooks"
