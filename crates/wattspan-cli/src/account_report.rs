@@ -112,17 +112,6 @@ pub fn grade_name(grade: Grade) -> &'static str {
     grade.as_str()
 }
 
-/// The state's name in the protocol.
-pub fn state_name(state: SpanState) -> &'static str {
-    match state {
-        SpanState::Open => "open",
-        SpanState::Provisional => "provisional",
-        SpanState::Settled => "settled",
-        SpanState::Abandoned => "abandoned",
-        SpanState::Interrupted => "interrupted",
-    }
-}
-
 fn describe_state(state: SpanState) -> Option<&'static str> {
     match state {
         SpanState::Settled => None,

@@ -11,7 +11,7 @@ use wattspan_client::protocol::{ListSpans, SumSpans};
 use wattspan_client::{Client, ClientError};
 
 use super::account_pages::{AccountPage, AccountPages};
-use super::account_report::{self, state_name};
+use super::account_report;
 use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK};
 use super::output;
@@ -60,7 +60,7 @@ fn parse_attribute(text: &str) -> Result<(String, String), String> {
 
 fn parse_state(text: &str) -> Result<SpanState, String> {
     let final_states = [SpanState::Settled, SpanState::Abandoned, SpanState::Interrupted];
-    let state = final_states.into_iter().find(|other| state_name(*other) == text);
+    let state = final_states.into_iter().find(|other| other.as_str() == text);
     state.ok_or_else(|| "expected settled, abandoned or interrupted".to_owned())
 }
 
@@ -226,7 +226,7 @@ fn account_line(account: &Account, terminal: Terminal) -> String {
     );
     let end = match account.state {
         SpanState::Settled => String::new(),
-        other => terminal.paint(TextStyle::Warning, &format!("  {}", state_name(other))),
+        other => terminal.paint(TextStyle::Warning, &format!("  {}", other.as_str())),
     };
     format!("{fixed}{} ({}){end}", printable(&account.name), printable(&account.span))
 }

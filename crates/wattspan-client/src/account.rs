@@ -25,6 +25,19 @@ pub enum SpanState {
     Interrupted,
 }
 
+impl SpanState {
+    /// The state's name in the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SpanState::Open => "open",
+            SpanState::Provisional => "provisional",
+            SpanState::Settled => "settled",
+            SpanState::Abandoned => "abandoned",
+            SpanState::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// A span's share of one domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Share {

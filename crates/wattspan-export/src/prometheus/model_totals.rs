@@ -61,7 +61,7 @@ pub struct ModelTotals {
 impl ModelTotals {
     pub fn add(&mut self, account: &Account) {
         let operation = operation_label(account);
-        let by_operation = self.spans.entry(state_label(account.state).into()).or_default();
+        let by_operation = self.spans.entry(account.state.as_str().into()).or_default();
         *by_operation.entry(operation.into()).or_default() += 1;
         if let Some(closed_ns) = account.closed_ns {
             self.duration.observe(DURATION_US, closed_ns.saturating_sub(account.opened_ns) / 1000);
@@ -95,17 +95,6 @@ impl ModelTotals {
                 self.token_energy.observe(TOKEN_NJ, u64::try_from(nj).unwrap_or(u64::MAX));
             }
         }
-    }
-}
-
-/// The state's name in the contract.
-fn state_label(state: SpanState) -> &'static str {
-    match state {
-        SpanState::Open => "open",
-        SpanState::Provisional => "provisional",
-        SpanState::Settled => "settled",
-        SpanState::Abandoned => "abandoned",
-        SpanState::Interrupted => "interrupted",
     }
 }
 
