@@ -131,7 +131,7 @@ impl Database {
 
     /// Writes the last commit to the high-water mark.
     pub fn write_mark(&self) -> io::Result<()> {
-        self.mark_file.write(&self.mark(self.index.last_id))
+        self.mark_file.write(&self.mark())
     }
 
     /// Whether the mark on the disk reserves IDs.
@@ -141,7 +141,7 @@ impl Database {
 
     /// Closes the connection, which checkpoints and syncs the write-ahead log, and ends the reservation of IDs.
     pub fn close(self) -> Result<(), DatabaseError> {
-        let mark = HighWaterMark { reserved: 0, ..self.mark(self.index.last_id) };
+        let mark = HighWaterMark { reserved: 0, ..self.mark() };
         let mark_file = self.mark_file;
         self.connection.close().map_err(|(_, error)| error)?;
         if self.reserved.is_some() { Ok(mark_file.write_synced(&mark)?) } else { Ok(()) }
@@ -150,11 +150,11 @@ impl Database {
     /// Ends the reservation of IDs on the disk. All commits must be synced.
     pub fn release_ids(&mut self) -> io::Result<()> {
         self.reserved = Some(0);
-        self.mark_file.write_synced(&self.mark(self.index.last_id))
+        self.mark_file.write_synced(&self.mark())
     }
 
-    fn mark(&self, last: i64) -> HighWaterMark {
-        let CommitTime { kept_s, running_s } = self.last_commit;
+    fn mark(&self) -> HighWaterMark {
+        let (last, CommitTime { kept_s, running_s }) = (self.index.last_id, self.last_commit);
         HighWaterMark { last, kept_s, running_s, reserved: self.reserved.unwrap_or(0), boot: self.boot }
     }
 
@@ -174,7 +174,7 @@ impl Database {
     /// process that has ended: a span that is still open would get a second account when it settles.
     pub fn recover(&mut self, now: ClockReading) -> Result<usize, DatabaseError> {
         let commit_time = self.commit_time(now);
-        let (last_before, since) = (self.index.last_id, self.last_commit);
+        let before = self.mark();
         let transaction = self.connection.transaction()?;
         {
             let stored_layouts = LayoutTable::load(&transaction)?;
@@ -198,21 +198,17 @@ impl Database {
         }
         transaction.execute("DELETE FROM journal", [])?;
         transaction.execute("DELETE FROM block WHERE id = ?1", [CLOCK_BLOCK])?;
-        let mark = HighWaterMark {
-            boot: self.boot,
-            ..HighWaterMark::of_commit(last_before, since.kept_s, since.running_s)
-        };
-        reserve_ids(&self.mark_file, &mut self.reserved, self.index.last_id, mark)?;
+        reserve_ids(&self.mark_file, &mut self.reserved, self.index.last_id, before)?;
         transaction.commit()?;
         self.last_commit = commit_time;
         self.write_mark()?;
-        Ok((self.index.last_id - last_before) as usize)
+        Ok((self.index.last_id - before.last) as usize)
     }
 
     /// Writes batches, in order, in one transaction.
     pub fn write(&mut self, batches: &[Batch], now: ClockReading) -> Result<(), DatabaseError> {
         let commit_time = self.commit_time(now);
-        let (last_before, since) = (self.index.last_id, self.last_commit);
+        let before = self.mark();
         let transaction = self.connection.transaction()?;
         {
             let mut writer =
@@ -248,11 +244,7 @@ impl Database {
                 }
             }
         }
-        let mark = HighWaterMark {
-            boot: self.boot,
-            ..HighWaterMark::of_commit(last_before, since.kept_s, since.running_s)
-        };
-        reserve_ids(&self.mark_file, &mut self.reserved, self.index.last_id, mark)?;
+        reserve_ids(&self.mark_file, &mut self.reserved, self.index.last_id, before)?;
         transaction.commit()?;
         self.last_commit = commit_time;
         Ok(())
