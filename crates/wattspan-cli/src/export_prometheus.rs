@@ -10,7 +10,7 @@ use wattspan_export::prometheus::{
     HttpAccess, MAX_MODELS, MetricsAddress, MetricsServer, MetricsUpdater, ModelLabels, PrometheusError,
     SpanGroup, TlsSettings, Token, UpdaterSettings,
 };
-use wattspan_proxy::lookup_gid;
+use wattspan_system::groups::lookup_gid;
 
 use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, FAILURE, OK, USAGE};

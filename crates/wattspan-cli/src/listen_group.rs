@@ -1,6 +1,6 @@
 //! The group whose members may connect to a Unix socket: `--listen-group` of the commands that serve.
 
-use wattspan_proxy::lookup_gid;
+use wattspan_system::groups::lookup_gid;
 
 use super::exit_status::{CliError, USAGE};
 

@@ -8,8 +8,9 @@ use wattspan_client::SocketPath;
 use wattspan_http::BaseUrl;
 use wattspan_proxy::{
     AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT,
-    ListenAddress, ProxySettings, ServerProcess, lookup_gid,
+    ListenAddress, ProxySettings, ServerProcess,
 };
+use wattspan_system::groups::lookup_gid;
 
 use super::connect::MeterOptions;
 use super::exit_status::{CliError, OK};

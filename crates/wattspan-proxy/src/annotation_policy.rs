@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use uzers::{get_group_by_name, get_user_by_uid, get_user_groups};
+use wattspan_system::groups::{is_user_in_group, lookup_gid};
 use wattspan_system::unix_socket::{OVERFLOW_UID, PeerCredentials};
 
 use super::tcp_owner;
@@ -46,12 +46,6 @@ impl AnnotationGroup {
     pub fn exists(&self) -> bool {
         self.gid.is_some()
     }
-}
-
-/// The id of a group by its name.
-pub fn lookup_gid(name: &str) -> Option<u32> {
-    // A C string cannot contain NUL, so no group has such a name.
-    if name.contains('\0') { None } else { get_group_by_name(name).map(|group| group.gid()) }
 }
 
 pub struct AnnotationPolicy {
@@ -143,14 +137,6 @@ impl fmt::Display for AnnotationGroup {
     }
 }
 
-/// Whether the group is a primary or supplementary group of the user.
-fn is_user_in_group(uid: u32, gid: u32) -> bool {
-    let Some(user) = get_user_by_uid(uid) else { return false };
-    let primary = user.primary_group_id();
-    let groups = || get_user_groups(user.name(), primary);
-    primary == gid || groups().is_some_and(|groups| groups.iter().any(|group| group.gid() == gid))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,13 +182,5 @@ mod tests {
         let group = AnnotationGroup { name: "none".into(), gid: None };
         let policy = AnnotationPolicy { group, ..policy(false) };
         assert!(!policy.is_permitted(&peer(7, 0, &[0])).await);
-    }
-
-    #[test]
-    fn the_primary_group_counts() {
-        let root = get_user_by_uid(0).unwrap();
-        assert!(is_user_in_group(0, root.primary_group_id()));
-        assert!(!is_user_in_group(0, u32::MAX - 7));
-        assert!(!is_user_in_group(u32::MAX - 7, 0));
     }
 }

@@ -47,7 +47,7 @@ mod trace_context;
 mod upstream_request;
 mod usage_inserter;
 
-pub use annotation_policy::{AnnotationGroup, lookup_gid};
+pub use annotation_policy::AnnotationGroup;
 pub use bound_proxy::{BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT, ProxySettings};
 pub use client_io::ClientIo;
 pub use connection_limit::ConnectionLimit;

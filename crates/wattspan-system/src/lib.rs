@@ -3,5 +3,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod escape;
+#[cfg(feature = "groups")]
+pub mod groups;
 pub mod private_file;
 pub mod unix_socket;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use uzers::{get_group_by_name, get_user_by_uid, get_user_groups};
+use wattspan_system::groups::{is_user_in_group, lookup_gid};
 use wattspan_system::unix_socket::OVERFLOW_UID;
 
 /// A group, and the users that were looked up in it.
@@ -19,10 +19,8 @@ pub struct SpanGroup {
 impl SpanGroup {
     /// Looks up the group; it need not exist.
     pub fn lookup(name: &str) -> Self {
-        // A C string cannot contain NUL, so no group has such a name.
-        let group = if name.contains('\0') { None } else { get_group_by_name(name) };
         let own_uid = rustix::process::geteuid().as_raw();
-        Self { own_uid, gid: group.map(|group| group.gid()), members: HashMap::new() }
+        Self { own_uid, gid: lookup_gid(name), members: HashMap::new() }
     }
 
     /// Whether the group database has the group.
@@ -41,14 +39,6 @@ impl SpanGroup {
     pub fn forget(&mut self) {
         self.members.clear();
     }
-}
-
-/// Whether the group is a primary or supplementary group of the user.
-fn is_user_in_group(uid: u32, gid: u32) -> bool {
-    let Some(user) = get_user_by_uid(uid) else { return false };
-    let primary = user.primary_group_id();
-    let groups = || get_user_groups(user.name(), primary);
-    primary == gid || groups().is_some_and(|groups| groups.iter().any(|group| group.gid() == gid))
 }
 
 #[cfg(test)]
