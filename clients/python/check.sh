@@ -22,8 +22,8 @@ tools="$work/tools/bin"
 export PYTHONDONTWRITEBYTECODE=1 MYPY_CACHE_DIR="$work/mypy" RUFF_CACHE_DIR="$work/ruff"
 
 say "lints"
-"$tools/ruff" check . ../../examples/fastapi_energy.py ../../tests/evaluators
-"$tools/ruff" format --check . ../../examples/fastapi_energy.py ../../tests/evaluators
+"$tools/ruff" check . ../../examples/fastapi_energy.py ../../tests/evaluators ../../tests/soak
+"$tools/ruff" format --check . ../../examples/fastapi_energy.py ../../tests/evaluators ../../tests/soak
 "$tools/vermin" --no-tips --violations -t=3.9- src >"$work/vermin.log" || { cat "$work/vermin.log"; exit 1; }
 
 say "types"
