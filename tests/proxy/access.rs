@@ -311,7 +311,7 @@ fn a_group_that_does_not_exist_is_refused_where_it_was_asked_for() {
         [("127.0.0.1:0", "--annotate-group"), ("unix:/nonexistent/p.sock", "--listen-group")]
     {
         let (status, message) = run(listen, &[flag, "no-such-group"]);
-        assert_eq!(status, Some(1));
+        assert_eq!(status, Some(2));
         assert!(message.contains("no-such-group: no such group"), "{message}");
     }
 }

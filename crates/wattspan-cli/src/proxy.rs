@@ -10,10 +10,10 @@ use wattspan_proxy::{
     AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT,
     ListenAddress, ProxySettings, ServerProcess,
 };
-use wattspan_system::groups::lookup_gid;
 
 use super::connect::MeterOptions;
-use super::exit_status::{CliError, OK};
+use super::exit_status::{CliError, OK, USAGE};
+use super::listen_group::listen_group_gid;
 use super::output::eprint_message;
 use super::termination::TerminationSignals;
 
@@ -142,14 +142,8 @@ fn server_process(args: &ProxyArgs) -> Option<ServerProcess> {
 
 /// The ID of the group that may connect to the Unix socket.
 fn listen_gid(args: &ProxyArgs) -> Result<Option<u32>, CliError> {
-    let Some(name) = &args.listen_group else { return Ok(None) };
-    if matches!(args.listen, ListenAddress::Tcp(_)) {
-        return Err(anyhow::anyhow!("--listen-group needs a Unix socket; give --listen unix:PATH").into());
-    }
-    match lookup_gid(name) {
-        Some(gid) => Ok(Some(gid)),
-        None => Err(anyhow::anyhow!("--listen-group {name}: no such group on this machine").into()),
-    }
+    let is_tcp = matches!(args.listen, ListenAddress::Tcp(_));
+    args.listen_group.as_deref().map(|name| listen_group_gid(name, is_tcp)).transpose()
 }
 
 /// The group whose members see the energy. Only the default group may be missing.
@@ -159,7 +153,7 @@ fn annotate_group_members(args: &ProxyArgs) -> Result<AnnotationGroup, CliError>
     if group.exists() || name == DEFAULT_SPAN_GROUP {
         return Ok(group);
     }
-    Err(anyhow::anyhow!("--annotate-group {name}: no such group on this machine").into())
+    Err(CliError::new(USAGE, format!("--annotate-group {name}: no such group on this machine")))
 }
 
 /// Completes at the first SIGINT or SIGTERM. The second one exits the process directly.
