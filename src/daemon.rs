@@ -61,7 +61,7 @@ fn run(flags: &Flags) -> Result<()> {
     let (listeners, socket_file) = listen(&config, permissions)?;
     let inventory =
         sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
-    let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
+    let out = flags.record.as_deref().map(|file| (file, create_recording(file)));
     let confinement = drop_privileges(&config, &inventory, &manager);
     let mut builder = ServiceBuilder::start(plan, inventory, Clock::Machine, log).context("cannot start")?;
     ensure_sources(&builder)?;
@@ -212,18 +212,32 @@ fn config_loader(flags: Flags, owner: AcceptedOwner) -> ConfigLoader {
     })
 }
 
+/// Creates the file of a recording, with its name on disk.
+fn create_recording(path: &Path) -> std::io::Result<File> {
+    let file = private_file::create(path)?;
+    if file.metadata()?.is_file() {
+        // A directory that this user cannot read cannot be synced either.
+        let _ = path.parent().map_or(Ok(()), private_file::sync_directory);
+    }
+    Ok(file)
+}
+
 /// Records the readings, at the full rate, to a file for `--replay`.
 fn start_recording(
     file: &Path,
     out: std::io::Result<File>,
     builder: &mut ServiceBuilder,
-) -> Result<Recording> {
+) -> Result<(Recording, File)> {
     let context = || format!("cannot record to {}", file.display());
-    builder.start_recording(out.with_context(context)?).with_context(context)
+    let out = out.with_context(context)?;
+    let recorded_file = out.try_clone().with_context(context)?;
+    Ok((builder.start_recording(out).with_context(context)?, recorded_file))
 }
 
-fn finish_recording(recording: Recording) -> Result<()> {
+/// Ends the recording. What is then said to be recorded is on disk.
+fn finish_recording((recording, file): (Recording, File)) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
+    private_file::sync_output(&file).context("the recording cannot be synced")?;
     log_event(&RECORDING_ENDED, &format!("recorded {} samples, lost {}", recorded.recorded, recorded.lost));
     Ok(())
 }
@@ -256,8 +270,19 @@ fn ensure_sources(builder: &ServiceBuilder) -> Result<()> {
     if !builder.domain_names().is_empty() {
         return Ok(());
     }
-    let reasons = builder.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason));
-    Err(anyhow!(NoSourceError(reasons.collect())))
+    let reasons: String =
+        builder.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason)).collect();
+    let is_temporary = is_resource_shortage(&reasons);
+    Err(anyhow!(NoSourceError { reasons, is_temporary }))
+}
+
+/// Whether a reason contains an error of the system that says nothing of the machine's sources: no descriptor, thread or
+/// memory was left.
+fn is_resource_shortage(reasons: &str) -> bool {
+    // As `io::Error` shows them.
+    [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM]
+        .iter()
+        .any(|error| reasons.contains(&format!("(os error {error})")))
 }
 
 /// The socket path: as configured, else the system's or the user's default.
@@ -293,13 +318,18 @@ fn log_bus(message: &str) {
 
 /// No energy source is available; contains the reasons.
 #[derive(Debug, thiserror::Error)]
-#[error("no energy source is available:{0}")]
-struct NoSourceError(String);
+#[error("no energy source is available:{reasons}")]
+struct NoSourceError {
+    reasons: String,
+    /// A later start may find one.
+    is_temporary: bool,
+}
 
 /// Maps an error to an exit status of sysexits.h, for service managers.
 fn exit_status(cause: &anyhow::Error) -> u8 {
     const EX_UNAVAILABLE: u8 = 69;
     const EX_SOFTWARE: u8 = 70;
+    const EX_OSERR: u8 = 71;
     const EX_TEMPFAIL: u8 = 75;
     const EX_NOPERM: u8 = 77;
     const EX_CONFIG: u8 = 78;
@@ -309,8 +339,9 @@ fn exit_status(cause: &anyhow::Error) -> u8 {
     if cause.is::<activation_ffi::SocketActivationError>() {
         return EX_CONFIG;
     }
-    if cause.is::<NoSourceError>() {
-        return EX_UNAVAILABLE;
+    if let Some(none) = cause.downcast_ref::<NoSourceError>() {
+        // The service manager does not start the daemon again after EX_UNAVAILABLE.
+        return if none.is_temporary { EX_OSERR } else { EX_UNAVAILABLE };
     }
     match cause.downcast_ref::<ListenError>() {
         Some(ListenError::AddrInUse { .. }) => EX_TEMPFAIL,

@@ -22,7 +22,7 @@ use crate::service::access::{AccessPolicy, Peer};
 /// Connections accepted per wakeup. It bounds how long a flood of connections delays other clients.
 const MAX_ACCEPTS_PER_WAKEUP: usize = 32;
 
-/// Pause of accepting after the process ran out of descriptors, the reserve included.
+/// Pause of accepting after it failed for want of descriptors, the reserve included, or of memory.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 
 #[derive(Debug)]
@@ -88,9 +88,11 @@ impl Acceptor {
             match self.listeners[index].accept() {
                 Ok((stream, _)) => accepted.extend(self.identify(stream)),
                 Err(cause) if is_out_of_descriptors(&cause) => return self.shed_newest(index, now_ns),
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return,
                 // The client closed its connection before it was accepted. Accepting continues.
                 Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => return,
+                // No memory, for example. The connection stays pending and would wake the poller again and again.
+                Err(_) => return self.pause(now_ns),
             }
         }
     }
@@ -146,18 +148,23 @@ impl Acceptor {
     /// Rejects the newest connection with the reserve descriptor when no other is left. Otherwise the pending
     /// connection would wake the poller again and again.
     fn shed_newest(&mut self, index: usize, now_ns: u64) {
-        if self.reserve_fd.take().is_some()
-            && let Ok((stream, _)) = self.listeners[index].accept()
-        {
+        let accepted = self.reserve_fd.take().and_then(|_| self.listeners[index].accept().ok());
+        if let Some((stream, _)) = &accepted {
             let _ = stream.set_nonblocking(true);
-            reject(&stream, &over_limit("descriptors of the daemon", self.connections));
+            reject(stream, &over_limit("descriptors of the daemon", self.connections));
         }
+        let is_shed = accepted.is_some();
+        drop(accepted);
         self.reserve_fd = open_reserve_fd();
-        if self.reserve_fd.is_none() {
-            self.resume_at_ns = Some(now_ns + ACCEPT_PAUSE_NS);
-            // If this fails, the poller returns at once and this code runs again: slow, but correct.
-            let _ = self.set_interest(Event::none(self.listener_key));
+        if self.reserve_fd.is_none() || !is_shed {
+            self.pause(now_ns);
         }
+    }
+
+    fn pause(&mut self, now_ns: u64) {
+        self.resume_at_ns = Some(now_ns + ACCEPT_PAUSE_NS);
+        // If this fails, the poller returns at once and this code runs again: slow, but correct.
+        let _ = self.set_interest(Event::none(self.listener_key));
     }
 
     /// The end of the pause, if accepting is paused.
@@ -169,7 +176,7 @@ impl Acceptor {
     pub fn resume(&mut self, now_ns: u64) -> io::Result<()> {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
-            self.reserve_fd = open_reserve_fd();
+            self.reserve_fd = self.reserve_fd.take().or_else(open_reserve_fd);
             self.set_interest(Event::readable(self.listener_key))?;
         }
         Ok(())

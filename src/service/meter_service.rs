@@ -174,7 +174,7 @@ impl Service {
     fn refresh(&mut self, now_ns: u64) {
         let since_ns = now_ns.saturating_sub(self.refreshed_ns);
         self.refreshed_ns = now_ns;
-        self.attach_started_sources();
+        self.attach_started_sources(now_ns);
         self.collector.drain(now_ns, &mut self.spans.domain_inputs());
         let (cipher, replies) = (&self.cursor_cipher, &mut self.store_replies);
         self.absent.extend(self.spans.poll(&self.clock, now_ns, since_ns, cipher, replies));
@@ -182,10 +182,16 @@ impl Service {
         self.update_sampling_rate();
     }
 
-    /// Adds the domains of sources that have started since the last call.
-    fn attach_started_sources(&mut self) {
-        let Some(attached) = self.spans.attach_started_sources(&mut self.collector) else { return };
-        self.absent.extend(attached.absent);
+    /// Adds the domains of sources that have started since the last call, and of new devices.
+    fn attach_started_sources(&mut self, now_ns: u64) {
+        let Some(attached) = self.spans.attach_started_sources(now_ns, &mut self.collector) else { return };
+        self.absent.retain(|absent| !attached.appeared.contains(&absent.source));
+        for absent in attached.absent {
+            // A search for devices is repeated, with the same reasons.
+            if !self.absent.contains(&absent) {
+                self.absent.push(absent);
+            }
+        }
         let new_domains = self.collector.domains().enumerate().skip(attached.first_domain);
         self.domain_index.extend(new_domains.map(|(at, domain)| (domain.name.clone(), at)));
     }

@@ -1,6 +1,7 @@
-//! Sources that have not answered at startup, and what starting their samplers takes.
+//! Sources that have not answered at startup, devices that appear later, and what starting their samplers takes.
 //!
-//! Each such source has a placeholder domain, so that totals are unknown until its domains are added.
+//! Each source that has not answered has a placeholder domain, so that totals are unknown until its domains are added. A
+//! device that appears later has none: its energy before it appeared belongs to no span.
 
 use std::collections::BTreeSet;
 
@@ -8,12 +9,14 @@ use crate::clock::Clock;
 use crate::domain::{Absent, Domain, DomainKind, Grade};
 use crate::sampler::{self, Sampler};
 use crate::sources::dedup::preference::{self, PresentDomain};
-use crate::sources::{self, OpenedSource};
+use crate::sources::{self, DeviceWatch, KnownDevices, OpenedSource};
 use crate::sources::{OpenProgress, StartingSources};
 
-/// Sources that have not answered, and the parameters of their samplers.
+/// Sources that have not answered, the watch for new devices, and the parameters of their samplers.
 pub struct PendingSources {
     pub starting: StartingSources,
+    /// `None`: new devices are not looked for.
+    pub watch: Option<DeviceWatch>,
     /// Rates and ring sizes.
     pub settings: sampler::SamplerSettings,
     pub clock: Clock,
@@ -27,18 +30,50 @@ pub struct AttachedDomains {
     pub first_domain: usize,
     /// The parts of the sources that are not available, with reasons.
     pub absent: Vec<Absent>,
+    /// The sources that have their first domains now: their earlier reasons no longer hold.
+    pub appeared: Vec<String>,
+}
+
+/// What a source has found since the last answer.
+pub(super) struct LateAnswer {
+    pub(super) progress: OpenProgress,
+    /// Whether its devices appeared after the start.
+    pub(super) is_new_device: bool,
 }
 
 impl PendingSources {
-    /// The next answer of a source, without what one of the `present` domains already measures.
-    pub(super) fn next_progress(&mut self, present: &[PresentDomain<'_>]) -> Option<OpenProgress> {
-        let mut progress = self.starting.next_progress(None)?;
-        preference::keep_new(&mut progress.found, present, &self.packages);
-        Some(progress)
+    /// The next answer of a source. Looks for new devices if that is due; `present` lists what is measured then.
+    pub(super) fn next_answer(
+        &mut self,
+        now_ns: u64,
+        present: impl FnOnce() -> Vec<Domain>,
+    ) -> Option<LateAnswer> {
+        if let Some(progress) = self.starting.next_progress(None) {
+            return Some(LateAnswer { progress, is_new_device: false });
+        }
+        let opening = self.starting.names();
+        let known = || KnownDevices { domains: present(), opening: opening.to_vec() };
+        let progress = self.watch.as_mut()?.next_progress(now_ns, known)?;
+        Some(LateAnswer { progress, is_new_device: true })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Removes from an answer what one of the `present` domains already measures.
+    pub(super) fn keep_new(&self, answer: &mut LateAnswer, present: &[PresentDomain<'_>]) {
+        if answer.is_new_device {
+            let domains = present.iter().map(|present| present.domain.clone()).collect();
+            KnownDevices { domains, opening: Vec::new() }.drop_known(&mut answer.progress.found);
+        }
+        preference::keep_new(&mut answer.progress.found, present, &self.packages);
+    }
+
+    /// Whether every source has answered.
+    pub(super) fn has_started(&self) -> bool {
         self.starting.names().is_empty()
+    }
+
+    /// Whether nothing can be added any more.
+    pub(super) fn is_empty(&self) -> bool {
+        self.has_started() && self.watch.is_none()
     }
 
     pub(super) fn start_sampler(&self, opened: OpenedSource, is_fast: bool) -> Result<Sampler, Absent> {

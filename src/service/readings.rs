@@ -15,10 +15,12 @@ use super::counter_moves::WindowSelection;
 use super::domain_assumptions::AssumptionSettings;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
-use super::pending_sources::{AttachedDomains, PendingSources, placeholder_domain};
+use super::pending_sources::{AttachedDomains, LateAnswer, PendingSources, placeholder_domain};
 use super::power_ceiling::sum_of_parts_mw;
-use crate::attribution::{AttributionSettings, Attributor, DomainInputs, ExpectedUpdates, NewSpan, SpanKey};
-use crate::domain::{Domain, DomainKind, Duplicate, Liveness};
+use crate::attribution::{
+    AttributionSettings, Attributor, DomainInputs, ExpectedUpdates, MAX_DOMAINS, NewSpan, SpanKey,
+};
+use crate::domain::{Absent, Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
 use crate::sources;
@@ -189,45 +191,81 @@ impl ReadingCollector {
         }
     }
 
-    /// Adds the domains of sources that have answered since the last call; `None` where there are none.
-    pub fn attach_started_sources(&mut self, attributor: &mut DomainInputs<'_>) -> Option<AttachedDomains> {
-        let mut pending = self.pending_sources.take()?;
-        let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
+    /// Adds the domains of sources that have answered since the last call, and of new devices; `None` where there are none.
+    pub fn attach_started_sources(
+        &mut self,
+        now_ns: u64,
+        attributor: &mut DomainInputs<'_>,
+    ) -> Option<AttachedDomains> {
+        let mut answer = self.next_answer(now_ns)?;
+        let mut attached =
+            AttachedDomains { first_domain: self.domains.len(), absent: Vec::new(), appeared: Vec::new() };
         loop {
-            let is_stuck = |metered: &MeteredDomain| metered.liveness.0 == Liveness::Stuck;
-            let present: Vec<PresentDomain<'_>> = self
-                .metered()
-                .map(|metered| PresentDomain { domain: &metered.domain, is_stuck: is_stuck(metered) })
-                .collect();
-            let Some(progress) = pending.next_progress(&present) else { break };
-            any = true;
-            let found = progress.found;
-            let before = self.domains.len();
-            for opened in found.opened {
-                match pending.start_sampler(opened, self.is_fast) {
-                    Ok(sampler) => {
-                        sampler.set_fixed_rate(self.is_rate_fixed);
-                        self.add_sampler(sampler);
-                    }
-                    Err(unavailable) => absent.push(unavailable),
-                }
-            }
-            let added = self.domains.len() - before;
-            self.add_duplicate_pairs(found.duplicates);
-            absent.extend(found.absent);
-            self.record_progress(&progress.source, added, progress.is_last, attributor);
+            self.attach_answer(answer, &mut attached, attributor);
+            let Some(next) = self.next_answer(now_ns) else { break };
+            answer = next;
         }
-        self.pending_sources = Some(pending).filter(|pending| !pending.is_empty());
-        if !any {
-            return None;
+        if self.pending_sources.as_ref().is_some_and(PendingSources::is_empty) {
+            self.pending_sources = None;
         }
         self.resolve_parents();
         self.update_placeholders();
         self.update_totals();
-        self.domains[first..].iter().for_each(|metered| attributor.add_domain(metered.domain.clone()));
+        let new_domains = &self.domains[attached.first_domain..];
+        new_domains.iter().for_each(|metered| attributor.add_domain(metered.domain.clone()));
         attributor.set_parents(self.domains());
         self.publish_domain_state(attributor);
-        Some(AttachedDomains { first_domain: first, absent })
+        Some(attached)
+    }
+
+    fn next_answer(&mut self, now_ns: u64) -> Option<LateAnswer> {
+        let mut pending = self.pending_sources.take()?;
+        let present = || self.metered().map(MeteredDomain::with_source_parent).collect();
+        let answer = pending.next_answer(now_ns, present);
+        self.pending_sources = Some(pending);
+        answer
+    }
+
+    /// Starts the samplers of an answer's new domains.
+    fn attach_answer(
+        &mut self,
+        mut answer: LateAnswer,
+        attached: &mut AttachedDomains,
+        attributor: &mut DomainInputs<'_>,
+    ) {
+        let Some(pending) = self.pending_sources.take() else { return };
+        let is_stuck = |metered: &MeteredDomain| metered.liveness.0 == Liveness::Stuck;
+        let present: Vec<PresentDomain<'_>> = self
+            .metered()
+            .map(|metered| PresentDomain { domain: &metered.domain, is_stuck: is_stuck(metered) })
+            .collect();
+        pending.keep_new(&mut answer, &present);
+        let source = &answer.progress.source;
+        let had_none = !present.iter().any(|present| present.domain.source == *source);
+        let (found, before) = (answer.progress.found, self.domains.len());
+        for opened in found.opened {
+            if self.domains.len() + opened.domains.len() > MAX_DOMAINS {
+                let reason =
+                    format!("the meter has at most {MAX_DOMAINS} domains; restart it to measure this device");
+                attached.absent.push(Absent { source: source.clone(), reason });
+                continue;
+            }
+            match pending.start_sampler(opened, self.is_fast) {
+                Ok(sampler) => {
+                    sampler.set_fixed_rate(self.is_rate_fixed);
+                    self.add_sampler(sampler);
+                }
+                Err(unavailable) => attached.absent.push(unavailable),
+            }
+        }
+        let added = self.domains.len() - before;
+        self.add_duplicate_pairs(found.duplicates);
+        attached.absent.extend(found.absent);
+        if answer.is_new_device && had_none && added > 0 {
+            attached.appeared.push(source.clone());
+        }
+        self.record_progress(source, added, answer.progress.is_last, attributor);
+        self.pending_sources = Some(pending);
     }
 
     /// Counts the domains that a source has added. After its last answer the placeholder is retired; if there was no domain,
@@ -462,7 +500,7 @@ impl ReadingCollector {
             }
         }
         self.domains.iter_mut().for_each(MeteredDomain::update_assumptions);
-        let is_complete = self.pending_sources.is_none();
+        let is_complete = self.pending_sources.as_ref().is_none_or(PendingSources::has_started);
         let parts_mw = is_complete.then(|| sum_of_parts_mw(self.metered().map(|metered| &metered.domain)));
         for metered in self.domains.iter_mut().filter(|metered| metered.domain.kind == DomainKind::Psys) {
             metered.ceilings.set_parts_mw(parts_mw.flatten());

@@ -19,7 +19,7 @@ use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::recording::{self, Recording};
 use crate::sources::replay::recorder::TraceRecorder;
-use crate::sources::{self, Inventory, topology};
+use crate::sources::{self, DeviceWatch, Inventory, StartingSources, topology};
 use crate::store::Store;
 use crate::systemd::journal::LogFn;
 
@@ -54,10 +54,15 @@ impl ServiceBuilder {
         let start = |opened| sampler::start(opened, &settings.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
         let mut collector = ReadingCollector::new(samplers, found.duplicates, log);
-        if let Some(starting) = found.starting {
+        let watch = match found.devices {
+            Some(devices) => DeviceWatch::start(&settings.sources, &clock, devices)?,
+            None => None,
+        };
+        if found.starting.is_some() || watch.is_some() {
             let packages = topology::physical_packages(&settings.sources.sysfs_root);
             collector.add_pending_sources(PendingSources {
-                starting,
+                starting: found.starting.unwrap_or_else(StartingSources::none),
+                watch,
                 settings: settings.sampler,
                 clock: clock.clone(),
                 packages,

@@ -111,12 +111,13 @@ impl SpanLifecycle {
         self.attributor.domains()
     }
 
-    /// Adds the domains of sources that have answered since the last call; `None` where there are none.
+    /// Adds the domains of sources that have answered since the last call, and of new devices; `None` where there are none.
     pub(crate) fn attach_started_sources(
         &mut self,
+        now_ns: u64,
         collector: &mut ReadingCollector,
     ) -> Option<AttachedDomains> {
-        let attached = collector.attach_started_sources(&mut self.domain_inputs())?;
+        let attached = collector.attach_started_sources(now_ns, &mut self.domain_inputs())?;
         self.process_tracker.add_gpus(collector.domains().enumerate().skip(attached.first_domain));
         self.registry.set_domains(collector.domains().count().min(MAX_DOMAINS));
         Some(attached)

@@ -1,5 +1,7 @@
 //! AMD GPUs through the kernel: the energy accumulator in `gpu_metrics`, else integrated power.
 //!
+//! A card that shows neither is estimated from its power limit and its utilization.
+//!
 //! Owns the choice for each card under `class/drm`. The accumulator is used only if it advances and agrees, within a factor,
 //! with the power in the same table: on some boards it is stuck until the next boot, on some it has another unit. The
 //! second die of a two-die board shows 0 for both values; the first die counts both, so the second is no domain. Never wakes
@@ -24,9 +26,12 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimit, PowerL
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::energy_integral::ROUNDING_UJ;
 use super::energy_unit::EnergyUnit;
+use super::gpu_power_model::GpuLoad;
 use super::hwmon_chip::{HwmonChip, pci_address};
 use super::power_sensor::{PowerInput, PowerSensor};
-use super::sensor_files::{ReadCondition, SensorFile, SensorFileGroup, is_suspended, not_suspended};
+use super::sensor_files::{
+    ReadCondition, SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended,
+};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{Inventory, OpenedSource, Source, SourceSettings};
@@ -233,11 +238,20 @@ fn open_power_source(
     let is_apu = reason.is_none();
     let Some((sensor, file)) = card.open_power_sensor(is_apu) else {
         let reason = reason.as_deref().unwrap_or("no accumulator");
+        if let Some(sensor) = card.open_estimate().filter(|_| !is_apu) {
+            let note = format!(
+                "{device_id}: {reason}, and there is no power1_average or power1_input either; it is estimated from \
+                 its power limit and utilization"
+            );
+            found.add_absent(NAME, note);
+            let domain = Domain { grade: Grade::Estimated, ..card.power_domain(name, false, &sensor) };
+            return Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock));
+        }
         found.add_absent(
             NAME,
             format!(
                 "{device_id}: {reason}, and there is no power1_average or power1_input either; a guest's card \
-                 shows neither"
+                 shows neither, and no limit for an estimate"
             ),
         );
         return None;
@@ -249,6 +263,7 @@ fn open_power_source(
     Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock))
 }
 
+#[derive(Clone)]
 struct AmdCard {
     /// "card0"; the number may change between boots.
     name: String,
@@ -313,9 +328,11 @@ impl AmdCard {
     }
 
     fn open_accumulator(&self, name: &str, width: AccumulatorWidth, clock: &Clock) -> Option<OpenedSource> {
-        let table = SysfsFile::open(self.device_dir.join("gpu_metrics")).ok()?;
+        let path = self.device_dir.join("gpu_metrics");
+        let table = SysfsFile::open(path.clone()).ok()?;
+        let table = self.only_of_this_card(table, move |_| Some(path.clone()));
         let mut source = AccumulatorSource::new(table, width, not_suspended(&self.device_dir), clock);
-        source.cap = self.hwmon_chip().and_then(|chip| chip.open_file("power1_cap", &self.device_dir).ok());
+        source.cap = self.hwmon_chip().and_then(|chip| self.open_chip_file(&chip, "power1_cap"));
         let domain = Domain {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
@@ -335,7 +352,7 @@ impl AmdCard {
     /// The card's power sensor and the name of its file. The averaging time of `power1_average` is unknown.
     fn open_power_sensor(&self, is_apu: bool) -> Option<(SensorFile, &'static str)> {
         let chip = self.hwmon_chip()?;
-        let open = |file: &'static str| Some((chip.open_file(file, &self.device_dir).ok()?, file));
+        let open = |file: &'static str| Some((self.open_chip_file(&chip, file)?, file));
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if is_apu { DomainKind::Soc } else { DomainKind::Gpu };
         let limit_mw = chip
@@ -347,6 +364,39 @@ impl AmdCard {
         let sensor = PowerSensor::instantaneous(PowerInput::Microwatts(power), ceiling_mw)
             .with_plausible_power(plausible_mw);
         Some((SensorFile::power(sensor).with_condition(not_suspended(&self.device_dir)), file))
+    }
+
+    /// The estimate of a card that shows its limit and its utilization only. Its interval is from 0 to the highest limit.
+    fn open_estimate(&self) -> Option<SensorFile> {
+        let chip = self.hwmon_chip()?;
+        let limit_mw = |file: &str| {
+            chip.read_number(file).map(|microwatts| microwatts / 1_000).filter(|limit_mw| *limit_mw > 0)
+        };
+        let highest_mw = limit_mw("power1_cap_max").max(limit_mw("power1_cap"))?;
+        let path = self.device_dir.join("gpu_busy_percent");
+        let busy = open_unless_suspended(path.clone(), &self.device_dir).ok()?;
+        let busy = self.only_of_this_card(busy, move |_| Some(path.clone()));
+        let load = GpuLoad::by_percent(self.open_chip_file(&chip, "power1_cap")?, busy);
+        let plausible_mw = plausible_ceiling_mw(DomainKind::Gpu);
+        let sensor = PowerSensor::instantaneous(PowerInput::Estimate(load), highest_mw.min(plausible_mw))
+            .with_plausible_power(plausible_mw);
+        Some(SensorFile::power(sensor).with_condition(not_suspended(&self.device_dir)))
+    }
+
+    /// Opens a file of the card's chip. It is not opened again if another card is in this slot.
+    fn open_chip_file(&self, chip: &HwmonChip, name: &str) -> Option<SysfsFile> {
+        let (file, name) = (chip.open_file(name, &self.device_dir).ok()?, name.to_owned());
+        Some(self.only_of_this_card(file, move |card| card.hwmon_chip()?.find_file(&name)))
+    }
+
+    /// Opens the file again only while this card is in its slot: another one has domains of its own.
+    fn only_of_this_card(
+        &self,
+        file: SysfsFile,
+        locate: impl Fn(&AmdCard) -> Option<PathBuf> + Send + 'static,
+    ) -> SysfsFile {
+        let (card, device_id) = (self.clone(), self.device_id());
+        file.relocated_by(move || locate(&card).filter(|_| card.device_id() == device_id))
     }
 
     /// The domain of a card whose power is integrated. A processor with graphics shows the power of the whole socket, which

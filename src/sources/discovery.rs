@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 
 use super::dedup::{domain_tree, preference};
+use super::device_list::DeviceList;
 use super::parallel_open::{probes_itself, spawn_all};
 use super::source::StartingSources;
 use super::source_settings::ALL_NAMES;
@@ -33,6 +34,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
+    let devices = DeviceList::read(&settings.sysfs_root);
     let (mut found, self_probed, starting) = open_enabled(settings, clock, wait);
     let probe_result = probe::probe_domains(
         &mut found.opened,
@@ -50,6 +52,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
         }
     }
     found.starting = Some(starting).filter(|starting| !starting.names().is_empty());
+    found.devices = Some(devices);
     found
 }
 

@@ -4,19 +4,24 @@
 //! Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon), and i915's chip for each tile. The card contains its
 //! package and tiles. The drivers accumulate a 32-bit register of 2^-14 J *only on reads* (xe_hwmon.c). At 1 kW it
 //! wraps in 4.4 minutes, so it must be read at least once a minute. The sampler reads once a second while idle; the
-//! energy of a longer gap counts as unknown. Needs no vendor library and no privilege.
+//! energy of a longer gap counts as unknown. A card without a counter is estimated from its power limit and the idle time
+//! of its engines. Needs no vendor library and no privilege.
 
 pub use crate::sources::source_settings::INTELGPU as NAME;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
+use super::energy_integral::ROUNDING_UJ;
 use super::energy_unit::EnergyUnit;
+use super::gpu_power_model::{GpuLoad, idle_time_files};
 use super::hwmon_chip::{HwmonChip, list_chips};
-use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended};
+use super::power_sensor::{PowerInput, PowerSensor};
+use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::{Inventory, SourceSettings};
 
 /// 2^32 counts of 2^-14 J: the energy after which the hardware register may have wrapped unnoticed.
@@ -60,18 +65,57 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut named = 0;
     for (device, chips) in cards {
         let card = format!("intelgpu-{named}");
-        let sensors = open_card_sensors(&card, &device, &chips, &mut found);
+        let mut sensors = open_card_sensors(&card, &device, &chips, &mut found);
+        let missing = format!("{device}: the driver {} reports no energy of this card", chips[0].name);
         if sensors.is_empty() {
-            found.add_absent(
-                NAME,
-                format!("{device}: the driver {} reports no energy of this card", chips[0].name),
-            );
-        } else {
+            match chips.iter().find_map(open_estimate) {
+                None => found.add_absent(NAME, missing),
+                Some(sensor) => {
+                    let note = format!(
+                        "{missing}; it is estimated from its power limit and the idle time of its engines"
+                    );
+                    found.add_absent(NAME, note);
+                    sensors.push((estimated_domain(&card, &device), sensor));
+                }
+            }
+        }
+        if !sensors.is_empty() {
+            let max_rate_hz =
+                if sensors[0].0.grade == Grade::Estimated { MAX_ESTIMATE_RATE_HZ } else { MAX_RATE_HZ };
             named += 1;
-            found.opened.push(SensorFileGroup::open_source(NAME, sensors, MAX_RATE_HZ, clock));
+            found.opened.push(SensorFileGroup::open_source(NAME, sensors, max_rate_hz, clock));
         }
     }
     found
+}
+
+/// Rate of an estimate, whose engines count whole milliseconds.
+const MAX_ESTIMATE_RATE_HZ: f64 = 20.0;
+
+/// The estimate of a card without a counter, from the limit of its mean power (`power1_max`), else its rated power (linux
+/// Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon). Its interval is from 0 to the limit.
+fn open_estimate(chip: &HwmonChip) -> Option<SensorFile> {
+    let limit_mw =
+        |file: &str| chip.read_number(file).map(|microwatts| microwatts / 1_000).filter(|mw| *mw > 0);
+    let limits = ["power1_max", "power1_rated_max"];
+    let name = limits.into_iter().find(|file| limit_mw(file).is_some())?;
+    let plausible_mw = plausible_ceiling_mw(DomainKind::Gpu);
+    let highest_mw = limits.iter().filter_map(|file| limit_mw(file)).max()?.min(plausible_mw);
+    let open = |path: PathBuf| open_unless_suspended(path, chip.device()).ok();
+    let idle_times = idle_time_files(chip.device()).into_iter().filter_map(open).collect();
+    let load = GpuLoad::by_idle_times(chip.open_file(name, chip.device()).ok()?, idle_times)?;
+    let sensor =
+        PowerSensor::instantaneous(PowerInput::Estimate(load), highest_mw).with_plausible_power(plausible_mw);
+    Some(SensorFile::power(sensor).with_condition(not_suspended(chip.device())))
+}
+
+fn estimated_domain(card: &str, device: &str) -> Domain {
+    Domain {
+        grade: Grade::Estimated,
+        latency_ns: 0,
+        quantum_uj: ROUNDING_UJ,
+        ..card_domain(card, None, device)
+    }
 }
 
 fn open_card_sensors(

@@ -8,8 +8,8 @@
 //! | `powercap` | RAPL through sysfs | the same | root |
 //! | `nvml` | NVIDIA GPUs through their driver's library | measured; without a counter integrated | /dev/nvidia* |
 //! | `msr` | RAPL through `/dev/cpu/N/msr`; off unless configured | the same | CAP_SYS_RAWIO |
-//! | `amdgpu` | AMD's `gpu_metrics`, else hwmon | measured; integrated | nothing |
-//! | `intelgpu` | hwmon of the drivers xe and i915 | measured | nothing |
+//! | `amdgpu` | AMD's `gpu_metrics`, else hwmon | measured; integrated; estimated | nothing |
+//! | `intelgpu` | hwmon of the drivers xe and i915 | measured; estimated | nothing |
 //! | `hwmon` | board sensors: Grace, Jetson, others | integrated; measured | nothing |
 //! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
 //! | `ioreport` | Apple silicon's counters through IOReport | modelled | macOS |
@@ -17,6 +17,8 @@
 //! | `estimate` | CPU load times a model of the processor's family | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as recorded | a file |
 
+pub use device_list::DeviceList;
+pub use device_watch::{DeviceWatch, KnownDevices};
 pub use discovery::{discover, discover_all, discover_within};
 pub use energy_filter::EnergyFilter;
 pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
@@ -75,6 +77,12 @@ mod cpu_list;
 /// Deduplication: duplicate domains, source preference, and the domains of the total.
 pub mod dedup;
 
+/// The devices that the kernel lists.
+mod device_list;
+
+/// Devices that appear after discovery.
+mod device_watch;
+
 /// Discovery of the available sources.
 mod discovery;
 
@@ -89,6 +97,9 @@ pub mod energy_unit;
 
 /// CPU load times a power model, for machines without an energy counter.
 pub mod estimate;
+
+/// The power of GPUs by limit and utilization.
+mod gpu_power_model;
 
 /// Board sensors under `class/hwmon`.
 pub mod hwmon;

@@ -53,11 +53,20 @@ fn open(
     let send = |found: Inventory, is_last: bool| {
         let _ = sender.send(OpenProgress { source: source.to_owned(), found, is_last });
     };
+    if source == nvml::NAME {
+        nvml::open_each(settings, nvml::KnownBoards::default(), clock, |found| send(found, false));
+    }
+    send(open_files(source, settings, filter, clock), true);
+}
+
+/// Opens a source other than NVML, and makes the first read of what needs the probe. May block.
+pub(super) fn open_files(
+    source: &str,
+    settings: &SourceSettings,
+    filter: Option<EnergyFilter>,
+    clock: &Clock,
+) -> Inventory {
     let mut found = match source {
-        nvml::NAME => {
-            nvml::open_each(settings, clock, |found| send(found, false));
-            Inventory::default()
-        }
         ioreport::NAME => ioreport::open(settings, clock),
         perf::NAME => perf::open(settings, clock),
         powercap::NAME => powercap::open(settings, clock),
@@ -78,7 +87,7 @@ fn open(
             opened.source.read(&mut vec![EnergyReading::default(); opened.domains.len()]);
         }
     }
-    send(found, true);
+    found
 }
 
 /// Sets the configured averaging times of power sensors.

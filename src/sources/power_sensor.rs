@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::domain::EnergyReading;
 
 use super::energy_integral::{PowerSample, TrapezoidIntegrator};
+use super::gpu_power_model::GpuLoad;
 use super::sysfs_file::SysfsFile;
 
 /// The files of a power sensor.
@@ -27,11 +28,14 @@ pub enum PowerInput {
     /// Voltage and current files and a divisor: product / divisor = microwatts. The divisor is 1 for mV and mA, a million
     /// for µV and µA. The sign of a current depends only on the wiring of the sensor.
     VoltageTimesCurrent(SysfsFile, SysfsFile, u64),
+    /// No sensor: the power by the limit and the utilization of a GPU.
+    Estimate(GpuLoad),
 }
 
 impl PowerInput {
     fn read_mw(&mut self, now_ns: u64) -> Option<u64> {
         let microwatts = match self {
+            PowerInput::Estimate(load) => return load.read_mw(now_ns),
             PowerInput::MicrowattsOfEitherSign(power) => {
                 u128::from(power.read_number::<i64>(now_ns)?.unsigned_abs())
             }
@@ -89,7 +93,9 @@ impl PowerSensor {
 
     /// Takes the value as the mean of the last `averaging_ns`; 0: as instantaneous.
     pub fn set_averaging(&mut self, averaging_ns: u64) {
-        self.averaging_ns = (averaging_ns > 0).then_some(averaging_ns);
+        // The interval of a model does not become narrower.
+        let is_sensor = !matches!(self.input, PowerInput::Estimate(_));
+        self.averaging_ns = (averaging_ns > 0 && is_sensor).then_some(averaging_ns);
     }
 
     /// The largest lag of the integral (see the head of this file). 0 for an instantaneous sensor, whose uncertainty contains

@@ -3,12 +3,13 @@
 //! Owns the values that pass from a source through discovery to the caller, and the receiving side of sources that still
 //! open. Imports no source.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::domain::{Absent, Domain, EnergyReading, PowerLimits};
 
 use super::dedup::duplicate_pair::DuplicatePair;
+use super::device_list::DeviceList;
 
 /// Index of a source among the opened ones, and of a domain among that source's.
 pub(super) type DomainIndex = (usize, usize);
@@ -70,6 +71,8 @@ pub struct Inventory {
     pub duplicates: Vec<DuplicatePair>,
     /// Sources that are not open yet.
     pub starting: Option<StartingSources>,
+    /// The devices before the sources were opened; `None` if new ones are not looked for.
+    pub devices: Option<DeviceList>,
 }
 
 impl Inventory {
@@ -103,6 +106,11 @@ pub struct StartingSources {
 }
 
 impl StartingSources {
+    /// No sources.
+    pub fn none() -> Self {
+        Self::new(Vec::new(), channel().1)
+    }
+
     /// Sources whose threads send what they find to `progress`.
     pub(super) fn new(names: Vec<String>, progress: Receiver<OpenProgress>) -> Self {
         Self { names, progress, started_at: Instant::now() }

@@ -1,6 +1,9 @@
 //! `wattspand` as its clients see it: socket, D-Bus, access, quotas, store, and hostile clients.
 
 #[cfg(target_os = "linux")]
+#[path = "../fake/faults/mod.rs"]
+mod fault_library;
+#[cfg(target_os = "linux")]
 #[path = "../faulty_fs/mod.rs"]
 mod faulty_fs;
 #[cfg(target_os = "linux")]
@@ -42,6 +45,8 @@ mod processes;
 mod program;
 #[cfg(target_os = "linux")]
 mod quotas;
+#[cfg(target_os = "linux")]
+mod resource_faults;
 mod service_manager;
 mod store;
 mod sums;

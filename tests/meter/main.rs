@@ -42,6 +42,8 @@ mod field_reports;
 #[cfg(target_os = "linux")]
 mod gpu_process_shares;
 #[cfg(target_os = "linux")]
+mod hotplug;
+#[cfg(target_os = "linux")]
 mod machine_tree;
 #[cfg(target_os = "linux")]
 mod mechanism_comparison;

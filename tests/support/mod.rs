@@ -68,6 +68,8 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct TestDaemon {
     child: Child,
     dir: tempfile::TempDir,
+    /// Shell commands that run in the daemon's process before it, at each start: limits and environment.
+    setup: String,
 }
 
 impl TestDaemon {
@@ -78,6 +80,13 @@ impl TestDaemon {
 
     /// Starts it on this machine, with this configuration.
     pub fn start_with_config(machine: &str, configuration: &str) -> Self {
+        Self::try_start(machine, configuration, "")
+            .unwrap_or_else(|(daemon, status)| panic!("the daemon ended with {status}: {}", daemon.log()))
+    }
+
+    /// Starts it after these shell commands, which set its limits and environment. If it ends instead of serving, the error
+    /// has its exit status.
+    pub fn try_start(machine: &str, configuration: &str, setup: &str) -> Result<Self, (Self, ExitStatus)> {
         let dir = tempfile::tempdir().unwrap();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(dir.path(), open).unwrap();
@@ -85,27 +94,37 @@ impl TestDaemon {
         // Tests do not use the host's own bus.
         let bus = if configuration.contains("bus = ") { "" } else { "bus = false\n" };
         std::fs::write(dir.path().join("wattspan.toml"), format!("{bus}{configuration}")).unwrap();
-        let child = daemon_command(dir.path()).spawn().unwrap();
-        let mut daemon = Self { child, dir };
-        daemon.wait_for_socket();
-        daemon
+        let child = set_up_command(dir.path(), setup).spawn().unwrap();
+        let mut daemon = Self { child, dir, setup: setup.to_owned() };
+        match daemon.wait_for_socket() {
+            Ok(()) => Ok(daemon),
+            Err(status) => Err((daemon, status)),
+        }
     }
 
     /// Starts the daemon again in the same directory, after it exited.
     pub fn restart(&mut self) {
-        self.child = daemon_command(self.dir.path()).spawn().unwrap();
-        self.wait_for_socket();
+        if let Err(status) = self.try_restart() {
+            panic!("the daemon ended with {status}: {}", self.log());
+        }
     }
 
-    fn wait_for_socket(&mut self) {
+    /// As [`Self::restart`]; the error is the exit status of a daemon that ended instead of serving.
+    pub fn try_restart(&mut self) -> Result<(), ExitStatus> {
+        self.child = set_up_command(self.dir.path(), &self.setup).spawn().unwrap();
+        self.wait_for_socket()
+    }
+
+    fn wait_for_socket(&mut self) -> Result<(), ExitStatus> {
         let deadline = Instant::now() + TEST_TIMEOUT;
         while !self.is_ready() {
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the daemon ended with {status}: {}", self.log());
+                return Err(status);
             }
             assert!(Instant::now() < deadline, "no socket: {}", self.log());
             std::thread::sleep(Duration::from_millis(1));
         }
+        Ok(())
     }
 
     /// Whether it measures: the socket exists before the counters are read; a reply arrives only once they are.
@@ -156,6 +175,11 @@ impl TestDaemon {
         self.child.wait().unwrap();
     }
 
+    /// The exit status, if the process has ended.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits until the process has exited.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + TEST_TIMEOUT;
@@ -202,6 +226,19 @@ pub fn daemon_command(dir: &Path) -> Command {
         command.args(["--state-dir".as_ref(), dir.join("state").as_os_str()]);
     }
     command
+}
+
+/// As [`daemon_command`], after shell commands that set the process's limits and environment.
+fn set_up_command(dir: &Path, setup: &str) -> Command {
+    let command = daemon_command(dir);
+    if setup.is_empty() {
+        return command;
+    }
+    let log = std::fs::File::options().append(true).open(dir.join("log")).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{setup}\nexec \"$0\" \"$@\"")]).arg(command.get_program());
+    shell.args(command.get_args()).env_remove("WATTSPAN_SOCKET").stdin(Stdio::null()).stderr(log);
+    shell
 }
 
 /// The optimised daemon that is tested instead of the debug build.

@@ -4,9 +4,9 @@
 //! symbolic link in its last component, and never written if another user owns it or if it has a second name. Devices,
 //! FIFOs and this process's own descriptors (`/dev/stderr`, `/dev/fd/63`) stay usable as outputs.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -59,6 +59,48 @@ pub fn append(path: &Path) -> io::Result<File> {
 /// As for [`create`], and where the file cannot be written.
 pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     create(path)?.write_all(bytes.as_ref())
+}
+
+/// Writes a file that appears under its name only when it is complete and on disk.
+///
+/// # Errors
+/// As for [`write`], and where the file cannot be synced or renamed.
+pub fn write_atomically(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(ErrorKind::InvalidInput.into());
+    };
+    // A killed process leaves this file, and its next run replaces it.
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(".tmp");
+    let temporary = directory.join(temporary);
+    let file = create(&temporary)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    write(&file)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_directory(directory)
+}
+
+/// Waits until an output is on disk; a device, a FIFO or a pipe has nothing to wait for.
+///
+/// # Errors
+/// The system call fails.
+pub fn sync_output(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
+}
+
+/// Waits until the names in a directory are on disk.
+///
+/// # Errors
+/// The system call fails.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    File::open(directory)?.sync_all()
 }
 
 /// Creates a directory and its missing parents.
@@ -155,7 +197,7 @@ fn is_own_descriptor(path: &Path) -> bool {
 mod tests {
     use std::io::Read;
     use std::os::fd::AsRawFd;
-    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{chown, symlink};
 
     use super::*;
 

@@ -7,7 +7,7 @@
 pub mod cross_check;
 
 /// A source with a subset of its domains.
-mod domain_selection;
+pub(super) mod domain_selection;
 
 /// The choice of the domains in the host's total.
 pub mod domain_tree;

@@ -1,7 +1,9 @@
-//! The search for NVIDIA boards at the start: one thread for each board.
+//! The search for NVIDIA boards, at the start and when the driver has new ones: one thread for each board.
 //!
-//! A call into the driver may hang for minutes, so each board is reported when its own thread has opened it.
+//! A call into the driver may hang for minutes, so each board is reported when its own thread has opened it. Invariant: a
+//! board keeps the number in its domains' names, whatever its index is later.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -23,13 +25,38 @@ enum SearchEvent {
     Board(u32, Box<Result<OpenedBoard, String>>),
 }
 
-/// Searches for boards and passes each one to `show` when it is open. Returns after the last one; may block for ever.
-pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(Inventory)) {
+/// The boards that are measured already.
+#[derive(Debug, Clone, Default)]
+pub struct KnownBoards {
+    /// Their UUIDs.
+    pub uuids: BTreeSet<String>,
+    /// The numbers in their domains' names.
+    pub numbers: BTreeSet<u32>,
+}
+
+impl KnownBoards {
+    /// The number of a new board: its index, unless another board has it.
+    fn claim_number(&mut self, index: u32) -> u32 {
+        let number = (index..).find(|number| !self.numbers.contains(number)).unwrap_or(index);
+        self.numbers.insert(number);
+        number
+    }
+}
+
+/// Searches for boards and passes each new one to `show` when it is open. Returns after the last one how many boards are
+/// measured, the known ones included; may block for ever.
+pub fn open_each(
+    settings: &SourceSettings,
+    known: KnownBoards,
+    clock: &Clock,
+    mut show: impl FnMut(Inventory),
+) -> usize {
     let library = settings.nvml_library.clone().map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
     let (sender, events) = channel();
-    if let Err(reason) = list_boards(&library, clock, &sender) {
+    let mut measured = list_boards(&library, known, clock, &sender).unwrap_or_else(|reason| {
         let _ = sender.send(SearchEvent::Unavailable(reason));
-    }
+        0
+    });
     drop(sender);
     for event in events {
         let mut found = Inventory::default();
@@ -37,6 +64,7 @@ pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(
             SearchEvent::Unavailable(reason) => found.add_absent(NAME, reason),
             SearchEvent::Board(number, board) => match *board {
                 Ok(board) => {
+                    measured += 1;
                     board.notes.into_iter().for_each(|note| found.add_absent(NAME, note));
                     found.opened.push(board.opened);
                 }
@@ -47,10 +75,16 @@ pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(
         }
         show(found);
     }
+    measured
 }
 
-/// Lists the boards and starts one thread to open each.
-fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) -> Result<(), String> {
+/// Lists the boards and starts one thread to open each new one. Returns how many are known.
+fn list_boards(
+    library: &OsString,
+    mut known: KnownBoards,
+    clock: &Clock,
+    sender: &Sender<SearchEvent>,
+) -> Result<usize, String> {
     let nvml = load_library(library).map_err(|error| library_error_reason(&error, library))?;
     let count = nvml.device_count().map_err(|error| library_error_reason(&error, library))?;
     if count == 0 {
@@ -58,12 +92,15 @@ fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) 
             "the driver is loaded but lists no GPU: the container or the cgroup may deny access to it".into(),
         );
     }
-    for number in 0..count {
-        let uuid = nvml.device_by_index(number).and_then(|device| device.uuid());
+    let mut listed_known = 0;
+    for index in 0..count {
+        let uuid = nvml.device_by_index(index).and_then(|device| device.uuid());
         let board_sender = sender.clone();
         match uuid.map_err(|error| board_error_reason(&error)) {
-            Err(reason) => drop(board_sender.send(SearchEvent::Board(number, Box::new(Err(reason))))),
+            Err(reason) => drop(board_sender.send(SearchEvent::Board(index, Box::new(Err(reason))))),
+            Ok(uuid) if known.uuids.contains(&uuid) => listed_known += 1,
             Ok(uuid) => {
+                let number = known.claim_number(index);
                 let identity = BoardIdentity { number, uuid, boards: count as usize };
                 let (library, clock) = (library.clone(), clock.clone());
                 let open_board = move || {
@@ -75,5 +112,17 @@ fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) 
             }
         }
     }
-    Ok(())
+    Ok(listed_known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_board_has_its_index_as_number_unless_another_has_it() {
+        let mut known = KnownBoards { numbers: BTreeSet::from([0, 2]), ..KnownBoards::default() };
+        let numbers: Vec<u32> = [1, 0, 2, 5].into_iter().map(|index| known.claim_number(index)).collect();
+        assert_eq!(numbers, [1, 3, 4, 5]);
+    }
 }

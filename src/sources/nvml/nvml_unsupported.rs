@@ -2,6 +2,8 @@
 
 pub use crate::sources::source_settings::NVML as NAME;
 
+use std::collections::BTreeSet;
+
 use crate::clock::Clock;
 use crate::sources::{Inventory, SourceSettings};
 
@@ -9,9 +11,24 @@ use crate::sources::{Inventory, SourceSettings};
 #[path = "process_utilization_unsupported.rs"]
 pub mod process_utilization;
 
+/// The boards that are measured already.
+#[derive(Debug, Clone, Default)]
+pub struct KnownBoards {
+    /// Their UUIDs.
+    pub uuids: BTreeSet<String>,
+    /// The numbers in their domains' names.
+    pub numbers: BTreeSet<u32>,
+}
+
 /// Reports that NVML is unavailable.
-pub fn open_each(_settings: &SourceSettings, _clock: &Clock, mut show: impl FnMut(Inventory)) {
+pub fn open_each(
+    _settings: &SourceSettings,
+    _known: KnownBoards,
+    _clock: &Clock,
+    mut show: impl FnMut(Inventory),
+) -> usize {
     let mut found = Inventory::default();
     found.add_absent(NAME, "NVIDIA GPUs are read on Linux only".into());
     show(found);
+    0
 }

@@ -13,6 +13,7 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade, PowerLimit, PowerL
 use crate::sources::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use crate::sources::energy_integral::{PowerSample, ROUNDING_UJ, TrapezoidIntegrator};
 use crate::sources::energy_unit::EnergyUnit;
+use crate::sources::gpu_power_model;
 
 use super::board_ffi::{FieldResult, NvmlBoard, NvmlField};
 
@@ -216,16 +217,12 @@ impl ScopeMeter {
     }
 }
 
-/// The part of its highest power that an idle board draws, in thousandths: 46 of 407 W (A100), 8 of 71 W (T4), 35 of 306 W
-/// (V100) in the coefficients of Cloud Carbon Footprint (Apache-2.0), whose highest power is within 2 % of the limit.
-const IDLE_PERMILLE: u64 = 113;
-
 /// The power of a board by its limit and the share of time in which it computes, in milliwatts. The interval of this model
 /// is from 0 to the limit.
 pub fn estimate_power_mw(board: &NvmlBoard) -> FieldResult {
     let limit_mw = u64::from(board.device().enforced_power_limit()?);
     let busy_percent = u64::from(board.device().utilization_rates()?.gpu.min(100));
-    Ok(limit_mw * (IDLE_PERMILLE * 100 + (1_000 - IDLE_PERMILLE) * busy_percent) / 100_000)
+    Ok(gpu_power_model::power_mw(limit_mw, 10 * busy_percent))
 }
 
 fn counter_spec(part: PowerScope) -> CounterSpec {
