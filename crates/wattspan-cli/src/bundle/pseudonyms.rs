@@ -119,7 +119,7 @@ pub enum TextOrigin {
 /// The bytes of a hexadecimal number with an even number of digits.
 fn hexadecimal_bytes(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.chars().map(|c| Some(c.to_digit(16)? as u8)).collect::<Option<_>>()?;
-    (digits.len() % 2 == 0).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
 }
 
 /// The pseudonyms of a bundle.
