@@ -95,6 +95,25 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
+/// The power sensors of the cards whose accumulator is one of `opened`, under the same names, for a comparison.
+pub fn open_power_sensors(
+    settings: &SourceSettings,
+    clock: &Clock,
+    opened: &[OpenedSource],
+) -> Vec<OpenedSource> {
+    let measured = || opened.iter().flat_map(|source| &source.domains).filter(|d| d.grade == Grade::Measured);
+    let open_sensor = |card: &AmdCard| {
+        let device_id = card.device_id();
+        let is_it = |domain: &&Domain| domain.source == NAME && domain.device.as_ref() == Some(&device_id);
+        let name = &measured().find(is_it)?.name;
+        let (sensor, file) = card.open_power_sensor(false)?;
+        let domain = card.power_domain(name, false, &sensor);
+        let domain = Domain { source: format!("{NAME} {file}"), ..domain };
+        Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock))
+    };
+    list_cards(&settings.sysfs_root.join("class/drm")).iter().filter_map(open_sensor).collect()
+}
+
 /// The method to measure a card's energy.
 #[derive(Debug, PartialEq, Eq)]
 enum EnergyMethod {

@@ -12,7 +12,7 @@ use super::device_list::DeviceList;
 use super::parallel_open::{probes_itself, spawn_all};
 use super::source::StartingSources;
 use super::source_settings::ALL_NAMES;
-use super::{Inventory, OpenedSource, SourceSettings, estimate, probe, replay, topology};
+use super::{Inventory, OpenedSource, SourceSettings, amdgpu, estimate, probe, replay, topology};
 
 /// Time limit of [`discover`]. An NVIDIA driver without persistence mode needs a second for each board.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,13 +57,14 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
 }
 
 /// Finds all domains of all enabled mechanisms but the estimate, for a comparison: none is dropped because another
-/// mechanism shows it too, and none is probed.
+/// mechanism shows it too, and none is probed. AMD cards have their power sensor beside their accumulator.
 pub fn discover_all(settings: &SourceSettings, clock: &Clock) -> Inventory {
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
     let (mut found, self_probed, _) = open_enabled(settings, clock, OPEN_TIMEOUT);
     found.append(self_probed);
+    found.opened.extend(amdgpu::open_power_sensors(settings, clock, &found.opened));
     found
 }
 

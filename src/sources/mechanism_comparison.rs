@@ -1,7 +1,7 @@
 //! Comparison of mechanisms that show the same energy: one register, or the whole machine.
 //!
-//! Owns the choice of what is compared and the readings in one common period. Domains of one name are the same energy. Of
-//! the whole machine there may be a platform's counter, power supplies, batteries, and the sum of the parts; the first of
+//! Owns the choice of what is compared and the readings in one common period. Domains of one name are the same energy, and so
+//! are the only NVIDIA board and the only rail of a GPU beside it. Of the whole machine there may be a platform's counter, power supplies, batteries, and the sum of the parts; the first of
 //! them is compared with each other one. A source that does not answer delays no other. A gap gives no energy, never 0.
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::domain::{Domain, DomainKind, EnergyReading};
 
 use super::OpenedSource;
 use super::dedup::{domain_tree, preference};
+use super::source_settings::{HWMON, NVML};
 use super::suspend_detector::SuspendDetector;
 
 /// Shortest pause between two reads of a source: several updates of a fast counter.
@@ -47,6 +48,8 @@ pub struct MechanismPair {
     pub difference_ppm: Option<i64>,
     /// The part of the difference that the counters' steps explain.
     pub resolution_ppm: Option<u64>,
+    /// Whether both show a GPU alone, which no load of the CPUs loads.
+    pub is_gpu: bool,
 }
 
 /// Reads all sources while `load` runs on this thread, which returns after `duration`. Compares what shows the same energy.
@@ -153,10 +156,23 @@ fn compare_recorded(domains: &[RecordedDomain]) -> Vec<MechanismPair> {
         let first = domains[..nth].iter().find(|first| first.domain.name == second.domain.name);
         sides.extend(first.map(|first| (vec![first], vec![second])));
     }
+    sides.extend(board_and_rail(domains));
     if let Some((first, others)) = whole_machine(domains).split_first() {
         sides.extend(others.iter().map(|other| (first.clone(), other.clone())));
     }
     sides.into_iter().map(|(first, second)| compare_sides(&first, &second)).collect()
+}
+
+/// The NVIDIA board and the rail that feeds it, if there is one of each: NVML and hwmon name them differently. Another vendor's
+/// card has a source of its own.
+fn board_and_rail(domains: &[RecordedDomain]) -> Option<(Side<'_>, Side<'_>)> {
+    let only = |source: &str| {
+        let is_it = |one: &&RecordedDomain| one.domain.kind == DomainKind::Gpu && one.domain.source == source;
+        let mut found = domains.iter().filter(is_it);
+        found.next().filter(|_| found.next().is_none())
+    };
+    let (board, rail) = (only(NVML)?, only(HWMON)?);
+    Some((vec![board], vec![rail]))
 }
 
 /// What shows the energy of the whole machine: a platform's counter or sensor, all power supplies, all batteries, and the sum
@@ -210,10 +226,15 @@ fn compare_sides(first: &Side<'_>, second: &Side<'_>) -> MechanismPair {
         difference_ppm: energies.and_then(|((first_uj, _), (second_uj, _))| {
             i64::try_from(ppm(i128::from(second_uj) - i128::from(first_uj), first_uj)).ok()
         }),
+        is_gpu: first.iter().chain(second).all(|one| is_gpu(one.domain.kind)),
         resolution_ppm: energies.and_then(|((first_uj, first_step_uj), (_, second_step_uj))| {
             u64::try_from(ppm(i128::from(first_step_uj) + i128::from(second_step_uj), first_uj)).ok()
         }),
     }
+}
+
+fn is_gpu(kind: DomainKind) -> bool {
+    matches!(kind, DomainKind::Gpu | DomainKind::GpuMemory)
 }
 
 fn describe(side: &Side<'_>, energy: Option<(u64, u64)>) -> ComparedMechanism {
@@ -268,6 +289,17 @@ mod tests {
         assert_eq!(pairs(110_000)[0].difference_ppm, Some(100_000));
         assert_eq!(pairs(25_000)[0].difference_ppm, Some(-750_000));
         assert_eq!(pairs(0)[0].difference_ppm, Some(-1_000_000), "the second stands still");
+    }
+
+    #[test]
+    fn the_only_nvidia_board_is_compared_with_the_only_rail_of_a_gpu() {
+        let gpu = |name, source, power_mw| recorded(name, DomainKind::Gpu, source, power_mw, 0);
+        let (board, rail) = (gpu("gpu-0", NVML, 50_000), gpu("vdd-gpu", HWMON, 45_000));
+        let [pair] = compare_recorded(&[board.clone(), rail.clone()]).try_into().unwrap();
+        assert_eq!((pair.difference_ppm, pair.is_gpu), (Some(-100_000), true));
+        assert_eq!(compare_recorded(&[board.clone(), gpu("gpu-1", NVML, 50_000), rail]), []);
+        assert_eq!(compare_recorded(&[board, gpu("amdgpu-0", "amdgpu", 50_000)]), []);
+        assert!(!compare_recorded(&[package("perf", 1_000), package("hwmon", 1_000)])[0].is_gpu);
     }
 
     #[test]

@@ -733,6 +733,27 @@ fn doctor_compares_mechanisms_by_the_energy_of_the_same_machine() {
 }
 
 #[test]
+fn doctor_compares_under_a_load_of_the_user_which_ends_with_it() {
+    let fixture = CliFixture::new();
+    let pid_file = fixture.machine.with_extension("pid");
+    let load = format!("echo $$ > '{}'; while :; do sleep 0.05; done", pid_file.display());
+    let output = fixture.output(&["doctor", "--compare", "1", "--json", "--load", &load]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report = json(&output.stdout);
+    assert_eq!(report["load"], "command");
+    assert!(report["compared"].as_array().unwrap().iter().all(|pair| pair["loaded"] == true), "{report}");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "the load is left");
+    assert_eq!(json(&fixture.output(&["doctor", "--compare", "1", "--json"]).stdout)["load"], "cpu");
+    // A load that is over before the comparison is none.
+    let short = fixture.output(&["doctor", "--compare", "1", "--load", "true"]);
+    assert_eq!(short.status.code(), Some(1));
+    assert!(text(&short.stderr).contains("--load ended"), "{}", text(&short.stderr));
+    let alone = fixture.output(&["doctor", "--load", "true"]);
+    assert_eq!(alone.status.code(), Some(2), "{}", text(&alone.stderr));
+}
+
+#[test]
 fn a_narrow_terminal_loses_no_figure() {
     let fixture = CliFixture::new();
     let narrow = fixture.wattspan(&["doctor"]).env("COLUMNS", "40").output().unwrap().stdout;

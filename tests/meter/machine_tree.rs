@@ -126,6 +126,56 @@ impl MachineTree {
         Some(())
     }
 
+    /// The machine with other numbers of chips and zones, and other names of drivers that nothing may depend on.
+    pub fn renamed(&self, seed: u64) -> Self {
+        let rename = |path: &str| rename_path(path, seed);
+        let name_of = |path: &str, value: &str| {
+            let is_label_recognised = !DRIVERS_BY_NAME.iter().any(|driver| value.starts_with(driver));
+            let is_name = path.starts_with("sys/class/hwmon/") && path.ends_with("/name");
+            if is_name && is_label_recognised { format!("some_{value}_fork") } else { value.to_owned() }
+        };
+        let files = self.files.iter().map(|(path, value)| (rename(path), name_of(path, value)));
+        let links = self.links.iter().map(|(path, target)| (rename(path), rename(target)));
+        Self {
+            name: self.name.clone(),
+            origin: self.origin,
+            sources: self.sources.clone(),
+            files: files.collect(),
+            links: links.collect(),
+            domains: self.domains.clone(),
+            stuck: self.stuck.clone(),
+            total_w: self.total_w,
+            absent: Vec::new(),
+        }
+    }
+
+    /// Compares kinds, counted domains and total of the machine under other names; `None` where no tree can be mounted.
+    pub fn check_kinds(&self) -> Option<Result<(), String>> {
+        let mounted = self.mount()?;
+        let kinds = |lines: &[String]| -> Vec<String> {
+            let of = |line: &String| {
+                let words: Vec<&str> = line.split(' ').collect();
+                format!("{} {} {}", words[1], if words[2] == "-" { "-" } else { "within" }, words[3])
+            };
+            let mut kinds: Vec<String> = lines.iter().map(of).collect();
+            kinds.sort();
+            kinds
+        };
+        let mut difference = None;
+        for _ in 0..5 {
+            let found = self.discover(&mounted);
+            let (shown, total) = (found.shown(), found.total());
+            let is_same = kinds(&shown) == kinds(&self.domains)
+                && self.total_w.is_none_or(|total_w| total.contains(total_w));
+            difference = (!is_same)
+                .then(|| format!("{shown:#?}, {total:?} of {:?} W, {}", self.total_w, found.reasons()));
+            if difference.is_none() {
+                break;
+            }
+        }
+        Some(difference.map_or(Ok(()), Err))
+    }
+
     /// Mounts the files; `None` where this system does not allow it.
     pub fn mount(&self) -> Option<MountedMachine> {
         let mut machine = FuseMachine::new();
@@ -187,6 +237,36 @@ impl MachineTree {
         let total_w = self.total_w.filter(|total_w| !total.contains(*total_w))?;
         Some(format!("the total is {total:?}, expected {total_w} W"))
     }
+}
+
+/// The drivers that are known by their names: GPUs and ACPI's meters, and chips whose channels have fixed meanings.
+const DRIVERS_BY_NAME: [&str; 8] =
+    ["amdgpu", "i915", "xe", "nouveau", "radeon", "power_meter", "ina3221", "ina238"];
+
+/// Replaces the numbers of chips and of packages' zones in a path. Zones keep their hierarchy and chips their devices.
+fn rename_path(path: &str, seed: u64) -> String {
+    let other = |number: &str| -> Option<u64> {
+        let number = number.parse::<u64>().ok()?;
+        // A permutation of the numbers below 97, another one for each seed.
+        (number < 97).then(|| (number * (5 + seed % 7) + 11 * seed) % 97)
+    };
+    let part = |part: &str| -> String {
+        if let Some(number) = part.strip_prefix("hwmon").and_then(other) {
+            return format!("hwmon{number}");
+        }
+        let zone = part.split_once(':').filter(|(control_type, _)| control_type.starts_with("intel-rapl"));
+        let Some((control_type, numbers)) = zone else { return part.to_owned() };
+        let (package, below) = numbers.split_once(':').unwrap_or((numbers, ""));
+        let Some(package) = other(package) else { return part.to_owned() };
+        let control_type =
+            if seed % 2 == 1 { format!("{control_type}-new") } else { control_type.to_owned() };
+        if below.is_empty() {
+            format!("{control_type}:{package}")
+        } else {
+            format!("{control_type}:{package}:{below}")
+        }
+    };
+    path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
 impl FoundMachine {

@@ -75,6 +75,34 @@ fn mechanisms_that_show_the_same_energy_are_compared_and_differ_by_what_the_mach
 }
 
 #[test]
+fn the_accumulator_of_an_amd_card_is_compared_with_its_power_sensor() {
+    let device = "sys/devices/pci0000:00/0000:03:00.0";
+    let tree = MachineTree::parse(
+        &format!(
+            "machine A card whose sensor shows 10 % more
+             sys/class/drm/card0/device -> {device}
+             {device}/vendor = 0x1002
+             {device}/gpu_metrics = @gpu_metrics 1.3 32 100 W
+             {device}/hwmon/hwmon4/name = amdgpu
+             {device}/hwmon/hwmon4/power1_average = 110000000"
+        ),
+        "amd",
+    );
+    let Some(mounted) = tree.mount() else { return };
+    let is_shown = || {
+        let found = discover_all(&mounted.settings(&["amdgpu"]), &Clock::Machine);
+        let pairs = compare(found.opened, &Clock::Machine, Duration::from_millis(600), sleep);
+        let [pair] = pairs.try_into().unwrap();
+        assert_eq!(text(&pair.first), "amdgpu amdgpu-0");
+        assert_eq!(text(&pair.second), "amdgpu power1_average amdgpu-0");
+        assert!(pair.is_gpu);
+        pair.difference_ppm.is_some_and(|shown| shown.abs_diff(100_000) <= TOLERANCE_PPM)
+    };
+    // A busy machine may read a counter too rarely.
+    assert!((0..5).any(|_| is_shown()));
+}
+
+#[test]
 fn a_mechanism_that_is_lost_meanwhile_is_unknown_and_never_0() {
     let tree = MachineTree::parse(DISAGREEING, "disagreeing");
     let Some(mounted) = tree.mount() else { return };

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 use wattspan::config::{AccessGroups, join_commands};
 use wattspan_client::domain::{DomainKind, Duplicate, Liveness};
@@ -46,12 +46,17 @@ struct DoctorOutput<'a> {
 
 /// Options of `wattspan doctor`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("loaded").args(["compare", "characterise"]))]
 pub struct DoctorArgs {
     #[command(flatten)]
     bundle: BundleArgs,
     /// Compare the mechanisms that show the same energy, under load, in this process
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["bundle", "characterise"], value_parser = clap::value_parser!(u32).range(1..=600))]
     compare: Option<u32>,
+    /// Shell command that loads what is to be measured, such as a GPU, instead of a load of the CPUs; --compare runs it all
+    /// the time, --characterise stops and continues it with signals; it is ended afterwards
+    #[arg(long, value_name = "COMMAND", requires = "loaded")]
+    load: Option<String>,
     #[command(flatten)]
     characterise: CharacteriseArgs,
 }
@@ -62,10 +67,10 @@ pub fn doctor(options: &MeterOptions, args: &DoctorArgs) -> Result<u8, CliError>
         return bundle::write_bundle(options, &args.bundle, path);
     }
     if let Some(seconds) = args.compare {
-        return mechanism_comparison::compare(options, seconds);
+        return mechanism_comparison::compare(options, seconds, args.load.as_deref());
     }
     if args.characterise.characterise {
-        return characterise::characterise(options, &args.characterise);
+        return characterise::characterise(options, &args.characterise, args.load.as_deref());
     }
     let (connector, client) = MeterConnector::open(options)?;
     watch_under_load(&connector, &client.info()?);

@@ -243,3 +243,149 @@ fn user_names() -> Vec<String> {
     names.extend(homes.filter_map(|home| home.file_name().into_string().ok()));
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// What an attacker looks for, in lower case. The machine states each, or it has the form of an identifier.
+    const SECRETS: [&str; 15] = [
+        "quetzal-nine",
+        "quetzal_nine",
+        "quetzalnine",
+        "corp.example",
+        "zaphod",
+        "beeblebrox",
+        "zx81serial7",
+        "brd-5518-2x",
+        "rack17tag",
+        "5a5b5c5d5e5f6061",
+        "ca:fe:ba:be:00:17",
+        "ca-fe-ba-be-00-17",
+        "cafebabe0017",
+        "1b4e28ba-2fa1-11d2-883f-0016d3cca427",
+        "zaphod@corp.example",
+    ];
+
+    /// One file of each kind that is collected, with a value of its own.
+    const COLLECTED: [(&str, &str); 40] = [
+        ("sys/devices/virtual/dmi/id/sys_vendor", "Vendor"),
+        ("sys/devices/virtual/dmi/id/product_name", "Server"),
+        ("sys/devices/virtual/dmi/id/board_vendor", "Vendor"),
+        ("sys/devices/virtual/dmi/id/board_name", "Board"),
+        ("sys/devices/virtual/dmi/id/bios_vendor", "Vendor"),
+        ("sys/devices/virtual/dmi/id/bios_date", "01/02/2026"),
+        ("proc/sys/kernel/osrelease", "6.18.1"),
+        ("proc/sys/kernel/perf_event_paranoid", "2"),
+        ("sys/devices/system/cpu/online", "0-3"),
+        ("sys/devices/system/cpu/cpu0/topology/physical_package_id", "0"),
+        ("sys/devices/system/cpu/cpu0/topology/die_id", "0"),
+        ("sys/class/powercap/intel-rapl:0/name", "package-0"),
+        ("sys/class/powercap/intel-rapl:0/energy_uj", "17"),
+        ("sys/class/powercap/intel-rapl:0/max_energy_range_uj", "262143328850"),
+        ("sys/class/powercap/intel-rapl:0/enabled", "1"),
+        ("sys/class/powercap/intel-rapl:0/constraint_0_name", "long_term"),
+        ("sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw", "1"),
+        ("sys/class/power_supply/BAT0/type", "Battery"),
+        ("sys/class/power_supply/BAT0/scope", "System"),
+        ("sys/class/power_supply/BAT0/status", "Full"),
+        ("sys/class/power_supply/BAT0/technology", "Li-ion"),
+        ("sys/class/power_supply/BAT0/manufacturer", "Cells"),
+        ("sys/class/power_supply/BAT0/model_name", "Cell"),
+        ("sys/class/power_supply/BAT0/energy_now", "5"),
+        ("sys/class/hwmon/hwmon0/name", "chip"),
+        ("sys/class/hwmon/hwmon0/update_interval", "5"),
+        ("sys/class/hwmon/hwmon0/power1_label", "rail"),
+        ("sys/class/hwmon/hwmon0/power1_oem_info", "rail"),
+        ("sys/class/hwmon/hwmon0/power1_model_number", "rail"),
+        ("sys/class/hwmon/hwmon0/power1_accuracy", "99%"),
+        ("sys/class/hwmon/hwmon0/in1_input", "5"),
+        ("sys/class/drm/card0/device/vendor", "0x1002"),
+        ("sys/class/drm/card0/device/device", "0x744c"),
+        ("sys/class/drm/card0/device/revision", "0xc8"),
+        ("sys/class/drm/card0/device/subsystem_vendor", "0x1da2"),
+        ("sys/bus/event_source/devices/power/type", "24"),
+        ("sys/bus/event_source/devices/power/events/energy-pkg", "event=0x02"),
+        ("sys/bus/event_source/devices/power/events/energy-pkg.scale", "1e-10"),
+        ("sys/bus/event_source/devices/power/format/event", "config:0-7"),
+        ("sys/module/nvidia/version", "570.86"),
+    ];
+
+    fn write(root: &Path, path: &str, text: &[u8]) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn state_identifiers(root: &Path) {
+        for (path, text) in [
+            ("proc/sys/kernel/hostname", "Quetzal-Nine"),
+            ("proc/sys/kernel/domainname", "corp.example"),
+            ("sys/devices/virtual/dmi/id/product_serial", "ZX81SERIAL7"),
+            ("sys/devices/virtual/dmi/id/board_serial", "BRD-5518-2X"),
+            ("sys/devices/virtual/dmi/id/chassis_asset_tag", "Rack17Tag"),
+            ("sys/class/drm/card0/device/unique_id", "5a5b5c5d5e5f6061"),
+            ("sys/class/net/eth0/address", "ca:fe:ba:be:00:17"),
+        ] {
+            write(root, path, text.as_bytes());
+        }
+    }
+
+    fn bundle_of(root: &Path) -> String {
+        let files = machine_files::collect(&root.join("sys"), &root.join("proc"));
+        let mut pseudonyms = known_identifiers(&files);
+        for name in ["zaphod", "Zaphod Beeblebrox", "Beeblebrox"] {
+            pseudonyms.add_known(IdentifierKind::User, name);
+        }
+        let (entries, remarks) = rendering::tree_entries(&files, &mut pseudonyms);
+        remarks.join("\n") + "\n" + &rendering::render_tree(&entries)
+    }
+
+    fn leaked(text: &str) -> Vec<&'static str> {
+        let lower = text.to_lowercase();
+        SECRETS.into_iter().filter(|secret| lower.contains(secret)).collect()
+    }
+
+    #[test]
+    fn no_identifier_planted_in_any_collected_file_or_directory_is_in_the_bundle() {
+        let root = tempfile::tempdir().unwrap();
+        state_identifiers(root.path());
+        let planted = SECRETS.join(" ") + " (" + &SECRETS.join("),x=").to_uppercase() + ")";
+        for (path, text) in COLLECTED {
+            write(root.path(), path, format!("{text} {planted}\n").as_bytes());
+        }
+        let cpuinfo = format!("processor\t: 0\nmodel name\t: Xeon {planted}\nflags\t\t: fpu {planted}\n");
+        write(root.path(), "proc/cpuinfo", cpuinfo.as_bytes());
+        let chip = "sys/class/hwmon/hwmon7_ZX81SERIAL7_Zaphod";
+        write(root.path(), &format!("{chip}/name"), b"chip");
+        let text = bundle_of(root.path());
+        assert_eq!(leaked(&text), Vec::<&str>::new(), "{text}");
+        // Each file is in the bundle, so each was searched.
+        let shown: BTreeSet<&str> = text.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        for (path, _) in COLLECTED.iter().chain([&("proc/cpuinfo", "")]) {
+            assert!(shown.contains(path), "{path} is not in {shown:?}");
+        }
+        // The check itself finds a leak.
+        assert_eq!(leaked("label of ZAPHOD"), ["zaphod"]);
+    }
+
+    #[test]
+    fn a_table_that_contains_an_identifier_in_any_form_is_left_out() {
+        let id = 0x5a5b_5c5d_5e5f_6061_u64;
+        let forms: [&[u8]; 4] = [b"5A5B5C5D5E5F6061", &id.to_le_bytes(), &id.to_be_bytes(), b"zx81serial7"];
+        for form in forms {
+            let root = tempfile::tempdir().unwrap();
+            state_identifiers(root.path());
+            let table = [&[120, 0, 1, 3][..], form, &[0; 8]].concat();
+            write(root.path(), "sys/class/drm/card0/device/gpu_metrics", &table);
+            let text = bundle_of(root.path());
+            assert!(!text.contains("gpu_metrics =hex") && text.contains("left out"), "{form:?}: {text}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        state_identifiers(root.path());
+        write(root.path(), "sys/class/drm/card0/device/gpu_metrics", &[120, 0, 1, 3, 5, 6, 7]);
+        assert!(bundle_of(root.path()).contains("gpu_metrics =hex 78000103050607"));
+    }
+}

@@ -116,6 +116,12 @@ pub enum TextOrigin {
     Free,
 }
 
+/// The bytes of a hexadecimal number with an even number of digits.
+fn hexadecimal_bytes(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.chars().map(|c| Some(c.to_digit(16)? as u8)).collect::<Option<_>>()?;
+    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
 /// The pseudonyms of a bundle.
 #[derive(Debug, Default)]
 pub struct Pseudonyms {
@@ -152,11 +158,18 @@ impl Pseudonyms {
         self.known.sort_by_key(|(known, _)| std::cmp::Reverse(known.len()));
     }
 
-    /// Whether a table of bytes contains a known identifier.
+    /// Whether a table of bytes contains a known identifier: as text, or a hexadecimal one as a number of either byte order.
     pub fn is_in(&self, bytes: &[u8]) -> bool {
-        let bytes = bytes.to_ascii_lowercase();
-        let is_within = |known: &str| bytes.windows(known.len()).any(|window| window == known.as_bytes());
-        self.known.iter().any(|(known, _)| known.len() >= MIN_INNER_LENGTH && is_within(known))
+        let lower = bytes.to_ascii_lowercase();
+        let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+        self.known.iter().filter(|(known, _)| known.len() >= MIN_INNER_LENGTH).any(|(known, _)| {
+            let number = hexadecimal_bytes(known).filter(|number| number.len() >= MIN_INNER_LENGTH);
+            holds(&lower, known.as_bytes())
+                || number.is_some_and(|number| {
+                    let reversed: Vec<u8> = number.iter().rev().copied().collect();
+                    holds(bytes, &number) || holds(bytes, &reversed)
+                })
+        })
     }
 
     /// The pseudonym of a text that is an identifier as a whole.

@@ -5,7 +5,7 @@
 //! never as the assumed value.
 
 mod counter_fit;
-mod square_wave;
+pub mod square_wave;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -42,10 +42,6 @@ pub struct CharacteriseArgs {
     /// the lines of the configuration that would set them
     #[arg(long, conflicts_with = "bundle")]
     pub characterise: bool,
-    /// Shell command that loads what is to be measured, such as a GPU, instead of a load of the CPUs; it is stopped and
-    /// continued with signals, and ended afterwards
-    #[arg(long, value_name = "COMMAND", requires = "characterise")]
-    load: Option<String>,
     /// Length of the measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "characterise",
           value_parser = clap::value_parser!(u32).range(2..=600))]
@@ -96,17 +92,21 @@ struct CharacteriseOutput {
 }
 
 /// Runs `wattspan doctor --characterise`.
-pub fn characterise(options: &MeterOptions, args: &CharacteriseArgs) -> Result<u8, CliError> {
+pub fn characterise(
+    options: &MeterOptions,
+    args: &CharacteriseArgs,
+    load: Option<&str>,
+) -> Result<u8, CliError> {
     let (connector, client) = MeterConnector::open(options)?;
     let info = client.info()?;
     if info.domains.is_empty() {
         return Err(CliError::new(NO_COUNTER, "there is no counter to measure; `wattspan doctor` says why"));
     }
-    let source = args.load.as_deref().map_or(LoadSource::Cpu, LoadSource::Command);
+    let source = load.map_or(LoadSource::Cpu, LoadSource::Command);
     let (wave, samples) = observe(&connector, &info, source, Duration::from_secs(args.load_seconds.into()))?;
     // The origins and the assumed values under load.
     let info = client.info()?;
-    let is_cpu_load = args.load.is_none();
+    let is_cpu_load = load.is_none();
     let domains: Vec<CharacterisedDomain> =
         info.domains.iter().map(|domain| evaluate(domain, &samples, &wave, is_cpu_load)).collect();
     let configuration = configuration_lines(&domains);
@@ -129,11 +129,7 @@ fn observe(
     let interval = if info.access >= Access::Telemetry { STREAM_INTERVAL } else { POLL_INTERVAL };
     let ticks = DomainTicks::open(connector, connector.connect()?, info, interval)?;
     let start_failed = |error| CliError::new(FAILURE, format!("cannot start the load: {error}"));
-    // The command is in a process group of its own: the terminal's signals do not reach it.
-    let is_interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&is_interrupted)).map_err(start_failed)?;
-    }
+    let is_interrupted = interruption_flag().map_err(start_failed)?;
     let mut load = SwitchedLoad::start(source).map_err(start_failed)?;
     let mut samples: BTreeMap<String, Vec<CounterSample>> = BTreeMap::new();
     let wave = thread::scope(|scope| {
@@ -157,12 +153,26 @@ fn observe(
         return Err(CliError::new(FAILURE, "interrupted"));
     }
     if load.has_ended() {
-        return Err(CliError::new(
-            FAILURE,
-            "the command of --load ended during the measurement; give one that runs until it is ended",
-        ));
+        return Err(CliError::new(FAILURE, LOAD_ENDED));
     }
     Ok((wave, samples))
+}
+
+/// The error where the command of the load was too short.
+pub const LOAD_ENDED: &str =
+    "the command of --load ended during the measurement; give one that runs until it is ended";
+
+/// A flag that a signal sets: the command of a load is in a process group of its own, so the terminal's signals do not reach
+/// it.
+///
+/// # Errors
+/// The signals cannot be handled.
+pub fn interruption_flag() -> std::io::Result<Arc<AtomicBool>> {
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&is_interrupted))?;
+    }
+    Ok(is_interrupted)
 }
 
 fn evaluate(

@@ -96,6 +96,20 @@ impl SwitchedLoad {
         }
     }
 
+    /// Keeps the load on for this time, or until `is_interrupted` is set.
+    pub fn run_steady(&self, duration: Duration, is_interrupted: &AtomicBool) {
+        const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+        let end_ns = monotonic_ns() + u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.set(true);
+        while !is_interrupted.load(Ordering::Relaxed) {
+            let remaining = Duration::from_nanos(end_ns.saturating_sub(monotonic_ns()));
+            if remaining.is_zero() {
+                break;
+            }
+            thread::sleep(remaining.min(CHECK_INTERVAL));
+        }
+    }
+
     /// Switches the load on and off for this time, or until `is_interrupted` is set. Returns when it was switched.
     pub fn run_wave(&self, duration: Duration, is_interrupted: &AtomicBool) -> LoadWave {
         let end_ns = monotonic_ns() + u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
