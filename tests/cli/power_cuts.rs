@@ -63,7 +63,7 @@ fn after_a_power_cut_an_export_continues_and_has_each_account_once() {
     let Some(disk) = FaultyDisk::mount() else { return };
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let (mut client, to) = (daemon.client(), disk.path().join("out"));
-    let (cuts, seed) = cuts_and_seed(25);
+    let (cuts, seed) = cuts_and_seed(15);
     let mut random = TestRng(seed);
     // What a run that reported success has exported, by the number of operations before that.
     let mut claimed = vec![(0, 0)];
