@@ -4,8 +4,14 @@
 #[path = "../support/bundle.rs"]
 mod bundle;
 #[cfg(target_os = "linux")]
+#[path = "../faulty_fs/mod.rs"]
+mod faulty_fs;
+#[cfg(target_os = "linux")]
 #[path = "../fuse_sysfs/mod.rs"]
 mod fuse_sysfs;
+#[cfg(target_os = "linux")]
+#[path = "../support/ground_truth.rs"]
+mod ground_truth;
 #[path = "../support/programs.rs"]
 mod programs;
 #[path = "../support/mod.rs"]
@@ -17,6 +23,8 @@ mod bundles;
 mod characterise;
 mod commands;
 mod export;
+#[cfg(target_os = "linux")]
+mod power_cuts;
 mod private_files;
 mod prometheus;
 mod serve;

@@ -1,13 +1,15 @@
-//! A disk that fails on demand: one directory of files in memory, mounted through FUSE.
+//! A disk that fails on demand: files and directories in memory, mounted through FUSE.
 //!
 //! Owns the mount (unmounted on drop), the result of writes (success, EIO, or no answer), and the record of all
 //! operations.
+
+#![allow(dead_code, reason = "each test program uses its part")]
 
 pub mod power_cut;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,7 +21,7 @@ use fuser::{
 };
 use tempfile::TempDir;
 
-use power_cut::DiskOp;
+use power_cut::{DiskOp, directory_of};
 
 /// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +111,11 @@ impl Drop for FaultyDisk {
 
 #[derive(Default)]
 struct Contents {
+    /// Paths below the mount point.
     names: BTreeMap<OsString, u64>,
     files: BTreeMap<u64, Vec<u8>>,
+    /// Their paths; that of the mount point is empty.
+    directories: BTreeMap<u64, OsString>,
     last: u64,
 }
 
@@ -141,8 +146,7 @@ impl Files {
     }
 }
 
-fn attributes(ino: u64, size: u64) -> FileAttr {
-    let folder = ino == 1;
+fn attributes(ino: u64, size: u64, folder: bool) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
         size,
@@ -165,16 +169,31 @@ fn attributes(ino: u64, size: u64) -> FileAttr {
 impl Contents {
     fn of(&self, ino: u64) -> Option<FileAttr> {
         match ino {
-            1 => Some(attributes(1, 0)),
-            ino => self.files.get(&ino).map(|bytes| attributes(ino, bytes.len() as u64)),
+            1 => Some(attributes(1, 0, true)),
+            ino if self.directories.contains_key(&ino) => Some(attributes(ino, 0, true)),
+            ino => self.files.get(&ino).map(|bytes| attributes(ino, bytes.len() as u64, false)),
         }
+    }
+
+    fn next_ino(&mut self) -> u64 {
+        self.last = self.last.max(1) + 1;
+        self.last
+    }
+
+    /// The path of a name in a directory.
+    fn path(&self, parent: INodeNo, name: &OsStr) -> OsString {
+        PathBuf::from(self.directory(parent)).join(name).into_os_string()
+    }
+
+    fn directory(&self, ino: INodeNo) -> OsString {
+        self.directories.get(&ino.into()).cloned().unwrap_or_default()
     }
 }
 
 impl Filesystem for Files {
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let contents = self.contents.lock().unwrap();
-        match contents.names.get(name).and_then(|ino| contents.of(*ino)) {
+        match contents.names.get(&contents.path(parent, name)).and_then(|ino| contents.of(*ino)) {
             Some(found) => reply.entry(&Duration::ZERO, &found, Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
@@ -219,18 +238,29 @@ impl Filesystem for Files {
         }
     }
 
-    fn create(&self, _: &Request, _: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
         if !self.accepts_write() {
             return reply.error(Errno::EIO);
         }
         let mut contents = self.contents.lock().unwrap();
-        contents.last = contents.last.max(1) + 1;
-        let ino = contents.last;
-        contents.names.insert(name.to_owned(), ino);
+        let (ino, name) = (contents.next_ino(), contents.path(parent, name));
+        contents.names.insert(name.clone(), ino);
         contents.files.insert(ino, Vec::new());
-        self.record(DiskOp::Create { name: name.to_owned(), ino });
+        self.record(DiskOp::Create { name, ino });
         let direct = FopenFlags::FOPEN_DIRECT_IO;
-        reply.created(&Duration::ZERO, &attributes(ino, 0), Generation(0), FileHandle(0), direct);
+        reply.created(&Duration::ZERO, &attributes(ino, 0, false), Generation(0), FileHandle(0), direct);
+    }
+
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        if !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        let mut contents = self.contents.lock().unwrap();
+        let (ino, name) = (contents.next_ino(), contents.path(parent, name));
+        contents.names.insert(name.clone(), ino);
+        contents.directories.insert(ino, name.clone());
+        self.record(DiskOp::MakeDirectory { name });
+        reply.entry(&Duration::ZERO, &attributes(ino, 0, true), Generation(0));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -290,52 +320,60 @@ impl Filesystem for Files {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         if !self.accepts_write() {
             return reply.error(Errno::EIO);
         }
-        self.record(DiskOp::SyncDirectory);
+        let name = self.contents.lock().unwrap().directory(ino);
+        self.record(DiskOp::SyncDirectory { name });
         reply.ok();
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if !self.accepts_write() {
             return reply.error(Errno::EIO);
         }
         // Open descriptors stay valid after the removal.
         let mut contents = self.contents.lock().unwrap();
-        if contents.names.remove(name).is_none() {
+        let name = contents.path(parent, name);
+        if contents.names.remove(&name).is_none() {
             return reply.error(Errno::ENOENT);
         }
-        self.record(DiskOp::Unlink { name: name.to_owned() });
+        self.record(DiskOp::Unlink { name });
         reply.ok();
     }
 
     fn rename(
         &self,
         _: &Request,
-        _: INodeNo,
+        parent: INodeNo,
         name: &OsStr,
-        _: INodeNo,
-        newname: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
         let mut contents = self.contents.lock().unwrap();
-        match contents.names.remove(name) {
+        let (from, to) = (contents.path(parent, name), contents.path(new_parent, new_name));
+        match contents.names.remove(&from) {
             Some(ino) => {
-                contents.names.insert(newname.to_owned(), ino);
-                self.record(DiskOp::Rename { from: name.to_owned(), to: newname.to_owned() });
+                contents.names.insert(to.clone(), ino);
+                self.record(DiskOp::Rename { from, to });
                 reply.ok();
             }
             None => reply.error(Errno::ENOENT),
         }
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let contents = self.contents.lock().unwrap();
-        for (at, (name, ino)) in contents.names.iter().enumerate().skip(offset as usize) {
-            if reply.add(INodeNo(*ino), at as u64 + 1, FileType::RegularFile, name) {
+        let directory = contents.directory(ino);
+        let inside = contents.names.iter().filter(|(name, _)| directory_of(name) == directory);
+        for (at, (name, ino)) in inside.enumerate().skip(offset as usize) {
+            let is_directory = contents.directories.contains_key(ino);
+            let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
+            let last = Path::new(name).file_name().unwrap_or_default();
+            if reply.add(INodeNo(*ino), at as u64 + 1, kind, last) {
                 break;
             }
         }

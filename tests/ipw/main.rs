@@ -1,5 +1,11 @@
 //! `wattspan ipw`: runs against a stub of an inference server, figures against a known truth.
 
+#[cfg(target_os = "linux")]
+#[path = "../faulty_fs/mod.rs"]
+mod faulty_fs;
+#[cfg(target_os = "linux")]
+#[path = "../support/ground_truth.rs"]
+mod ground_truth;
 #[path = "../support/interval_simulation.rs"]
 mod interval_simulation;
 #[path = "../support/ipw_runs.rs"]
@@ -26,6 +32,8 @@ mod harness;
 mod harness_judged;
 mod interrupted;
 mod intervals;
+#[cfg(target_os = "linux")]
+mod power_cuts;
 mod recompute;
 mod runs;
 mod scoring;

@@ -61,6 +61,26 @@ fn every_test_that_a_document_names_exists() {
     assert!(named > 60, "only {named} tests are named");
 }
 
+/// The numbers of a row of the fault catalogue, such as "33, 34", and the tests that it names.
+fn fault_row(line: &str) -> Option<(Vec<u32>, Vec<&str>)> {
+    let numbers = line.strip_prefix("| ")?.split(" |").next()?;
+    let numbers = numbers.split(", ").map(|number| number.parse().ok()).collect::<Option<_>>()?;
+    Some((numbers, named_tests(line)))
+}
+
+#[test]
+fn each_of_the_40_faults_has_a_test_or_says_how_to_try_it() {
+    let text = read(&root().join("docs/faults.md"));
+    let rows: Vec<_> = text.lines().filter_map(fault_row).collect();
+    let numbers: Vec<u32> = rows.iter().flat_map(|(numbers, _)| numbers.clone()).collect();
+    assert_eq!(numbers, (1..=40).collect::<Vec<u32>>());
+    let remarks = text.split("**What no test shows.**").nth(1).unwrap();
+    for (numbers, tests) in &rows {
+        let is_explained = numbers.iter().all(|number| remarks.contains(&format!(" {number}: ")));
+        assert!(!tests.is_empty() || is_explained, "{numbers:?} has neither a test nor an explanation");
+    }
+}
+
 #[test]
 fn a_test_that_does_not_exist_is_found() {
     let sources = sources();

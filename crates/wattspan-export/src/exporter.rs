@@ -12,13 +12,13 @@ use std::time::SystemTime;
 use wattspan_client::account::{Account, Gap, GapReason};
 use wattspan_client::protocol::{Access, ListSpans, MethodError, SpanAccounts};
 use wattspan_client::{Client, ClientError};
-use wattspan_system::private_file;
+use wattspan_system::private_file::{self, sync_directory, write_atomically};
 
 use super::balance;
 use super::columns;
 use super::format::ExportFormat;
 use super::partition;
-use super::state::{ExportState, NumberRange, StateFile, sync_directory, write_atomically};
+use super::state::{ExportState, NumberRange, StateFile};
 
 /// The accounts of a range, at least; the last page may exceed it. They are in memory while its files are written.
 const ROWS_PER_RANGE: usize = 32_768;
@@ -104,6 +104,8 @@ impl Exporter {
     /// A file cannot be used, or another process exports with this state.
     pub fn open(settings: ExportSettings) -> Result<Self, ExportError> {
         create_directory(&settings.directory)?;
+        // A killed run may have created it; a parent that this user cannot read cannot be synced either.
+        let _ = settings.directory.parent().map_or(Ok(()), sync_directory);
         let name = format!(".wattspan-export-{}.json", settings.format.extension());
         let path = settings.state.clone().unwrap_or_else(|| settings.directory.join(name));
         let state_file = StateFile::lock(path.clone())
@@ -220,12 +222,15 @@ impl Exporter {
         for (date, accounts) in &partitions {
             let partition = partition::directory(directory, date, host);
             let path = partition.join(&name);
-            if path.exists() {
-                continue;
+            if !path.exists() {
+                create_directory(&partition)?;
+                write_atomically(&path, 0o640, |file| format.write(file, accounts, attributes))
+                    .map_err(file_error("write", &path))?;
             }
-            create_directory(&partition)?;
-            write_atomically(&path, 0o640, |file| format.write(file, accounts, attributes))
-                .map_err(file_error("write", &path))?;
+            // Also for names that a killed run created: the state is about to say that they are on disk.
+            for ancestor in partition.ancestors().take_while(|at| at.starts_with(directory)) {
+                sync_directory(ancestor).map_err(file_error("sync", ancestor))?;
+            }
         }
         Ok(partitions.len() as u64)
     }

@@ -1,14 +1,13 @@
 //! The state file: what was exported, and the range that is being written. Each change is a new file, fsynced and renamed.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use wattspan_system::private_file;
+use wattspan_system::private_file::{self, write_atomically};
 
 /// A state has some hundred bytes, and names of up to 64 domains.
 const MAX_STATE_BYTES: u64 = 1 << 20;
@@ -76,36 +75,11 @@ impl StateFile {
     }
 }
 
-/// Writes a file that appears under its name only when it is complete and on disk.
-pub fn write_atomically(
-    path: &Path,
-    mode: u32,
-    write: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    // A killed process leaves this file, and its next run replaces it.
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(".tmp");
-    let temporary = directory.join(temporary);
-    let file = private_file::create(&temporary)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    write(&file)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    sync_directory(directory)
-}
-
-/// Waits until the names in a directory are on disk.
-pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    File::open(directory)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -34,6 +34,7 @@ pub mod question_sets;
 pub mod report;
 pub mod route;
 pub mod row;
+mod row_sync;
 pub mod run;
 pub mod run_dir;
 pub mod run_settings;

@@ -2,7 +2,8 @@
 //!
 //! Files: `run.json` (the manifest), `questions.jsonl` (the questions), `texts.jsonl` and `rows.jsonl` (one line for
 //! each finished query). Invariant: readers see only complete lines, a row always has its text, and nothing is deleted
-//! or overwritten. A retried query gets a further row, and the last one counts.
+//! or overwritten. A retried query gets a further row, and the last one counts. The manifest and the questions are on disk
+//! before the first query, rows and texts about a second after it; a query whose row or text a power cut took is asked again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -17,6 +18,7 @@ use wattspan_system::private_file;
 use super::conditions::Conditions;
 use super::question::{self, Question};
 use super::row::{EarlierTry, QueryRow, ReplyText};
+use super::row_sync::RowSync;
 use super::scope::RunDomain;
 
 /// The manifest of a run.
@@ -109,6 +111,7 @@ pub struct RunDir {
     path: PathBuf,
     rows: File,
     texts: File,
+    row_sync: RowSync,
     /// Keys of the queries that were answered.
     answered: HashSet<(String, u32)>,
     /// The last failed try of each query that was not answered; its energy includes that of the tries before it.
@@ -123,7 +126,12 @@ impl RunDir {
     /// # Errors
     /// The directory has a run, or cannot be written.
     pub fn create(path: &Path, manifest: &Manifest, questions: &[Question]) -> Result<Self, RunDirError> {
+        let missing = path.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists()).count();
         private_file::create_dir_all(path).map_err(io_error_at(path))?;
+        // The names of the new directories; a parent that this user cannot read cannot be synced either.
+        for parent in path.ancestors().skip(1).take(missing) {
+            let _ = private_file::sync_directory(parent);
+        }
         if path.join("run.json").exists() || path.join("rows.jsonl").exists() {
             return Err(RunDirError::AlreadyExists(path.to_owned()));
         }
@@ -133,12 +141,10 @@ impl RunDir {
             lines.push_str(&to_json(question));
             lines.push('\n');
         }
-        private_file::write(&questions_path, lines).map_err(io_error_at(&questions_path))?;
+        write_whole(&questions_path, &lines)?;
         // The manifest is written last and atomically: a directory with a manifest is complete.
-        let (partial_path, final_path) = (path.join("run.json.part"), path.join("run.json"));
-        let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data");
-        private_file::write(&partial_path, text + "\n").map_err(io_error_at(&partial_path))?;
-        fs::rename(&partial_path, &final_path).map_err(io_error_at(&final_path))?;
+        let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data") + "\n";
+        write_whole(&path.join("run.json"), &text)?;
         Self::open(path)
     }
 
@@ -165,17 +171,24 @@ impl RunDir {
         for file in [&mut rows, &mut texts] {
             terminate_line(file).map_err(io_error_at(path))?;
         }
+        // The names of new files; their lines are synced by the thread.
+        private_file::sync_directory(path).map_err(io_error_at(path))?;
+        let row_sync = RowSync::start(&texts, &rows).map_err(io_error_at(path))?;
         let (mut answered, mut failed, mut session) = (HashSet::new(), HashMap::new(), 0);
+        let with_text = read_keys_of_texts(path)?;
         for_each_row(&rows_path, |row| {
             session = session.max(row.session + 1);
-            if row.is_answered() {
+            if !with_text.contains(&row.key()) {
+                // A power cut took its text; it is asked again, and the further row counts.
+                failed.remove(&row.key());
+            } else if row.is_answered() {
                 failed.remove(&row.key());
                 answered.insert(row.key());
             } else if let Some(earlier) = row.as_earlier_try() {
                 failed.insert(row.key(), earlier);
             }
         })?;
-        Ok(Self { path: path.to_owned(), rows, texts, answered, failed, session })
+        Ok(Self { path: path.to_owned(), rows, texts, row_sync, answered, failed, session })
     }
 
     /// Returns the failed tries of a query in earlier sessions, as one.
@@ -198,14 +211,22 @@ impl RunDir {
         &self.path
     }
 
-    /// Appends the result of a query: first its text, then its row.
+    /// Appends the result of a query: first its text, then its row. They are on disk within about a second.
     ///
     /// # Errors
-    /// The disk is full or unavailable; lines that were written before are complete.
+    /// The disk is full or unavailable; lines that were written before are complete. An earlier sync failed.
     pub fn append_row(&mut self, row: &QueryRow, text: &ReplyText) -> Result<(), RunDirError> {
         let (rows, texts) = (self.path.join("rows.jsonl"), self.path.join("texts.jsonl"));
         append_line(&mut self.texts, text).map_err(io_error_at(&texts))?;
-        append_line(&mut self.rows, row).map_err(io_error_at(&rows))
+        append_line(&mut self.rows, row).and_then(|()| self.row_sync.request()).map_err(io_error_at(&rows))
+    }
+
+    /// Waits until everything is on disk.
+    ///
+    /// # Errors
+    /// A sync failed.
+    pub fn finish(mut self) -> Result<(), RunDirError> {
+        self.row_sync.finish().map_err(io_error_at(&self.path))
     }
 
     /// Appends a query's row with another score; its text exists already.
@@ -213,7 +234,9 @@ impl RunDir {
     /// # Errors
     /// As for [`RunDir::append_row`].
     pub fn rescore(&mut self, row: &QueryRow) -> Result<(), RunDirError> {
-        append_line(&mut self.rows, row).map_err(io_error_at(&self.path.join("rows.jsonl")))
+        append_line(&mut self.rows, row)
+            .and_then(|()| self.row_sync.request())
+            .map_err(io_error_at(&self.path.join("rows.jsonl")))
     }
 }
 
@@ -256,6 +279,22 @@ pub fn for_each_text(path: &Path, mut visit: impl FnMut(ReplyText)) -> Result<()
     })
 }
 
+fn read_keys_of_texts(path: &Path) -> Result<HashSet<(String, u32)>, RunDirError> {
+    let mut keys = HashSet::new();
+    for_each_text(path, |text| _ = keys.insert((text.id, text.repeat)))?;
+    Ok(keys)
+}
+
+/// Whether a power cut took the text of a row, so that a resumed run asks its query again.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn has_rows_without_text(path: &Path) -> Result<bool, RunDirError> {
+    let (with_text, mut found) = (read_keys_of_texts(path)?, false);
+    for_each_row(&path.join("rows.jsonl"), |row| found |= !with_text.contains(&row.key()))?;
+    Ok(found)
+}
+
 /// Reads all rows in writing order; invalid lines (cut by a crash) are skipped.
 ///
 /// # Errors
@@ -276,6 +315,15 @@ fn for_each_line(path: &Path, mut visit: impl FnMut(&[u8])) -> Result<(), RunDir
         line.clear();
     }
     Ok(())
+}
+
+/// Writes a file that is there only when it is complete and on disk.
+fn write_whole(path: &Path, text: &str) -> Result<(), RunDirError> {
+    private_file::check_replaceable(path)
+        .and_then(|()| {
+            private_file::write_atomically(path, 0o600, |mut file| file.write_all(text.as_bytes()))
+        })
+        .map_err(io_error_at(path))
 }
 
 fn open_append(path: &Path) -> Result<File, RunDirError> {

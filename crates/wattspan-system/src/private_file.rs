@@ -64,7 +64,7 @@ pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
 /// Writes a file that appears under its name only when it is complete and on disk.
 ///
 /// # Errors
-/// As for [`write`], and where the file cannot be synced or renamed.
+/// As for [`create`], and where the file cannot be written, synced or renamed.
 pub fn write_atomically(
     path: &Path,
     mode: u32,

@@ -18,6 +18,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use wattspan::embedded;
+use wattspan_system::private_file;
 
 use super::connect::{MeterOptions, load_config};
 use super::exit_status::{CliError, FAILURE, OK, USAGE};
@@ -160,7 +161,7 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist_noclobber(path).map_err(|error| error.error)?;
-    Ok(())
+    private_file::sync_directory(parent_dir(path))
 }
 
 /// Shows what the bundle contains and asks whether to write it.

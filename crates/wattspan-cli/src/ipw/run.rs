@@ -101,7 +101,9 @@ async fn ask_in_directory(
     let ended = ask_all(setup, &questions, &mut directory, update, interrupt).await;
     progress_line.finish();
     drop(watch);
-    ended.map_err(|error| CliError::new(FAILURE, error))
+    let ended = ended.map_err(|error| CliError::new(FAILURE, error))?;
+    directory.finish().map_err(|error| CliError::new(FAILURE, error))?;
+    Ok(ended)
 }
 
 /// Completes at the first SIGINT or SIGTERM.

@@ -4,7 +4,7 @@
 //! point is not run again, an interrupted one is resumed.
 
 use std::hash::Hasher;
-use std::io::stdout;
+use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use fnv::FnvHasher;
@@ -18,7 +18,7 @@ use wattspan_ipw::report::sweep_page::{
 };
 use wattspan_ipw::report::uncertainty::with_combined;
 use wattspan_ipw::report::units::InverseUnit;
-use wattspan_ipw::run_dir::read_manifest;
+use wattspan_ipw::run_dir::{has_rows_without_text, read_manifest};
 use wattspan_ipw::sweep::{CLIENT_LOAD_FILE, ClientLoad, LatencyMeasure, SweepPoint, SweepReport};
 use wattspan_ipw::table::RunTable;
 use wattspan_system::private_file;
@@ -220,7 +220,8 @@ async fn run_point(
     let (path, ended) = ask_prepared(prepared, interrupt).await.map_err(|(_, error)| error)?;
     let load = ClientLoad { cpu_ns: thread_cpu_ns() - cpu_ns, wall_ns: monotonic_ns() - wall_ns };
     let file = path.join(CLIENT_LOAD_FILE);
-    private_file::write(&file, serde_json::to_vec(&load)?)
+    let bytes = serde_json::to_vec(&load)?;
+    private_file::write_atomically(&file, 0o600, |mut file| file.write_all(&bytes))
         .map_err(|cause| anyhow::anyhow!("{}: {cause}", file.display()))?;
     if ended.progress.total > 0 && ended.progress.failed == ended.progress.total && !ended.interrupted {
         return Err(CliError::new(FAILURE, "every query failed"));
@@ -228,8 +229,12 @@ async fn run_point(
     Ok(if ended.interrupted { PointEnd::Interrupted } else { PointEnd::Finished })
 }
 
-/// Whether every planned query of a run was delivered: a row of one that was not says only that no server took it.
+/// Whether every planned query of a run was delivered, and no power cut took its text: a row of one that was not delivered
+/// says only that no server took it.
 fn is_finished(directory: &Path) -> Result<bool, CliError> {
+    if has_rows_without_text(directory).map_err(anyhow::Error::from)? {
+        return Ok(false);
+    }
     let table = RunTable::read(directory).map_err(anyhow::Error::from)?;
     Ok(table.columns.delivered.iter().filter(|is_delivered| **is_delivered).count() >= table.asked())
 }

@@ -98,6 +98,7 @@ pub fn import_evaluation(
         };
         run.append_row(&row(sample, &evaluation), &text)?;
     }
+    run.finish()?;
     Ok(findings)
 }
 

@@ -86,6 +86,7 @@ pub fn import(
     for (_, row, text) in &queries {
         run.append_row(row, text)?;
     }
+    run.finish()?;
     Ok(findings)
 }
 

@@ -53,7 +53,10 @@ pub(super) fn write_atomically<T>(
     let partial = path.with_file_name(name);
     let mut file = private_file::create(&partial).map_err(HarnessError::io(partial.clone()))?;
     let result = write(&mut file).and_then(|result| {
-        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(HarnessError::io(path))?;
+        file.sync_all()
+            .and_then(|()| fs::rename(&partial, path))
+            .and_then(|()| private_file::sync_directory(path.parent().unwrap_or(Path::new(""))))
+            .map_err(HarnessError::io(path))?;
         Ok(result)
     });
     if result.is_err() {
