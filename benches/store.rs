@@ -6,6 +6,9 @@
 //!
 //! With `-- --large [ACCOUNTS]` it measures searches of a large store instead (10,000,000 accounts where none is given: some
 //! minutes, 2 GB), and the closes beside a search that scans.
+//!
+//! With `-- --sums [ACCOUNTS]` it measures sums of stored accounts (1,000,000 where no number is given; 10,000,000 need 2 GB), the
+//! calls of another client beside them, and what they add to the CPU time of storing an account.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -17,7 +20,7 @@ use wattspan::domain::Grade;
 use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
 use wattspan_client::Client;
 use wattspan_client::account::{Account, Share, SpanState};
-use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan};
+use wattspan_client::protocol::{Call, CloseSpan, ListSpans, OpenSpan, SumSpans};
 
 mod daemon;
 
@@ -29,20 +32,31 @@ const ACCOUNTS: u64 = 1_000_000;
 /// Accounts of the large store, where the command line gives no number.
 const LARGE_ACCOUNTS: u64 = 10_000_000;
 
+/// Accounts of the sums, where the command line gives no number.
+const SUMMED_ACCOUNTS: u64 = 1_000_000;
+
 /// Accounts per batch: those that settle in 10 ms at 100,000 per second.
 const BATCH: u64 = 1000;
 
 fn main() {
     println!("{:<62} {:>16} {:>20}", "what", "target", "value");
-    let mut arguments = std::env::args().skip_while(|argument| argument != "--large");
-    if arguments.next().is_some() {
-        let accounts = arguments.next().and_then(|number| number.parse().ok());
-        return large(accounts.unwrap_or(LARGE_ACCOUNTS));
+    if let Some(accounts) = option("--large", LARGE_ACCOUNTS) {
+        return large(accounts);
+    }
+    if let Some(accounts) = option("--sums", SUMMED_ACCOUNTS) {
+        return sums(accounts);
     }
     let dir = tempfile::tempdir().expect("a temporary directory");
     bulk(dir.path());
     commits(dir.path());
     steady_load();
+}
+
+/// The number after an option of the command line, if the option is there.
+fn option(name: &str, default: u64) -> Option<u64> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.next()?;
+    Some(arguments.next().and_then(|number| number.parse().ok()).unwrap_or(default))
 }
 
 fn row(what: &str, value: f64, target: f64, at_most: bool, unit: &str) {
@@ -153,10 +167,14 @@ fn run_query(store: &mut Store, query: StoreQuery) -> (usize, Duration) {
 /// Appends accounts and waits until they are on disk. Returns the time that the appends took.
 fn fill(store: &mut Store, count: u64) -> Duration {
     let accounts: Vec<Account> = (0..BATCH).map(account).collect();
+    fill_with(store, count, |at| Account { span: name(at), ..accounts[(at % BATCH) as usize].clone() })
+}
+
+/// As `fill`, with these accounts.
+fn fill_with(store: &mut Store, count: u64, account: impl Fn(u64) -> Account) -> Duration {
     let mut append_time = Duration::ZERO;
     for at in 0..count {
-        let mut account = accounts[(at % BATCH) as usize].clone();
-        account.span = name(at);
+        let account = account(at);
         let taken = Instant::now();
         assert!(store.append(&account, None, false), "room");
         append_time += taken.elapsed();
@@ -334,54 +352,214 @@ fn absent(client: &mut Client, what: &str, request: &ListSpans) {
 
 /// Closes with and without a client whose searches scan accounts, in turns.
 fn closes_beside_a_scan(daemon: &Daemon) {
+    let attributes = Some([("another".to_owned(), "none".to_owned())].into());
+    let mut request = ListSpans { attributes, ..ListSpans::default() };
+    let pages = closes_beside(daemon, "a scan", |client| {
+        let found = client.call(request.clone()).expect("a daemon that answers");
+        request.before = found.before.and_then(|before| i64::try_from(before).ok());
+    });
+    note("parts scanned beside the closes (16,384 accounts each)", pages.to_string());
+}
+
+/// Opens and closes with and without a client that repeats a call, in turns; returns the number of its calls.
+fn closes_beside(daemon: &Daemon, what: &str, mut call: impl FnMut(&mut Client) + Send) -> u64 {
     const TURNS: usize = 20;
     const CLOSES: usize = 100;
-    let (scans, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (calls, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
     let histogram = || Histogram::<u64>::new(3).expect("a histogram");
-    // By kind of the close, without and with the scan.
-    let mut times = [[histogram(), histogram()], [histogram(), histogram()]];
-    let mut pages = 0;
+    // Opens, closes, and closes that wait for the disk; each without and with the call.
+    let mut times = [0; 3].map(|_| [histogram(), histogram()]);
+    let mut count = 0;
     std::thread::scope(|scope| {
-        let scanner = scope.spawn(|| {
-            let client = daemon.client();
-            let attributes = Some([("another".to_owned(), "none".to_owned())].into());
-            let mut request = ListSpans { attributes, ..ListSpans::default() };
-            let mut pages = 0_u64;
+        let caller = scope.spawn(|| {
+            let mut client = daemon.client();
+            let mut count = 0_u64;
             while !is_over.load(Ordering::Relaxed) {
-                if !scans.load(Ordering::Relaxed) {
+                if calls.load(Ordering::Relaxed) {
+                    call(&mut client);
+                    count += 1;
+                } else {
                     std::thread::sleep(Duration::from_millis(1));
-                    continue;
                 }
-                let found = client.call(request.clone()).expect("a daemon that answers");
-                request.before = found.before.and_then(|before| i64::try_from(before).ok());
-                pages += 1;
             }
-            pages
+            count
         });
         let client = daemon.client();
         for turn in 0..2 * TURNS {
-            let with_scan = turn % 2;
-            scans.store(with_scan == 1, Ordering::Relaxed);
+            let with_call = turn % 2;
+            calls.store(with_call == 1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(20));
             for at in 0..CLOSES {
-                let (span, waits) = (format!("{turn}-{at}"), at % 2 == 1);
-                client.call(OpenSpan { span: Some(span.clone()), ..OpenSpan::default() }).expect("a span");
+                let (span, waits) = (format!("{what}-{turn}-{at}"), at % 2 == 1);
+                let mut record = |kind: usize, started: Instant| {
+                    let ns = started.elapsed().as_nanos() as u64;
+                    times[kind][with_call].record(ns).expect("a histogram that grows");
+                };
+                let open = OpenSpan { span: Some(span.clone()), ..OpenSpan::default() };
+                let started = Instant::now();
+                client.call(open).expect("a span");
+                record(0, started);
                 let close = CloseSpan { span, wait_settled: Some(waits), ..CloseSpan::default() };
                 let started = Instant::now();
                 client.call(close).expect("an account");
-                let ns = started.elapsed().as_nanos() as u64;
-                times[usize::from(waits)][with_scan].record(ns).expect("a histogram that grows");
+                record(1 + usize::from(waits), started);
             }
         }
         is_over.store(true, Ordering::Relaxed);
-        pages = scanner.join().expect("a scanner");
+        count = caller.join().expect("a client");
     });
-    note("parts scanned beside the closes (16,384 accounts each)", pages.to_string());
-    for (what, [without, with]) in ["close", "close that waits for the disk"].into_iter().zip(&times) {
+    for (kind, [without, with]) in ["open", "close", "close that waits for the disk"].into_iter().zip(&times)
+    {
         for (name, quantile, target) in [("p50", 0.5, 1.5), ("p99", 0.99, 3.0)] {
             let at = |times: &Histogram<u64>| times.value_at_quantile(quantile) as f64;
-            note(&format!("{what}, {name}, without a scan"), format!("{:.3} ms", at(without) / 1e6));
-            row(&format!("{what}, {name}, beside a scan"), at(with) / at(without), target, true, "x");
+            note(&format!("{kind}, {name}, alone"), format!("{:.3} ms", at(without) / 1e6));
+            row(&format!("{kind}, {name}, beside {what}"), at(with) / at(without), target, true, "x");
         }
     }
+    count
+}
+
+/// The time between the openings of two accounts of the sums: 100 a second.
+const SUMMED_INTERVAL_NS: u64 = 10_000_000;
+
+/// An account of a server for three users with five models: ten names, or a name for each account.
+fn summed_account(at: u64, has_own_name: bool) -> Account {
+    let model =
+        ["llama-3.1-8b", "llama-3.1-70b", "qwen-2.5-7b", "mistral-7b", "gemma-2-9b"][(at / 3 % 5) as usize];
+    let operation = if at.is_multiple_of(4) { "embeddings" } else { "chat" };
+    let attributes = [
+        ("gen_ai.request.model", model.to_owned()),
+        ("gen_ai.operation.name", operation.to_owned()),
+        ("gen_ai.usage.output_tokens", (100 + at % 400).to_string()),
+    ];
+    Account {
+        name: if has_own_name { format!("request-{at}") } else { format!("POST /v1/chat-{}", at % 10) },
+        attributes: attributes.map(|(key, value)| (key.to_owned(), value)).into(),
+        opened_unix_ns: 1_763_000_000_000_000_000 + at * SUMMED_INTERVAL_NS,
+        ..account(at)
+    }
+}
+
+/// Sums through the daemon, with names that recur and with names of which each is of one account.
+fn sums(accounts: u64) {
+    println!("{accounts} accounts, {:.1} hours", accounts as f64 * SUMMED_INTERVAL_NS as f64 / 3.6e12);
+    storing_cost(accounts.min(1_000_000));
+    let daemon = summed_store(accounts, false);
+    let mut client = daemon.client();
+    let by = |fields: &[&str]| SumSpans {
+        by: Some(fields.iter().map(|field| (*field).to_owned()).collect()),
+        utc_offset_min: fields.contains(&"day").then_some(60),
+        ..SumSpans::default()
+    };
+    for fields in [
+        &["model"][..],
+        &["user"],
+        &["day"],
+        &["operation"],
+        &["name"],
+        &["model", "user", "day", "operation"],
+    ] {
+        seconds_of(&mut client, &format!("sum by {}", fields.join(",")), by(fields));
+    }
+    let at_ns =
+        |part: u64| Some((1_763_000_000_000_000_000 + accounts / 8 * part * SUMMED_INTERVAL_NS) as i64);
+    let everything = by(&["model", "user", "day", "operation"]);
+    let filtered = [
+        ("since, until", SumSpans { since_unix_ns: at_ns(1), until_unix_ns: at_ns(7), ..everything.clone() }),
+        ("a model", SumSpans { model: Some("mistral-7b".into()), ..everything.clone() }),
+        ("a user", SumSpans { uid: Some(1001), ..everything.clone() }),
+        ("a name", SumSpans { name: Some("POST /v1/chat-3".into()), ..everything.clone() }),
+    ];
+    for (filter, call) in filtered {
+        seconds_of(&mut client, &format!("the same by all four, of {filter}"), call);
+    }
+    let call = by(&["model", "day"]);
+    let sum = closes_beside(&daemon, "sums", |client| drop(client.call(call.clone()).expect("sums")));
+    note("sums beside the calls", sum.to_string());
+    let attributes = Some([("gen_ai.usage.output_tokens".to_owned(), "100".to_owned())].into());
+    let by_rows = SumSpans { attributes, ..SumSpans::default() };
+    seconds_of(&mut client, "a sum that reads each account (by an attribute)", by_rows.clone());
+    closes_beside(&daemon, "a sum that reads each account", |client| {
+        drop(client.call(by_rows.clone()).expect("sums"));
+    });
+    drop((client, daemon));
+    let daemon = summed_store(accounts, true);
+    let mut client = daemon.client();
+    for fields in [&["name"][..], &["model", "user", "day", "operation"]] {
+        let what = format!("names of one account each: sum by {}", fields.join(","));
+        seconds_of(&mut client, &what, by(fields));
+    }
+    let call = SumSpans { name: Some("request-777777".into()), ..SumSpans::default() };
+    seconds_of(&mut client, "names of one account each: sum of a name", call);
+}
+
+/// A daemon with a store of these accounts.
+fn summed_store(accounts: u64, have_own_names: bool) -> Daemon {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let directory = dir.path().join("state");
+    let mut store = store(&directory);
+    let started = Instant::now();
+    fill_with(&mut store, accounts, |at| summed_account(at, have_own_names));
+    note(&format!("{accounts} accounts written in"), format!("{:.0} s", started.elapsed().as_secs_f64()));
+    store.shutdown(Duration::from_secs(600));
+    drop(store);
+    let file = std::fs::metadata(directory.join("ledger.sqlite")).expect("it is there").len();
+    note("bytes of an account on disk, all indexes", format!("{:.1} B", file as f64 / accounts as f64));
+    let daemon = Daemon::spawn_in(dir, MACHINE, "[ledger]\nmegabytes = 100000\ndays = 1000\n");
+    drop(daemon.connect());
+    // Any query waits until the database is open.
+    search(&mut daemon.client(), &ListSpans { limit: Some(1), ..ListSpans::default() }, 1);
+    daemon
+}
+
+/// The first and the median time of a sum.
+fn seconds_of(client: &mut Client, what: &str, call: SumSpans) {
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| {
+            let started = Instant::now();
+            client.call(call.clone()).expect("a daemon that answers");
+            started.elapsed().as_secs_f64()
+        })
+        .collect();
+    let first = times[0];
+    times.sort_by(f64::total_cmp);
+    row(&format!("{what}, first"), first, 3.0, true, "s");
+    note(&format!("{what}, median"), format!("{:.4} s", times[2]));
+}
+
+/// CPU time of the store's thread for each account, with sums, and where a segment has too many groups for them. The accounts
+/// differ in one attribute of one length, which no other index has.
+fn storing_cost(accounts: u64) {
+    let mut costs = [Vec::new(), Vec::new()];
+    for round in 0..6 {
+        let is_unique = round % 2 == 1;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut store = store(&dir.path().join("state"));
+        fill_with(&mut store, accounts / 4, |at| {
+            let operation = if is_unique { format!("{:08}", at) } else { format!("{:08}", at % 2) };
+            let mut account = summed_account(at, false);
+            account.attributes.insert("gen_ai.operation.name".to_owned(), operation);
+            account
+        });
+        let us = cpu_time_of_thread("store").as_secs_f64() * 1e6 / (accounts / 4) as f64;
+        costs[usize::from(is_unique)].push(us);
+        store.shutdown(Duration::from_secs(60));
+    }
+    let [with, without] = costs.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[1]
+    });
+    note("CPU of the store's thread for an account, with sums", format!("{with:.2} us"));
+    note("the same where most accounts are in none", format!("{without:.2} us, {:.3} x", with / without));
+}
+
+/// The CPU time of a thread of this process.
+fn cpu_time_of_thread(name: &str) -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux").flatten();
+    let ns = tasks.filter_map(|task| {
+        let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<u64>().ok().filter(|_| comm.trim() == name)
+    });
+    Duration::from_nanos(ns.sum())
 }

@@ -206,6 +206,7 @@ impl Durability {
         for (number, result) in self.store.take_sum_results() {
             replies.extend(self.sums.complete(number, result));
         }
+        self.sums.fail_stalled(now_ns, replies);
         self.store.flush();
         self.detect_stall(now_ns, has_answered);
         let (is_failing, committed) = (self.is_failing(), self.store.committed());
@@ -252,9 +253,10 @@ impl Durability {
         }
     }
 
-    /// The time at which the store counts as stalled, if something waits for it.
+    /// The time at which the store, or a query for sums, counts as stalled, if something waits for it.
     pub(crate) fn timeout_at_ns(&self) -> Option<u64> {
-        self.oldest_wait_ns().map(|since_ns| since_ns + STORE_TIMEOUT_NS + 1)
+        let store = self.oldest_wait_ns().map(|since_ns| since_ns + STORE_TIMEOUT_NS + 1);
+        store.into_iter().chain(self.sums.timeout_at_ns()).min()
     }
 
     /// Submits a query; false where the answer must come from memory.
@@ -323,11 +325,12 @@ impl Durability {
         caller: &Caller,
         query: SumQuery,
         open: u64,
+        now_ns: u64,
     ) -> Result<(), MethodError> {
         if self.is_failing() {
             return Err(store_unavailable(self.failure_reason()));
         }
-        let number = self.sums.insert(caller, &query, open)?;
+        let number = self.sums.insert(caller, &query, open, now_ns)?;
         self.store.begin_sums(number, query);
         Ok(())
     }

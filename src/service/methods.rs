@@ -213,7 +213,8 @@ impl Service {
     /// later.
     pub fn sum_spans(&mut self, caller: &Caller, call: &SumSpans) -> Result<(), MethodError> {
         let query = sum_request::parse_query(&caller.peer, call)?;
-        if self.spans.begin_sums(caller, query)? { Ok(()) } else { Err(no_store()) }
+        let now_ns = self.clock.now_ns();
+        if self.spans.begin_sums(caller, query, now_ns)? { Ok(()) } else { Err(no_store()) }
     }
 
     /// The method WatchSpans: the position at which the stream begins, if it begins with stored accounts.

@@ -1,11 +1,11 @@
 //! The calls of SumSpans that the store has not answered.
 //!
 //! Invariant: one call of a user runs at a time, and [`MAX_RUNNING_SUMS`] in total. A call counts until its thread has ended, also
-//! where its client has disconnected.
+//! where its client has disconnected, or has got an error because the disk does not respond.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wattspan_client::protocol::MethodError;
 
@@ -13,6 +13,9 @@ use super::access::Peer;
 use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::reply::{MethodResult, Reply};
 use crate::store::{MAX_RUNNING_SUMS, QueryError, SumQuery, SumResult};
+
+/// A call that reads nothing for so long is answered with an error: the disk does not respond.
+const STALL_TIMEOUT_NS: u64 = 5_000_000_000;
 
 /// The running calls, by number.
 #[derive(Default)]
@@ -28,25 +31,31 @@ struct RunningSum {
     open: u64,
     is_cancelled: Arc<AtomicBool>,
     is_answered: bool,
+    /// The store's counter, its value when it was last looked at, and the time at which that had changed.
+    progress: Arc<AtomicU64>,
+    last_progress: u64,
+    progress_ns: u64,
 }
 
 impl RunningSums {
     /// Adds a call; returns the number of its query.
     ///
     /// # Errors
-    /// `QuotaExceeded`: a call of the same user runs, or too many calls of all users.
+    /// `QuotaExceeded`: a call of the same user runs, or too many calls of all users. `StoreUnavailable`: a call of the same
+    /// user was answered with an error, and still waits for the disk.
     pub(crate) fn insert(
         &mut self,
         caller: &Caller,
         query: &SumQuery,
         open: u64,
+        now_ns: u64,
     ) -> Result<u64, MethodError> {
         let full = |limit: usize| MethodError::QuotaExceeded {
             quota: "sums of spans at a time".into(),
             limit: limit as u64,
         };
-        if self.running.values().any(|sum| sum.peer.uid == caller.peer.uid) {
-            return Err(full(1));
+        if let Some(sum) = self.running.values().find(|sum| sum.peer.uid == caller.peer.uid) {
+            return Err(if sum.is_answered { not_responding() } else { full(1) });
         }
         if self.running.len() >= MAX_RUNNING_SUMS {
             return Err(full(MAX_RUNNING_SUMS));
@@ -59,6 +68,9 @@ impl RunningSums {
             open,
             is_cancelled: Arc::clone(&query.is_cancelled),
             is_answered: false,
+            progress: Arc::clone(&query.progress),
+            last_progress: 0,
+            progress_ns: now_ns,
         };
         self.running.insert(number, sum);
         Ok(number)
@@ -84,6 +96,27 @@ impl RunningSums {
         }
     }
 
+    /// Answers the calls without progress for [`STALL_TIMEOUT_NS`], and ends them once their disk operation returns.
+    pub(crate) fn fail_stalled(&mut self, now_ns: u64, replies: &mut Vec<(ReplyTo, MethodResult)>) {
+        for sum in self.running.values_mut().filter(|sum| !sum.is_answered) {
+            let progress = sum.progress.load(Ordering::Relaxed);
+            if progress != sum.last_progress {
+                (sum.last_progress, sum.progress_ns) = (progress, now_ns);
+            }
+            if now_ns.saturating_sub(sum.progress_ns) > STALL_TIMEOUT_NS {
+                sum.is_cancelled.store(true, Ordering::Relaxed);
+                sum.is_answered = true;
+                replies.push((sum.reply_to, Err(not_responding())));
+            }
+        }
+    }
+
+    /// The time at which [`Self::fail_stalled`] is due.
+    pub(crate) fn timeout_at_ns(&self) -> Option<u64> {
+        let waiting = self.running.values().filter(|sum| !sum.is_answered);
+        waiting.map(|sum| sum.progress_ns + STALL_TIMEOUT_NS + 1).min()
+    }
+
     /// Removes a call whose thread has ended; returns its reply unless it was answered before.
     pub(crate) fn complete(
         &mut self,
@@ -104,4 +137,8 @@ impl RunningSums {
         };
         Some((sum.reply_to, result))
     }
+}
+
+fn not_responding() -> MethodError {
+    MethodError::StoreUnavailable { reason: "the disk of the ledger does not respond; try again".into() }
 }

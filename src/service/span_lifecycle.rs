@@ -600,11 +600,16 @@ impl SpanLifecycle {
     ///
     /// # Errors
     /// `QuotaExceeded`, `StoreUnavailable`.
-    pub(crate) fn begin_sums(&mut self, caller: &Caller, query: SumQuery) -> Result<bool, MethodError> {
+    pub(crate) fn begin_sums(
+        &mut self,
+        caller: &Caller,
+        query: SumQuery,
+        now_ns: u64,
+    ) -> Result<bool, MethodError> {
         let open_spans = self.registry.open_spans(query.uid);
         let open = open_spans.filter(|(_, key)| self.is_visible_to(&caller.peer, *key)).count();
         let Some(durability) = &mut self.durability else { return Ok(false) };
-        durability.begin_sums(caller, query, open as u64).map(|()| true)
+        durability.begin_sums(caller, query, open as u64, now_ns).map(|()| true)
     }
 
     /// Ends the sums that are computed for a closed connection.

@@ -1,7 +1,6 @@
 //! The parameters of SumSpans, checked once.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use wattspan_client::account::SpanState;
 use wattspan_client::protocol::{Access, MethodError, SumSpans};
@@ -36,7 +35,8 @@ pub(crate) fn parse_query(peer: &Peer, call: &SumSpans) -> Result<SumQuery, Meth
         is_visible: (peer.access < Access::Span).then_some(coarse_grid::is_coarse),
         utc_offset_s: parse_utc_offset(&by, call.utc_offset_min)? * 60,
         by,
-        is_cancelled: Arc::new(AtomicBool::new(false)),
+        is_cancelled: Arc::default(),
+        progress: Arc::default(),
     })
 }
 

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::checksum::Checksum;
+use super::segment_sums::SegmentSums;
 use super::time::format_utc;
 
 /// A segment has 2 to this power IDs.
@@ -31,6 +32,11 @@ pub(super) fn segment_of(id: i64) -> i64 {
 /// The first ID of a segment.
 pub(super) fn segment_start(segment: i64) -> i64 {
     segment << SEGMENT_BITS
+}
+
+/// The IDs of a segment, first and last. There is no account 0.
+pub(super) fn segment_ids(segment: i64) -> (i64, i64) {
+    (segment_start(segment).max(1), segment_start(segment + 1) - 1)
 }
 
 /// FNV-1a, 32 bits. It only finds candidates; their names are then compared.
@@ -135,6 +141,8 @@ pub(super) struct AccountIndex {
     pub open_segment: OpenSegment,
     /// The filter of that segment, see `segment_filter`.
     pub open_values: HashSet<u32>,
+    /// The sums of that segment. A copy has none.
+    pub open_sums: SegmentSums,
     /// Each user's latest account.
     pub heads: HashMap<u32, i64>,
     /// `heads` is complete; otherwise a missing user has to be searched for.
@@ -196,8 +204,9 @@ impl AccountIndex {
     pub fn empty() -> Self {
         let (heads, gaps) = (HashMap::new(), Vec::new());
         let (open_segment, open_values) = (OpenSegment::new(), HashSet::new());
-        let changes = IndexUpdate::default();
-        Self { first_id: 1, last_id: 0, open_segment, open_values, heads, heads_known: true, gaps, changes }
+        let (open_sums, changes) = (SegmentSums::default(), IndexUpdate::default());
+        let (first_id, last_id, heads_known) = (1, 0, true);
+        Self { first_id, last_id, open_segment, open_values, open_sums, heads, heads_known, gaps, changes }
     }
 
     /// The changes since the last call.
@@ -242,11 +251,12 @@ impl AccountIndex {
         self.gaps.retain(|gap| gap.last >= first_id);
     }
 
-    /// Takes the names and the filter of the open segment, which is full.
-    pub fn seal(&mut self) -> (OpenSegment, HashSet<u32>) {
+    /// Takes the names, the filter and the sums of the open segment, which is full.
+    pub fn seal(&mut self) -> (OpenSegment, HashSet<u32>, SegmentSums) {
         self.changes.seal(self.first_id);
         self.heads.retain(|_, id| *id >= self.first_id);
-        (std::mem::take(&mut self.open_segment), std::mem::take(&mut self.open_values))
+        let (names, values) = (&mut self.open_segment, &mut self.open_values);
+        (std::mem::take(names), std::mem::take(values), std::mem::take(&mut self.open_sums))
     }
 
     /// Adds a value to the filter of the open segment.

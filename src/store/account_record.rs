@@ -50,8 +50,8 @@ pub(super) fn encode_layout(account: &Account, out: &mut Vec<u8>) {
 pub(super) fn encode_figures(account: &Account, out: &mut Vec<u8>) {
     let simulated = if account.simulated == Some(true) { SIMULATED_FLAG } else { 0 };
     let at_least = if account.at_least == Some(true) { AT_LEAST_FLAG } else { 0 };
-    out.extend([FORMAT_VERSION, index_in(&STATES, &account.state) | simulated | at_least]);
-    out.push(account.grade.map_or(0, |grade| index_in(&GRADES, &grade) + 1));
+    out.extend([FORMAT_VERSION, encode_state(account.state) | simulated | at_least]);
+    out.push(encode_grade(account.grade));
     put_varint(out, account.opened_ns);
     put_option(out, account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns)));
     put_varint(out, account.moved_ns);
@@ -163,6 +163,15 @@ pub(super) fn decode_with_rest<'a>(
     Some((account, from))
 }
 
+/// The state without its flags.
+pub(super) fn encode_state(state: SpanState) -> u8 {
+    index_in(&STATES, &state)
+}
+
+pub(super) fn encode_grade(grade: Option<Grade>) -> u8 {
+    grade.map_or(0, |grade| index_in(&GRADES, &grade) + 1)
+}
+
 /// The state and its flags: simulated, and sums that are lower bounds.
 pub(super) fn decode_state(byte: u8) -> Option<(SpanState, Option<bool>, Option<bool>)> {
     let flag = |flag: u8| (byte & flag != 0).then_some(true);
@@ -257,7 +266,7 @@ fn put_option(out: &mut Vec<u8>, value: Option<u64>) {
     put_varint(out, value.map_or(0, |value| value.min(u64::MAX - 1) + 1));
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
+pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
     put_varint(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use wattspan_client::protocol::SpanSum;
 
+use super::account_record::{decode_grade, encode_grade, put_varint, take_byte, take_varint};
 use super::summed_account::{SummedAccount, SummedAttributes};
 use super::time::format_utc;
 use crate::domain::Grade;
@@ -87,9 +88,33 @@ impl ValueRef<'_> {
     }
 }
 
+/// The values by which an account is grouped, or those that several accounts have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GroupFields<'a> {
+    pub uid: u32,
+    pub name: &'a str,
+    pub model: Option<&'a str>,
+    pub operation: Option<&'a str>,
+    /// The wall time of a close on their day.
+    pub closed_unix_ns: u64,
+}
+
+impl<'a> GroupFields<'a> {
+    fn of_account(account: &SummedAccount<'a>, attributes: &SummedAttributes<'a>) -> Self {
+        let SummedAttributes { model, operation, .. } = *attributes;
+        let (uid, name, closed_unix_ns) = (account.uid, account.name, account.closed_unix_ns());
+        Self { uid, name, model, operation, closed_unix_ns }
+    }
+}
+
+/// The number of a day since 1970 in a time zone.
+pub(super) fn day_of(unix_ns: u64, utc_offset_s: i64) -> i64 {
+    ((unix_ns / 1_000_000_000) as i64 + utc_offset_s).div_euclid(86_400)
+}
+
 /// The sum of some accounts.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct AccountSum {
+pub(super) struct AccountSum {
     accounts: u64,
     with_energy: u64,
     energy_uj: u64,
@@ -121,8 +146,12 @@ fn add_known(sum: &mut u64, count: &mut u64, value: Option<u64>) {
     }
 }
 
+/// The flags of the stored form.
+const SIMULATED_FLAG: u8 = 1;
+const LOWER_BOUND_FLAG: u8 = 2;
+
 impl AccountSum {
-    fn add_account(&mut self, account: &SummedAccount<'_>, attributes: &SummedAttributes<'_>) {
+    pub fn add_account(&mut self, account: &SummedAccount<'_>, attributes: &SummedAttributes<'_>) {
         self.accounts += 1;
         let closed_unix_ns = account.closed_unix_ns();
         let (first, last) = self.closed_unix_ns.unwrap_or((closed_unix_ns, closed_unix_ns));
@@ -142,23 +171,60 @@ impl AccountSum {
         add(&mut self.duration_ns, account.duration_ns.unwrap_or(0));
     }
 
-    fn merge(&mut self, other: &Self) {
-        for (sum, value) in [
-            (&mut self.accounts, other.accounts),
-            (&mut self.with_energy, other.with_energy),
-            (&mut self.energy_uj, other.energy_uj),
-            (&mut self.with_error, other.with_error),
-            (&mut self.error_uj, other.error_uj),
-            (&mut self.with_idle, other.with_idle),
-            (&mut self.idle_uj, other.idle_uj),
-            (&mut self.with_input_tokens, other.with_input_tokens),
-            (&mut self.input_tokens, other.input_tokens),
-            (&mut self.with_output_tokens, other.with_output_tokens),
-            (&mut self.output_tokens, other.output_tokens),
-            (&mut self.token_energy_uj, other.token_energy_uj),
-            (&mut self.duration_ns, other.duration_ns),
-        ] {
-            add(sum, value);
+    /// The integers that add.
+    fn numbers_mut(&mut self) -> [&mut u64; 13] {
+        [
+            &mut self.accounts,
+            &mut self.with_energy,
+            &mut self.energy_uj,
+            &mut self.with_error,
+            &mut self.error_uj,
+            &mut self.with_idle,
+            &mut self.idle_uj,
+            &mut self.with_input_tokens,
+            &mut self.input_tokens,
+            &mut self.with_output_tokens,
+            &mut self.output_tokens,
+            &mut self.token_energy_uj,
+            &mut self.duration_ns,
+        ]
+    }
+
+    /// The first and the last close, on the wall clock; zero without accounts.
+    pub fn closed_range(&self) -> (u64, u64) {
+        self.closed_unix_ns.unwrap_or_default()
+    }
+
+    /// Appends the stored form of a sum that has accounts.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.clone().numbers_mut().iter().for_each(|number| put_varint(out, **number));
+        let (first, last) = self.closed_range();
+        put_varint(out, first);
+        put_varint(out, last - first);
+        let simulated = if self.is_simulated { SIMULATED_FLAG } else { 0 };
+        let lower_bound = if self.is_lower_bound { LOWER_BOUND_FLAG } else { 0 };
+        out.extend([encode_grade(self.grade), simulated | lower_bound]);
+    }
+
+    /// Reads the stored form; `None` if it is not valid.
+    pub fn decode(from: &mut &[u8]) -> Option<Self> {
+        let mut sum = Self::default();
+        for number in sum.numbers_mut() {
+            *number = take_varint(from)?;
+        }
+        let first = take_varint(from)?;
+        sum.closed_unix_ns = Some((first, first.checked_add(take_varint(from)?)?));
+        sum.grade = decode_grade(take_byte(from)?)?;
+        let flags = take_byte(from)?;
+        (sum.is_simulated, sum.is_lower_bound) = (flags & SIMULATED_FLAG != 0, flags & LOWER_BOUND_FLAG != 0);
+        Some(sum)
+    }
+
+    /// Adds the accounts of another sum.
+    pub fn merge(&mut self, other: &Self) {
+        let mut other = other.clone();
+        for (sum, value) in self.numbers_mut().into_iter().zip(other.numbers_mut()) {
+            add(sum, *value);
         }
         let closed = [self.closed_unix_ns, other.closed_unix_ns].into_iter().flatten();
         self.closed_unix_ns = closed.reduce(|one, two| (one.0.min(two.0), one.1.max(two.1)));
@@ -202,6 +268,8 @@ pub(super) struct AccountSums {
     groups: Vec<(Vec<GroupValue>, AccountSum)>,
     by_key: HashMap<Box<[u8]>, usize>,
     text_bytes: usize,
+    /// A group found no room: there will be no further ones.
+    is_full: bool,
     other: AccountSum,
     /// The key of the account that is being added, and that of the last one with its group: neighbours are often of one group.
     key: Vec<u8>,
@@ -226,6 +294,7 @@ impl AccountSums {
             groups: Vec::new(),
             by_key: HashMap::new(),
             text_bytes: 0,
+            is_full: false,
             other: AccountSum::default(),
             key: Vec::new(),
             last_key: Vec::new(),
@@ -235,49 +304,70 @@ impl AccountSums {
 
     /// Adds an account to its group.
     pub fn add(&mut self, account: &SummedAccount<'_>, attributes: &SummedAttributes<'_>) {
+        self.sum_of(&GroupFields::of_account(account, attributes)).add_account(account, attributes);
+    }
+
+    /// Adds the sum of accounts that are in one group.
+    pub fn add_sum(&mut self, fields: &GroupFields<'_>, sum: &AccountSum) {
+        self.sum_of(fields).merge(sum);
+    }
+
+    /// Adds the sum of accounts of further groups. Only if [`Self::is_full`].
+    pub fn add_other(&mut self, sum: &AccountSum) {
+        self.other.merge(sum);
+    }
+
+    /// Whether accounts of further groups are in `other`.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// The names of the groups.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let at = self.by.iter().position(|field| *field == SumField::Name);
+        self.groups.iter().filter_map(move |(values, _)| match values.get(at?)? {
+            GroupValue::Text(name) => Some(&name[..]),
+            _ => None,
+        })
+    }
+
+    /// The sum to which accounts with these values are added.
+    fn sum_of(&mut self, fields: &GroupFields<'_>) -> &mut AccountSum {
         self.key.clear();
         for field in &self.by {
-            self.value(*field, account, attributes).encode(&mut self.key);
+            self.value(*field, fields).encode(&mut self.key);
         }
         let group = match self.last_group.filter(|_| self.key == self.last_key) {
             Some(group) => group,
-            None => self.find_group(account, attributes),
+            None => self.find_group(fields),
         };
-        let sum = match group {
+        match group {
             Some(index) => &mut self.groups[index].1,
             None => &mut self.other,
-        };
-        sum.add_account(account, attributes);
+        }
     }
 
-    fn value<'a>(
-        &self,
-        field: SumField,
-        account: &SummedAccount<'a>,
-        attributes: &SummedAttributes<'a>,
-    ) -> ValueRef<'a> {
+    fn value<'a>(&self, field: SumField, fields: &GroupFields<'a>) -> ValueRef<'a> {
         match field {
-            SumField::Model => ValueRef::Text(attributes.model),
-            SumField::Name => ValueRef::Text(Some(account.name)),
-            SumField::User => ValueRef::Number(i64::from(account.uid)),
-            SumField::Operation => ValueRef::Text(attributes.operation),
-            SumField::Day => {
-                let closed_s = (account.closed_unix_ns() / 1_000_000_000) as i64;
-                ValueRef::Number((closed_s + self.utc_offset_s).div_euclid(86_400))
-            }
+            SumField::Model => ValueRef::Text(fields.model),
+            SumField::Name => ValueRef::Text(Some(fields.name)),
+            SumField::User => ValueRef::Number(i64::from(fields.uid)),
+            SumField::Operation => ValueRef::Text(fields.operation),
+            SumField::Day => ValueRef::Number(day_of(fields.closed_unix_ns, self.utc_offset_s)),
         }
     }
 
     /// The group of the present key, which is created if there is room.
-    fn find_group(&mut self, account: &SummedAccount<'_>, attributes: &SummedAttributes<'_>) -> GroupIndex {
+    fn find_group(&mut self, fields: &GroupFields<'_>) -> GroupIndex {
+        let has_room = self.groups.len() < MAX_GROUPS && self.text_bytes + self.key.len() <= MAX_TEXT_BYTES;
         let group = match self.by_key.get(&self.key[..]) {
             Some(index) => Some(*index),
-            None if self.groups.len() >= MAX_GROUPS || self.text_bytes + self.key.len() > MAX_TEXT_BYTES => {
+            None if self.is_full || !has_room => {
+                self.is_full = true;
                 None
             }
             None => {
-                let values =
-                    self.by.iter().map(|field| self.value(*field, account, attributes).to_value()).collect();
+                let values = self.by.iter().map(|field| self.value(*field, fields).to_value()).collect();
                 self.text_bytes += self.key.len();
                 self.by_key.insert(self.key[..].into(), self.groups.len());
                 self.groups.push((values, AccountSum::default()));
@@ -333,11 +423,8 @@ fn format_day(days: i64) -> String {
 mod tests {
     use wattspan_client::account::{Account, MODEL_ATTRIBUTE, OUTPUT_TOKENS_ATTRIBUTE};
 
-    use rusqlite::types::ValueRef as SqlValue;
-
     use super::super::account_record::tests::account;
     use super::super::account_record::{encode_figures, encode_layout};
-    use super::super::account_table::AccountColumns;
     use super::*;
 
     const START_NS: u64 = 1_763_000_000_000_000_000;
@@ -360,9 +447,7 @@ mod tests {
             let (mut layout, mut figures) = (Vec::new(), Vec::new());
             encode_layout(account, &mut layout);
             encode_figures(account, &mut figures);
-            let (uid, name, span) = (account.uid, account.name.as_str(), SqlValue::Null);
-            let columns = AccountColumns { uid, layout: &layout, span, name, figures: &figures };
-            let summed = SummedAccount::read(&columns).unwrap();
+            let summed = SummedAccount::read(account.uid, &account.name, &layout, &figures).unwrap();
             sums.add(&summed, &summed.attributes().unwrap());
         }
         sums.finish()

@@ -13,6 +13,7 @@ use super::account_index::{self, AccountIndex, Gap, HEADS, segment_of};
 use super::checksum::Checksum;
 use super::journal_clock::CLOCK_BLOCK;
 use super::segment_filter;
+use super::sum_blocks;
 use super::time::CommitTime;
 
 /// The maximum number of layouts in the layout table. Clients may choose domains in any combination; a further layout
@@ -161,6 +162,13 @@ impl<'a> TransactionWriter<'a> {
         let add = |hash| self.index.add_value(hash);
         segment_filter::add_values(add, columns.uid, columns.name, columns.figures);
         let CommitTime { kept_s, running_s } = self.commit_time;
+        self.index.open_sums.add(
+            columns.uid,
+            columns.name,
+            columns.layout,
+            columns.figures,
+            (kept_s, previous),
+        );
         let crc = columns.checksum(&[id, kept_s, running_s, previous]);
         let span = ToSqlOutput::Borrowed(columns.span);
         let AccountColumns { uid, name, figures, .. } = columns;
@@ -205,11 +213,12 @@ impl<'a> TransactionWriter<'a> {
     fn seal_segment(&mut self, segment: i64) -> rusqlite::Result<()> {
         let index = &mut *self.index;
         let mut insert = self.transaction.prepare("INSERT OR REPLACE INTO block VALUES (?1, ?2)")?;
-        let (names, values) = index.seal();
+        let (names, values, sums) = index.seal();
         for (block, bucket) in account_index::encode_blocks(segment, &names).into_iter().zip(0..) {
             insert.execute(params![account_index::block_key(segment, bucket), block])?;
         }
-        for (key, block) in segment_filter::encode_filter(segment, &values) {
+        let sum_blocks = sum_blocks::encode(segment, &sums);
+        for (key, block) in segment_filter::encode_filter(segment, &values).into_iter().chain(sum_blocks) {
             insert.execute(params![key, block])?;
         }
         if index.heads_known {

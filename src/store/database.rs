@@ -365,15 +365,16 @@ impl Database {
         let (mut next, mut since_s) = (from, 0);
         while let Some(row) = rows.next()? {
             let Some(stored) = AccountRow::read(row, layouts) else { continue };
-            let AccountRow { id, kept_s, running_s, columns, .. } = stored;
+            let AccountRow { id, kept_s, running_s, previous, columns } = stored;
             if id > next {
                 missing.push(Gap { first: next, last: id - 1, since_s, until_s: kept_s, running_s });
             }
             (next, since_s) = (id + 1, kept_s);
             let hash = account_index::name_hash(name_bytes(columns.span));
             index.open_segment.push(NameEntry { hash, uid: columns.uid, id });
-            let AccountColumns { uid, name, figures, .. } = columns;
+            let AccountColumns { uid, layout, name, figures, .. } = columns;
             segment_filter::add_values(|hash| index.add_value(hash), uid, name, figures);
+            index.open_sums.add(uid, name, layout, figures, (kept_s, previous));
             index.heads.insert(columns.uid, id);
         }
         drop(rows);

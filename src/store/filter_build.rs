@@ -1,15 +1,19 @@
-//! Builds the filters that the full segments of an older version lack, in steps of bounded size, the latest segment first.
+//! Builds the filters and sums that the full segments of an older version lack, in steps of bounded size, the latest segment
+//! first.
 //!
-//! Invariant: a filter has the values of all accounts of its segment; a segment with a damaged or missing row gets none.
+//! Invariant: a filter has the values of all accounts of its segment, and its sums have all of them; a segment with a damaged or
+//! missing row gets neither.
 
 use std::collections::HashSet;
 
 use rusqlite::Connection;
 
 use super::account_index::{block_key, segment_start};
-use super::account_table::{ACCOUNT_COLUMNS, AccountRow, LayoutTable};
+use super::account_table::{ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable};
 use super::schema::DatabaseError;
 use super::segment_filter::{FIRST_FILTER_BLOCK, add_values, encode_filter};
+use super::segment_sums::SegmentSums;
+use super::sum_blocks::{self, FIRST_SUM_BLOCK};
 
 /// The number of accounts that one step reads.
 const ROWS_PER_STEP: i64 = 256;
@@ -20,16 +24,22 @@ pub(super) struct FilterBuild {
     segment: i64,
     next_id: i64,
     values: HashSet<u32>,
+    sums: SegmentSums,
 }
 
 impl FilterBuild {
     /// Begins below the open segment.
     pub(super) fn new(open_segment: i64) -> Self {
         let segment = open_segment - 1;
-        Self { segment, next_id: segment_start(segment), values: HashSet::new() }
+        Self {
+            segment,
+            next_id: segment_start(segment),
+            values: HashSet::new(),
+            sums: SegmentSums::default(),
+        }
     }
 
-    /// Runs one step; returns whether there are more. A segment with a damaged row gets no filter.
+    /// Runs one step; returns whether there are more.
     pub(super) fn step(
         &mut self,
         connection: &Connection,
@@ -40,10 +50,10 @@ impl FilterBuild {
         if end <= first_id || self.segment < 0 {
             return Ok(false);
         }
-        let key = block_key(self.segment, FIRST_FILTER_BLOCK);
-        let sql = "SELECT count(*) FROM block WHERE id = ?1";
+        let keys = [FIRST_FILTER_BLOCK, FIRST_SUM_BLOCK].map(|block| block_key(self.segment, block));
+        let sql = "SELECT count(*) FROM block WHERE id IN (?1, ?2)";
         let is_new_segment = self.next_id == segment_start(self.segment);
-        if is_new_segment && connection.query_row(sql, [key], |row| row.get::<_, i64>(0))? > 0 {
+        if is_new_segment && connection.query_row(sql, keys, |row| row.get::<_, i64>(0))? == 2 {
             self.next_segment();
             return Ok(true);
         }
@@ -58,7 +68,10 @@ impl FilterBuild {
             let add = |hash| {
                 self.values.insert(hash);
             };
-            add_values(add, stored.columns.uid, stored.columns.name, stored.columns.figures);
+            let AccountRow { kept_s, previous, columns, .. } = stored;
+            add_values(add, columns.uid, columns.name, columns.figures);
+            let AccountColumns { uid, layout, name, figures, .. } = columns;
+            self.sums.add(uid, name, layout, figures, (kept_s, previous));
             count += 1;
         }
         drop(rows);
@@ -69,7 +82,8 @@ impl FilterBuild {
         self.next_id = until;
         if until == end {
             let transaction = connection.unchecked_transaction()?;
-            for (key, block) in encode_filter(self.segment, &self.values) {
+            let sum_blocks = sum_blocks::encode(self.segment, &self.sums);
+            for (key, block) in encode_filter(self.segment, &self.values).into_iter().chain(sum_blocks) {
                 transaction.execute("INSERT OR REPLACE INTO block VALUES (?1, ?2)", (key, block))?;
             }
             transaction.commit()?;
@@ -81,5 +95,6 @@ impl FilterBuild {
     fn next_segment(&mut self) {
         self.segment -= 1;
         (self.next_id, self.values) = (segment_start(self.segment), HashSet::new());
+        self.sums = SegmentSums::default();
     }
 }

@@ -38,9 +38,12 @@ mod retention;
 mod retention_state;
 mod schema;
 mod segment_filter;
+mod segment_sums;
 mod settings;
 mod shared;
 mod state_dir;
+mod sum_blocks;
+mod sum_query;
 mod sum_scan;
 mod sum_threads;
 mod summed_account;
@@ -66,7 +69,8 @@ pub use position_cipher::PositionCipher;
 pub use query::{QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
 pub use shared::Health;
-pub use sum_scan::{SumQuery, SumResult};
+pub use sum_query::SumQuery;
+pub use sum_scan::SumResult;
 pub use sum_threads::MAX_RUNNING_SUMS;
 
 use wattspan_client::account::Account;
@@ -307,6 +311,8 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod forward_tests;
+#[cfg(test)]
+mod segment_sum_tests;
 #[cfg(test)]
 mod sum_tests;
 #[cfg(test)]

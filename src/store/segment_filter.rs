@@ -151,6 +151,39 @@ fn values_of_parts(
     Ok(Some(values))
 }
 
+/// The first block after those of all levels of filters.
+pub(super) const END_OF_FILTER_BLOCKS: u32 = FIRST_FILTER_BLOCK + (MAX_LEVEL + 1) * FILTER_BLOCKS;
+
+/// Reads a block without its checksum; `None` if it is missing or damaged.
+pub(super) fn read_block(statement: &mut Statement<'_>, key: i64) -> Result<Option<Vec<u8>>, DatabaseError> {
+    let found = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();
+    let bytes = match found.map_err(DatabaseError::Sqlite) {
+        Err(error) if error.is_corruption() => None,
+        found => found?,
+    };
+    let Some(mut bytes) = bytes else { return Ok(None) };
+    let length = account_index::strip_checksum(key, &bytes).map(<[u8]>::len);
+    bytes.truncate(length.unwrap_or_default());
+    Ok(length.map(|_| bytes))
+}
+
+/// Whether the filter of a full segment is sound and has none of these values.
+pub(super) fn has_none(
+    statement: &mut Statement<'_>,
+    segment: i64,
+    values: &[u32],
+) -> Result<bool, DatabaseError> {
+    for number in 0..FILTER_BLOCKS {
+        let key = first_key(segment, 0) + i64::from(number);
+        let Some(block) = read_block(statement, key)? else { return Ok(false) };
+        let mut of_block = values.iter().filter(|hash| **hash >> FILTER_SHIFT == number);
+        if of_block.any(|hash| contains(&block, *hash)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Looks values up in the filters of full segments.
 pub(super) struct FilterLookup<'a> {
     statement: Statement<'a>,
@@ -197,14 +230,8 @@ impl<'a> FilterLookup<'a> {
     fn is_excluded(&mut self, first_key: i64) -> Result<bool, DatabaseError> {
         for hash in self.searched {
             let key = first_key + i64::from(hash >> FILTER_SHIFT);
-            let found = self.statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();
-            let bytes = match found.map_err(DatabaseError::Sqlite) {
-                Err(error) if error.is_corruption() => None,
-                found => found?,
-            };
-            let Some(bytes) = bytes else { return Ok(false) };
-            let Some(block) = account_index::strip_checksum(key, &bytes) else { return Ok(false) };
-            if !contains(block, *hash) {
+            let Some(block) = read_block(&mut self.statement, key)? else { return Ok(false) };
+            if !contains(&block, *hash) {
                 return Ok(true);
             }
         }

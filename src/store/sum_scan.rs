@@ -1,58 +1,35 @@
 //! A scan of stored accounts for their sums, in turns of bounded size, each a read transaction of its own.
 //!
-//! Sums of all users read the rows in the order of their numbers. Sums of one user follow the links from each account to the
-//! user's previous one, and read no row of another user where the links are sound. Invariant: an account that could not be
-//! read is counted as missing; an account that retention has deleted is not.
+//! Sums of all users go through the segments in their order; sums of one user follow the links from each account to the user's
+//! previous one, and read no row of another user where the links are sound. A full segment whose stored sums decide the query
+//! is taken from them; the rows of others are read. Invariant: an account that could not be read is counted as missing; an
+//! account that retention has deleted is not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, Statement};
-use wattspan_client::account::{Account, GapReason};
+use wattspan_client::account::GapReason;
 use wattspan_client::protocol::{MissingAccounts, SpanSums};
 
-use super::account_index::{AccountIndex, Gap};
-use super::account_read::{Filter, decode_account};
-use super::account_sums::{AccountSums, GroupedSums, SumField};
-use super::account_table::{ACCOUNT_COLUMNS, AccountRow, LayoutTable};
+use super::account_index::{AccountIndex, Gap, segment_ids, segment_of};
+use super::account_read::decode_account;
+use super::account_sums::{AccountSums, GroupFields, GroupedSums};
+use super::account_table::{ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable};
 use super::database_identity::DatabaseId;
 use super::retention_state::Retention;
 use super::schema::DatabaseError;
+use super::segment_filter;
+use super::segment_sums::{StoredSums, SumGroup, UserSums};
+use super::sum_blocks;
+use super::sum_query::{GroupMatch, SumQuery};
 use super::summed_account::SummedAccount;
 
 /// The maximum number of rows of one turn.
 const ROWS_PER_TURN: i64 = 2048;
 
-/// A query for sums of accounts.
-#[derive(Debug, Clone, Default)]
-pub struct SumQuery {
-    /// The user ID; `None` for all users.
-    pub uid: Option<u32>,
-    /// All of its conditions hold for an account of the sums.
-    pub filter: Filter,
-    /// Opened before this wall time, in nanoseconds since 1970.
-    pub until_unix_ns: Option<u64>,
-    /// With this requested model.
-    pub model: Option<String>,
-    /// Which accounts the caller may see; `None`: all.
-    pub is_visible: Option<fn(&Account) -> bool>,
-    /// The fields of the groups.
-    pub by: Vec<SumField>,
-    /// The time zone of the days, in seconds east of UTC.
-    pub utc_offset_s: i64,
-    /// Set by the owner to end the query.
-    pub is_cancelled: Arc<AtomicBool>,
-}
-
-impl SumQuery {
-    /// Whether the owner has ended the query.
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.is_cancelled.load(Ordering::Relaxed)
-    }
-}
-
-/// A query with the number that its result will carry.
-pub(super) type NumberedSumQuery = (u64, SumQuery);
+/// The maximum number of segments of one turn that are taken from their stored sums.
+const SEGMENTS_PER_TURN: usize = 8;
 
 /// The accounts of a scan, as of its begin.
 #[derive(Debug, Clone)]
@@ -94,6 +71,10 @@ pub(super) struct SumScan {
     next: i64,
     lost: u64,
     damaged: u64,
+    /// One user: the segment whose rows are read.
+    row_segment: Option<i64>,
+    /// The hashes of the names of all groups, once there is no room for further ones.
+    group_names: Option<Vec<u32>>,
     /// The rows that were read.
     pub rows_read: u64,
 }
@@ -150,7 +131,9 @@ impl SumScan {
         let lost = u64::from(
             query.uid.is_some() && range.has_gap_within(range.first_id.max(next + 1), range.last_id),
         );
-        Ok(Self { query, range, layouts, sums, next, lost, damaged: 0, rows_read: 0 })
+        let (row_segment, group_names, damaged, rows_read) = (None, None, 0, 0);
+        query.note_progress();
+        Ok(Self { query, range, layouts, sums, next, lost, damaged, row_segment, group_names, rows_read })
     }
 
     /// Reads at most [`ROWS_PER_TURN`] rows; returns whether there are more.
@@ -181,10 +164,24 @@ impl SumScan {
         }
     }
 
-    /// All users: the next rows upwards.
+    /// All users: the next segments or rows upwards.
     fn run_range_turn(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
         self.next = self.next.max(self.range.first_id);
-        let end = self.range.last_id.min(self.next.saturating_add(ROWS_PER_TURN - 1));
+        for _ in 0..SEGMENTS_PER_TURN {
+            let segment = segment_of(self.next);
+            let (first, last) = segment_ids(segment);
+            if self.next != first || !self.add_segment(connection, segment)? {
+                return self.read_rows(connection);
+            }
+            self.next = last + 1;
+        }
+        Ok(self.next <= self.range.last_id)
+    }
+
+    /// All users: the next rows upwards, of one segment.
+    fn read_rows(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
+        let (_, last) = segment_ids(segment_of(self.next));
+        let end = self.range.last_id.min(last).min(self.next.saturating_add(ROWS_PER_TURN - 1));
         match self.read_range(connection, end) {
             // The rest of these rows one by one: those on undamaged pages can be read.
             Err(error) if error.is_corruption() => {}
@@ -194,6 +191,74 @@ impl SumScan {
             self.read_missing(connection, self.next, end)?;
         }
         Ok(self.next <= self.range.last_id)
+    }
+
+    /// Whether the segment was full at the begin, and no account of it has been deleted.
+    fn is_whole(&self, segment: i64) -> bool {
+        let (first, last) = segment_ids(segment);
+        first >= self.range.first_id && last <= self.range.last_id
+    }
+
+    /// Adds the stored sums of a segment; returns whether they decide the query.
+    fn add_segment(&mut self, connection: &Connection, segment: i64) -> Result<bool, DatabaseError> {
+        if !self.is_whole(segment) || self.query.is_visible.is_some() {
+            return Ok(false);
+        }
+        let Some(parts) = sum_blocks::read(connection, segment, None)? else { return Ok(false) };
+        let stored: Option<Vec<_>> = parts.iter().map(|part| StoredSums::decode(part)).collect();
+        let Some(stored) = stored else { return Ok(false) };
+        let users = stored.iter().flat_map(|stored| &stored.users);
+        self.add_groups(connection, segment, users.flat_map(|user| &user.groups))
+    }
+
+    /// Adds the groups that match, or none of them if the rows have to be read.
+    fn add_groups<'a, 'b: 'a>(
+        &mut self,
+        connection: &Connection,
+        segment: i64,
+        groups: impl Iterator<Item = &'a SumGroup<'b>>,
+    ) -> Result<bool, DatabaseError> {
+        let (mut matching, mut by_name) = (Vec::new(), Vec::new());
+        for group in groups {
+            match self.query.matches_group(group) {
+                GroupMatch::No => {}
+                GroupMatch::Yes => matching.push(group),
+                GroupMatch::ByName => by_name.push(group),
+                GroupMatch::ByAccount => return Ok(false),
+            }
+        }
+        if !by_name.is_empty() && self.has_searched_names(connection, segment)? {
+            return Ok(false);
+        }
+        for group in matching {
+            let SumGroup { uid, model, operation, sum, .. } = group;
+            let (name, (closed_unix_ns, _)) = (group.name.unwrap_or_default(), sum.closed_range());
+            let fields =
+                GroupFields { uid: *uid, name, model: *model, operation: *operation, closed_unix_ns };
+            self.sums.add_sum(&fields, sum);
+        }
+        if self.query.filter.name.is_none() {
+            by_name.into_iter().for_each(|group| self.sums.add_other(&group.sum));
+        }
+        self.query.note_progress();
+        Ok(true)
+    }
+
+    /// Whether an account of a full segment may have the name that is searched for, or that of a group. As long as there is
+    /// room for groups each name is one that is searched for.
+    fn has_searched_names(&mut self, connection: &Connection, segment: i64) -> Result<bool, DatabaseError> {
+        let uid = self.query.uid;
+        let hashes = |name| segment_filter::searched_values(uid, Some(name), &BTreeMap::new());
+        let mut statement = connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+        if let Some(name) = self.query.filter.name.as_deref() {
+            return Ok(!segment_filter::has_none(&mut statement, segment, &hashes(name))?);
+        }
+        if !self.sums.is_full() {
+            return Ok(true);
+        }
+        let sums = &self.sums;
+        let names = self.group_names.get_or_insert_with(|| sums.names().flat_map(hashes).collect());
+        Ok(!segment_filter::has_none(&mut statement, segment, names)?)
     }
 
     fn read_range(&mut self, connection: &Connection, end: i64) -> Result<(), DatabaseError> {
@@ -208,6 +273,7 @@ impl SumScan {
             let stored = AccountRow::read(row, &self.layouts);
             let Self { query, sums, damaged, rows_read, .. } = self;
             *rows_read += 1;
+            query.note_progress();
             *damaged += u64::from(stored.and_then(|stored| add_account(query, sums, &stored)).is_none());
             self.next = id + 1;
         }
@@ -225,6 +291,7 @@ impl SumScan {
         }
         let mut statement = select_one(connection)?;
         let Self { query, sums, layouts, .. } = self;
+        query.note_progress();
         let added = (|| {
             let mut rows = statement.query([id])?;
             Ok(rows
@@ -242,7 +309,7 @@ impl SumScan {
         Ok(())
     }
 
-    /// One user: the next rows downwards.
+    /// One user: the next segments or rows downwards.
     fn run_user_turn(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
         let sql = format!(
             "SELECT {ACCOUNT_COLUMNS} WHERE id <= ?1 AND id >= ?2 ORDER BY id DESC LIMIT {ROWS_PER_TURN}"
@@ -250,12 +317,24 @@ impl SumScan {
         let mut statement = connection.prepare(&sql)?;
         // One look-up may read as many rows as a whole turn; rows that cannot be read count as look-ups.
         let end = self.rows_read + ROWS_PER_TURN.cast_unsigned();
+        let mut segments = 0;
         for _ in 0..ROWS_PER_TURN {
             if self.next < self.range.first_id {
                 return Ok(false);
             }
-            if self.rows_read >= end {
+            if self.rows_read >= end || segments >= SEGMENTS_PER_TURN {
                 break;
+            }
+            let segment = segment_of(self.next);
+            if self.row_segment.replace(segment) != Some(segment) {
+                match self.add_user_segment(connection, segment)? {
+                    Some(Step::End) => return Ok(false),
+                    Some(_) => {
+                        segments += 1;
+                        continue;
+                    }
+                    None => {}
+                }
             }
             match self.read_links(&mut statement) {
                 Ok(Step::End) => return Ok(false),
@@ -271,7 +350,41 @@ impl SumScan {
         Ok(true)
     }
 
-    /// Reads rows downwards from `next` as long as each is the one that the last link names.
+    /// Adds the stored sums of the user in a segment of which no row was read, and moves to the user's account before it; `None`
+    /// if its rows have to be read.
+    fn add_user_segment(
+        &mut self,
+        connection: &Connection,
+        segment: i64,
+    ) -> Result<Option<Step>, DatabaseError> {
+        if !self.is_whole(segment) || self.query.is_visible.is_some() {
+            return Ok(None);
+        }
+        let Some(parts) = sum_blocks::read(connection, segment, self.query.uid)? else { return Ok(None) };
+        let Some(stored) = parts.first().and_then(|part| StoredSums::decode(part)) else { return Ok(None) };
+        let since_s = self.query.filter.since_unix_ns.map_or(0, unix_seconds);
+        if stored.kept_s < since_s {
+            return Ok(Some(Step::End));
+        }
+        let (first, _) = segment_ids(segment);
+        let Some(user) = stored.users.iter().find(|user| Some(user.uid) == self.query.uid) else {
+            // The link named no account of the user: which is the latest was not known.
+            self.query.note_progress();
+            self.next = first - 1;
+            return Ok(Some(Step::Seek));
+        };
+        let UserSums { previous, groups, .. } = user;
+        if !self.add_groups(connection, segment, groups.iter())? {
+            return Ok(None);
+        }
+        self.next = (*previous).min(first - 1);
+        // The link skips accounts that were lost before it was made.
+        let from = self.next.max(self.range.first_id - 1) + 1;
+        self.lost += u64::from(self.range.has_gap_within(from, first - 1));
+        Ok(Some(Step::Seek))
+    }
+
+    /// Reads rows downwards from `next`, of one segment, as long as each is the one that the last link names.
     fn read_links(&mut self, statement: &mut Statement<'_>) -> Result<Step, DatabaseError> {
         let layouts = Arc::clone(&self.layouts);
         let mut rows = statement.query([self.next, self.range.first_id])?;
@@ -283,10 +396,13 @@ impl SumScan {
                 self.next = id;
             }
             self.rows_read += 1;
+            self.query.note_progress();
+            self.row_segment = Some(segment_of(id));
             match self.take_linked(AccountRow::read(row, &layouts).as_ref(), id) {
-                Step::Next if self.next >= self.range.first_id => is_first = false,
-                Step::Next | Step::End => return Ok(Step::End),
-                Step::Seek => return Ok(Step::Seek),
+                Step::Next if self.next < self.range.first_id => return Ok(Step::End),
+                Step::Next if segment_of(self.next) == segment_of(id) => is_first = false,
+                Step::Next | Step::Seek => return Ok(Step::Seek),
+                Step::End => return Ok(Step::End),
             }
         }
         if is_first {
@@ -336,7 +452,8 @@ fn select_one(connection: &Connection) -> rusqlite::Result<Statement<'_>> {
 
 /// Adds a row to the sums if it matches; `None` if its figures are not valid.
 fn add_account(query: &SumQuery, sums: &mut AccountSums, row: &AccountRow<'_>) -> Option<()> {
-    let account = SummedAccount::read(&row.columns)?;
+    let AccountColumns { uid, layout, name, figures, .. } = row.columns;
+    let account = SummedAccount::read(uid, name, layout, figures)?;
     let SumQuery { uid, filter, until_unix_ns, model, is_visible, .. } = query;
     let matches = uid.is_none_or(|uid| uid == account.uid)
         && filter.since_unix_ns.is_none_or(|since| account.opened_unix_ns >= since)

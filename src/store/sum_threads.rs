@@ -15,7 +15,8 @@ use super::query::QueryError;
 use super::read_access::ReadAccess;
 use super::schema::{DatabaseError, open_read_connection};
 use super::shared::StoreShared;
-use super::sum_scan::{NumberedSumQuery, SumQuery, SumRange, SumResult, SumScan};
+use super::sum_query::{NumberedSumQuery, SumQuery};
+use super::sum_scan::{SumRange, SumResult, SumScan};
 
 /// The maximum number of sums that are computed at a time.
 pub const MAX_RUNNING_SUMS: usize = 4;

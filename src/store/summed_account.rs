@@ -11,7 +11,6 @@ use super::account_record::{
     FORMAT_VERSION, decode_grade, decode_state, skip_texts, skip_varints, stored_text, take_byte, take_bytes,
     take_option, take_varint,
 };
-use super::account_table::AccountColumns;
 use crate::domain::Grade;
 
 /// An account, as far as sums need it.
@@ -43,8 +42,8 @@ pub(super) struct SummedAttributes<'a> {
 
 impl<'a> SummedAccount<'a> {
     /// Reads the columns of a row; `None` if they are not valid.
-    pub fn read(columns: &AccountColumns<'a>) -> Option<Self> {
-        let mut rest = columns.figures;
+    pub fn read(uid: u32, name: &'a str, layout: &[u8], figures: &'a [u8]) -> Option<Self> {
+        let mut rest = figures;
         let from = &mut rest;
         if take_byte(from)? != FORMAT_VERSION {
             return None;
@@ -63,7 +62,7 @@ impl<'a> SummedAccount<'a> {
         let (share_uj, _window_uj) = (take_option(from)?, take_option(from)?);
         let (idle_uj, error_uj) = (take_option(from)?, take_option(from)?);
         // Mean power and peak concurrency, and the figures of each domain.
-        let domains = count_domains(columns.layout)?;
+        let domains = count_domains(layout)?;
         skip_varints(from, 2 + 5 * domains)?;
         skip_process(from, domains)?;
         for _ in 0..take_varint(from)? {
@@ -72,8 +71,8 @@ impl<'a> SummedAccount<'a> {
         }
         let attribute_count = take_varint(from)?;
         Some(Self {
-            uid: columns.uid,
-            name: columns.name,
+            uid,
+            name,
             state,
             is_simulated: simulated.is_some(),
             is_lower_bound: at_least.is_some(),
@@ -179,7 +178,6 @@ fn skip_process(from: &mut &[u8], domains: usize) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::types::ValueRef;
     use wattspan_client::account::Account;
 
     use super::super::account_record::tests::account;
@@ -198,8 +196,7 @@ mod tests {
         (layout, figures): (&[u8], &[u8]),
         show: impl FnOnce(Option<&SummedAccount<'_>>) -> T,
     ) -> T {
-        let (uid, name, span) = (account.uid, account.name.as_str(), ValueRef::Null);
-        show(SummedAccount::read(&AccountColumns { uid, layout, span, name, figures }).as_ref())
+        show(SummedAccount::read(account.uid, &account.name, layout, figures).as_ref())
     }
 
     /// Accounts with and without each optional part of the format.

@@ -219,3 +219,23 @@ fn a_hanging_disk_delays_no_query_and_is_reported() {
     assert_eq!(daemon.log().matches("does not respond").count(), 1, "{}", daemon.log());
     assert_eq!(daemon.log().matches("responds again").count(), 1, "{}", daemon.log());
 }
+
+#[test]
+fn sums_on_a_hanging_disk_are_answered_and_run_again_once_it_responds() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
+    disk.set(WriteBehavior::Hang);
+    // Nothing but the sums waits for the disk.
+    for call in ["the first", "one of the same user meanwhile"] {
+        let (error, parameters) = client.call_error("SumSpans", json!({}));
+        assert_eq!(error, "StoreUnavailable", "{call}");
+        assert!(parameters["reason"].as_str().unwrap().contains("does not respond"), "{call}: {parameters}");
+    }
+    assert_eq!(client.call("GetInfo", json!({}))["version"].is_string(), true, "other calls are answered");
+    disk.set(WriteBehavior::Succeed);
+    wait_until("sums run again", || {
+        client.call_raw("SumSpans", json!({}))["parameters"]["total"]["accounts"] == 1
+    });
+}
