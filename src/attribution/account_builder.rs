@@ -122,9 +122,11 @@ fn unsettled_share(
             let known_until_ns = timeline.virtual_energy.position_ns.max(opened_ns);
             let clock = timeline.virtual_energy.snapshot();
             let energy = history.share + state.share(&clock);
-            share.window_uj = Some(state.window_uj(&clock).max(whole_uj(energy)));
-            share.share_uj = Some(whole_uj(energy));
-            share.idle_uj = state.idle_share(&clock).map(|idle| whole_uj(history.idle + idle));
+            let share_uj = whole_uj(energy);
+            share.window_uj = Some(state.window_uj(&clock).max(share_uj));
+            share.share_uj = Some(share_uj);
+            // Snapshots are more precise in the share than in its idle part.
+            share.idle_uj = state.idle_share(&clock).map(|idle| whole_uj(history.idle + idle).min(share_uj));
             share.unknown_ns =
                 end_ns.saturating_sub(known_until_ns) + clock.unknown_ns.saturating_sub(state.unknown_ns);
         }

@@ -734,6 +734,28 @@ mod tests {
     }
 
     #[test]
+    fn the_idle_part_of_an_account_so_far_is_at_most_its_share() {
+        let (mut attributor, mut now_ns) = (one_domain(), NOW_NS);
+        let idle_mw = BTreeMap::from([("package-0".to_owned(), 1_000_000)]);
+        attributor.reconfigure(idle_mw, 100, 100);
+        let end_ns = now_ns + 50_000_000;
+        settle_until(&mut attributor, &mut now_ns, end_ns);
+        // All of the power is idle. A large weight makes the rounding of the idle part visible.
+        let span = NewSpan { weight: 999.0, ..NewSpan::new("s", now_ns - 123_457) };
+        let key = attributor.open(now_ns, span).unwrap();
+        let mut equal = 0;
+        for step in 1..60 {
+            let end_ns = now_ns + 3_000_000 + step;
+            settle_until(&mut attributor, &mut now_ns, end_ns);
+            let share = attributor.account(now_ns, key).unwrap().domains.remove(0);
+            let (share_uj, idle_uj) = (share.share_uj.unwrap_or(0), share.idle_uj.unwrap_or(0));
+            assert!(idle_uj <= share_uj, "{idle_uj} of {share_uj}");
+            equal += usize::from(share_uj > 0 && share_uj - idle_uj < 70);
+        }
+        assert!(equal > 40, "{equal}");
+    }
+
+    #[test]
     fn only_unsettled_weight_changes_count_towards_the_limit() {
         let (mut attributor, mut now_ns) = (one_domain(), NOW_NS);
         let subject = attributor.add_subject(Subject::default());

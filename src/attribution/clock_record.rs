@@ -103,7 +103,9 @@ fn extend_share(share: &mut Share, basis: &ShareBasis, clock: Option<&DomainCloc
     share.window_uj = Some(share.window_uj.unwrap_or(0).saturating_add(window_uj).max(share_uj));
     share.share_uj = Some(share_uj);
     let idle = (weight * u128::from(clock.idle_g.wrapping_sub(since.idle_g))) << IDLE_SHIFT;
-    share.idle_uj = is_idle_known.then(|| share.idle_uj.unwrap_or(0).saturating_add(whole_uj(idle)));
+    let idle_uj = share.idle_uj.unwrap_or(0).saturating_add(whole_uj(idle));
+    // As in the account so far: the record is more precise in the share than in its idle part.
+    share.idle_uj = is_idle_known.then(|| idle_uj.min(share.share_uj.unwrap_or(u64::MAX)));
     let covered_ns = clock.covered_ns.wrapping_sub(since.covered_ns);
     share.unknown_ns = share.unknown_ns.saturating_add(added_ns).saturating_sub(covered_ns);
 }

@@ -43,6 +43,7 @@ mod priority;
 #[path = "priority_unsupported.rs"]
 mod priority;
 
+use deadlines::Deadlines;
 use event_count::EventCount;
 use limits::{LimitReader, SharedLimits};
 use rate_control::{RateController, RateRequest, Speed};
@@ -85,9 +86,14 @@ pub struct Sampler {
     reads_at_edges: bool,
     /// The distance of two reads at the fixed rate.
     fast_period_ns: AtomicU64,
+    /// `None` where a test takes the thread's steps.
+    thread: Option<RunningThread>,
+}
+
+struct RunningThread {
+    handle: JoinHandle<()>,
     /// A channel that closes when the thread ends; nothing is ever sent.
-    thread_ended: Receiver<()>,
-    thread: Option<JoinHandle<()>>,
+    ended: Receiver<()>,
 }
 
 /// Starts a sampler on an opened source. It reads at once, characterises the counters, and then samples at the speed
@@ -96,6 +102,20 @@ pub struct Sampler {
 /// # Errors
 /// The thread cannot be created.
 pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> io::Result<Sampler> {
+    let (mut sampler, sampler_thread) = prepare(opened, settings, clock);
+    let (thread_alive, ended) = channel();
+    let name = format!("sampler-{}", sampler.stream.source);
+    let handle = std::thread::Builder::new().name(name).spawn(move || {
+        // Dropped when the thread ends, also by a panic.
+        let _thread_alive = thread_alive;
+        sampler_thread.run();
+    })?;
+    sampler.thread = Some(RunningThread { handle, ended });
+    Ok(sampler)
+}
+
+/// A sampler and what its thread runs.
+fn prepare(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> (Sampler, SamplerThread) {
     let rates = Rates::new(settings, opened.max_rate_hz);
     let reads_at_edges = !opened.source.can_block();
     let (writer, reader) = ring(settings.ring_samples, opened.domains.len());
@@ -120,6 +140,9 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
     shared.set_rate_configured(settings.fixed_rate);
     let sampler_thread = SamplerThread {
         cpu: opened.cpu,
+        // The first update finds the request for characterisation, so the first read comes at once.
+        deadlines: Deadlines::starting_at(clock.now_ns(), rates.period_ns(Speed::Slow)),
+        was_edge_driven: false,
         clock,
         rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
         limit_reader: LimitReader::new(opened.domains.len()),
@@ -139,22 +162,9 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
         ring: reader,
         rate_hz: rates.fast_hz,
     };
-    let (thread_alive, thread_ended) = channel();
-    let thread = std::thread::Builder::new().name(format!("sampler-{}", opened.name)).spawn(move || {
-        // Dropped when the thread ends, also by a panic.
-        let _thread_alive = thread_alive;
-        sampler_thread.run();
-    })?;
     let fast_period_ns = AtomicU64::new(rates.period_ns(Speed::Fast));
-    Ok(Sampler {
-        stream,
-        shared,
-        source_max_hz,
-        reads_at_edges,
-        fast_period_ns,
-        thread_ended,
-        thread: Some(thread),
-    })
+    let sampler = Sampler { stream, shared, source_max_hz, reads_at_edges, fast_period_ns, thread: None };
+    (sampler, sampler_thread)
 }
 
 impl Sampler {
@@ -244,12 +254,14 @@ impl Drop for Sampler {
         self.shared.wakeup.notify();
         let Some(thread) = self.thread.take() else { return };
         // A read that hangs in a driver cannot be interrupted: the thread is detached and ends when the read returns.
-        if self.thread_ended.recv_timeout(JOIN_TIMEOUT) == Err(RecvTimeoutError::Disconnected) {
+        if thread.ended.recv_timeout(JOIN_TIMEOUT) == Err(RecvTimeoutError::Disconnected) {
             // A panic of the thread was reported by the panic hook.
-            let _ = thread.join();
+            let _ = thread.handle.join();
         }
     }
 }
 
+#[cfg(test)]
+pub(crate) mod stepped;
 #[cfg(test)]
 mod tests;

@@ -142,6 +142,9 @@ pub(super) struct SamplerThread {
     pub(super) clock: Clock,
     pub(super) rates: Rates,
     pub(super) rates_generation: u64,
+    /// Of the fixed rate.
+    pub(super) deadlines: Deadlines,
+    pub(super) was_edge_driven: bool,
     pub(super) rate_controller: RateController,
     pub(super) surveys: SurveyTimer,
     /// The next read that the schedule planned.
@@ -160,66 +163,69 @@ impl SamplerThread {
         let shared = Arc::clone(&self.shared);
         let scheduling = request_scheduling(self.cpu, REALTIME_PRIORITY);
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
-        // The first update finds the request for characterisation, so the first read comes at once.
-        let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
-        let mut was_edge_driven = false;
         loop {
             // Read before the state that a notifier changes, so that a notification from here on ends the wait.
             let count = shared.wakeup.count();
             if shared.is_stopped() {
                 return;
             }
-            let now_ns = self.clock.now_ns();
-            let mut new_speed = self.rate_controller.update(now_ns, &shared.rate_request);
-            if let Some(rates) = shared.rates.load_if_changed(&mut self.rates_generation) {
-                self.rates = rates;
-                new_speed = new_speed.or(self.rate_controller.speed());
+            if let Some(until_ns) = self.step() {
+                self.sleep(until_ns, count);
             }
-            let step = self.next_step(now_ns);
-            let is_edge_driven = !matches!(step, NextStep::FixedRate);
-            match step {
-                NextStep::Read => self.rest_until_ns = self.tick(),
-                NextStep::Sleep(until_ns) => self.sleep(until_ns, count),
-                NextStep::FixedRate => {
-                    if was_edge_driven {
-                        let speed = self.rate_controller.speed().unwrap_or(Speed::Slow);
-                        deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
-                        new_speed = Some(speed);
-                    }
-                    self.fixed_rate_step(now_ns, new_speed, &mut deadlines, count);
-                }
-            }
-            was_edge_driven = is_edge_driven;
         }
     }
 
-    /// Reads or sleeps on the grid of the fixed rate.
-    fn fixed_rate_step(
-        &mut self,
-        now_ns: u64,
-        new_speed: Option<Speed>,
-        deadlines: &mut Deadlines,
-        count: u32,
-    ) {
-        let lateness_ns = deadlines.lateness_ns(now_ns);
+    /// Reads once if that is due; otherwise returns the instant until which there is nothing to do.
+    pub(super) fn step(&mut self) -> Option<u64> {
+        let now_ns = self.clock.now_ns();
+        let mut new_speed = self.rate_controller.update(now_ns, &self.shared.rate_request);
+        if let Some(rates) = self.shared.rates.load_if_changed(&mut self.rates_generation) {
+            self.rates = rates;
+            new_speed = new_speed.or(self.rate_controller.speed());
+        }
+        let step = self.next_step(now_ns);
+        let was_edge_driven =
+            std::mem::replace(&mut self.was_edge_driven, !matches!(step, NextStep::FixedRate));
+        match step {
+            NextStep::Read => {
+                self.rest_until_ns = self.tick();
+                None
+            }
+            NextStep::Sleep(until_ns) => Some(until_ns),
+            NextStep::FixedRate => {
+                if was_edge_driven {
+                    let speed = self.rate_controller.speed().unwrap_or(Speed::Slow);
+                    self.deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
+                    new_speed = Some(speed);
+                }
+                self.fixed_rate_step(now_ns, new_speed)
+            }
+        }
+    }
+
+    /// Reads if a deadline of the fixed rate has come; otherwise returns the next one.
+    fn fixed_rate_step(&mut self, now_ns: u64, new_speed: Option<Speed>) -> Option<u64> {
+        let lateness_ns = self.deadlines.lateness_ns(now_ns);
         if let Some(lateness_ns) = lateness_ns {
-            self.shared.stats.record_lateness(lateness_ns, deadlines.tolerance_ns());
+            self.shared.stats.record_lateness(lateness_ns, self.deadlines.tolerance_ns());
         }
         if let Some(speed) = new_speed {
-            *deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
+            self.deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
         }
-        match (lateness_ns, new_speed) {
-            (None, None) => self.sleep(deadlines.next_ns(), count),
+        let missed = match (lateness_ns, new_speed) {
+            (None, None) => return Some(self.deadlines.next_ns()),
             (Some(_), None) => {
-                let missed = deadlines.advance(self.tick());
-                self.shared.stats.add_missed(missed);
+                let end_ns = self.tick();
+                self.deadlines.advance(end_ns)
             }
             // The new deadlines begin with this tick: its first deadline is still to come, or was missed by the read.
             (_, Some(_)) => {
-                let missed = deadlines.skip_passed(self.tick());
-                self.shared.stats.add_missed(missed);
+                let end_ns = self.tick();
+                self.deadlines.skip_passed(end_ns)
             }
-        }
+        };
+        self.shared.stats.add_missed(missed);
+        None
     }
 
     /// Decides between the schedule of the source and the fixed rate.

@@ -37,8 +37,9 @@ impl Service {
         let domains = call.domains.take().map(|names| self.domain_indices(&names)).transpose()?;
         let new_span =
             NewSpan { name, attributes, weight, domains, ..NewSpan::new(span.clone(), requested_ns) };
-        let collector = &self.collector;
-        self.spans.open(now_ns, caller, &call, new_span, |at_ns| collector.report_edge(at_ns, now_ns))?;
+        let (clock, collector) = (&self.clock, &self.collector);
+        let report_edge = |at_ns| collector.report_edge(at_ns, now_ns);
+        self.spans.open(clock, now_ns, caller, &call, new_span, report_edge)?;
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
     }
@@ -139,6 +140,7 @@ impl Service {
             simulated: self.collector.domains().any(Domain::is_simulated).then_some(true),
             keeping,
             confinement: self.privileges.clone(),
+            spans: peer.uid_filter().is_none().then(|| self.spans.counts()),
             access: peer.access,
         }
     }

@@ -32,6 +32,8 @@ pub(crate) mod reply;
 pub(crate) mod request;
 mod running_sums;
 pub(crate) mod service_builder;
+#[cfg(test)]
+mod simulation;
 mod span_id;
 pub(crate) mod span_lifecycle;
 mod span_memory;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use wattspan_client::account::{Account, Balance};
-use wattspan_client::protocol::{Access, MethodError, OpenSpan, SpanAccounts, StoreStatus};
+use wattspan_client::protocol::{Access, MethodError, OpenSpan, SpanAccounts, SpanCounts, StoreStatus};
 
 use super::access::{self, Peer};
 use super::caller::{Caller, ConnectionId, ReplyTo};
@@ -28,7 +28,7 @@ use super::startup::ServiceSettings;
 use crate::attribution::{
     AttributionError, Attributor, DomainInputs, MAX_DOMAINS, NewSpan, SpanKey, footprint,
 };
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::domain::Absent;
 use crate::process_usage::ProcessIdentity;
 use crate::store::{StoreQuery, SumQuery};
@@ -46,6 +46,8 @@ pub(crate) struct SpanLifecycle {
     coarse_spans: CoarseSpans,
     registry: SpanRegistry,
     process_tracker: ProcessTracker,
+    /// The spans since the start. The open ones are those of the attributor: `open` stays 0 here.
+    counts: SpanCounts,
     /// `None` without a store.
     durability: Option<Durability>,
     /// A reused buffer, empty between calls.
@@ -93,6 +95,7 @@ impl SpanLifecycle {
             coarse_spans: CoarseSpans::new(settings.attribution.horizon_ns),
             registry: SpanRegistry::new(settings.limits.clone(), domains),
             process_tracker: ProcessTracker::new(settings.roots.clone(), gpus),
+            counts: SpanCounts::default(),
             durability,
             settled_buffer: Vec::new(),
             has_more_settled: false,
@@ -151,6 +154,7 @@ impl SpanLifecycle {
     /// `SpanExists`, `QuotaExceeded`, those of [`ProcessTracker::resolve`] and of [`Attributor::open`].
     pub(crate) fn open(
         &mut self,
+        clock: &Clock,
         now_ns: u64,
         caller: &Caller,
         call: &OpenSpan,
@@ -165,13 +169,15 @@ impl SpanLifecycle {
         let at_ns = new_span.at_ns;
         let size = self.registry.estimate_size(&span, &new_span.name, &new_span.attributes, is_coarse);
         self.registry.check_open(peer, &span, size)?;
+        // Beside the reading of the other clock: the counters are read next, which takes time.
+        new_span.opened_unix_ns = clock.unix_ns().saturating_add(at_ns).saturating_sub(now_ns);
         // Before what may take long: a subject's use is read from files.
         report_edge(at_ns);
         new_span.uid = peer.uid;
-        new_span.opened_unix_ns = clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns);
         new_span.subject = self.process_tracker.resolve(caller, call, &mut self.attributor)?;
         let opened = self.attributor.open(now_ns, new_span);
         let key = opened.map_err(|error| method_error(error, &span, at_ns))?;
+        self.counts.opened += 1;
         if is_coarse {
             self.coarse_spans.insert(key, requested_ns, at_ns);
         }
@@ -243,6 +249,7 @@ impl SpanLifecycle {
         }
         let closed = self.close_at(now_ns, edge, attributes, false);
         closed.map_err(|error| method_error(error, open.span, edge.requested_ns))?;
+        self.counts.closed += 1;
         self.hold_in_journal(&open.entry);
         self.registry.begin_close(open.peer.uid, open.span, growth, reply_to);
         Ok(edge.at_ns)
@@ -256,6 +263,7 @@ impl SpanLifecycle {
         let edge = self.edge_from(open.entry.key, now_ns, now_ns);
         let cancelled = self.attributor.cancel(now_ns, edge.key, edge.at_ns);
         cancelled.map_err(|error| method_error(error, open.span, now_ns))?;
+        self.counts.cancelled += 1;
         if edge.is_coarse {
             self.coarse_spans.remove(edge.key);
         }
@@ -278,7 +286,8 @@ impl SpanLifecycle {
         for (open, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN) {
             let edge = self.edge_from(open.key, at_ns, now_ns);
             // Cannot fail: the span is open, and an abandoned close is valid at any instant.
-            let _ = self.close_at(now_ns, edge, BTreeMap::new(), true);
+            let closed = self.close_at(now_ns, edge, BTreeMap::new(), true);
+            self.counts.abandoned += u64::from(closed.is_ok());
             self.hold_in_journal(&open);
         }
     }
@@ -651,6 +660,11 @@ impl SpanLifecycle {
         balance
     }
 
+    /// The numbers of spans since the start.
+    pub(crate) fn counts(&self) -> SpanCounts {
+        SpanCounts { open: self.attributor.open_span_count() as u64, ..self.counts }
+    }
+
     /// The store's state for GetInfo, if there is a store.
     pub(crate) fn store_status(&self, peer: &Peer) -> Option<StoreStatus> {
         self.durability.as_ref().map(|durability| durability.status(peer))
@@ -881,7 +895,8 @@ mod tests {
         ) -> Result<SpanKey, MethodError> {
             let now_ns = self.clock.now_ns();
             let new_span = NewSpan { weight, ..NewSpan::new(span, at_ns) };
-            self.spans.open(now_ns, &caller(peer, connection), &OpenSpan::default(), new_span, |_| {})?;
+            let (caller, call) = (caller(peer, connection), OpenSpan::default());
+            self.spans.open(&self.clock, now_ns, &caller, &call, new_span, |_| {})?;
             Ok(self.spans.find_open(&PEERS[peer], span).unwrap().entry.key)
         }
 
@@ -1107,6 +1122,14 @@ mod tests {
             }
             let ended = self.closed + self.cancelled + self.abandoned;
             assert_eq!(self.spans.len(), ended + open.len(), "opened = ended + open");
+            let counts = SpanCounts {
+                opened: self.spans.len() as u64,
+                closed: self.closed as u64,
+                cancelled: self.cancelled as u64,
+                abandoned: self.abandoned as u64,
+                open: open.len() as u64,
+            };
+            assert_eq!(spans.counts(), counts);
         }
 
         /// Compares the journal and the final accounts with the schedule, once all closed spans have settled.

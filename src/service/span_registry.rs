@@ -5,6 +5,8 @@
 //! account of the user with the most bytes is evicted, so that no user can evict another's.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, hash_set};
+#[cfg(not(test))]
+use std::hash::RandomState as NameHashes;
 use std::sync::Arc;
 
 use wattspan_client::account::Account;
@@ -13,6 +15,9 @@ use wattspan_client::protocol::MethodError;
 use super::access::Peer;
 use super::caller::{ConnectionId, ReplyTo};
 use super::span_memory::{SpanMemory, SpanSize, UserMemory, quota_exceeded};
+// So that a simulated run depends on its seed alone.
+#[cfg(test)]
+use super::test_parts::FixedHashes as NameHashes;
 use crate::attribution::SpanKey;
 use crate::attribution::footprint::{self, Footprint};
 use crate::config::Limits;
@@ -83,7 +88,7 @@ pub struct SettledSpan {
 
 #[derive(Debug, Default)]
 struct UserSpans {
-    spans: HashMap<Arc<str>, SpanEntry>,
+    spans: HashMap<Arc<str>, SpanEntry, NameHashes>,
     open_count: usize,
     memory: UserMemory,
     remembered: VecDeque<Arc<str>>,
@@ -91,7 +96,7 @@ struct UserSpans {
 }
 
 /// The open spans of each connection, with the user.
-type ConnectionSpans = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
+type ConnectionSpans = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>, NameHashes>)>;
 
 /// The spans of all users.
 #[derive(Debug)]
@@ -200,7 +205,7 @@ impl SpanRegistry {
         user.spans.insert(Arc::clone(&span), SpanEntry::Open(open));
         user.open_count += 1;
         self.add_usage(uid, size);
-        self.connections.entry(connection).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
+        self.connections.entry(connection).or_insert_with(|| (uid, HashSet::default())).1.insert(span);
     }
 
     /// The user's open span of this name.

@@ -1,5 +1,6 @@
 //! The parts of a service that tests build without sources: settings, a store, and domains that the test feeds.
 
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, DomainKind, Grade};
 use crate::process_usage::KernelRoots;
 use crate::store::{StoreSettings, SyncMode};
+
+/// Hashes without random keys.
+pub(crate) type FixedHashes = BuildHasherDefault<DefaultHasher>;
 
 /// The default settings with these limits.
 pub(crate) fn service_settings(limits: Limits) -> ServiceSettings {

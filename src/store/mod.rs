@@ -76,6 +76,7 @@ pub use sum_threads::MAX_RUNNING_SUMS;
 use wattspan_client::account::Account;
 
 use crate::attribution::clock_record::ShareBasis;
+use crate::clock::Clock;
 use batch::{Batch, LayoutCache, WriteOp};
 use query_thread::{NumberedResult, QueryThread, SubmittedQuery};
 use read_access::ReadAccess;
@@ -97,17 +98,29 @@ pub struct Store {
     results: Receiver<NumberedResult>,
     sum_results: Receiver<NumberedSumResult>,
     /// `None` after the shutdown.
-    threads: Option<StoreThreads>,
+    senders: Option<StoreSenders>,
+    /// The thread that ends last. `None` after the shutdown, and where a test takes the steps of the threads.
+    writer: Option<RunningWriter>,
 }
 
-/// The running threads of the store.
-struct StoreThreads {
+/// The ways to the store's threads. Dropping them requests their end.
+struct StoreSenders {
     work: WorkSender,
     queries: Sender<SubmittedQuery>,
-    /// The writer ends last.
-    writer: JoinHandle<()>,
+}
+
+struct RunningWriter {
+    handle: JoinHandle<()>,
     /// A channel that closes when the writer ends.
     ended: Receiver<Infallible>,
+}
+
+/// What the store's threads run.
+struct StoreWork {
+    writer: WriterThread,
+    queries: QueryThread,
+    /// Dropped when the thread for queries ends.
+    queries_alive: Sender<Infallible>,
 }
 
 impl Store {
@@ -117,12 +130,30 @@ impl Store {
     /// # Errors
     /// A thread cannot be created.
     pub fn start(settings: StoreSettings, log: fn(&str)) -> io::Result<Self> {
+        let (mut store, StoreWork { writer, queries, queries_alive }) =
+            Self::prepare(settings, Clock::Machine, log);
+        thread::Builder::new().name("store-queries".into()).spawn(move || {
+            let _alive = queries_alive;
+            queries.run();
+        })?;
+        let (alive, ended) = bounded(0);
+        let handle = thread::Builder::new().name("store".into()).spawn(move || {
+            // Dropped when the thread ends, after the files are closed, and also by a panic.
+            let _alive = alive;
+            writer.run();
+        })?;
+        store.writer = Some(RunningWriter { handle, ended });
+        Ok(store)
+    }
+
+    /// A store and what its threads run.
+    fn prepare(settings: StoreSettings, clock: Clock, log: fn(&str)) -> (Self, StoreWork) {
         let (shared, access) = (Arc::new(StoreShared::default()), Arc::new(ReadAccess::default()));
         let (result_sender, results) = unbounded();
         // Unbounded: `submit_query` limits the number. A bounded channel of so many queries allocates 4 MB in advance.
-        let (queries, submitted) = unbounded();
+        let (query_sender, submitted) = unbounded();
         let (queries_alive, queries_ended) = bounded(0);
-        let query_thread = QueryThread {
+        let queries = QueryThread {
             access: Arc::clone(&access),
             shared: Arc::clone(&shared),
             queries: submitted,
@@ -131,22 +162,12 @@ impl Store {
             log,
             running: VecDeque::new(),
         };
-        thread::Builder::new().name("store-queries".into()).spawn(move || {
-            let _alive = queries_alive;
-            query_thread.run();
-        })?;
         let (work, receiver) = work_queue();
-        let (alive, ended) = bounded(0);
         let (sum_sender, sum_results) = unbounded();
         let sums = SumThreads::new(Arc::clone(&shared), Arc::clone(&access), sum_sender);
         let readers = Readers { access, queries_ended, sums };
-        let writer = WriterThread::new(Arc::clone(&shared), receiver, readers, settings.clone(), log);
-        let writer = thread::Builder::new().name("store".into()).spawn(move || {
-            // Dropped when the thread ends, after the files are closed, and also by a panic.
-            let _alive = alive;
-            writer.run();
-        })?;
-        Ok(Self {
+        let writer = WriterThread::new(Arc::clone(&shared), receiver, readers, settings.clone(), clock, log);
+        let store = Self {
             shared,
             settings,
             layouts: LayoutCache::default(),
@@ -155,8 +176,10 @@ impl Store {
             not_kept: 0,
             results,
             sum_results,
-            threads: Some(StoreThreads { work, queries, writer, ended }),
-        })
+            senders: Some(StoreSenders { work, queries: query_sender }),
+            writer: None,
+        };
+        (store, StoreWork { writer, queries, queries_alive })
     }
 
     /// Sets a function that the store's thread calls after an urgent commit or a query result: see
@@ -219,24 +242,24 @@ impl Store {
 
     /// Passes the batch to the store's thread; cheap if the batch is empty.
     pub fn flush(&mut self) {
-        let Some(threads) = self.threads.as_ref().filter(|_| !self.batch.is_empty()) else { return };
+        let Some(senders) = self.senders.as_ref().filter(|_| !self.batch.is_empty()) else { return };
         let mut batch = std::mem::take(&mut self.batch);
         batch.last_number = self.last_number;
         self.shared.add_waiting_bytes(batch.memory_bytes());
-        threads.work.push_batch(batch);
+        senders.work.push_batch(batch);
     }
 
     /// Submits a query; its result carries the same `number`. The query sees every account appended before it. Returns
     /// false if too many queries wait.
     pub fn submit_query(&mut self, number: u64, query: StoreQuery) -> bool {
         self.flush();
-        let Some(threads) = &self.threads else { return false };
+        let Some(senders) = &self.senders else { return false };
         let appended = self.last_number;
         if self.committed() < appended {
-            threads.work.request_commit();
+            senders.work.request_commit();
         }
         let submitted = SubmittedQuery { number, query, appended };
-        threads.queries.len() < MAX_PENDING_QUERIES && threads.queries.send(submitted).is_ok()
+        senders.queries.len() < MAX_PENDING_QUERIES && senders.queries.send(submitted).is_ok()
     }
 
     /// Begins a query for sums, whose result carries the same `number`. It sees every account appended before it. The caller limits
@@ -285,11 +308,11 @@ impl Store {
     /// Writes all appended accounts and ends the threads; returns without it if that takes longer than `timeout`.
     pub fn shutdown(&mut self, timeout: Duration) {
         self.flush();
-        let Some(StoreThreads { work, queries, writer, ended }) = self.threads.take() else { return };
-        drop((work, queries));
+        drop(self.senders.take());
+        let Some(RunningWriter { handle, ended }) = self.writer.take() else { return };
         if ended.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected) {
             // A panic of the thread was reported by the panic hook.
-            let _ = writer.join();
+            let _ = handle.join();
         }
     }
 
@@ -311,6 +334,8 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod forward_tests;
+#[cfg(test)]
+pub(crate) mod stepped;
 #[cfg(test)]
 mod segment_sum_tests;
 #[cfg(test)]

@@ -378,6 +378,7 @@ pub(super) mod tests {
     use super::super::time::ClockReading;
     use super::super::{Store, StoreSettings, SyncMode, state_dir};
     use super::*;
+    use crate::clock::Clock;
 
     /// What a query on the writer's own connection reads.
     pub fn view(database: &Database) -> ReadView<'_> {
@@ -433,7 +434,8 @@ pub(super) mod tests {
             .open(settings.directory.join(state_dir::MARK_FILE))
             .unwrap();
         let mark_file = MarkFile(mark_file);
-        let database = Database::open(&file, mark_file, &settings, ClockReading::now()).unwrap();
+        let database =
+            Database::open(&file, mark_file, &settings, ClockReading::of(&Clock::Machine)).unwrap();
         assert_eq!((database.index.last_id, segment_of(database.index.last_id)), (18_000, 1));
         database
     }

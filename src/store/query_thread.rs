@@ -46,7 +46,7 @@ pub(super) struct QueryThread {
 /// A query between two turns.
 pub(super) struct PendingQuery {
     number: u64,
-    appended: u64,
+    pub appended: u64,
     running: RunningQuery,
 }
 
@@ -79,7 +79,7 @@ impl QueryThread {
     }
 
     /// Runs a turn of one query; returns whether it has ended.
-    fn run_turn(&mut self) -> bool {
+    pub fn run_turn(&mut self) -> bool {
         let is_ready = |pending: &PendingQuery| self.access.is_ready(pending.appended);
         let Some(at) = self.running.iter().position(is_ready) else {
             if let Some(appended) = self.running.iter().map(|pending| pending.appended).min() {
@@ -148,7 +148,7 @@ impl QueryThread {
 }
 
 impl PendingQuery {
-    fn new(submitted: SubmittedQuery) -> Self {
+    pub fn new(submitted: SubmittedQuery) -> Self {
         let SubmittedQuery { number, query, appended } = submitted;
         Self { number, appended, running: RunningQuery::new(query) }
     }

@@ -41,7 +41,7 @@ pub(super) struct WorkSender {
     // Unbounded: `Store::append` limits the bytes of the batches.
     batches: Sender<Batch>,
     urgent: Sender<()>,
-    requested: Sender<()>,
+    pub requested: Sender<()>,
 }
 
 /// The store's thread's side of the queue.

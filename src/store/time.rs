@@ -3,7 +3,7 @@
 //! The store's *running time* counts boot time while a store is open, and continues from where the last process left
 //! it. It never decreases and never jumps, so it orders and ages accounts independently of changes to the wall clock.
 
-use crate::clock;
+use crate::clock::Clock;
 
 /// The wall and boot time of one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,9 +15,9 @@ pub(super) struct ClockReading {
 }
 
 impl ClockReading {
-    pub fn now() -> Self {
+    pub fn of(clock: &Clock) -> Self {
         let seconds = |ns: u64| (ns / 1_000_000_000) as i64;
-        Self { unix_s: seconds(clock::unix_ns()), boot_s: seconds(clock::boottime_ns()) }
+        Self { unix_s: seconds(clock.unix_ns()), boot_s: seconds(clock.boottime_ns()) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
@@ -24,13 +24,14 @@ use super::shared::{StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::sum_threads::SumThreads;
 use super::time::ClockReading;
+use crate::clock::Clock;
 
 /// The interval between attempts to open the database after a failure.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// The intervals between checks for accounts to delete, and between two steps of a deletion.
-const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
-const RETENTION_STEP_INTERVAL: Duration = Duration::from_millis(20);
+const RETENTION_INTERVAL_NS: u64 = 10_000_000_000;
+const RETENTION_STEP_INTERVAL_NS: u64 = 20_000_000;
 
 /// A check also runs after this many write operations.
 const RETENTION_OPS: usize = 16_384;
@@ -40,7 +41,7 @@ const CHECKPOINT_PAGES: usize = 1000;
 
 /// The error of an operation of the store's thread.
 #[derive(Debug, thiserror::Error)]
-enum WriterError {
+pub(super) enum WriterError {
     #[error(transparent)]
     StateDir(#[from] StateDirError),
     #[error("{0}")]
@@ -67,6 +68,7 @@ pub(super) struct WriterThread {
     queries_ended: Receiver<Infallible>,
     sums: SumThreads,
     settings: StoreSettings,
+    clock: Clock,
     log: fn(&str),
     state_dir: Option<StateDir>,
     database: Option<Database>,
@@ -82,10 +84,10 @@ pub(super) struct WriterThread {
     /// Batches that are not on disk yet.
     uncommitted: VecDeque<Batch>,
     failing: bool,
-    retry_at: Instant,
-    retention_at: Instant,
+    retry_at_ns: u64,
+    retention_at_ns: u64,
     ops_since_retention: usize,
-    quarantined_at: Option<Instant>,
+    quarantined_at_ns: Option<u64>,
 }
 
 impl WriterThread {
@@ -94,9 +96,10 @@ impl WriterThread {
         work: WorkReceiver,
         readers: Readers,
         settings: StoreSettings,
+        clock: Clock,
         log: fn(&str),
     ) -> Self {
-        let now = Instant::now();
+        let now_ns = clock.now_ns();
         Self {
             shared,
             work,
@@ -104,6 +107,7 @@ impl WriterThread {
             queries_ended: readers.queries_ended,
             sums: readers.sums,
             settings,
+            clock,
             log,
             state_dir: None,
             database: None,
@@ -113,38 +117,43 @@ impl WriterThread {
             own_files: Vec::new(),
             uncommitted: VecDeque::new(),
             failing: false,
-            retry_at: now,
-            retention_at: now + RETENTION_STEP_INTERVAL,
+            retry_at_ns: now_ns,
+            retention_at_ns: now_ns + RETENTION_STEP_INTERVAL_NS,
             ops_since_retention: 0,
-            quarantined_at: None,
+            quarantined_at_ns: None,
         }
     }
 
     /// Runs until a shutdown is requested.
     pub fn run(mut self) {
         self.attempt(Self::open);
-        loop {
-            let due = if self.database.is_some() { self.retention_at } else { self.retry_at };
-            let shutdown = self.work.take_batches(due, &mut self.uncommitted);
-            if self.database.is_none() && (Instant::now() >= self.retry_at || shutdown) {
-                self.attempt(Self::open);
-            }
-            let wake = self.uncommitted.iter().any(|batch| batch.urgent);
-            self.attempt(Self::write);
-            if wake {
-                self.shared.wake();
-            }
-            if shutdown {
-                break;
-            }
-            if Instant::now() >= self.retention_at || self.ops_since_retention >= RETENTION_OPS {
-                self.attempt(Self::apply_retention);
-            }
-            self.checkpoint();
-        }
+        while !self.step() {}
         // The channel has no messages: it returns once the last query has its result.
         let _ = self.queries_ended.recv();
         self.end();
+    }
+
+    /// Waits for work, or until something else is due, and does it; returns whether a shutdown was requested.
+    pub fn step(&mut self) -> bool {
+        let due_ns = if self.database.is_some() { self.retention_at_ns } else { self.retry_at_ns };
+        let deadline = Instant::now() + self.clock.time_until(due_ns);
+        let shutdown = self.work.take_batches(deadline, &mut self.uncommitted);
+        if self.database.is_none() && (self.clock.now_ns() >= self.retry_at_ns || shutdown) {
+            self.attempt(Self::open);
+        }
+        let wake = self.uncommitted.iter().any(|batch| batch.urgent);
+        self.attempt(Self::write);
+        if wake {
+            self.shared.wake();
+        }
+        if shutdown {
+            return true;
+        }
+        if self.clock.now_ns() >= self.retention_at_ns || self.ops_since_retention >= RETENTION_OPS {
+            self.attempt(Self::apply_retention);
+        }
+        self.checkpoint();
+        false
     }
 
     /// Closes all connections. That of the writer is the last one, so that its end empties the write-ahead log.
@@ -167,10 +176,10 @@ impl WriterThread {
     }
 
     /// Runs a disk operation and handles its error.
-    fn attempt(&mut self, operation: fn(&mut Self) -> Result<(), WriterError>) {
+    pub fn attempt(&mut self, operation: fn(&mut Self) -> Result<(), WriterError>) {
         if let Err(error) = operation(self) {
             self.close();
-            self.retry_at = Instant::now() + RETRY_INTERVAL;
+            self.retry_at_ns = self.clock.now_ns() + RETRY_INTERVAL_NS;
             match error {
                 WriterError::Database(error) if error.is_corruption() => self.quarantine(&error),
                 error => {
@@ -189,7 +198,7 @@ impl WriterThread {
         }
         let Some(state_dir) = &self.state_dir else { return Ok(()) };
         let (file, mark_file) = (state_dir.database_path()?, MarkFile(state_dir.open_mark_file()?));
-        let now = ClockReading::now();
+        let now = ClockReading::of(&self.clock);
         let mut database = Database::open(&file, mark_file, &self.settings, now)?;
         let open_files = state_dir.file_ids()?;
         let new_gaps = std::mem::take(&mut database.new_gaps);
@@ -228,7 +237,7 @@ impl WriterThread {
         let (Some(database), false) = (&mut self.database, self.uncommitted.is_empty()) else {
             return Ok(());
         };
-        database.write(self.uncommitted.make_contiguous(), ClockReading::now())?;
+        database.write(self.uncommitted.make_contiguous(), ClockReading::of(&self.clock))?;
         // If a file was replaced, this commit is lost: the batches stay queued and are written again to the new file.
         self.check_open_files()?;
         let Some(database) = &mut self.database else { return Ok(()) };
@@ -306,7 +315,7 @@ impl WriterThread {
     }
 
     /// Closes the database, which checkpoints the write-ahead log, and states in the mark that all is on the disk.
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         self.sums.stop();
         self.access.close();
         self.log_sync = None;
@@ -330,7 +339,7 @@ impl WriterThread {
     fn apply_retention(&mut self) -> Result<(), WriterError> {
         self.state_dir.as_ref().map_or(Ok(()), StateDir::check_unchanged)?;
         let Some(database) = &mut self.database else { return Ok(()) };
-        let now = ClockReading::now();
+        let now = ClockReading::of(&self.clock);
         let step = retention::run_step(database, &self.settings, now)?;
         let has_more_filters = !step.more && database.build_filters()?;
         let (update, layouts) = database.take_index_update();
@@ -341,8 +350,9 @@ impl WriterThread {
             self.settle_log()?;
         }
         let Some(database) = &mut self.database else { return Ok(()) };
-        self.retention_at = Instant::now()
-            + if step.more || has_more_filters { RETENTION_STEP_INTERVAL } else { RETENTION_INTERVAL };
+        let is_complete = !step.more && !has_more_filters;
+        self.retention_at_ns = self.clock.now_ns()
+            + if is_complete { RETENTION_INTERVAL_NS } else { RETENTION_STEP_INTERVAL_NS };
         self.ops_since_retention = 0;
         if !step.more {
             self.shared.set_forecast(retention::forecast(database, &self.settings, now)?);
@@ -376,7 +386,7 @@ impl WriterThread {
     /// Moves a corrupt database away; the next attempt creates a new one.
     fn quarantine(&mut self, error: &DatabaseError) {
         let moved = match &self.state_dir {
-            Some(state_dir) => state_dir.quarantine(ClockReading::now().unix_s.max(0) as u64),
+            Some(state_dir) => state_dir.quarantine(ClockReading::of(&self.clock).unix_s.max(0) as u64),
             None => return,
         };
         match moved {
@@ -387,9 +397,10 @@ impl WriterThread {
                     path.display()
                 ));
                 // Retry at once, unless a database was quarantined moments ago: then the disk itself is failing.
-                let now = Instant::now();
-                if self.quarantined_at.replace(now).is_none_or(|before| now - before > 10 * RETRY_INTERVAL) {
-                    self.retry_at = now;
+                let now_ns = self.clock.now_ns();
+                let before_ns = self.quarantined_at_ns.replace(now_ns);
+                if before_ns.is_none_or(|before_ns| now_ns - before_ns > 10 * RETRY_INTERVAL_NS) {
+                    self.retry_at_ns = now_ns;
                 }
             }
             Err(error) => self.set_failing(&error.into()),

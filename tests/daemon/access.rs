@@ -211,6 +211,8 @@ fn answers_without_span_access_do_not_depend_on_other_users() {
         }
         let seen_by_root = client.call("GetInfo", json!({}));
         assert!(get_u64(&seen_by_root["samplers"][0], "ticks") > 0 && seen_by_root["keeping"].is_object());
+        let counts = &seen_by_root["spans"];
+        assert!(get_u64(counts, "opened") >= 50 && get_u64(counts, "opened") == get_u64(counts, "closed"));
         assert_eq!(without_volatile_fields(&info()), without_volatile_fields(&before), "{access}");
         assert_eq!(before["parameters"]["samplers"], json!([]));
     }

@@ -260,6 +260,7 @@ mod tests {
             simulated: None,
             keeping: None,
             confinement: None,
+            spans: None,
             access: Access::Span,
         }
     }

@@ -481,8 +481,26 @@ pub struct DaemonInfo {
     /// The privileges that the daemon dropped and kept; absent for an embedded meter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub confinement: Option<ProcessPrivileges>,
+    /// The numbers of spans; absent for a caller who may not see all accounts, and from older daemons.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub spans: Option<SpanCounts>,
     /// The access of the caller.
     pub access: Access,
+}
+
+/// The numbers of spans of all users since the daemon started: `opened = closed + cancelled + abandoned + open`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpanCounts {
+    /// Successful OpenSpan calls.
+    pub opened: u64,
+    /// By CloseSpan, also those that are not settled.
+    pub closed: u64,
+    /// By CancelSpan.
+    pub cancelled: u64,
+    /// Closed because their client disconnected.
+    pub abandoned: u64,
+    /// Open now. Spans of a client that has just disconnected may still be among them.
+    pub open: u64,
 }
 
 /// The state of the store on disk.

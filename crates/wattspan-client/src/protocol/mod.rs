@@ -19,7 +19,7 @@ pub use methods::{
     EmptyReply, ExceededCeiling, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
     InterfaceDescription, ListSpans, METHOD_NAMES, MarkPhase, Method, MethodName, MissingAccounts, OpenSpan,
     OpenedSpan, ReadWindow, ReadingSchedule, Reload, ReloadReply, SamplerStatus, ServiceInfo, SetWeight,
-    SpanAccount, SpanAccounts, SpanSum, SpanSums, StoreStatus, SumSpans, WatchDomains, WatchSpans,
-    WatchedSpan, WindowEnergy,
+    SpanAccount, SpanAccounts, SpanCounts, SpanSum, SpanSums, StoreStatus, SumSpans, WatchDomains,
+    WatchSpans, WatchedSpan, WindowEnergy,
 };
 pub use process_privileges::ProcessPrivileges;
