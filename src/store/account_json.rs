@@ -290,7 +290,7 @@ mod tests {
         let texts =
             ["", "\"quoted\" \\ \u{1}\n\u{7f}", "ünïcödé \u{1f525}", "00ff0123456789abcdef0123456789ab"];
         let attributes: BTreeMap<String, String> =
-            texts.iter().flat_map(|key| Some(((*key).to_owned(), format!("{key}{key}")))).collect();
+            texts.iter().map(|key| ((*key).to_owned(), format!("{key}{key}"))).collect();
         let mut all = vec![whole.clone()];
         for (text, state) in texts.into_iter().zip([
             SpanState::Settled,
