@@ -31,7 +31,6 @@ ACCOUNT_COLUMNS = {
     "at_least": "BOOLEAN",
     "opened_unix_ns": "BIGINT",
     "closed_unix_ns": "BIGINT",
-    "duration_ns": "BIGINT",
     "peak_concurrency": "BIGINT",
     "share_uj": "BIGINT",
     "error_uj": "BIGINT",

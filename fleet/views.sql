@@ -10,7 +10,7 @@
 CREATE OR REPLACE TEMPORARY VIEW accounts AS
 SELECT
   host, "date" AS day, number, span, uid, grade, at_least,
-  opened_unix_ns, closed_unix_ns, duration_ns, peak_concurrency,
+  opened_unix_ns, closed_unix_ns, closed_unix_ns - opened_unix_ns AS duration_ns, peak_concurrency,
   share_uj, window_uj, idle_uj,
   CASE WHEN share_uj IS NOT NULL THEN error_uj END AS error_uj,
   "gen_ai.request.model" AS model,

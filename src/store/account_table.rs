@@ -291,9 +291,20 @@ fn parse_generated(span: &str) -> Option<[u8; 16]> {
 pub(super) fn decode_span_name(stored: ValueRef<'_>) -> Option<String> {
     match stored {
         ValueRef::Text(bytes) => String::from_utf8(bytes.to_vec()).ok(),
-        ValueRef::Blob(bytes) => Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        ValueRef::Blob(bytes) => {
+            let mut digits = Vec::with_capacity(2 * bytes.len());
+            append_hex(bytes, &mut digits);
+            String::from_utf8(digits).ok()
+        }
         _ => None,
     }
+}
+
+/// Appends bytes as hexadecimal digits.
+pub(super) fn append_hex(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS[usize::from(nibble)];
+    out.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
 }
 
 #[cfg(test)]

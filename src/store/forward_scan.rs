@@ -13,14 +13,18 @@ use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodReply, WatchedSpan};
 use super::account_index::{
     self, AccountIndex, BUCKETS, HEADS, NameEntry, block_key, segment_of, segment_start,
 };
+use super::account_json;
 use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
-use super::account_table::ACCOUNT_COLUMNS;
+use super::account_table::{ACCOUNT_COLUMNS, AccountRow};
 use super::database_identity::{DatabaseId, DatabaseIdentity};
 use super::read_view::ReadView;
 use super::schema::DatabaseError;
 use super::segment_filter::{self, FilterLookup};
 
-/// The maximum bytes of the accounts of a list's reply.
+/// What is before the accounts of a list's reply.
+const LIST_START: &[u8] = b"{\"parameters\":{\"accounts\":[";
+
+/// The maximum bytes of a list's reply, without its end.
 const MAX_LIST_BYTES: usize = 1_000_000;
 
 /// The maximum number of rows of a user's chain that are read in a segment before its name blocks are.
@@ -204,6 +208,9 @@ impl ForwardScan {
             return Ok(());
         };
         self.next = id + 1;
+        if self.lists_all_accounts() {
+            return self.add_row(database, row, id);
+        }
         let read = database.read_row(row, id, |row| Some((row.previous, decode_account(row)?)))?;
         let Some((previous, account)) = read else {
             self.add_gap(id, id, GapReason::Damaged);
@@ -212,6 +219,34 @@ impl ForwardScan {
         if self.query.uid.is_none_or(|uid| uid == account.uid) {
             self.resolve_deletion(previous);
             self.add_account(id, account);
+        }
+        Ok(())
+    }
+
+    /// Whether the reply has each account of all users, so that no row has to be decoded for the decision.
+    fn lists_all_accounts(&self) -> bool {
+        self.query.uid.is_none()
+            && self.query.form == ReplyForm::List
+            && self.query.filter == Filter::default()
+    }
+
+    /// Encodes the account of a row, or notes that the row is damaged.
+    fn add_row(
+        &mut self,
+        database: &ReadView<'_>,
+        row: &mut Statement<'_>,
+        id: i64,
+    ) -> Result<(), ReadError> {
+        let length = self.bytes.len();
+        self.begin_listed();
+        let bytes = &mut self.bytes;
+        let append = |row: &AccountRow<'_>| account_json::append_account(row, Some(id.unsigned_abs()), bytes);
+        match database.read_row(row, id, append)? {
+            Some(()) => self.end_listed(id, length),
+            None => {
+                self.bytes.truncate(length);
+                self.add_gap(id, id, GapReason::Damaged);
+            }
         }
         Ok(())
     }
@@ -345,28 +380,36 @@ impl ForwardScan {
         if self.query.filter.matches(&account) {
             account.number = self.query.uid.is_none().then_some(id.unsigned_abs());
             match self.query.form {
-                ReplyForm::Stream => self.encode_item(id, account),
+                ReplyForm::Stream => {
+                    self.encode_item(id, account);
+                    self.accounts += 1;
+                }
                 ReplyForm::List => {
                     let length = self.bytes.len();
-                    self.encode_listed(&account);
-                    if self.bytes.len() > MAX_LIST_BYTES && self.accounts > 0 {
-                        // It is the first account of the next reply.
-                        self.bytes.truncate(length);
-                        (self.next, self.is_full) = (id, true);
-                        return;
-                    }
+                    self.begin_listed();
+                    serde_json::to_writer(&mut self.bytes, &account).expect("an account has string keys");
+                    return self.end_listed(id, length);
                 }
             }
-            self.accounts += 1;
         }
         self.position = id;
     }
 
-    fn encode_listed(&mut self, account: &Account) {
-        if self.accounts > 0 {
-            self.bytes.push(b',');
+    /// Appends what is before a listed account.
+    fn begin_listed(&mut self) {
+        self.bytes.extend_from_slice(if self.accounts == 0 { LIST_START } else { b"," });
+    }
+
+    /// Counts the account that was appended after `length` bytes, or removes it if the reply is full.
+    fn end_listed(&mut self, id: i64, length: usize) {
+        if self.bytes.len() > MAX_LIST_BYTES && self.accounts > 0 {
+            // It is the first account of the next reply.
+            self.bytes.truncate(length);
+            (self.next, self.is_full) = (id, true);
+            return;
         }
-        serde_json::to_writer(&mut self.bytes, account).expect("an account has string keys");
+        self.accounts += 1;
+        self.position = id;
     }
 
     /// Encodes a stream item, with the gaps before its account.
@@ -398,28 +441,27 @@ impl ForwardScan {
             self.position = self.position.max(self.next - 1);
         }
         let (after, database) = (self.encode_position(self.position), self.identity.id);
-        let (messages, gaps) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.gaps));
+        let (mut messages, gaps) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.gaps));
         match self.query.form {
             ReplyForm::Stream => ForwardReply { messages, after, at_end, database, gaps },
             ReplyForm::List => {
+                if self.accounts == 0 {
+                    messages.extend_from_slice(LIST_START);
+                }
                 let end = ListEnd { after, at_end, gaps: &gaps, database: database.to_string() };
-                let messages = list_reply(&messages, &end);
+                end_list(&mut messages, &end);
                 ForwardReply { messages, after, at_end, database, gaps: Vec::new() }
             }
         }
     }
 }
 
-/// The reply to ListSpans, from its accounts, which are encoded already, and its last fields.
-fn list_reply(accounts: &[u8], end: &ListEnd<'_>) -> Vec<u8> {
-    let mut reply = Vec::with_capacity(accounts.len() + 256);
-    reply.extend_from_slice(b"{\"parameters\":{\"accounts\":[");
-    reply.extend_from_slice(accounts);
+/// Appends what is after the accounts of a reply to ListSpans.
+fn end_list(reply: &mut Vec<u8>, end: &ListEnd<'_>) {
     reply.extend_from_slice(b"],");
     let end = serde_json::to_vec(end).expect("a struct has string keys");
     reply.extend_from_slice(&end[1..]);
     reply.extend_from_slice(&[b'}', MESSAGE_TERMINATOR]);
-    reply
 }
 
 /// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: unknown, because the block is absent or damaged.

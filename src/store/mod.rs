@@ -13,6 +13,7 @@
 //! memory is bounded: an account that finds no room is refused and never reported as durable.
 
 mod account_index;
+mod account_json;
 mod account_read;
 mod account_record;
 mod account_sums;

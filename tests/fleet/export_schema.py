@@ -1,4 +1,4 @@
-"""The columns of exported files, in Arrow's types."""
+"""The columns of exported accounts, in Arrow's types."""
 
 import pyarrow
 
@@ -39,6 +39,11 @@ ACCOUNT_SCHEMA = pyarrow.schema(
         ("domains", pyarrow.list_(pyarrow.field("element", SHARE, nullable=False))),
     ]
 )
+
+# What other columns give exactly; CSV and JSONL have them too.
+COMPUTED_COLUMNS = ["duration_ns", "mean_power_mw"]
+
+PARQUET_SCHEMA = pyarrow.schema([field for field in ACCOUNT_SCHEMA if field.name not in COMPUTED_COLUMNS])
 
 BALANCE_SCHEMA = pyarrow.schema(
     [

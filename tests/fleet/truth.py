@@ -18,7 +18,7 @@ import pyarrow.parquet
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from compare import SHORT_QUERIES  # noqa: E402
-from export_schema import ACCOUNT_SCHEMA, BALANCE_SCHEMA  # noqa: E402
+from export_schema import BALANCE_SCHEMA, PARQUET_SCHEMA  # noqa: E402
 
 DAY1, DAY2 = "2026-11-29", "2026-11-30"
 MIDNIGHT_S = 1_795_910_400  # 2026-11-29T00:00:00Z: date -u -d @1795910400
@@ -203,7 +203,6 @@ def account_row(number, row):
         "at_least": False,
         "opened_unix_ns": opened_unix_ns,
         "closed_unix_ns": None if duration_ns is None else opened_unix_ns + duration_ns,
-        "duration_ns": duration_ns,
         "moved_ns": 0,
         "weight": 1.0,
         "peak_concurrency": peak,
@@ -234,7 +233,7 @@ def write_fixture(root):
         host, row = account_row(number, account)
         closed_unix_ns = row["closed_unix_ns"] or row["opened_unix_ns"]
         rows.append(((DAY1 if closed_unix_ns < (MIDNIGHT_S + 86_400) * 10**9 else DAY2, host), row))
-    write_partitions(root / "out", "accounts", ACCOUNT_SCHEMA, rows)
+    write_partitions(root / "out", "accounts", PARQUET_SCHEMA, rows)
     names = ["life", "domain", "counted", "measured_uj", "attributed_uj", "unattributed_uj"]
     balance = [((day, host), dict(zip(names, values)) | {"simulated": False}) for host, day, *values in BALANCE]
     write_partitions(root / "out/_balance", "life", BALANCE_SCHEMA, balance)

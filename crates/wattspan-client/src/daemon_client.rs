@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::account_reader::AccountReader;
 use super::client_error::ClientError;
 use super::socket_path::SocketPath;
 use super::varlink_connection::VarlinkConnection;
@@ -67,6 +68,11 @@ impl Client {
     /// Starts a pipeline: many calls of one method in few writes.
     pub fn pipeline<M: Method>(&self) -> Pipeline<'_, M> {
         Pipeline::new(self.lock())
+    }
+
+    /// A reader of stored accounts, which locks the connection: other calls of the client wait until it is dropped.
+    pub fn account_reader(&self) -> AccountReader<'_> {
+        AccountReader::new(self.lock())
     }
 
     /// Sends a call with a stream of replies, which takes over the connection.

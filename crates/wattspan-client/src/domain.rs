@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The name of a domain in an account, such as "package-0". Accounts of one meter share its text: with four domains, four
@@ -75,7 +76,22 @@ impl Serialize for DomainName {
 
 impl<'de> Deserialize<'de> for DomainName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Self::from)
+        struct NameVisitor;
+
+        impl Visitor<'_> for NameVisitor {
+            type Value = DomainName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a domain")
+            }
+
+            // Without a copy of the text in between.
+            fn visit_str<E>(self, name: &str) -> Result<DomainName, E> {
+                Ok(name.into())
+            }
+        }
+
+        deserializer.deserialize_str(NameVisitor)
     }
 }
 

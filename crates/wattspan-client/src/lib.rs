@@ -25,11 +25,13 @@ pub mod clock;
 pub mod domain;
 pub mod protocol;
 
+mod account_reader;
 mod client_error;
 mod daemon_client;
 mod socket_path;
 mod varlink_connection;
 
+pub use account_reader::AccountReader;
 pub use client_error::ClientError;
 pub use daemon_client::{Client, DEFAULT_TIMEOUT, Pipeline, ReplyStream, SpanGuard};
 pub use socket_path::{LAUNCHD_SOCKET, SOCKET_ENV, SocketPath, socket_paths};

@@ -5,6 +5,7 @@
 //! [`MAX_MESSAGE_BYTES`] bytes and the bytes read with it.
 
 use std::io::{ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -16,8 +17,11 @@ use crate::protocol::{Call, IncomingReply, MESSAGE_TERMINATOR, Method};
 /// The longest accepted message.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// The length of one read.
+/// The length of the first read of a message. Each further one is as long as what was read so far, up to [`MAX_READ_BYTES`].
 const READ_BYTES: usize = 16 << 10;
+
+/// The longest read; the kernel's buffer of a socket has about as much.
+const MAX_READ_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
 pub struct VarlinkConnection {
@@ -88,10 +92,9 @@ impl VarlinkConnection {
     pub fn receive<T: DeserializeOwned>(
         &mut self,
     ) -> Result<Result<ReceivedReply<T>, ClientError>, ClientError> {
+        let message = self.receive_message()?;
         self.begin_operation()?;
-        let (from, to) = self.next_message()?;
-        self.consumed = to + 1;
-        let message = self.read_buffer.get(from..to).unwrap_or_default();
+        let message = self.message(message);
         let reply =
             IncomingReply::parse(message).map_err(|error| ClientError::InvalidReply(error.to_string()))?;
         let continues = reply.continues();
@@ -102,6 +105,20 @@ impl VarlinkConnection {
         };
         self.synchronized = true;
         Ok(outcome)
+    }
+
+    /// Receives the next message; [`VarlinkConnection::message`] has it until the next one is received.
+    pub fn receive_message(&mut self) -> Result<Range<usize>, ClientError> {
+        self.begin_operation()?;
+        let (from, to) = self.next_message()?;
+        self.consumed = to + 1;
+        self.synchronized = true;
+        Ok(from..to)
+    }
+
+    /// A received message, without its terminator.
+    pub fn message(&self, received: Range<usize>) -> &[u8] {
+        self.read_buffer.get(received).unwrap_or_default()
     }
 
     /// Leaves the connection desynchronized until the operation is complete.
@@ -117,7 +134,7 @@ impl VarlinkConnection {
         let mut searched = self.consumed;
         loop {
             let unsearched = self.read_buffer.get(searched..).unwrap_or_default();
-            if let Some(at) = unsearched.iter().position(|&byte| byte == MESSAGE_TERMINATOR) {
+            if let Some(at) = memchr::memchr(MESSAGE_TERMINATOR, unsearched) {
                 return Ok((self.consumed, searched + at));
             }
             self.read_buffer.drain(..self.consumed);
@@ -134,7 +151,7 @@ impl VarlinkConnection {
 
     fn fill_buffer(&mut self) -> Result<(), ClientError> {
         let filled = self.read_buffer.len();
-        self.read_buffer.resize(filled + READ_BYTES, 0);
+        self.read_buffer.resize(filled + filled.clamp(READ_BYTES, MAX_READ_BYTES), 0);
         loop {
             let outcome = self.stream.read(self.read_buffer.get_mut(filled..).unwrap_or_default());
             match outcome {

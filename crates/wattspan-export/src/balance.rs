@@ -4,9 +4,10 @@
 //! (from its start to its end) on one UTC day. Each export replaces it, so that it needs no state.
 
 use wattspan_client::account::Balance;
+use wattspan_client::domain::DomainKind;
 use wattspan_client::protocol::DaemonInfo;
 
-use super::columns::{Cell, Column, ColumnType, word};
+use super::columns::{Cell, Column, ColumnType};
 use super::partition::path_word;
 
 /// The balance of one domain.
@@ -15,8 +16,8 @@ pub struct BalanceRow {
     life: String,
     at_unix_ns: u64,
     balance: Balance,
-    kind: Cell,
-    grade: Cell,
+    kind: Option<String>,
+    grade: &'static str,
     is_counted: bool,
     is_simulated: bool,
 }
@@ -26,8 +27,8 @@ pub const BALANCE_COLUMNS: &[Column<BalanceRow>] = &[
     ("life", ColumnType::Text, |row| Some(row.life.as_str()).into()),
     ("at_unix_ns", ColumnType::Integer, |row| Some(row.at_unix_ns).into()),
     ("domain", ColumnType::Text, |row| Some(row.balance.domain.as_str()).into()),
-    ("kind", ColumnType::Text, |row| row.kind.clone()),
-    ("grade", ColumnType::Text, |row| row.grade.clone()),
+    ("kind", ColumnType::Text, |row| row.kind.as_deref().into()),
+    ("grade", ColumnType::Text, |row| Cell::Text(row.grade)),
     ("counted", ColumnType::Flag, |row| Cell::Flag(row.is_counted)),
     ("simulated", ColumnType::Flag, |row| Cell::Flag(row.is_simulated)),
     ("measured_uj", ColumnType::Integer, |row| Some(row.balance.measured_uj).into()),
@@ -40,6 +41,11 @@ pub fn life(info: &DaemonInfo) -> Option<String> {
     info.started_ns.map(|started_ns| format!("{}-{started_ns}", path_word(&info.boot_id)))
 }
 
+/// The name of a kind in the contract.
+fn kind_name(kind: DomainKind) -> Option<String> {
+    serde_json::to_value(kind).ok()?.as_str().map(str::to_owned)
+}
+
 /// The rows of a balance: those of the domains that the daemon lists.
 pub fn rows(info: &DaemonInfo, balance: Vec<Balance>, life: &str, at_unix_ns: u64) -> Vec<BalanceRow> {
     let row = |balance: Balance| {
@@ -48,8 +54,8 @@ pub fn rows(info: &DaemonInfo, balance: Vec<Balance>, life: &str, at_unix_ns: u6
             life: life.to_owned(),
             at_unix_ns,
             balance,
-            kind: word(domain.kind),
-            grade: word(domain.grade),
+            kind: kind_name(domain.kind),
+            grade: domain.grade.as_str(),
             is_counted: domain.counted,
             is_simulated: info.simulated == Some(true),
         })

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 use wattspan_client::account::{Account, MODEL_ATTRIBUTE, Share};
+use wattspan_client::domain::Grade;
 
 /// What the cells of a column hold, where they hold a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,41 +15,41 @@ pub enum ColumnType {
 }
 
 /// A value, or none.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Cell {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Cell<'a> {
     Absent,
     Integer(u64),
     Number(f64),
     Flag(bool),
-    Text(String),
+    Text(&'a str),
 }
 
-impl Cell {
-    pub fn to_json(&self) -> Value {
+impl Cell<'_> {
+    pub fn to_json(self) -> Value {
         match self {
             Cell::Absent => Value::Null,
-            Cell::Integer(value) => (*value).into(),
-            Cell::Number(value) => (*value).into(),
-            Cell::Flag(value) => (*value).into(),
-            Cell::Text(value) => value.as_str().into(),
+            Cell::Integer(value) => value.into(),
+            Cell::Number(value) => value.into(),
+            Cell::Flag(value) => value.into(),
+            Cell::Text(value) => value.into(),
         }
     }
 }
 
-impl From<Option<u64>> for Cell {
+impl From<Option<u64>> for Cell<'_> {
     fn from(value: Option<u64>) -> Self {
         value.map_or(Cell::Absent, Cell::Integer)
     }
 }
 
-impl From<Option<&str>> for Cell {
-    fn from(value: Option<&str>) -> Self {
-        value.map_or(Cell::Absent, |text| Cell::Text(text.to_owned()))
+impl<'a> From<Option<&'a str>> for Cell<'a> {
+    fn from(value: Option<&'a str>) -> Self {
+        value.map_or(Cell::Absent, Cell::Text)
     }
 }
 
 /// A column of `T`: its name, its type, and its value.
-pub type Column<T> = (&'static str, ColumnType, fn(&T) -> Cell);
+pub type Column<T> = (&'static str, ColumnType, for<'a> fn(&'a T) -> Cell<'a>);
 
 /// The wall time of the closing; that of the opening for a span without one.
 pub fn closed_unix_ns(account: &Account) -> u64 {
@@ -59,22 +60,14 @@ fn duration_ns(account: &Account) -> Option<u64> {
     account.closed_ns.map(|closed_ns| closed_ns.saturating_sub(account.opened_ns))
 }
 
-/// The name of a value of an enum in the contract.
-pub fn word<T: serde::Serialize>(value: T) -> Cell {
-    match serde_json::to_value(value) {
-        Ok(Value::String(text)) => Cell::Text(text),
-        _ => Cell::Absent,
-    }
-}
-
 /// The columns before the attributes.
 pub const ACCOUNT_COLUMNS: &[Column<Account>] = &[
     ("number", ColumnType::Integer, |account| account.number.into()),
     ("span", ColumnType::Text, |account| Some(account.span.as_str()).into()),
     ("name", ColumnType::Text, |account| Some(account.name.as_str()).into()),
     ("uid", ColumnType::Integer, |account| Some(u64::from(account.uid)).into()),
-    ("state", ColumnType::Text, |account| word(account.state)),
-    ("grade", ColumnType::Text, |account| word(account.grade)),
+    ("state", ColumnType::Text, |account| Cell::Text(account.state.as_str())),
+    ("grade", ColumnType::Text, |account| account.grade.map(Grade::as_str).into()),
     ("simulated", ColumnType::Flag, |account| Cell::Flag(account.simulated == Some(true))),
     ("at_least", ColumnType::Flag, |account| Cell::Flag(account.at_least == Some(true))),
     ("opened_unix_ns", ColumnType::Integer, |account| Some(account.opened_unix_ns).into()),
@@ -96,7 +89,7 @@ pub const ACCOUNT_COLUMNS: &[Column<Account>] = &[
 /// The columns of a domain's share.
 pub const SHARE_COLUMNS: &[Column<Share>] = &[
     ("domain", ColumnType::Text, |share| Some(&*share.domain).into()),
-    ("grade", ColumnType::Text, |share| word(share.grade)),
+    ("grade", ColumnType::Text, |share| Cell::Text(share.grade.as_str())),
     ("share_uj", ColumnType::Integer, |share| share.share_uj.into()),
     ("error_uj", ColumnType::Integer, |share| share.error_uj.into()),
     ("window_uj", ColumnType::Integer, |share| share.window_uj.into()),
@@ -115,11 +108,12 @@ pub fn attribute<'a>(account: &'a Account, key: &str) -> Option<&'a str> {
 
 /// An account without the attributes that no format writes. Its model stays, which names a span without a name.
 pub fn without_others(mut account: Account, attributes: &[String]) -> Account {
-    let model = account.model().map(str::to_owned);
-    account.attributes.retain(|key, _| attributes.contains(key));
-    if let Some(model) = model {
-        account.attributes.entry(MODEL_ATTRIBUTE.into()).or_insert(model);
+    if !account.attributes.contains_key(MODEL_ATTRIBUTE)
+        && let Some(model) = account.model().map(str::to_owned)
+    {
+        account.attributes.insert(MODEL_ATTRIBUTE.into(), model);
     }
+    account.attributes.retain(|key, _| key == MODEL_ATTRIBUTE || attributes.contains(key));
     account
 }
 
@@ -144,4 +138,18 @@ pub fn account_json(account: &Account, attributes: &[String]) -> Map<String, Val
     let phases = serde_json::to_value(&account.phases).unwrap_or_default();
     object.insert("phases".into(), phases);
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_that_are_not_exported_are_not_kept_in_memory_but_the_model_is() {
+        let mut long: Account = serde_json::from_str(include_str!("test_account.json")).unwrap();
+        long.attributes.insert("kept".into(), "v".into());
+        let account = without_others(long, &["kept".into()]);
+        assert_eq!((account.model(), account.attributes.len()), (Some("llama"), 2));
+        assert_eq!(account.attributes["kept"], "v");
+    }
 }

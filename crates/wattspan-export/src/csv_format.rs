@@ -7,7 +7,7 @@ use wattspan_client::account::Account;
 
 use super::columns::{ACCOUNT_COLUMNS, Cell, Column, attribute, shares_json};
 
-pub fn write(file: &File, accounts: &[&Account], attributes: &[String]) -> io::Result<()> {
+pub fn write(file: &File, accounts: &[Account], attributes: &[String]) -> io::Result<()> {
     let mut out = csv::Writer::from_writer(BufWriter::with_capacity(1 << 20, file));
     let names = ACCOUNT_COLUMNS.iter().map(|(name, ..)| *name);
     out.write_record(names.chain(attributes.iter().map(String::as_str)).chain(["domains"]))?;
@@ -35,12 +35,12 @@ pub fn write_rows<T>(file: &File, columns: &[Column<T>], rows: &[T]) -> io::Resu
 }
 
 /// An absent value is an empty field.
-fn field(cell: &Cell) -> String {
+fn field(cell: &Cell<'_>) -> String {
     match cell {
         Cell::Absent => String::new(),
         Cell::Integer(value) => value.to_string(),
         Cell::Number(value) => value.to_string(),
         Cell::Flag(value) => value.to_string(),
-        Cell::Text(value) => value.clone(),
+        Cell::Text(value) => (*value).to_owned(),
     }
 }

@@ -1,11 +1,15 @@
 //! The export of ranges: one state file, and for each range one file in each of its partitions.
+//!
+//! One thread reads and parses accounts, the other encodes and writes them. Invariant: a range is in the state before its files
+//! are written, and its files are written before the next range is in the state.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::SystemTime;
 
@@ -15,16 +19,15 @@ use wattspan_client::{Client, ClientError};
 use wattspan_system::private_file::{self, sync_directory, write_atomically};
 
 use super::balance;
-use super::columns;
-use super::format::ExportFormat;
+use super::format::{AccountRows, ExportFormat, FileContent, RangeLimits};
 use super::partition;
 use super::state::{ExportState, NumberRange, StateFile};
 
-/// The accounts of a range, at least; the last page may exceed it. They are in memory while its files are written.
-const ROWS_PER_RANGE: usize = 32_768;
+/// The accounts that the reading thread passes on at once.
+const ROWS_PER_PIECE: usize = 4096;
 
-/// The replies of a range, at most. A reply has at most about 1 MB, so that long accounts do not fill the memory.
-const REPLIES_PER_RANGE: usize = 64;
+/// The pieces that wait for the writing thread.
+const WAITING_PIECES: usize = 2;
 
 /// Where the balances are. Readers of partitions ignore names that begin with `_`, as they do for `.`.
 const BALANCE_DIRECTORY: &str = "_balance";
@@ -88,14 +91,35 @@ pub struct Exporter {
     state: ExportState,
 }
 
-/// Accounts with consecutive positions, and where they end.
-struct Page {
-    accounts: Vec<Account>,
+/// What the reading thread passes to the writing one.
+enum Piece {
+    /// Accounts of a range that closed on this UTC day.
+    Rows { day: u64, rows: AccountRows },
+    /// The end of the range.
+    End(RangeEnd),
+}
+
+/// Where a range ends.
+#[derive(Debug)]
+struct RangeEnd {
+    accounts: u64,
     gaps: Vec<Gap>,
     database: String,
     last: u64,
     at_end: bool,
 }
+
+/// The accounts of a range that were read and not yet passed on, by the UTC day of their closing.
+struct Staging<'a> {
+    format: ExportFormat,
+    attributes: &'a [String],
+    days: BTreeMap<u64, AccountRows>,
+    pieces: &'a SyncSender<Result<Piece, ExportError>>,
+}
+
+/// Calls ListSpans, passes its accounts on, and returns the rest of the reply.
+type ListAccounts<'a> =
+    dyn FnMut(&ListSpans, &mut dyn FnMut(Account)) -> Result<SpanAccounts, ClientError> + 'a;
 
 impl Exporter {
     /// Creates the directory, locks the state file and reads it.
@@ -130,11 +154,8 @@ impl Exporter {
             return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
         }
         let mut summary = ExportSummary::default();
-        let attributes = self.settings.attributes.clone();
-        let read = |state: &ExportState| read_page(state, &attributes, |call| client.call(call));
-        let mut read_ahead = None;
         loop {
-            let page = match read_ahead.take().unwrap_or_else(|| read(&self.state)) {
+            match self.export_ranges(client, &mut summary, report) {
                 Err(ExportError::Client(ClientError::Method(MethodError::InvalidValue {
                     field, ..
                 }))) if field == "database" && self.state.database.is_some() => {
@@ -143,25 +164,60 @@ impl Exporter {
                         "the daemon has another database; its accounts are exported from the first one on",
                     );
                     self.save(ExportState::default())?;
-                    continue;
                 }
-                page => page?,
-            };
-            if page.at_end {
-                self.export_page(&page, &mut summary, report)?;
-                self.write_balance(client)?;
-                return Ok(summary);
+                result => break result?,
             }
-            let following =
-                ExportState { database: Some(page.database.clone()), after: page.last, range: None };
-            // The next range is read while this one is written.
-            let next = thread::scope(|scope| {
-                let reading = scope.spawn(|| read(&following));
-                self.export_page(&page, &mut summary, report)?;
-                Ok::<_, ExportError>(reading.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            });
-            read_ahead = Some(next?);
         }
+        self.write_balance(client)?;
+        Ok(summary)
+    }
+
+    /// Exports ranges until no account is left.
+    fn export_ranges(
+        &mut self,
+        client: &Client,
+        summary: &mut ExportSummary,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<(), ExportError> {
+        let ExportSettings { format, attributes, .. } = self.settings.clone();
+        let (attributes, state) = (&attributes, self.state.clone());
+        thread::scope(|scope| {
+            let (sender, pieces) = sync_channel(WAITING_PIECES);
+            scope.spawn(move || {
+                let mut reader = client.account_reader();
+                let mut list = |call: &ListSpans, take: &mut dyn FnMut(Account)| reader.read(call, take);
+                if let Err(error) = read_ranges(state, format, attributes, &mut list, &sender) {
+                    // The receiver is gone after an error of its own, which is reported.
+                    let _ = sender.send(Err(error));
+                }
+            });
+            let mut contents: BTreeMap<u64, FileContent> = BTreeMap::new();
+            for piece in pieces {
+                match piece? {
+                    Piece::Rows { day, rows } => self.append(&mut contents, day, rows)?,
+                    Piece::End(end) => {
+                        self.export_range(std::mem::take(&mut contents), &end, summary, report)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn append(
+        &self,
+        contents: &mut BTreeMap<u64, FileContent>,
+        day: u64,
+        rows: AccountRows,
+    ) -> Result<(), ExportError> {
+        let ExportSettings { format, attributes, directory, .. } = &self.settings;
+        let appended = match contents.entry(day) {
+            Entry::Occupied(content) => content.into_mut().append(rows),
+            Entry::Vacant(place) => {
+                format.content(attributes).and_then(|content| place.insert(content).append(rows))
+            }
+        };
+        appended.map_err(file_error("encode accounts for", directory))
     }
 
     /// Replaces today's balance of the daemon's life.
@@ -174,7 +230,7 @@ impl Exporter {
         let balance = client.balance()?;
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at_unix_ns = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
-        let date = partition::date(at_unix_ns);
+        let date = partition::date(partition::day(at_unix_ns));
         let partition = partition::directory(&directory.join(BALANCE_DIRECTORY), &date, host);
         create_directory(&partition)?;
         let path = partition.join(format!("{life}.{}", format.extension()));
@@ -184,22 +240,23 @@ impl Exporter {
     }
 
     /// Writes the files of a range, after its state.
-    fn export_page(
+    fn export_range(
         &mut self,
-        page: &Page,
+        contents: BTreeMap<u64, FileContent>,
+        end: &RangeEnd,
         summary: &mut ExportSummary,
         report: &mut dyn FnMut(&str),
     ) -> Result<(), ExportError> {
         let first = self.state.after + 1;
-        if page.last >= first && !page.accounts.is_empty() {
-            let range = NumberRange { first, last: page.last };
-            let database = Some(page.database.clone());
+        if end.last >= first && !contents.is_empty() {
+            let range = NumberRange { first, last: end.last };
+            let database = Some(end.database.clone());
             self.save(ExportState { database, after: self.state.after, range: Some(range) })?;
-            summary.files += self.write_files(page, range)?;
-            summary.accounts += page.accounts.len() as u64;
+            summary.files += self.write_files(contents, &end.database, range)?;
+            summary.accounts += end.accounts;
         }
-        page.gaps.iter().for_each(|gap| report(&describe_gap(gap)));
-        self.save(ExportState { database: Some(page.database.clone()), after: page.last, range: None })
+        end.gaps.iter().for_each(|gap| report(&describe_gap(gap)));
+        self.save(ExportState { database: Some(end.database.clone()), after: end.last, range: None })
     }
 
     fn save(&mut self, state: ExportState) -> Result<(), ExportError> {
@@ -211,20 +268,22 @@ impl Exporter {
     }
 
     /// Writes the file of each partition; returns their number. A file that is there is complete.
-    fn write_files(&self, page: &Page, range: NumberRange) -> Result<u64, ExportError> {
+    fn write_files(
+        &self,
+        contents: BTreeMap<u64, FileContent>,
+        database: &str,
+        range: NumberRange,
+    ) -> Result<u64, ExportError> {
         let ExportSettings { format, directory, host, attributes, .. } = &self.settings;
-        let mut partitions: BTreeMap<String, Vec<&Account>> = BTreeMap::new();
-        for account in &page.accounts {
-            partitions.entry(partition::closing_date(account)).or_default().push(account);
-        }
         let NumberRange { first, last } = range;
-        let name = format!("{}-{first}-{last}.{}", page.database, format.extension());
-        for (date, accounts) in &partitions {
-            let partition = partition::directory(directory, date, host);
+        let name = format!("{database}-{first}-{last}.{}", format.extension());
+        let count = contents.len() as u64;
+        for (day, content) in contents {
+            let partition = partition::directory(directory, &partition::date(day), host);
             let path = partition.join(&name);
             if !path.exists() {
                 create_directory(&partition)?;
-                write_atomically(&path, 0o640, |file| format.write(file, accounts, attributes))
+                write_atomically(&path, 0o640, |file| format.write(file, content, attributes))
                     .map_err(file_error("write", &path))?;
             }
             // Also for names that a killed run created: the state is about to say that they are on disk.
@@ -232,62 +291,103 @@ impl Exporter {
                 sync_directory(ancestor).map_err(file_error("sync", ancestor))?;
             }
         }
-        Ok(partitions.len() as u64)
+        Ok(count)
     }
 }
 
-/// The accounts of the range in the state, or of the next one.
-fn read_page(
-    state: &ExportState,
+/// Reads ranges from the one in the state on, or from the next one, until no account is left or the receiver is gone.
+fn read_ranges(
+    mut state: ExportState,
+    format: ExportFormat,
     attributes: &[String],
-    mut list: impl FnMut(ListSpans) -> Result<SpanAccounts, ClientError>,
-) -> Result<Page, ExportError> {
-    let mut page = Page {
-        accounts: Vec::new(),
-        gaps: Vec::new(),
-        database: String::new(),
-        last: state.after,
-        at_end: false,
-    };
+    list: &mut ListAccounts<'_>,
+    pieces: &SyncSender<Result<Piece, ExportError>>,
+) -> Result<(), ExportError> {
+    loop {
+        let mut staging = Staging { format, attributes, days: BTreeMap::new(), pieces };
+        let end = read_range(&state, format.range_limits(), list, &mut |account| staging.keep(account))?;
+        staging.pass_on();
+        let is_last = end.at_end;
+        state = ExportState { database: Some(end.database.clone()), after: end.last, range: None };
+        if pieces.send(Ok(Piece::End(end))).is_err() || is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the range in the state, or the next one. `keep` gets its accounts and returns the bytes that it keeps of each.
+fn read_range(
+    state: &ExportState,
+    limits: RangeLimits,
+    list: &mut ListAccounts<'_>,
+    keep: &mut dyn FnMut(Account) -> usize,
+) -> Result<RangeEnd, ExportError> {
+    let mut range =
+        RangeEnd { accounts: 0, gaps: Vec::new(), database: String::new(), last: state.after, at_end: false };
     let end = state.range.map(|range| range.last);
-    let mut replies = 0;
+    let (mut replies, mut bytes) = (0, 0);
     // A repeated range is read to its end, however long it is: a shorter one would have files of other names.
-    while !page.at_end
-        && end.map_or(page.accounts.len() < ROWS_PER_RANGE && replies < REPLIES_PER_RANGE, |end| {
-            page.last < end
-        })
+    while !range.at_end
+        && end.map_or(
+            range.accounts < limits.accounts && replies < limits.replies && bytes < limits.text_bytes,
+            |end| range.last < end,
+        )
     {
-        let read = Some(page.database.clone()).filter(|id| !id.is_empty());
-        let reply = list(ListSpans {
-            after: Some(i64::try_from(page.last).unwrap_or(i64::MAX)),
+        let read = Some(range.database.clone()).filter(|id| !id.is_empty());
+        let call = ListSpans {
+            after: Some(i64::try_from(range.last).unwrap_or(i64::MAX)),
             database: state.database.clone().or(read),
             limit: Some(ROWS_PER_CALL),
             ..ListSpans::default()
+        };
+        let reply = list(&call, &mut |account| {
+            // A repeated range ends where it ended before, whatever has been stored since.
+            if end.is_none_or(|end| account.number.is_some_and(|number| number <= end)) {
+                range.accounts += 1;
+                bytes += keep(account);
+            }
         })?;
-        page.append(reply, attributes)?;
+        range.append(reply)?;
         replies += 1;
     }
-    if let Some(end) = end.filter(|end| *end < page.last) {
-        // A repeated range ends where it ended before, whatever has been stored since.
-        page.accounts.retain(|account| account.number.is_some_and(|number| number <= end));
-        page.gaps.retain(|gap| gap.first.is_some_and(|first| first <= end));
-        (page.last, page.at_end) = (end, false);
+    if let Some(end) = end.filter(|end| *end < range.last) {
+        range.gaps.retain(|gap| gap.first.is_some_and(|first| first <= end));
+        (range.last, range.at_end) = (end, false);
     }
-    Ok(page)
+    Ok(range)
 }
 
-impl Page {
-    /// Adds a reply, without the attributes that are not exported.
-    fn append(&mut self, reply: SpanAccounts, attributes: &[String]) -> Result<(), ExportError> {
-        let SpanAccounts { accounts, after, at_end, gaps, database, .. } = reply;
+impl RangeEnd {
+    /// Adds the end of a reply.
+    fn append(&mut self, reply: SpanAccounts) -> Result<(), ExportError> {
+        let SpanAccounts { after, at_end, gaps, database, .. } = reply;
         let (Some(after), Some(at_end), Some(database)) = (after, at_end, database) else {
             return Err(ExportError::NoNumbers);
         };
-        self.accounts
-            .extend(accounts.into_iter().map(|account| columns::without_others(account, attributes)));
         self.gaps.extend(gaps.into_iter().flatten());
         (self.last, self.at_end, self.database) = (after, at_end, database);
         Ok(())
+    }
+}
+
+impl Staging<'_> {
+    /// Keeps an account; returns the bytes of its texts.
+    fn keep(&mut self, account: Account) -> usize {
+        let day = partition::closing_day(&account);
+        let rows = self.days.entry(day).or_insert_with(|| self.format.rows(self.attributes));
+        let bytes = rows.push(account, self.attributes);
+        if rows.len() >= ROWS_PER_PIECE {
+            self.pass_on();
+        }
+        bytes
+    }
+
+    /// Passes all accounts on.
+    fn pass_on(&mut self) {
+        for (day, rows) in std::mem::take(&mut self.days) {
+            // A receiver that is gone has reported an error. The range is read to its end, and then no further one.
+            let _ = self.pieces.send(Ok(Piece::Rows { day, rows }));
+        }
     }
 }
 
@@ -330,33 +430,41 @@ mod tests {
         Account { number: Some(number), ..account }
     }
 
-    /// Reads a page from a daemon that has stored the accounts from 1 to `stored`, `per_reply` in each reply.
-    fn read(state: &ExportState, stored: u64, per_reply: u64) -> Page {
+    const LIMITS: RangeLimits = RangeLimits { accounts: 32_768, replies: 64, text_bytes: 1000 };
+
+    /// Reads a range from a daemon that has stored the accounts from 1 to `stored`, `per_reply` in each reply, of which each has
+    /// `bytes`; returns the number of its accounts and its end.
+    fn read(state: &ExportState, stored: u64, per_reply: u64, bytes: usize) -> (u64, u64, bool) {
         let template = account(0);
-        let list = |call: ListSpans| {
+        let mut list = |call: &ListSpans, take: &mut dyn FnMut(Account)| {
             let first = u64::try_from(call.after.unwrap()).unwrap() + 1;
             let last = stored.min(first + per_reply - 1);
-            let numbered = (first..=last).map(|number| Account { number: Some(number), ..template.clone() });
+            (first..=last).for_each(|number| take(Account { number: Some(number), ..template.clone() }));
             Ok(SpanAccounts {
                 after: Some(last),
                 at_end: Some(last == stored),
                 database: Some("uuid".into()),
-                ..SpanAccounts::of_accounts(numbered.collect())
+                ..SpanAccounts::of_accounts(Vec::new())
             })
         };
-        read_page(state, &["kept".into()], list).unwrap()
-    }
-
-    fn extent(page: &Page) -> (usize, u64, bool) {
-        (page.accounts.len(), page.last, page.at_end)
+        let mut kept = state.after;
+        let mut keep = |account: Account| {
+            kept += 1;
+            assert_eq!(account.number, Some(kept), "each account once, in order");
+            bytes
+        };
+        let range = read_range(state, LIMITS, &mut list, &mut keep).unwrap();
+        assert_eq!((kept - state.after, range.last), (range.accounts, kept));
+        (range.accounts, range.last, range.at_end)
     }
 
     #[test]
-    fn a_new_range_ends_after_a_number_of_accounts_or_of_replies() {
+    fn a_new_range_ends_after_a_number_of_accounts_of_replies_or_of_bytes() {
         let new = ExportState::default();
-        assert_eq!(extent(&read(&new, 50_000, 4096)), (ROWS_PER_RANGE, 32_768, false));
-        assert_eq!(extent(&read(&new, 50_000, 1)), (REPLIES_PER_RANGE, 64, false));
-        assert_eq!(extent(&read(&new, 50, 30)), (50, 50, true));
+        assert_eq!(read(&new, 50_000, 4096, 0), (32_768, 32_768, false));
+        assert_eq!(read(&new, 50_000, 1, 0), (64, 64, false));
+        assert_eq!(read(&new, 50_000, 4, 100), (12, 12, false));
+        assert_eq!(read(&new, 50, 30, 0), (50, 50, true));
     }
 
     #[test]
@@ -365,10 +473,44 @@ mod tests {
             let range = Some(NumberRange { first: 11, last });
             ExportState { database: Some("uuid".into()), after: 10, range }
         };
-        assert_eq!(extent(&read(&repeated(40_000), 50_000, 4096)), (39_990, 40_000, false));
-        assert_eq!(extent(&read(&repeated(200), 50_000, 1)), (190, 200, false));
-        assert_eq!(extent(&read(&repeated(50), 50, 4096)), (40, 50, true));
-        assert_eq!(extent(&read(&repeated(49), 50, 4096)), (39, 49, false), "the next range has account 50");
+        assert_eq!(read(&repeated(40_000), 50_000, 4096, 100), (39_990, 40_000, false));
+        assert_eq!(read(&repeated(200), 50_000, 1, 0), (190, 200, false));
+        assert_eq!(read(&repeated(50), 50, 4096, 0), (40, 50, true));
+        assert_eq!(read(&repeated(49), 50, 4096, 0), (39, 49, false), "the next range has account 50");
+    }
+
+    #[test]
+    fn the_accounts_of_a_day_are_passed_on_in_pieces_and_before_the_end_of_their_range() {
+        let attributes = Vec::new();
+        let mut list = |call: &ListSpans, take: &mut dyn FnMut(Account)| {
+            let first = u64::try_from(call.after.unwrap()).unwrap() + 1;
+            for number in first..first + 4096 {
+                // Every tenth account closed a day later.
+                let opened_unix_ns = (number % 10 / 9) * 86_400_000_000_000;
+                take(Account { opened_unix_ns, ..account(number) });
+            }
+            let (after, at_end) = (Some(first + 4095), Some(first > 32_768));
+            let reply = SpanAccounts::of_accounts(Vec::new());
+            Ok(SpanAccounts { after, at_end, database: Some("uuid".into()), ..reply })
+        };
+        let (sender, pieces) = sync_channel(100);
+        read_ranges(ExportState::default(), ExportFormat::Csv, &attributes, &mut list, &sender).unwrap();
+        drop(sender);
+        let (mut of_range, mut ranges) = (BTreeMap::new(), Vec::new());
+        for piece in pieces {
+            match piece.unwrap() {
+                Piece::Rows { day, rows } => {
+                    assert!(rows.len() <= ROWS_PER_PIECE);
+                    *of_range.entry(day).or_insert(0) += rows.len();
+                }
+                Piece::End(end) => ranges.push((std::mem::take(&mut of_range), end.last, end.accounts)),
+            }
+        }
+        let expected = [
+            (BTreeMap::from([(0, 29_492), (1, 3276)]), 32_768, 32_768),
+            (BTreeMap::from([(0, 3686), (1, 410)]), 36_864, 4096),
+        ];
+        assert_eq!(ranges, expected);
     }
 
     #[test]
@@ -384,37 +526,17 @@ mod tests {
         let mut exporter = Exporter::open(settings).unwrap();
         let state = exporter.state_file.path().to_owned();
         let gap = Gap { first: Some(1), last: Some(4), reason: GapReason::Deleted };
-        let page = Page {
-            accounts: vec![account(5)],
-            gaps: vec![gap.clone()],
-            database: "uuid".into(),
-            last: 5,
-            at_end: true,
-        };
+        let end =
+            RangeEnd { accounts: 1, gaps: vec![gap.clone()], database: "uuid".into(), last: 5, at_end: true };
+        let contents = BTreeMap::from([(0, FileContent::Accounts(vec![account(5)]))]);
         let mut messages = Vec::new();
         let mut report = |message: &str| {
             let stored: ExportState = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
             assert_eq!(stored.after, 0);
             messages.push(message.to_owned());
         };
-        exporter.export_page(&page, &mut ExportSummary::default(), &mut report).unwrap();
+        exporter.export_range(contents, &end, &mut ExportSummary::default(), &mut report).unwrap();
         assert_eq!(messages, [describe_gap(&gap)]);
         assert_eq!(exporter.state.after, 5);
-    }
-
-    #[test]
-    fn attributes_that_are_not_exported_are_not_kept_in_memory_but_the_model_is() {
-        let mut long = account(1);
-        long.attributes.insert("kept".into(), "v".into());
-        let reply = SpanAccounts {
-            after: Some(1),
-            at_end: Some(true),
-            database: Some("uuid".into()),
-            ..SpanAccounts::of_accounts(vec![long])
-        };
-        let page = read_page(&ExportState::default(), &["kept".into()], |_| Ok(reply.clone())).unwrap();
-        let account = &page.accounts[0];
-        assert_eq!((account.model(), account.attributes.len()), (Some("llama"), 2));
-        assert_eq!(account.attributes["kept"], "v");
     }
 }

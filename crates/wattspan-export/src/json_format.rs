@@ -7,7 +7,7 @@ use wattspan_client::account::Account;
 
 use super::columns::{Column, account_json, row_json};
 
-pub fn write(file: &File, accounts: &[&Account], attributes: &[String]) -> io::Result<()> {
+pub fn write(file: &File, accounts: &[Account], attributes: &[String]) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
     for account in accounts {
         serde_json::to_writer(&mut out, &account_json(account, attributes))?;

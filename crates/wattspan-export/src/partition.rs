@@ -8,15 +8,20 @@ use super::columns::closed_unix_ns;
 
 const DAY_NS: u64 = 86_400_000_000_000;
 
-/// The UTC date of the closing.
-pub fn closing_date(account: &Account) -> String {
-    date(closed_unix_ns(account))
+/// The UTC day of the closing, counted from 1970.
+pub fn closing_day(account: &Account) -> u64 {
+    day(closed_unix_ns(account))
 }
 
-/// The UTC date of a wall time, as year, month and day (Howard Hinnant, "chrono-compatible low-level date algorithms",
+/// The UTC day of a wall time, counted from 1970.
+pub fn day(unix_ns: u64) -> u64 {
+    unix_ns / DAY_NS
+}
+
+/// The date of a day, as year, month and day (Howard Hinnant, "chrono-compatible low-level date algorithms",
 /// civil_from_days).
-pub fn date(unix_ns: u64) -> String {
-    let shifted = unix_ns / DAY_NS + 719_468;
+pub fn date(day: u64) -> String {
+    let shifted = day + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
@@ -52,6 +57,10 @@ mod tests {
     fn account(opened_unix_ns: u64, duration_ns: u64) -> Account {
         let account: Account = serde_json::from_str(include_str!("test_account.json")).unwrap();
         Account { opened_unix_ns, closed_ns: Some(account.opened_ns + duration_ns), ..account }
+    }
+
+    fn closing_date(account: &Account) -> String {
+        date(closing_day(account))
     }
 
     #[test]

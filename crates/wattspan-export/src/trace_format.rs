@@ -13,7 +13,7 @@ use wattspan_client::account::Account;
 
 use super::columns::{account_json, closed_unix_ns};
 
-pub fn write(file: &File, accounts: &[&Account], attributes: &[String]) -> io::Result<()> {
+pub fn write(file: &File, accounts: &[Account], attributes: &[String]) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
     out.write_all(b"{\"traceEvents\":[")?;
     let mut separator = "\n";
@@ -22,7 +22,7 @@ pub fn write(file: &File, accounts: &[&Account], attributes: &[String]) -> io::R
         separator = ",\n";
         Ok::<(), io::Error>(())
     };
-    let mut ordered = accounts.to_vec();
+    let mut ordered: Vec<&Account> = accounts.iter().collect();
     ordered.sort_by_key(|account| account.opened_unix_ns);
     for (account, lane) in ordered.iter().zip(lanes(&ordered)) {
         write_event(span_event(account, lane, attributes))?;
