@@ -233,7 +233,7 @@ fn sums_on_a_hanging_disk_are_answered_and_run_again_once_it_responds() {
         assert_eq!(error, "StoreUnavailable", "{call}");
         assert!(parameters["reason"].as_str().unwrap().contains("does not respond"), "{call}: {parameters}");
     }
-    assert_eq!(client.call("GetInfo", json!({}))["version"].is_string(), true, "other calls are answered");
+    assert!(client.call("GetInfo", json!({}))["version"].is_string(), "other calls are answered");
     disk.set(WriteBehavior::Succeed);
     wait_until("sums run again", || {
         client.call_raw("SumSpans", json!({}))["parameters"]["total"]["accounts"] == 1
