@@ -147,6 +147,11 @@ impl SimulatedCounter {
 
     /// The raw count that a read at this instant returns.
     fn raw(&mut self, at_ns: u64) -> u64 {
+        (self.unwrapped(at_ns) % MODULUS) as u64
+    }
+
+    /// The count at this instant as if it had no end.
+    fn unwrapped(&mut self, at_ns: u64) -> u128 {
         let shown_ns = at_ns.saturating_sub(self.lag_ns).max(self.start_ns);
         let mut number = (shown_ns - self.start_ns) / self.interval_ns;
         if number > 0 && self.update_ns(number) > shown_ns {
@@ -159,8 +164,7 @@ impl SimulatedCounter {
         }
         // The first update may come late.
         let updated_ns = self.update_ns(number).min(shown_ns).max(self.reset_ns);
-        let counts = self.counts(updated_ns) - self.counts(self.reset_ns) + u128::from(self.base);
-        (counts % MODULUS) as u64
+        self.counts(updated_ns) - self.counts(self.reset_ns) + u128::from(self.base)
     }
 
     fn counts(&mut self, at_ns: u64) -> u128 {
@@ -176,7 +180,7 @@ impl SimulatedCounter {
 
     /// Adds counts without energy that belongs to anybody: those of a suspend.
     pub(super) fn jump(&mut self, counts: u64) {
-        self.base = (self.base + counts) & u64::from(u32::MAX);
+        self.base += counts;
     }
 
     pub(super) fn stall(&mut self, from_ns: u64, to_ns: u64) {
@@ -220,11 +224,31 @@ pub(super) struct SlowReads {
     pub(super) cost_ns: u64,
 }
 
+/// The energy that a counter's readings must show: that of each count within an epoch.
+#[derive(Debug, Default)]
+struct CheckedCount {
+    /// The epoch and the unwrapped count of the last reading.
+    last: Option<(u32, u128)>,
+    counts: u128,
+}
+
+impl CheckedCount {
+    fn check(&mut self, unwrapped: u128, reading: &EnergyReading) {
+        if let Some((epoch, before)) = self.last
+            && epoch == reading.epoch
+        {
+            self.counts += unwrapped - before;
+        }
+        self.last = Some((reading.epoch, unwrapped));
+        assert_eq!(u128::from(reading.energy_uj), UNIT.to_uj(self.counts), "{self:?} {reading:?}");
+    }
+}
+
 /// Reads the counters; each read takes time on the virtual clock.
 struct SimulatedSource {
     clock: Clock,
     random: Random,
-    counters: Vec<(SharedCounter, Counter)>,
+    counters: Vec<(SharedCounter, Counter, CheckedCount)>,
     slow: Arc<Mutex<SlowReads>>,
     can_block: bool,
 }
@@ -237,7 +261,7 @@ impl Source for SimulatedSource {
             if before_ns < slow.until_ns { slow.cost_ns } else { 20_000 }
         };
         self.clock.set(before_ns + self.random.below(most_ns));
-        for ((counter, converter), reading) in self.counters.iter_mut().zip(into) {
+        for ((counter, converter, checked), reading) in self.counters.iter_mut().zip(into) {
             let mut counter = lock(counter);
             let (lost_until_ns, was_absent) = counter.lost_until_ns;
             if before_ns < lost_until_ns {
@@ -247,8 +271,9 @@ impl Source for SimulatedSource {
                 continue;
             }
             let now_ns = self.clock.now_ns();
-            let raw = counter.raw(now_ns);
-            *reading = converter.advance(raw, before_ns, now_ns);
+            let unwrapped = counter.unwrapped(now_ns);
+            *reading = converter.advance((unwrapped % MODULUS) as u64, before_ns, now_ns);
+            checked.check(unwrapped, reading);
         }
         self.clock.set(self.clock.now_ns() + self.random.below(5_000));
         None
@@ -278,7 +303,10 @@ pub(super) fn open(
             counter.domain(kind(counter.name))
         })
         .collect();
-    let converters = counters.iter().map(|counter| (Arc::clone(counter), Counter::new(lock(counter).spec())));
+    let converters = counters.iter().map(|counter| {
+        let spec = lock(counter).spec();
+        (Arc::clone(counter), Counter::new(spec), CheckedCount::default())
+    });
     let interval_ns = counters.iter().map(|counter| lock(counter).interval_ns).min().unwrap_or(MS_NS);
     OpenedSource {
         name: "simulated",
