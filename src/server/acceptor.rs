@@ -61,7 +61,8 @@ impl Acceptor {
         };
         let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (connections, connections_of_user) = (0, HashMap::new());
-        let (reserve_fd, resume_at_ns) = (open_reserve_fd(), None);
+        // Without it a daemon out of descriptors would accept nobody and turn nobody away.
+        let (reserve_fd, resume_at_ns) = (Some(File::open("/dev/null")?), None);
         Ok(Self {
             listeners,
             listener_key: key,

@@ -212,6 +212,10 @@ impl AccountSum {
         for number in sum.numbers_mut() {
             *number = take_varint(from)?;
         }
+        let terms = [sum.with_error, sum.with_idle, sum.with_output_tokens];
+        if sum.with_energy > sum.accounts || terms.into_iter().any(|count| count > sum.with_energy) {
+            return None;
+        }
         let first = take_varint(from)?;
         sum.closed_unix_ns = Some((first, first.checked_add(take_varint(from)?)?));
         sum.grade = decode_grade(take_byte(from)?)?;

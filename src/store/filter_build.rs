@@ -59,6 +59,31 @@ impl FilterBuild {
         }
         self.next_id = self.next_id.max(first_id);
         let until = (self.next_id + ROWS_PER_STEP).min(end);
+        // Rows that cannot be read are damaged ones: the store goes on without this segment's filter and sums.
+        if self.add_rows(connection, layouts, until).unwrap_or(0) < until - self.next_id {
+            self.next_segment();
+            return Ok(true);
+        }
+        self.next_id = until;
+        if until == end {
+            let transaction = connection.unchecked_transaction()?;
+            let sum_blocks = sum_blocks::encode(self.segment, &self.sums);
+            for (key, block) in encode_filter(self.segment, &self.values).into_iter().chain(sum_blocks) {
+                transaction.execute("INSERT OR REPLACE INTO block VALUES (?1, ?2)", (key, block))?;
+            }
+            transaction.commit()?;
+            self.next_segment();
+        }
+        Ok(true)
+    }
+
+    /// Adds the accounts up to an ID; returns how many there were before the first one that is missing or damaged.
+    fn add_rows(
+        &mut self,
+        connection: &Connection,
+        layouts: &LayoutTable,
+        until: i64,
+    ) -> rusqlite::Result<i64> {
         let sql = format!("SELECT {ACCOUNT_COLUMNS} WHERE id >= ?1 AND id < ?2");
         let mut statement = connection.prepare(&sql)?;
         let mut rows = statement.query([self.next_id, until])?;
@@ -74,22 +99,7 @@ impl FilterBuild {
             self.sums.add(uid, name, layout, figures, (kept_s, previous));
             count += 1;
         }
-        drop(rows);
-        if count < until - self.next_id {
-            self.next_segment();
-            return Ok(true);
-        }
-        self.next_id = until;
-        if until == end {
-            let transaction = connection.unchecked_transaction()?;
-            let sum_blocks = sum_blocks::encode(self.segment, &self.sums);
-            for (key, block) in encode_filter(self.segment, &self.values).into_iter().chain(sum_blocks) {
-                transaction.execute("INSERT OR REPLACE INTO block VALUES (?1, ?2)", (key, block))?;
-            }
-            transaction.commit()?;
-            self.next_segment();
-        }
-        Ok(true)
+        Ok(count)
     }
 
     fn next_segment(&mut self) {

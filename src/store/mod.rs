@@ -336,9 +336,9 @@ impl Drop for Store {
 #[cfg(test)]
 mod forward_tests;
 #[cfg(test)]
-pub(crate) mod stepped;
-#[cfg(test)]
 mod segment_sum_tests;
+#[cfg(test)]
+pub(crate) mod stepped;
 #[cfg(test)]
 mod sum_tests;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use wattspan_client::account::{
     OUTPUT_TOKENS_ATTRIBUTE, SpanState,
 };
 
-use super::account_index::{block_key, segment_ids, segment_of};
+use super::account_index::{Gap, block_key, segment_ids, segment_of};
 use super::account_read::Filter;
 use super::account_record::{encode_figures, encode_layout};
 use super::account_sums::{AccountSums, GroupFields, GroupedSums, SumField};
@@ -313,6 +313,35 @@ fn a_segment_with_a_lost_account_is_read_row_by_row() {
     assert_eq!((total(&found).0, found.rows_read), (last.unsigned_abs() - 6, last.unsigned_abs() - 6));
 }
 
+#[test]
+fn stored_sums_of_a_segment_with_a_gap_are_not_used() {
+    let (_fixture, mut database, _) = two_segments(false);
+    let gap = Gap { first: 20_000, last: 20_001, since_s: 0, until_s: 0, running_s: 0 };
+    assert_eq!(sum(&database, SumQuery::default()).rows_read, 1);
+    database.index.gaps.push(gap);
+    assert!(sum(&database, SumQuery::default()).rows_read > 16_000);
+}
+
+#[test]
+fn a_page_that_cannot_be_read_fails_no_retention_while_sums_are_built() {
+    let (fixture, database, _) = two_segments(true);
+    database.connection.execute("DELETE FROM block WHERE id & 127 >= ?1", [FIRST_SUM_BLOCK]).unwrap();
+    drop(database);
+    let file = fixture.dir.path().join("database");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let name = bytes.windows(8).position(|text| text == b"own-5000").unwrap();
+    let page = name - name % 4096;
+    // A leaf of the table of accounts.
+    assert_eq!(bytes[page], 0x0d);
+    bytes[page..page + 4096].fill(0);
+    std::fs::write(&file, bytes).unwrap();
+    let mut database = fixture.open();
+    while database.build_filters().unwrap() {}
+    let found = sum(&database, SumQuery::default());
+    assert!((16_384..32_768).contains(&total(&found).0), "{:?}", total(&found));
+    assert_eq!(found.missing.len(), 1);
+}
+
 /// The sums of these accounts as they are stored, and those of all groups together.
 fn stored(accounts: impl IntoIterator<Item = Account>, show: impl FnOnce(usize, Option<StoredSums<'_>>)) {
     let mut sums = SegmentSums::default();
@@ -381,10 +410,18 @@ fn damaged_bytes_of_sums_cause_no_panic() {
     }
     let part = sums.encode(1, |_| 0).remove(0);
     assert!(StoredSums::decode(&part).is_some());
-    for at in 0..part.len() {
+    for (at, change) in (0..part.len()).flat_map(|at| [(at, 0xff), (at, 1)]) {
         let mut damaged = part.clone();
-        damaged[at] ^= 0xff;
-        let _ = StoredSums::decode(&damaged);
+        damaged[at] ^= change;
         let _ = StoredSums::decode(&part[..at]);
+        let Some(stored) = StoredSums::decode(&damaged) else { continue };
+        let mut sums = AccountSums::new(vec![], 0);
+        for SumGroup { uid, sum, .. } in stored.users.iter().flat_map(|user| &user.groups) {
+            sums.add_sum(
+                &GroupFields { uid: *uid, name: "", model: None, operation: None, closed_unix_ns: 0 },
+                sum,
+            );
+        }
+        sums.finish();
     }
 }

@@ -193,10 +193,10 @@ impl SumScan {
         Ok(self.next <= self.range.last_id)
     }
 
-    /// Whether the segment was full at the begin, and no account of it has been deleted.
+    /// Whether the segment was full at the begin, and no account of it has been deleted or lost.
     fn is_whole(&self, segment: i64) -> bool {
         let (first, last) = segment_ids(segment);
-        first >= self.range.first_id && last <= self.range.last_id
+        first >= self.range.first_id && last <= self.range.last_id && !self.range.has_gap_within(first, last)
     }
 
     /// Adds the stored sums of a segment; returns whether they decide the query.
