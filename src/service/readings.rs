@@ -192,17 +192,18 @@ impl ReadingCollector {
     }
 
     /// Adds the domains of sources that have answered since the last call, and of new devices; `None` where there are none.
+    /// `absent`: the current reasons of what is not measured.
     pub fn attach_started_sources(
         &mut self,
         now_ns: u64,
+        absent: &[Absent],
         attributor: &mut DomainInputs<'_>,
     ) -> Option<AttachedDomains> {
-        let mut answer = self.next_answer(now_ns)?;
-        let mut attached =
-            AttachedDomains { first_domain: self.domains.len(), absent: Vec::new(), appeared: Vec::new() };
+        let mut answer = self.next_answer(now_ns, absent)?;
+        let mut attached = AttachedDomains::starting_at(self.domains.len());
         loop {
             self.attach_answer(answer, &mut attached, attributor);
-            let Some(next) = self.next_answer(now_ns) else { break };
+            let Some(next) = self.next_answer(now_ns, absent) else { break };
             answer = next;
         }
         if self.pending_sources.as_ref().is_some_and(PendingSources::is_empty) {
@@ -218,10 +219,10 @@ impl ReadingCollector {
         Some(attached)
     }
 
-    fn next_answer(&mut self, now_ns: u64) -> Option<LateAnswer> {
+    fn next_answer(&mut self, now_ns: u64, absent: &[Absent]) -> Option<LateAnswer> {
         let mut pending = self.pending_sources.take()?;
         let present = || self.metered().map(MeteredDomain::with_source_parent).collect();
-        let answer = pending.next_answer(now_ns, present);
+        let answer = pending.next_answer(now_ns, present, absent);
         self.pending_sources = Some(pending);
         answer
     }
@@ -241,7 +242,7 @@ impl ReadingCollector {
             .collect();
         pending.keep_new(&mut answer, &present);
         let source = &answer.progress.source;
-        let had_none = !present.iter().any(|present| present.domain.source == *source);
+        attached.withdraw(answer.progress.outdated);
         let (found, before) = (answer.progress.found, self.domains.len());
         for opened in found.opened {
             if self.domains.len() + opened.domains.len() > MAX_DOMAINS {
@@ -261,9 +262,6 @@ impl ReadingCollector {
         let added = self.domains.len() - before;
         self.add_duplicate_pairs(found.duplicates);
         attached.absent.extend(found.absent);
-        if answer.is_new_device && had_none && added > 0 {
-            attached.appeared.push(source.clone());
-        }
         self.record_progress(source, added, answer.progress.is_last, attributor);
         self.pending_sources = Some(pending);
     }
