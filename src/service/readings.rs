@@ -262,6 +262,9 @@ impl ReadingCollector {
         let added = self.domains.len() - before;
         self.add_duplicate_pairs(found.duplicates);
         attached.absent.extend(found.absent);
+        if answer.is_new_device {
+            self.domains[before..].iter_mut().for_each(MeteredDomain::set_new_device);
+        }
         self.record_progress(source, added, answer.progress.is_last, attributor);
         self.pending_sources = Some(pending);
     }
@@ -348,6 +351,7 @@ impl ReadingCollector {
             attributor.set_counted(index, metered.counted);
             attributor.set_undecided(index, metered.is_undecided);
             attributor.set_starting(index, metered.is_placeholder());
+            attributor.set_measured_since(index, metered.measured_since_ns());
             attributor.set_latency(index, metered.domain.latency_ns);
             attributor.set_power_limits(index, metered.ceilings.limits());
             if let Some(interval_ns) = metered.update_interval_ns() {
@@ -668,7 +672,7 @@ fn process_sample(
             attributor.set_power_limits(first + at, metered.ceilings.limits());
         }
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
-        metered.record_reading(reading);
+        metered.record_reading(reading, after_ns);
         let expected = metered.profile.update_phase();
         let expected = expected.map(|phase| ExpectedUpdates {
             at_ns: phase.at_ns,

@@ -16,7 +16,7 @@ use wattspan::config::Config;
 use wattspan::domain::{Grade, Liveness};
 use wattspan::embedded::EmbeddedMeter;
 use wattspan_client::Client;
-use wattspan_client::account::Account;
+use wattspan_client::account::{Account, Share};
 use wattspan_client::protocol::DomainStatus;
 
 const MS: u64 = 1_000_000;
@@ -137,6 +137,17 @@ fn a_card_that_is_plugged_in_is_a_new_domain_and_open_spans_are_not_billed_for_i
     assert_holds(&after, "intelgpu-0", CARD);
     let parts: u64 = after.domains.iter().map(|share| share.share_uj.unwrap()).sum();
     assert_eq!(after.share_uj, Some(parts));
+    // A window that begins before the card is one of the other domains, with a total.
+    let window = |from_ns: u64| {
+        let instants = (from_ns, after.closed_ns.unwrap());
+        client.read_window(instants.0.try_into().unwrap(), instants.1.try_into().unwrap()).unwrap()
+    };
+    let (earlier, later) = (window(across.opened_ns), window(after.opened_ns));
+    let names_in = |shares: &[Share]| shares.iter().map(|share| share.domain.to_string()).collect::<Vec<_>>();
+    assert_eq!(names_in(&earlier.domains), ["package-0"]);
+    assert!(earlier.window_uj.is_some() && earlier.window_uj == earlier.domains[0].window_uj, "{earlier:?}");
+    assert_eq!(names_in(&later.domains), ["package-0", "intelgpu-0"]);
+    assert!(later.window_uj.is_some(), "{later:?}");
     // Its counter had counted 7 kJ before: none of that is measured here.
     let energy_uj = status(&client, "intelgpu-0").unwrap().energy_uj.unwrap();
     assert!(energy_uj < 7_000_000_000, "{energy_uj}");
