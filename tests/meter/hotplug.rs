@@ -270,9 +270,12 @@ fn a_driver_that_is_loaded_later_and_shows_a_known_counter_counts_nothing_twice(
     machine.link(&format!("{zenergy}/device"), "sys/devices/platform/zenergy.0");
     machine.text(&format!("{zenergy}/energy1_label"), "Esocket0");
     machine.number(&format!("{zenergy}/energy1_input"), |at| PACKAGE.energy_uj(at));
-    let supply = power_supply(&mut machine, 3, "sys/devices/pci0000:00/usb1/1-5:1.0/0003:1B1C:1C07.0005");
+    // The HID layer numbers devices anew at each connection.
+    let device = |instance: &str| format!("sys/devices/pci0000:00/usb1/1-5:1.0/0003:1B1C:1C07.{instance}");
+    let supply = power_supply(&mut machine, 3, &device("0005"));
+    let again = power_supply(&mut machine, 4, &device("0006"));
     let Some(mounted) = machine.mount() else { return };
-    [zenergy, &supply].iter().for_each(|chip| mounted.hide(chip));
+    [zenergy, &supply, &again].iter().for_each(|chip| mounted.hide(chip));
     let meter = start(&mounted, &["powercap", "hwmon"]);
     let client = meter.connect().unwrap();
     mounted.show(zenergy);
@@ -288,6 +291,40 @@ fn a_driver_that_is_loaded_later_and_shows_a_known_counter_counts_nothing_twice(
     // The processor has a counter, so integrated power does not replace it.
     assert_eq!(names(&account), ["package-0", "psu-0"]);
     assert_eq!(account.share_uj, account.domains[0].share_uj, "{account:?}");
+    // It is disconnected and connected again.
+    [&supply, &device("0005")].iter().for_each(|part| mounted.hide(part));
+    wait_until("the supply is lost", || !is_live(&client, "psu-0"));
+    mounted.show(&again);
+    wait_until("the supply is live again", || is_live(&client, "psu-0"));
+    std::thread::sleep(Duration::from_secs(4));
+    let row = |name: &str, device: &str| (name.to_owned(), device.to_owned());
+    assert_eq!(devices(&client)[1..], [row("psu-0", "1-5:1.0/0003:1B1C:1C07")]);
+}
+
+#[test]
+fn a_configured_averaging_time_is_that_of_the_device_that_has_the_name() {
+    let mut machine = FuseMachine::new();
+    let device =
+        |port: u32, nth: u32| format!("sys/devices/pci0000:00/usb1/1-{port}:1.0/0003:1B1C:1C07.000{nth}");
+    let known = power_supply(&mut machine, 3, &device(2, 5));
+    // Its device comes before the known one.
+    let new = power_supply(&mut machine, 4, &device(1, 6));
+    let Some(mounted) = machine.mount() else { return };
+    mounted.hide(&new);
+    let averaging_ms = [("psu-1".to_owned(), 100.0)].into();
+    let meter = start_with(&mounted, &["hwmon"], Config { averaging_ms, ..Config::default() });
+    let client = meter.connect().unwrap();
+    wait_until("the first one is live", || is_live(&client, "psu-0"));
+    mounted.show(&new);
+    wait_until("the second one is live", || is_live(&client, "psu-1"));
+    let row = |name: &str, port: u32| (name.to_owned(), format!("1-{port}:1.0/0003:1B1C:1C07"));
+    assert_eq!(devices(&client), [row("psu-0", 2), row("psu-1", 1)], "{known}");
+    let averaging = |name: &str| {
+        let status = status(&client, name).unwrap();
+        (status.averaging_ns, status.lag_ns)
+    };
+    assert_eq!(averaging("psu-1"), (Some(100 * MS), Some(200 * MS)));
+    assert_eq!(averaging("psu-0").1, Some(0));
 }
 
 #[test]
