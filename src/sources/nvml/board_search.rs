@@ -36,7 +36,7 @@ pub struct KnownBoards {
     pub listed: usize,
 }
 
-/// The result of a search.
+/// What a search has found, and whether another one may find more.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SearchResult {
     /// The boards that are measured, the known ones included.
