@@ -36,6 +36,8 @@ pub struct Attributor {
     counted_domains: u64,
     /// The domains that are left out of the total but may belong to it.
     undecided_domains: u64,
+    /// The domains that are measured only since a certain instant.
+    later_domains: u64,
     open_count: usize,
     last_settle_ns: u64,
     busy_since_ns: u64,
@@ -58,6 +60,7 @@ impl Attributor {
             starting_domains: 0,
             counted_domains: 0,
             undecided_domains: 0,
+            later_domains: 0,
             open_count: 0,
             last_settle_ns: 0,
             busy_since_ns: 0,
@@ -117,8 +120,9 @@ impl Attributor {
         let known = |index: &&usize| **index < self.timelines.len();
         let requested =
             |list: &Vec<usize>| list.iter().filter(known).fold(0, |bits, index| bits | 1 << index);
-        let scope = new_span.domains.as_ref().map_or(self.live_domains | self.starting_domains, requested);
         let opened_ns = new_span.at_ns.max(self.horizon_ns(now_ns));
+        let present = (self.live_domains | self.starting_domains) & !self.domains_measured_after(opened_ns);
+        let scope = new_span.domains.as_ref().map_or(present, requested);
         if self.spans.len() == 0 {
             self.busy_since_ns = now_ns;
         }
@@ -132,6 +136,15 @@ impl Attributor {
         self.open_count += 1;
         self.queue.insert(new_edge(opened_ns, key, scope, EdgeKind::Open, weight));
         Ok(key)
+    }
+
+    /// The domains of which nothing is measured before or at `at_ns`.
+    fn domains_measured_after(&self, at_ns: u64) -> u64 {
+        if self.later_domains == 0 {
+            return 0;
+        }
+        let is_later = |timeline: &&DomainTimeline| timeline.measured_since_ns > at_ns;
+        self.timelines.iter().filter(is_later).fold(0, |bits, timeline| bits | 1 << timeline.index())
     }
 
     /// Ends the current phase and begins the next.
@@ -602,6 +615,15 @@ impl DomainInputs<'_> {
         self.set_bit(domain, starting, |attributor| &mut attributor.starting_domains);
     }
 
+    /// Sets the instant before which nothing of the domain is measured. A span that was opened before it includes the domain
+    /// only on request.
+    pub fn set_measured_since(&mut self, domain: usize, since_ns: u64) {
+        if let Some(timeline) = self.attributor.timelines.get_mut(domain) {
+            timeline.measured_since_ns = since_ns;
+        }
+        self.set_bit(domain, since_ns > 0, |attributor| &mut attributor.later_domains);
+    }
+
     fn set_bit(&mut self, domain: usize, set: bool, bits: fn(&mut Attributor) -> &mut u64) {
         if domain < self.attributor.timelines.len() {
             let bits = bits(self.attributor);
@@ -669,10 +691,9 @@ mod tests {
         assert_eq!((account.opened_ns, account.closed_ns, account.moved_ns), (AHEAD_NS, Some(AHEAD_NS), 0));
     }
 
-    #[test]
-    fn a_span_that_waits_for_a_slow_counter_is_looked_for_seldom_and_a_new_one_soon() {
-        let domain = crate::domain::Domain {
-            name: "gpu-0".into(),
+    fn gpu(name: &str) -> Domain {
+        Domain {
+            name: name.into(),
             kind: DomainKind::Gpu,
             source: "simulated".into(),
             device: None,
@@ -681,8 +702,29 @@ mod tests {
             ceiling_mw: None,
             latency_ns: 0,
             quantum_uj: 1,
+        }
+    }
+
+    #[test]
+    fn a_span_includes_a_domain_that_is_measured_later_only_on_request() {
+        let domains = vec![gpu("gpu-0"), gpu("gpu-1")];
+        let mut attributor = Attributor::new(domains, AttributionSettings::default());
+        let scope = |attributor: &mut Attributor, at_ns: u64, domains: Option<Vec<usize>>| {
+            let key = attributor.open(NOW_NS, NewSpan { domains, ..NewSpan::new("span", at_ns) }).unwrap();
+            let span = attributor.spans.get(key).unwrap();
+            (span.scope, span.counted)
         };
-        let mut attributor = Attributor::new(vec![domain], AttributionSettings::default());
+        attributor.domains().set_measured_since(1, u64::MAX);
+        assert_eq!(scope(&mut attributor, NOW_NS, None), (0b01, 0b01));
+        attributor.domains().set_measured_since(1, NOW_NS);
+        assert_eq!(scope(&mut attributor, NOW_NS - 1, None), (0b01, 0b01));
+        assert_eq!(scope(&mut attributor, NOW_NS, None), (0b11, 0b11));
+        assert_eq!(scope(&mut attributor, NOW_NS - 1, Some(vec![1])), (0b10, 0b10));
+    }
+
+    #[test]
+    fn a_span_that_waits_for_a_slow_counter_is_looked_for_seldom_and_a_new_one_soon() {
+        let mut attributor = Attributor::new(vec![gpu("gpu-0")], AttributionSettings::default());
         let keys = ["a", "b"].map(|id| attributor.open(NOW_NS, NewSpan::new(id, NOW_NS)).unwrap());
         attributor.close(NOW_NS, keys[0], NOW_NS, BTreeMap::new(), false).unwrap();
         let (mut looks, mut now_ns, mut settled) = (0, NOW_NS, Vec::new());

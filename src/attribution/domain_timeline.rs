@@ -34,6 +34,8 @@ pub(crate) struct DomainTimeline {
     /// The indices of the first instant and the first edge that are not passed yet.
     pub next_instant: u64,
     pub next_edge: u64,
+    /// Nothing is measured before this instant.
+    pub measured_since_ns: u64,
     index: usize,
     pub update_detector: UpdateDetector,
     power_shape: PowerShape,
@@ -57,6 +59,7 @@ impl DomainTimeline {
             cancelled: 0,
             next_instant: 0,
             next_edge: 0,
+            measured_since_ns: 0,
             index,
             update_detector: UpdateDetector::new(&domain, counter_timeout_ns),
             power_shape: PowerShape::default(),

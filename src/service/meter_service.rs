@@ -184,8 +184,9 @@ impl Service {
 
     /// Adds the domains of sources that have started since the last call, and of new devices.
     fn attach_started_sources(&mut self, now_ns: u64) {
-        let Some(attached) = self.spans.attach_started_sources(now_ns, &mut self.collector) else { return };
-        self.absent.retain(|absent| !attached.appeared.contains(&absent.source));
+        let attached = self.spans.attach_started_sources(now_ns, &mut self.collector, &self.absent);
+        let Some(attached) = attached else { return };
+        self.absent.retain(|absent| !attached.outdated.contains(absent));
         for absent in attached.absent {
             // A search for devices is repeated, with the same reasons.
             if !self.absent.contains(&absent) {

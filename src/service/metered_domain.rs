@@ -40,6 +40,10 @@ pub(super) struct MeteredDomain {
     pub(super) is_undecided: bool,
     /// The time at which the domain was found to duplicate no other; `None` if that was never in question.
     pub(super) independent_since_ns: Option<u64>,
+    /// Its device appeared after the start.
+    is_new_device: bool,
+    /// The end of the first valid read.
+    first_reading_ns: Option<u64>,
     base_uj: Option<u64>,
     energy_uj: Option<u64>,
     configured_interval_ns: Option<u64>,
@@ -69,9 +73,22 @@ impl MeteredDomain {
             counted: false,
             is_undecided: false,
             independent_since_ns: None,
+            is_new_device: false,
+            first_reading_ns: None,
             base_uj: None,
             energy_uj: None,
         }
+    }
+
+    /// Records that its device appeared after the start: it is not live before its first reading.
+    pub(super) fn set_new_device(&mut self) {
+        self.is_new_device = true;
+        self.liveness = self.current_liveness(None);
+    }
+
+    /// The instant from which on spans include it: that of the first reading of a new device, `u64::MAX` before it.
+    pub(super) fn measured_since_ns(&self) -> u64 {
+        if self.is_new_device { self.first_reading_ns.unwrap_or(u64::MAX) } else { 0 }
     }
 
     /// The domain with the parent that its source names.
@@ -113,8 +130,10 @@ impl MeteredDomain {
         if self.has_configured_quantum { "configured" } else { sources::quantum_origin(&self.domain) }
     }
 
-    pub(super) fn record_reading(&mut self, reading: &EnergyReading) {
+    /// Records a reading, whose read ended at `after_ns`.
+    pub(super) fn record_reading(&mut self, reading: &EnergyReading, after_ns: u64) {
         if reading.valid {
+            self.first_reading_ns.get_or_insert(after_ns);
             self.base_uj.get_or_insert(reading.energy_uj);
             self.energy_uj = Some(reading.energy_uj);
         }
@@ -172,7 +191,12 @@ impl MeteredDomain {
     pub(super) fn current_liveness(&self, hung_ns: Option<u64>) -> DomainLiveness {
         match hung_ns {
             Some(ns) => (Liveness::Lost, Some(hang_reason(&self.domain.source, ns))),
-            None => domain_liveness(&self.domain, &self.profile),
+            None => match domain_liveness(&self.domain, &self.profile) {
+                (Liveness::Live, _) if self.measured_since_ns() == u64::MAX => {
+                    (Liveness::Stuck, Some("has not been read since it was added".into()))
+                }
+                liveness => liveness,
+            },
         }
     }
 }
@@ -196,6 +220,31 @@ fn hang_reason(source: &str, ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_device_is_live_from_its_first_valid_reading_on() {
+        let domain = Domain {
+            name: "gpu-1".into(),
+            kind: DomainKind::Gpu,
+            source: "nvml".into(),
+            device: None,
+            parent: None,
+            grade: crate::domain::Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        let mut metered = MeteredDomain::new(domain, true, DomainOrigin::Sampler(0));
+        assert_eq!((metered.liveness.0, metered.measured_since_ns()), (Liveness::Live, 0));
+        metered.set_new_device();
+        assert_eq!((metered.liveness.0, metered.measured_since_ns()), (Liveness::Stuck, u64::MAX));
+        metered.record_reading(&EnergyReading::default(), 1_000);
+        assert_eq!(metered.current_liveness(None).0, Liveness::Stuck);
+        let reading = EnergyReading { valid: true, energy_uj: 7, ..EnergyReading::default() };
+        metered.record_reading(&reading, 2_000);
+        metered.record_reading(&reading, 3_000);
+        assert_eq!((metered.current_liveness(None).0, metered.measured_since_ns()), (Liveness::Live, 2_000));
+    }
 
     #[test]
     fn an_invalid_reading_means_not_discharging_for_a_battery_and_no_answer_otherwise() {

@@ -30,8 +30,20 @@ pub struct AttachedDomains {
     pub first_domain: usize,
     /// The parts of the sources that are not available, with reasons.
     pub absent: Vec<Absent>,
-    /// The sources that have their first domains now: their earlier reasons no longer hold.
-    pub appeared: Vec<String>,
+    /// Earlier reasons that no longer hold.
+    pub outdated: Vec<Absent>,
+}
+
+impl AttachedDomains {
+    pub(super) fn starting_at(first_domain: usize) -> Self {
+        Self { first_domain, absent: Vec::new(), outdated: Vec::new() }
+    }
+
+    /// Adds reasons that no longer hold, also of those that were added before.
+    pub(super) fn withdraw(&mut self, outdated: Vec<Absent>) {
+        self.absent.retain(|absent| !outdated.contains(absent));
+        self.outdated.extend(outdated);
+    }
 }
 
 /// What a source has found since the last answer.
@@ -42,17 +54,20 @@ pub(super) struct LateAnswer {
 }
 
 impl PendingSources {
-    /// The next answer of a source. Looks for new devices if that is due; `present` lists what is measured then.
+    /// The next answer of a source. Looks for new devices if that is due; `present` lists what is measured then, and `absent`
+    /// is what is not.
     pub(super) fn next_answer(
         &mut self,
         now_ns: u64,
         present: impl FnOnce() -> Vec<Domain>,
+        absent: &[Absent],
     ) -> Option<LateAnswer> {
         if let Some(progress) = self.starting.next_progress(None) {
             return Some(LateAnswer { progress, is_new_device: false });
         }
         let opening = self.starting.names();
-        let known = || KnownDevices { domains: present(), opening: opening.to_vec() };
+        let known =
+            || KnownDevices { domains: present(), opening: opening.to_vec(), absent: absent.to_vec() };
         let progress = self.watch.as_mut()?.next_progress(now_ns, known)?;
         Some(LateAnswer { progress, is_new_device: true })
     }
@@ -61,7 +76,7 @@ impl PendingSources {
     pub(super) fn keep_new(&self, answer: &mut LateAnswer, present: &[PresentDomain<'_>]) {
         if answer.is_new_device {
             let domains = present.iter().map(|present| present.domain.clone()).collect();
-            KnownDevices { domains, opening: Vec::new() }.drop_known(&mut answer.progress.found);
+            KnownDevices { domains, ..KnownDevices::default() }.drop_known(&mut answer.progress.found);
         }
         preference::keep_new(&mut answer.progress.found, present, &self.packages);
     }

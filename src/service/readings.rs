@@ -192,17 +192,18 @@ impl ReadingCollector {
     }
 
     /// Adds the domains of sources that have answered since the last call, and of new devices; `None` where there are none.
+    /// `absent`: the current reasons of what is not measured.
     pub fn attach_started_sources(
         &mut self,
         now_ns: u64,
+        absent: &[Absent],
         attributor: &mut DomainInputs<'_>,
     ) -> Option<AttachedDomains> {
-        let mut answer = self.next_answer(now_ns)?;
-        let mut attached =
-            AttachedDomains { first_domain: self.domains.len(), absent: Vec::new(), appeared: Vec::new() };
+        let mut answer = self.next_answer(now_ns, absent)?;
+        let mut attached = AttachedDomains::starting_at(self.domains.len());
         loop {
             self.attach_answer(answer, &mut attached, attributor);
-            let Some(next) = self.next_answer(now_ns) else { break };
+            let Some(next) = self.next_answer(now_ns, absent) else { break };
             answer = next;
         }
         if self.pending_sources.as_ref().is_some_and(PendingSources::is_empty) {
@@ -218,10 +219,10 @@ impl ReadingCollector {
         Some(attached)
     }
 
-    fn next_answer(&mut self, now_ns: u64) -> Option<LateAnswer> {
+    fn next_answer(&mut self, now_ns: u64, absent: &[Absent]) -> Option<LateAnswer> {
         let mut pending = self.pending_sources.take()?;
         let present = || self.metered().map(MeteredDomain::with_source_parent).collect();
-        let answer = pending.next_answer(now_ns, present);
+        let answer = pending.next_answer(now_ns, present, absent);
         self.pending_sources = Some(pending);
         answer
     }
@@ -241,7 +242,7 @@ impl ReadingCollector {
             .collect();
         pending.keep_new(&mut answer, &present);
         let source = &answer.progress.source;
-        let had_none = !present.iter().any(|present| present.domain.source == *source);
+        attached.withdraw(answer.progress.outdated);
         let (found, before) = (answer.progress.found, self.domains.len());
         for opened in found.opened {
             if self.domains.len() + opened.domains.len() > MAX_DOMAINS {
@@ -261,8 +262,8 @@ impl ReadingCollector {
         let added = self.domains.len() - before;
         self.add_duplicate_pairs(found.duplicates);
         attached.absent.extend(found.absent);
-        if answer.is_new_device && had_none && added > 0 {
-            attached.appeared.push(source.clone());
+        if answer.is_new_device {
+            self.domains[before..].iter_mut().for_each(MeteredDomain::set_new_device);
         }
         self.record_progress(source, added, answer.progress.is_last, attributor);
         self.pending_sources = Some(pending);
@@ -350,6 +351,7 @@ impl ReadingCollector {
             attributor.set_counted(index, metered.counted);
             attributor.set_undecided(index, metered.is_undecided);
             attributor.set_starting(index, metered.is_placeholder());
+            attributor.set_measured_since(index, metered.measured_since_ns());
             attributor.set_latency(index, metered.domain.latency_ns);
             attributor.set_power_limits(index, metered.ceilings.limits());
             if let Some(interval_ns) = metered.update_interval_ns() {
@@ -670,7 +672,7 @@ fn process_sample(
             attributor.set_power_limits(first + at, metered.ceilings.limits());
         }
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
-        metered.record_reading(reading);
+        metered.record_reading(reading, after_ns);
         let expected = metered.profile.update_phase();
         let expected = expected.map(|phase| ExpectedUpdates {
             at_ns: phase.at_ns,

@@ -119,8 +119,9 @@ impl SpanLifecycle {
         &mut self,
         now_ns: u64,
         collector: &mut ReadingCollector,
+        absent: &[Absent],
     ) -> Option<AttachedDomains> {
-        let attached = collector.attach_started_sources(now_ns, &mut self.domain_inputs())?;
+        let attached = collector.attach_started_sources(now_ns, absent, &mut self.domain_inputs())?;
         self.process_tracker.add_gpus(collector.domains().enumerate().skip(attached.first_domain));
         self.registry.set_domains(collector.domains().count().min(MAX_DOMAINS));
         Some(attached)

@@ -1,8 +1,8 @@
 //! Devices that appear after discovery: graphics cards that are plugged in, and drivers that are loaded later.
 //!
 //! A thread compares the list of devices with the last one when it is asked to, and opens the sources again if there is an
-//! addition. Invariant: what is measured already is not opened a second time, and keeps its names. A device that returns is
-//! found again by its own source. NVIDIA's library is called in a thread of its own, since its calls may hang.
+//! addition. Invariant: what is measured already is not measured a second time, and keeps its names. A device that returns is
+//! found again by its own source. Each source is opened on a thread of its own, since a driver may hang.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,11 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, DomainKind};
+use crate::domain::{Absent, Domain, DomainKind};
 
 use super::dedup::domain_selection::select_domains;
 use super::device_list::DeviceList;
-use super::parallel_open::open_files;
+use super::parallel_open::{open_files, prepare};
 use super::source::{Inventory, OpenProgress};
 use super::source_settings::{AMDGPU, HWMON, INTELGPU, NVML};
 use super::{OpenedSource, SourceSettings, nvml};
@@ -34,6 +34,9 @@ const MAX_SETTLE_STEPS: u32 = 20;
 const MIN_SEARCH_BACKOFF_NS: u64 = 2_000_000_000;
 const MAX_SEARCH_BACKOFF_NS: u64 = 300_000_000_000;
 
+/// A source that opens for longer is reported: its new devices are not detected meanwhile.
+const OPEN_TIMEOUT_NS: u64 = 10_000_000_000;
+
 /// The sources whose devices are files in sysfs.
 const FILE_SOURCES: [&str; 3] = [AMDGPU, INTELGPU, HWMON];
 
@@ -44,9 +47,22 @@ pub struct KnownDevices {
     pub domains: Vec<Domain>,
     /// The sources that are not open yet, which find their devices themselves.
     pub opening: Vec<String>,
+    /// The reasons of what is not measured.
+    pub absent: Vec<Absent>,
 }
 
 impl KnownDevices {
+    /// The reasons that a new search of this source replaces: all but those that concern a measured domain.
+    fn replaced_reasons(&self, source: &str) -> Vec<Absent> {
+        let concerns = |absent: &Absent, domain: &Domain| {
+            absent.reason.strip_prefix(&domain.name).is_some_and(|rest| rest.starts_with(": "))
+        };
+        let is_replaced = |absent: &&Absent| {
+            absent.source == source && !self.of(source).any(|domain| concerns(absent, domain))
+        };
+        self.absent.iter().filter(is_replaced).cloned().collect()
+    }
+
     fn of<'a>(&'a self, source: &'a str) -> impl Iterator<Item = &'a Domain> {
         self.domains.iter().filter(move |domain| domain.source == source)
     }
@@ -110,12 +126,27 @@ impl DeviceWatch {
     }
 }
 
+/// One source of files.
+struct FileScanner {
+    /// The devices at its last opening.
+    seen: BTreeSet<(String, PathBuf)>,
+    opening: Option<Opening>,
+}
+
+/// A source that is being opened again.
+struct Opening {
+    thread: JoinHandle<()>,
+    began_ns: u64,
+    /// The reason that was sent when it took too long.
+    reported: Option<Absent>,
+}
+
 /// The comparison of lists, on the thread.
 struct DeviceScanner {
     settings: SourceSettings,
     clock: Clock,
-    /// For each enabled source of files the devices at its last opening.
-    sensors: BTreeMap<&'static str, BTreeSet<(String, PathBuf)>>,
+    /// The enabled sources of files.
+    sensors: BTreeMap<&'static str, FileScanner>,
     boards: Option<BoardScanner>,
     progress: Sender<OpenProgress>,
 }
@@ -132,7 +163,9 @@ impl DeviceScanner {
         Self {
             settings: settings.clone(),
             clock: clock.clone(),
-            sensors: files.map(|source| (source, devices.sensors.clone())).collect(),
+            sensors: files
+                .map(|source| (source, FileScanner { seen: devices.sensors.clone(), opening: None }))
+                .collect(),
             boards: is_enabled(NVML).then(|| BoardScanner::new(devices.boards)),
             progress,
         }
@@ -141,16 +174,31 @@ impl DeviceScanner {
     fn scan(&mut self, known: &KnownDevices) {
         let mut list = DeviceList::read(&self.settings.sysfs_root);
         let is_ready = |source: &str| !known.opening.iter().any(|name| name == source);
-        if self.sensors.iter().any(|(source, seen)| is_ready(source) && !list.sensors.is_subset(seen)) {
+        let now_ns = self.clock.now_ns();
+        let progress = &self.progress;
+        let idle: BTreeSet<&str> = self
+            .sensors
+            .iter_mut()
+            .filter_map(|(source, files)| files.poll(source, now_ns, progress).then_some(*source))
+            .filter(|source| is_ready(source))
+            .collect();
+        let has_addition = |files: &FileScanner, list: &DeviceList| !list.sensors.is_subset(&files.seen);
+        if idle.iter().any(|source| has_addition(&self.sensors[source], &list)) {
             list = self.settled_list(list);
         }
-        for source in FILE_SOURCES.into_iter().filter(|source| is_ready(source)) {
-            let Some(seen) = self.sensors.get_mut(source) else { continue };
-            let has_addition = !list.sensors.is_subset(seen);
-            seen.clone_from(&list.sensors);
-            if has_addition {
-                self.open_new(source, known);
+        for source in idle {
+            let Some(files) = self.sensors.get_mut(source) else { continue };
+            if has_addition(files, &list) {
+                let (settings, clock) = (self.settings.clone(), self.clock.clone());
+                let (source, known, progress) = (source.to_owned(), known.clone(), self.progress.clone());
+                let open = move || open_new(&source, &settings, &clock, &known, &progress);
+                // Without a thread, the addition is seen again by the next comparison.
+                let Ok(thread) = thread::Builder::new().name("watch-files".into()).spawn(open) else {
+                    continue;
+                };
+                files.opening = Some(Opening { thread, began_ns: now_ns, reported: None });
             }
+            files.seen.clone_from(&list.sensors);
         }
         if let Some(boards) = self.boards.as_mut().filter(|_| is_ready(NVML)) {
             boards.scan(list.boards, known, &self.settings, &self.clock, &self.progress);
@@ -169,19 +217,60 @@ impl DeviceScanner {
         }
         list
     }
+}
 
-    /// Opens a source again and sends what is new. Its reasons replace those of a source that had no device.
-    fn open_new(&self, source: &str, known: &KnownDevices) {
-        let mut found = open_files(source, &self.settings, None, &self.clock);
-        let opened = std::mem::take(&mut found.opened);
-        found.opened = select_new(opened, known);
-        let is_first = known.of(source).next().is_none();
-        if !is_first {
-            found.absent.clear();
+impl FileScanner {
+    /// Whether the source can be opened in this comparison. Reports once that it has been opening for too long, and
+    /// withdraws that when it is open.
+    fn poll(&mut self, source: &str, now_ns: u64, progress: &Sender<OpenProgress>) -> bool {
+        let Some(mut opening) = self.opening.take() else { return true };
+        let send = |absent: Option<Absent>, outdated: Option<Absent>| {
+            let mut found = Inventory::default();
+            found.absent.extend(absent);
+            let outdated = outdated.into_iter().collect();
+            let _ =
+                progress.send(OpenProgress { source: source.to_owned(), found, outdated, is_last: false });
+        };
+        if opening.thread.is_finished() {
+            // The next comparison knows what this opening has found.
+            if opening.reported.is_some() {
+                send(None, opening.reported);
+            }
+            return false;
         }
-        if is_first || !found.opened.is_empty() {
-            let _ = self.progress.send(OpenProgress { source: source.to_owned(), found, is_last: false });
+        if opening.reported.is_none() && now_ns.saturating_sub(opening.began_ns) >= OPEN_TIMEOUT_NS {
+            let reason = format!(
+                "a device has not answered for {} s since another one was added; new devices of {source} are detected once \
+                 it does: see the kernel's log",
+                OPEN_TIMEOUT_NS / 1_000_000_000
+            );
+            opening.reported = Some(Absent { source: source.to_owned(), reason });
+            send(opening.reported.clone(), None);
         }
+        self.opening = Some(opening);
+        false
+    }
+}
+
+/// Opens a source again and sends what is new. Its reasons replace those of a source that had no device.
+fn open_new(
+    source: &str,
+    settings: &SourceSettings,
+    clock: &Clock,
+    known: &KnownDevices,
+    progress: &Sender<OpenProgress>,
+) {
+    let mut found = open_files(source, settings, None, clock);
+    let opened = std::mem::take(&mut found.opened);
+    found.opened = select_new(opened, known);
+    found.opened.iter_mut().for_each(|opened| prepare(opened, settings));
+    let is_first = known.of(source).next().is_none();
+    let outdated = if is_first { known.replaced_reasons(source) } else { Vec::new() };
+    if !is_first {
+        found.absent.clear();
+    }
+    if is_first || !found.opened.is_empty() {
+        let _ = progress.send(OpenProgress { source: source.to_owned(), found, outdated, is_last: false });
     }
 }
 
@@ -243,21 +332,34 @@ fn device_stem(domain: &Domain) -> Option<String> {
 /// The comparison of the boards of NVIDIA's driver with those that are measured.
 struct BoardScanner {
     listed: BTreeSet<String>,
-    /// Whether all listed boards are measured; `None` before the first comparison.
-    is_complete: Option<bool>,
+    state: BoardState,
     retry_at_ns: u64,
     backoff_ns: u64,
-    /// The search that runs, which returns the number of measured boards.
-    search: Option<JoinHandle<usize>>,
+    /// The search that runs.
+    search: Option<JoinHandle<nvml::SearchResult>>,
+}
+
+/// Whether a search may find another board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BoardState {
+    /// Before the first comparison.
+    Unknown,
+    /// It may: the driver lists more boards than are measured.
+    Incomplete,
+    /// All are measured.
+    Complete,
+    /// NVML lists no more until the driver's list changes: see [`nvml::SearchResult`].
+    Outdated,
 }
 
 impl BoardScanner {
     fn new(listed: BTreeSet<String>) -> Self {
-        Self { listed, is_complete: None, retry_at_ns: 0, backoff_ns: MIN_SEARCH_BACKOFF_NS, search: None }
+        let (state, backoff_ns) = (BoardState::Unknown, MIN_SEARCH_BACKOFF_NS);
+        Self { listed, state, retry_at_ns: 0, backoff_ns, search: None }
     }
 
     /// Begins a search if the driver lists a board that may be new and no search runs. A search that found fewer boards than
-    /// the driver lists is repeated: their device files may appear later.
+    /// the driver lists is repeated, unless NVML's list is the cause: their device files may appear later.
     fn scan(
         &mut self,
         listed: BTreeSet<String>,
@@ -267,39 +369,61 @@ impl BoardScanner {
         progress: &Sender<OpenProgress>,
     ) {
         if let Some(search) = self.search.take_if(|search| search.is_finished()) {
-            let measured = search.join().unwrap_or(0);
-            self.is_complete = Some(measured >= self.listed.len());
+            let result = search.join().unwrap_or_default();
+            self.state = match result.is_list_outdated {
+                true => BoardState::Outdated,
+                false => BoardState::of_count(result.measured, self.listed.len()),
+            };
+            // The next comparison knows what this search has found.
+            return;
         }
-        let boards = known_boards(known);
-        self.is_complete.get_or_insert(boards.uuids.len() >= self.listed.len());
-        if !listed.is_subset(&self.listed) {
-            (self.is_complete, self.retry_at_ns, self.backoff_ns) = (Some(false), 0, MIN_SEARCH_BACKOFF_NS);
+        let boards = nvml::KnownBoards { listed: listed.len(), ..known_boards(known) };
+        if self.state == BoardState::Unknown {
+            self.state = BoardState::of_count(boards.uuids.len(), self.listed.len());
+        }
+        let has_addition = !listed.is_subset(&self.listed);
+        if has_addition || (self.state == BoardState::Outdated && listed != self.listed) {
+            (self.state, self.retry_at_ns, self.backoff_ns) =
+                (BoardState::Incomplete, 0, MIN_SEARCH_BACKOFF_NS);
         }
         self.listed = listed;
         let now_ns = clock.now_ns();
-        let is_due = self.is_complete == Some(false) && now_ns >= self.retry_at_ns;
+        let is_due = self.state == BoardState::Incomplete && now_ns >= self.retry_at_ns;
         if self.listed.is_empty() || !is_due || self.search.is_some() {
             return;
         }
         self.retry_at_ns = now_ns.saturating_add(self.backoff_ns);
         self.backoff_ns = (2 * self.backoff_ns).min(MAX_SEARCH_BACKOFF_NS);
-        self.search = spawn_search(boards, settings.clone(), clock.clone(), progress.clone()).ok();
+        let outdated = known.replaced_reasons(NVML);
+        self.search = spawn_search(boards, outdated, settings.clone(), clock.clone(), progress.clone()).ok();
     }
 }
 
+impl BoardState {
+    fn of_count(measured: usize, listed: usize) -> Self {
+        if measured >= listed { Self::Complete } else { Self::Incomplete }
+    }
+}
+
+/// Starts a search. Its reasons replace the outdated ones.
 fn spawn_search(
     boards: nvml::KnownBoards,
+    mut outdated: Vec<Absent>,
     settings: SourceSettings,
     clock: Clock,
     progress: Sender<OpenProgress>,
-) -> io::Result<JoinHandle<usize>> {
-    let is_first = boards.uuids.is_empty();
+) -> io::Result<JoinHandle<nvml::SearchResult>> {
+    let send = move |found: Inventory, outdated: Vec<Absent>| {
+        let _ = progress.send(OpenProgress { source: NVML.to_owned(), found, outdated, is_last: false });
+    };
     let search = move || {
-        nvml::open_each(&settings, boards, &clock, |found| {
-            if is_first || !found.opened.is_empty() {
-                let _ = progress.send(OpenProgress { source: NVML.to_owned(), found, is_last: false });
-            }
-        })
+        let result = nvml::open_each(&settings, boards, &clock, |found| {
+            send(found, std::mem::take(&mut outdated));
+        });
+        if !outdated.is_empty() {
+            send(Inventory::default(), outdated);
+        }
+        result
     };
     thread::Builder::new().name("watch-nvml".into()).spawn(search)
 }
@@ -310,6 +434,7 @@ fn known_boards(known: &KnownDevices) -> nvml::KnownBoards {
     nvml::KnownBoards {
         uuids: known.of(NVML).filter_map(|domain| domain.device.clone()).collect(),
         numbers: known.of(NVML).filter_map(number).collect(),
+        listed: 0,
     }
 }
 
@@ -378,7 +503,7 @@ mod tests {
             device: Some(device.into()),
             ..domain(AMDGPU, name, DomainKind::Gpu, None)
         };
-        let known = KnownDevices { domains: vec![with_device("amdgpu-0", "a")], opening: Vec::new() };
+        let known = KnownDevices { domains: vec![with_device("amdgpu-0", "a")], ..KnownDevices::default() };
         assert!(known.has_device_of(&with_device("amdgpu-7", "a")));
         assert!(!known.has_device_of(&with_device("amdgpu-0", "b")));
         let other_source = Domain { source: INTELGPU.into(), ..with_device("intelgpu-0", "a") };
@@ -396,9 +521,24 @@ mod tests {
                 board("gpu-memory-3"),
                 domain(HWMON, "gpu-4", DomainKind::Gpu, None),
             ],
-            opening: Vec::new(),
+            ..KnownDevices::default()
         };
         let boards = known_boards(&known);
         assert_eq!((boards.uuids.len(), boards.numbers), (1, BTreeSet::from([3])));
+    }
+
+    #[test]
+    fn a_search_replaces_the_reasons_of_its_source_but_those_of_measured_domains() {
+        let absent = |source: &str, reason: &str| Absent { source: source.into(), reason: reason.into() };
+        let known = KnownDevices {
+            domains: vec![domain(NVML, "gpu-1", DomainKind::Gpu, None)],
+            absent: vec![
+                absent(NVML, "gpu-1: MIG is enabled"),
+                absent(NVML, "gpu-10: NVML: the board is lost"),
+                absent(HWMON, "no chip"),
+            ],
+            ..KnownDevices::default()
+        };
+        assert_eq!(known.replaced_reasons(NVML), [absent(NVML, "gpu-10: NVML: the board is lost")]);
     }
 }

@@ -82,6 +82,13 @@ impl GpuLoad {
         (!idle_times.is_empty()).then_some(Self { limit, utilization: Utilization::IdleTimes(idle_times) })
     }
 
+    /// Records a gap: the utilization of the next window does not include it.
+    pub fn interrupt(&mut self) {
+        if let Utilization::IdleTimes(files) = &mut self.utilization {
+            files.iter_mut().for_each(|idle| (idle.window, idle.busy_permille) = (None, None));
+        }
+    }
+
     /// The power in milliwatts; `None` while a file is missing.
     pub fn read_mw(&mut self, now_ns: u64) -> Option<u64> {
         let limit_uw = self.limit.read_number::<u64>(now_ns).filter(|limit| *limit > 0)?;

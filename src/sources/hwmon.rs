@@ -19,7 +19,7 @@ use super::hwmon_label::{
     ChipRole, RailPosition, chip_role, core_counter, is_no_power, rail_position, slugify,
 };
 use super::power_sensor::{PowerInput, PowerSensor};
-use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended};
+use super::sensor_files::{SensorFile, SensorFileGroup};
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, SourceSettings, intelgpu, rapl};
 
@@ -351,7 +351,7 @@ fn add_rail(
     grade: Grade,
 ) {
     let sensor = match sensor {
-        Ok(sensor) => sensor.with_condition(not_suspended(chip.device())),
+        Ok(sensor) => sensor.with_condition(chip.not_suspended()),
         Err(reason) => return found.add_absent(NAME, reason),
     };
     let (latency_ns, quantum_uj) = match grade {
@@ -362,10 +362,7 @@ fn add_rail(
         name: position.name,
         kind: position.kind,
         source: NAME.into(),
-        device: chip.pci_address().or_else(|| {
-            let device = chip.device().file_name()?;
-            Some(device.to_string_lossy().into_owned())
-        }),
+        device: chip.pci_address().or_else(|| chip.device_name()),
         parent: None,
         grade,
         ceiling_mw: Some(plausible_ceiling_mw(position.kind)),

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::sensor_files::open_unless_suspended;
+use super::sensor_files::{ReadCondition, not_suspended, open_unless_suspended, runtime_status_file};
 use super::sysfs_file::{SysfsFile, read_parsed, read_trimmed};
 
 #[derive(Debug, Clone)]
@@ -61,8 +61,30 @@ impl HwmonChip {
     /// The chip of this name and device under any number.
     fn find_again(&self) -> Option<HwmonChip> {
         let chips = fs::read_dir(self.dirs.first()?.parent()?).ok()?;
-        let is_it = |chip: &HwmonChip| (&chip.name, &chip.device) == (&self.name, &self.device);
+        let place = stable_place(&self.device);
+        let is_it = |chip: &HwmonChip| chip.name == self.name && stable_place(&chip.device) == place;
         chips.flatten().filter_map(|entry| HwmonChip::read(&entry.path())).find(is_it)
+    }
+
+    /// The condition that the chip's device is not suspended, wherever the device is later.
+    pub fn not_suspended(&self) -> Option<ReadCondition> {
+        let condition = not_suspended(&self.device)?;
+        let chip = self.clone();
+        let locate = move || Some(runtime_status_file(chip.find_again()?.device()));
+        Some(ReadCondition { file: condition.file.relocated_by(locate), ..condition })
+    }
+
+    /// The name of the device, which is the same after it was disconnected and connected again at its place.
+    pub fn device_name(&self) -> Option<String> {
+        let (name, hid) = (self.device.file_name()?.to_string_lossy(), hid_model(&self.device));
+        Some(match hid {
+            None => name.into_owned(),
+            // The interface at a USB port, `1-5:1.0`: two supplies may be of one model.
+            Some(model) => match self.device.parent().and_then(Path::file_name) {
+                Some(port) => format!("{}/{model}", port.to_string_lossy()),
+                None => model.to_owned(),
+            },
+        })
     }
 
     /// The path of a file, if it exists.
@@ -107,15 +129,34 @@ impl HwmonChip {
     }
 }
 
+/// The bus, vendor and product of a HID device at the end of a path: `0003:1B1C:1C07` of `0003:1B1C:1C07.0005`. The number after
+/// them grows with each device that is connected (linux drivers/hid/hid-core.c, `hid_add_device`).
+fn hid_model(device: &Path) -> Option<&str> {
+    let (model, instance) = device.file_name()?.to_str()?.split_once('.')?;
+    let is_hex = |part: &str| part.len() >= 4 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (model.split(':').count() == 3 && model.split(':').all(is_hex) && is_hex(instance)).then_some(model)
+}
+
+/// The part of a device's path that stays when it is connected again.
+fn stable_place(device: &Path) -> PathBuf {
+    hid_model(device).map_or_else(|| device.to_owned(), |model| device.with_file_name(model))
+}
+
 /// The address at the end of a device's path, as `0000:03:00.0`.
 pub fn pci_address(device: &Path) -> Option<String> {
     let name = device.file_name()?.to_str()?;
     let (bus, function) = name.rsplit_once('.')?;
     let mut parts = bus.split(':');
-    let mut hex = |length: usize| {
-        parts.next().is_some_and(|part| part.len() >= length && part.bytes().all(|b| b.is_ascii_hexdigit()))
+    let mut hex = |is_length: fn(usize) -> bool| {
+        parts.next().is_some_and(|part| is_length(part.len()) && part.bytes().all(|b| b.is_ascii_hexdigit()))
     };
-    let sound = hex(4) && hex(2) && hex(2) && parts.next().is_none() && function.parse::<u8>().is_ok();
+    let is_byte = |length| length == 2;
+    // The domain of a device behind Intel VMD has five digits.
+    let sound = hex(|length| length >= 4)
+        && hex(is_byte)
+        && hex(is_byte)
+        && parts.next().is_none()
+        && function.parse::<u8>().is_ok();
     sound.then(|| name.to_owned())
 }
 
@@ -128,9 +169,31 @@ mod tests {
         let address = |path: &str| pci_address(Path::new(path));
         assert_eq!(address("/sys/devices/pci0000:00/0000:03:00.0").as_deref(), Some("0000:03:00.0"));
         assert_eq!(address("/sys/devices/pci0000:00/10000:e1:00.1").as_deref(), Some("10000:e1:00.1"));
-        for other in ["/sys/devices/platform/ACPI000D:00", "/x/1-0040", "/x/amdgpu_xcp_1.0", "/x/0000:03:00"]
-        {
+        for other in [
+            "/sys/devices/platform/ACPI000D:00",
+            "/x/1-0040",
+            "/x/amdgpu_xcp_1.0",
+            "/x/0000:03:00",
+            "/x/0003:1B1C:1C07.0005",
+        ] {
             assert_eq!(address(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_hid_device_is_the_same_under_another_instance_number() {
+        let place = |path: &str| stable_place(Path::new(path));
+        let supply = "/sys/devices/usb1/1-5/1-5:1.0/0003:1B1C:1C07.0005";
+        assert_eq!(place(supply), place("/sys/devices/usb1/1-5/1-5:1.0/0003:1B1C:1C07.001A"));
+        for other in [
+            "/sys/devices/usb1/1-6/1-6:1.0/0003:1B1C:1C07.0005",
+            "/sys/devices/usb1/1-5/1-5:1.0/0003:1B1C:1C08.0005",
+        ] {
+            assert_ne!(place(supply), place(other));
+        }
+        for kept in ["/sys/devices/pci0000:00/0000:03:00.0", "/sys/devices/platform/coretemp.0", "/x/1-0040"]
+        {
+            assert_eq!(place(kept), Path::new(kept));
         }
     }
 

@@ -30,7 +30,8 @@ pub(super) fn spawn_all<'a>(
         if let Err(error) = thread.spawn(move || open(&name, &settings, filter, &clock, &sender)) {
             let mut found = Inventory::default();
             found.add_absent(source, format!("cannot start a thread to open it: {error}"));
-            let _ = send.send(OpenProgress { source: source.clone(), found, is_last: true });
+            let (source, outdated) = (source.clone(), Vec::new());
+            let _ = send.send(OpenProgress { source, found, outdated, is_last: true });
         }
     }
     StartingSources::new(sources, progress)
@@ -51,15 +52,18 @@ fn open(
     sender: &Sender<OpenProgress>,
 ) {
     let send = |found: Inventory, is_last: bool| {
-        let _ = sender.send(OpenProgress { source: source.to_owned(), found, is_last });
+        let (source, outdated) = (source.to_owned(), Vec::new());
+        let _ = sender.send(OpenProgress { source, found, outdated, is_last });
     };
     if source == nvml::NAME {
         nvml::open_each(settings, nvml::KnownBoards::default(), clock, |found| send(found, false));
     }
-    send(open_files(source, settings, filter, clock), true);
+    let mut found = open_files(source, settings, filter, clock);
+    found.opened.iter_mut().for_each(|opened| prepare(opened, settings));
+    send(found, true);
 }
 
-/// Opens a source other than NVML, and makes the first read of what needs the probe. May block.
+/// Opens a source other than NVML. [`prepare`] follows, under the final names of the domains. May block.
 pub(super) fn open_files(
     source: &str,
     settings: &SourceSettings,
@@ -80,14 +84,16 @@ pub(super) fn open_files(
     };
     found.opened =
         found.opened.into_iter().map(|opened| energy_filter::add_uncertainty(opened, filter)).collect();
-    found.opened.iter_mut().for_each(|opened| configure_averaging(opened, settings));
-    if !probes_itself(source) {
-        // A first read may block, so it is made on this thread.
-        for opened in &mut found.opened {
-            opened.source.read(&mut vec![EnergyReading::default(); opened.domains.len()]);
-        }
-    }
     found
+}
+
+/// Configures an open source, and makes the first read if it needs the probe. May block.
+pub(super) fn prepare(opened: &mut OpenedSource, settings: &SourceSettings) {
+    configure_averaging(opened, settings);
+    if !probes_itself(opened.name) {
+        // A first read may block, so it is made on this thread.
+        opened.source.read(&mut vec![EnergyReading::default(); opened.domains.len()]);
+    }
 }
 
 /// Sets the configured averaging times of power sensors.

@@ -109,7 +109,7 @@ impl PowerSensor {
         let now_ns = clock.now_ns();
         let valid_power = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.plausible_mw);
         let Some(power_mw) = valid_power else {
-            self.interrupt();
+            self.interrupt_integral();
             return EnergyReading::default();
         };
         self.ceiling_mw = self.ceiling_mw.max(power_mw);
@@ -123,6 +123,13 @@ impl PowerSensor {
 
     /// Records a gap. The energy up to the next reading is unknown.
     pub fn interrupt(&mut self) {
+        if let PowerInput::Estimate(load) = &mut self.input {
+            load.interrupt();
+        }
+        self.interrupt_integral();
+    }
+
+    fn interrupt_integral(&mut self) {
         self.last = None;
         self.integrator.interrupt();
     }
@@ -174,6 +181,33 @@ mod tests {
         let reading = sensor.read(&clock);
         assert_eq!((reading.energy_uj, reading.uncertainty_uj), (50_000_000, 350_000_000));
         assert_eq!((reading.stamp_ns, sensor.latency_ns()), (1_000 * MS, 0));
+    }
+
+    #[test]
+    fn the_time_of_a_suspended_device_is_no_load_of_its_estimate() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
+        let open = |name: &str| SysfsFile::open(folder.path().join(name)).unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("power1_max", "100000000\n");
+        write("idle_residency_ms", "1000\n");
+        let load = GpuLoad::by_idle_times(open("power1_max"), vec![open("idle_residency_ms")]).unwrap();
+        let mut sensor = PowerSensor::instantaneous(PowerInput::Estimate(load), 100_000);
+        assert!(!sensor.read(&clock).valid);
+        clock.set(100 * MS);
+        write("idle_residency_ms", "1100\n");
+        assert!(sensor.read(&clock).valid, "idle all the time");
+        sensor.interrupt();
+        // Neither the counter nor the device runs for 10 s; then it is idle again.
+        clock.set(10_100 * MS);
+        assert!(!sensor.read(&clock).valid, "the window begins");
+        clock.set(10_200 * MS);
+        write("idle_residency_ms", "1200\n");
+        let first = sensor.read(&clock);
+        clock.set(10_300 * MS);
+        write("idle_residency_ms", "1300\n");
+        let second = sensor.read(&clock);
+        assert!(first.valid && second.valid);
+        assert_eq!(second.energy_uj - first.energy_uj, 1_130_000, "11.3 W for 100 ms");
     }
 
     #[test]

@@ -36,14 +36,19 @@ pub struct ReadCondition {
 /// The condition that a device is not suspended: a read would wake it and change the measured power (linux
 /// Documentation/ABI/testing/sysfs-devices-power). `None` if the device has no runtime power management.
 pub fn not_suspended(device: &Path) -> Option<ReadCondition> {
-    let path = device.join(RUNTIME_STATUS);
+    let path = runtime_status_file(device);
     read_trimmed(&path)?;
     Some(ReadCondition { file: SysfsFile::open(path).ok()?, word: SUSPENDED, must_equal: false })
 }
 
+/// The file with the state of a device's runtime power management.
+pub fn runtime_status_file(device: &Path) -> PathBuf {
+    device.join(RUNTIME_STATUS)
+}
+
 /// Whether a device is suspended.
 pub fn is_suspended(device: &Path) -> bool {
-    read_trimmed(&device.join(RUNTIME_STATUS)).as_deref() == Some(SUSPENDED)
+    read_trimmed(&runtime_status_file(device)).as_deref() == Some(SUSPENDED)
 }
 
 /// Opens a file of a device. Checks that it contains a number, unless the read would wake the device.

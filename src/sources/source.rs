@@ -94,6 +94,8 @@ pub struct OpenProgress {
     pub source: String,
     /// The domains and reasons since the previous result.
     pub found: Inventory,
+    /// Earlier reasons that no longer hold.
+    pub outdated: Vec<Absent>,
     /// Whether the source is complete.
     pub is_last: bool,
 }
@@ -141,7 +143,7 @@ impl StartingSources {
                 let source = self.names.first()?.clone();
                 let mut found = Inventory::default();
                 found.add_absent(&source, "its thread failed while opening it; see the log".into());
-                OpenProgress { source, found, is_last: true }
+                OpenProgress { source, found, outdated: Vec::new(), is_last: true }
             }
         };
         if progress.is_last {

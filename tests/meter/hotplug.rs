@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::fake_nvml::{Driver, Knob, Library};
+use crate::fake_nvml::{Driver, GPU_IS_LOST, Knob, Library};
 use crate::fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
 use wattspan::clock::Clock;
 use wattspan::config::Config;
 use wattspan::domain::{Grade, Liveness};
 use wattspan::embedded::EmbeddedMeter;
 use wattspan_client::Client;
-use wattspan_client::account::Account;
+use wattspan_client::account::{Account, Share};
 use wattspan_client::protocol::DomainStatus;
 
 const MS: u64 = 1_000_000;
@@ -34,11 +34,18 @@ fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
 
 /// A meter of its own on the machine.
 fn start(mounted: &MountedMachine, enabled: &[&str]) -> EmbeddedMeter {
+    start_with(mounted, enabled, Config::default())
+}
+
+fn start_with(mounted: &MountedMachine, enabled: &[&str], mut config: Config) -> EmbeddedMeter {
     let settings = mounted.settings(enabled);
-    let mut config = Config::default();
     (config.source.sysfs_root, config.source.proc_root) = (settings.sysfs_root, settings.proc_root);
     config.source.enabled = Some(settings.enabled);
     EmbeddedMeter::start(&config).unwrap()
+}
+
+fn has_reason(client: &Client, part: &str) -> bool {
+    client.info().unwrap().absent.iter().any(|absent| absent.reason.contains(part))
 }
 
 fn status(client: &Client, name: &str) -> Option<DomainStatus> {
@@ -130,6 +137,17 @@ fn a_card_that_is_plugged_in_is_a_new_domain_and_open_spans_are_not_billed_for_i
     assert_holds(&after, "intelgpu-0", CARD);
     let parts: u64 = after.domains.iter().map(|share| share.share_uj.unwrap()).sum();
     assert_eq!(after.share_uj, Some(parts));
+    // A window that begins before the card is one of the other domains, with a total.
+    let window = |from_ns: u64| {
+        let instants = (from_ns, after.closed_ns.unwrap());
+        client.read_window(instants.0.try_into().unwrap(), instants.1.try_into().unwrap()).unwrap()
+    };
+    let (earlier, later) = (window(across.opened_ns), window(after.opened_ns));
+    let names_in = |shares: &[Share]| shares.iter().map(|share| share.domain.to_string()).collect::<Vec<_>>();
+    assert_eq!(names_in(&earlier.domains), ["package-0"]);
+    assert!(earlier.window_uj.is_some() && earlier.window_uj == earlier.domains[0].window_uj, "{earlier:?}");
+    assert_eq!(names_in(&later.domains), ["package-0", "intelgpu-0"]);
+    assert!(later.window_uj.is_some(), "{later:?}");
     // Its counter had counted 7 kJ before: none of that is measured here.
     let energy_uj = status(&client, "intelgpu-0").unwrap().energy_uj.unwrap();
     assert!(energy_uj < 7_000_000_000, "{energy_uj}");
@@ -229,6 +247,19 @@ fn another_card_of_amd_in_the_slot_is_another_domain_and_the_first_one_stays_los
     assert_holds(&account, "amdgpu-1", steady);
 }
 
+/// A power supply on USB (linux Documentation/hwmon/corsair-psu.rst), which takes 180 W.
+fn power_supply(machine: &mut FuseMachine, nth: usize, device: &str) -> String {
+    let supply = format!("sys/class/hwmon/hwmon{nth}");
+    machine.text(&format!("{supply}/name"), "corsairpsu");
+    machine.text(&format!("{device}/power/runtime_status"), "active");
+    machine.link(&format!("{supply}/device"), device);
+    machine.text(&format!("{supply}/in0_label"), "v_in");
+    machine.text(&format!("{supply}/in0_input"), "230000");
+    machine.text(&format!("{supply}/power1_label"), "power total");
+    machine.number(&format!("{supply}/power1_input"), |_| 180_000_000);
+    supply
+}
+
 #[test]
 fn a_driver_that_is_loaded_later_and_shows_a_known_counter_counts_nothing_twice() {
     // zenergy beside powercap: one register. corsair-psu beside them: the whole machine.
@@ -239,15 +270,12 @@ fn a_driver_that_is_loaded_later_and_shows_a_known_counter_counts_nothing_twice(
     machine.link(&format!("{zenergy}/device"), "sys/devices/platform/zenergy.0");
     machine.text(&format!("{zenergy}/energy1_label"), "Esocket0");
     machine.number(&format!("{zenergy}/energy1_input"), |at| PACKAGE.energy_uj(at));
-    let supply = "sys/class/hwmon/hwmon3";
-    machine.text(&format!("{supply}/name"), "corsairpsu");
-    machine.link(&format!("{supply}/device"), "sys/devices/pci0000:00/usb1/0003:1B1C:1C07.0005");
-    machine.text(&format!("{supply}/in0_label"), "v_in");
-    machine.text(&format!("{supply}/in0_input"), "230000");
-    machine.text(&format!("{supply}/power1_label"), "power total");
-    machine.number(&format!("{supply}/power1_input"), |_| 180_000_000);
+    // The HID layer numbers devices anew at each connection.
+    let device = |instance: &str| format!("sys/devices/pci0000:00/usb1/1-5:1.0/0003:1B1C:1C07.{instance}");
+    let supply = power_supply(&mut machine, 3, &device("0005"));
+    let again = power_supply(&mut machine, 4, &device("0006"));
     let Some(mounted) = machine.mount() else { return };
-    [zenergy, supply].iter().for_each(|chip| mounted.hide(chip));
+    [zenergy, &supply, &again].iter().for_each(|chip| mounted.hide(chip));
     let meter = start(&mounted, &["powercap", "hwmon"]);
     let client = meter.connect().unwrap();
     mounted.show(zenergy);
@@ -257,12 +285,68 @@ fn a_driver_that_is_loaded_later_and_shows_a_known_counter_counts_nothing_twice(
     };
     wait_until("the second name is reported", is_reported);
     assert_eq!(devices(&client).len(), 1);
-    mounted.show(supply);
+    mounted.show(&supply);
     wait_until("the supply is live", || is_live(&client, "psu-0"));
     let account = measure_span(&client);
     // The processor has a counter, so integrated power does not replace it.
     assert_eq!(names(&account), ["package-0", "psu-0"]);
     assert_eq!(account.share_uj, account.domains[0].share_uj, "{account:?}");
+    // It is disconnected and connected again.
+    [&supply, &device("0005")].iter().for_each(|part| mounted.hide(part));
+    wait_until("the supply is lost", || !is_live(&client, "psu-0"));
+    mounted.show(&again);
+    wait_until("the supply is live again", || is_live(&client, "psu-0"));
+    std::thread::sleep(Duration::from_secs(4));
+    let row = |name: &str, device: &str| (name.to_owned(), device.to_owned());
+    assert_eq!(devices(&client)[1..], [row("psu-0", "1-5:1.0/0003:1B1C:1C07")]);
+}
+
+#[test]
+fn a_configured_averaging_time_is_that_of_the_device_that_has_the_name() {
+    let mut machine = FuseMachine::new();
+    let device =
+        |port: u32, nth: u32| format!("sys/devices/pci0000:00/usb1/1-{port}:1.0/0003:1B1C:1C07.000{nth}");
+    let known = power_supply(&mut machine, 3, &device(2, 5));
+    // Its device comes before the known one.
+    let new = power_supply(&mut machine, 4, &device(1, 6));
+    let Some(mounted) = machine.mount() else { return };
+    mounted.hide(&new);
+    let averaging_ms = [("psu-1".to_owned(), 100.0)].into();
+    let meter = start_with(&mounted, &["hwmon"], Config { averaging_ms, ..Config::default() });
+    let client = meter.connect().unwrap();
+    wait_until("the first one is live", || is_live(&client, "psu-0"));
+    mounted.show(&new);
+    wait_until("the second one is live", || is_live(&client, "psu-1"));
+    let row = |name: &str, port: u32| (name.to_owned(), format!("1-{port}:1.0/0003:1B1C:1C07"));
+    assert_eq!(devices(&client), [row("psu-0", 2), row("psu-1", 1)], "{known}");
+    let averaging = |name: &str| {
+        let status = status(&client, name).unwrap();
+        (status.averaging_ns, status.lag_ns)
+    };
+    assert_eq!(averaging("psu-1"), (Some(100 * MS), Some(200 * MS)));
+    assert_eq!(averaging("psu-0").1, Some(0));
+}
+
+#[test]
+fn a_driver_that_hangs_hides_no_new_device_of_another_one_and_is_reported() {
+    let mut machine = FuseMachine::new();
+    let card = xe_card(&mut machine, 5, "0000:03:00.0", CARD);
+    let other = xe_card(&mut machine, 6, "0000:0b:00.0", OTHER_CARD);
+    let supply = power_supply(&mut machine, 3, "sys/devices/pci0000:00/usb1/1-5:1.0/0003:1B1C:1C07.0005");
+    let Some(mounted) = machine.mount() else { return };
+    [&other, &supply].iter().for_each(|part| mounted.hide(part));
+    let meter = start(&mounted, &["intelgpu", "hwmon"]);
+    let client = meter.connect().unwrap();
+    wait_until("the card is live", || is_live(&client, "intelgpu-0"));
+    mounted.block(&format!("{card}/energy1_input"));
+    mounted.show(&supply);
+    wait_until("the supply is live", || is_live(&client, "psu-0"));
+    let hangs = "new devices of intelgpu are detected once it does";
+    wait_until("the driver that hangs is reported", || has_reason(&client, hangs));
+    mounted.release();
+    wait_until("the reason is withdrawn", || !has_reason(&client, hangs));
+    mounted.show(&other);
+    wait_until("the other card is live", || is_live(&client, "intelgpu-1"));
 }
 
 #[test]
@@ -316,6 +400,38 @@ fn list_boards(sysfs: &Path, addresses: &[&str]) {
     }
 }
 
+/// A meter of the library's boards only.
+fn start_with_boards(library: &Library, sysfs: &Path) -> EmbeddedMeter {
+    let mut config = Config::default();
+    config.source.sysfs_root = sysfs.to_owned();
+    config.source.nvml_library = Some(library.path());
+    config.source.enabled = Some(vec!["nvml".into()]);
+    EmbeddedMeter::start(&config).unwrap()
+}
+
+#[test]
+fn the_reason_of_a_board_that_fails_stays_until_the_board_opens() {
+    let library = Library::new(2);
+    library.set_global(Driver::Refusal, DRIVER_NOT_LOADED);
+    library.set(0, Knob::Refuses, GPU_IS_LOST);
+    // The other one takes longer.
+    library.set(1, Knob::SleepNs, 50 * MS);
+    let sysfs = tempfile::tempdir().unwrap();
+    let meter = start_with_boards(&library, sysfs.path());
+    let client = meter.connect().unwrap();
+    library.set_global(Driver::Refusal, 0);
+    list_boards(sysfs.path(), &["0000:01:00.0", "0000:41:00.0"]);
+    wait_until("the other board is live", || is_live(&client, "gpu-1"));
+    assert!(has_reason(&client, "gpu-0: "));
+    // The search is repeated.
+    let inits = library.get_global(Driver::Inits);
+    wait_until("the search is repeated", || library.get_global(Driver::Inits) > inits + 1);
+    assert!(has_reason(&client, "gpu-0: "));
+    library.set(0, Knob::Refuses, 0);
+    wait_until("the board is live", || is_live(&client, "gpu-0"));
+    assert!(!has_reason(&client, "gpu-0: "), "{:?}", client.info().unwrap().absent);
+}
+
 /// The status of `nvmlInit` without a driver.
 const DRIVER_NOT_LOADED: u64 = 9;
 
@@ -325,16 +441,10 @@ fn boards_of_a_driver_that_is_loaded_later_appear_and_a_new_one_takes_no_name_of
     library.set_global(Driver::Refusal, DRIVER_NOT_LOADED);
     library.set_global(Driver::Boards, 1);
     let sysfs = tempfile::tempdir().unwrap();
-    let mut config = Config::default();
-    config.source.sysfs_root = sysfs.path().to_owned();
-    config.source.nvml_library = Some(library.path());
-    config.source.enabled = Some(vec!["nvml".into()]);
-    let meter = EmbeddedMeter::start(&config).unwrap();
+    let meter = start_with_boards(&library, sysfs.path());
     let client = meter.connect().unwrap();
     assert!(devices(&client).is_empty());
-    let is_refused = |client: &Client| {
-        client.info().unwrap().absent.iter().any(|absent| absent.reason.contains("modprobe nvidia"))
-    };
+    let is_refused = |client: &Client| has_reason(client, "modprobe nvidia");
     assert!(is_refused(&client));
     // The driver is there before its device files are: the search is repeated.
     list_boards(sysfs.path(), &["0000:41:00.0"]);
@@ -342,13 +452,31 @@ fn boards_of_a_driver_that_is_loaded_later_appear_and_a_new_one_takes_no_name_of
     library.set_global(Driver::Refusal, 0);
     wait_until("the board is live", || is_live(&client, "gpu-0"));
     assert!(!is_refused(&client), "the reason no longer holds");
-    let across = client.open_span("across").unwrap();
-    // A second board, which is the first one in the driver's order now.
-    library.set(0, Knob::ShownAt, 1);
-    library.set(1, Knob::ShownAt, 0);
+    // A second board, which the library does not list while the first one keeps it initialised.
     library.set_global(Driver::Boards, 2);
     list_boards(sysfs.path(), &["0000:01:00.0", "0000:41:00.0"]);
+    let outdated = "the driver has 2 boards and NVML lists 1";
+    wait_until("the second board is reported", || has_reason(&client, outdated));
+    // Another search would find no more.
+    let inits = library.get_global(Driver::Inits);
+    std::thread::sleep(Duration::from_secs(9));
+    assert_eq!(library.get_global(Driver::Inits), inits);
+    assert_eq!(devices(&client), [("gpu-0".to_owned(), Library::uuid(0xA0))]);
+    assert!(is_live(&client, "gpu-0"));
+    // The driver is loaded again and lists the second board first.
+    library.set_global(Driver::Unloaded, 1);
+    list_boards(sysfs.path(), &[]);
+    wait_until("the first board is lost", || !is_live(&client, "gpu-0"));
+    std::thread::sleep(Duration::from_secs(3));
+    library.set(0, Knob::ShownAt, 1);
+    library.set(1, Knob::ShownAt, 0);
+    library.reload(wattspan::clock::monotonic_ns());
+    library.set_global(Driver::Unloaded, 0);
+    wait_until("the first board is live again", || is_live(&client, "gpu-0"));
+    let across = client.open_span("across").unwrap();
+    list_boards(sysfs.path(), &["0000:01:00.0", "0000:41:00.0"]);
     wait_until("the second board is live", || is_live(&client, "gpu-1"));
+    assert!(!has_reason(&client, outdated), "the reason no longer holds");
     let row = |name: &str, board: u64| (name.to_owned(), Library::uuid(0xA0 + board));
     assert_eq!(devices(&client), [row("gpu-0", 0), row("gpu-1", 1)]);
     let after = measure_span(&client);

@@ -540,6 +540,17 @@ fn discovery_sees_live_counters_move_and_dead_ones_not() {
 }
 
 #[test]
+fn a_library_that_hangs_while_it_is_released_holds_no_thread_that_drops_a_board() {
+    let library = Library::new(1);
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert_eq!(inventory.opened.len(), 1);
+    library.set_global(Driver::ShutdownHangs, 1);
+    let dropping = std::thread::spawn(move || drop(inventory));
+    wait_until("it is dropped", || dropping.is_finished());
+    library.set_global(Driver::ShutdownHangs, 0);
+}
+
+#[test]
 fn boards_with_expensive_counters_are_live_and_their_first_reading_is_valid() {
     let library = Library::new(2);
     for board in [0, 1] {

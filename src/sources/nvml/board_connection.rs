@@ -4,6 +4,7 @@
 //! board by its UUID, so a new order of the indices cannot substitute another board. Never returns a failed board.
 
 use std::ffi::OsString;
+use std::thread;
 
 use super::board_ffi::NvmlBoard;
 
@@ -47,5 +48,14 @@ impl BoardConnection {
         self.board = None;
         self.retry_at_ns = now_ns.saturating_add(self.backoff_ns);
         self.backoff_ns = (2 * self.backoff_ns).min(MAX_BACKOFF_NS);
+    }
+}
+
+impl Drop for BoardConnection {
+    /// Releases NVML on another thread: a board that is not measured after all is dropped where no call may hang.
+    fn drop(&mut self) {
+        if let Some(board) = self.board.take() {
+            let _ = thread::Builder::new().name("release-nvml".into()).spawn(move || drop(board));
+        }
     }
 }

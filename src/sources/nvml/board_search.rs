@@ -32,6 +32,18 @@ pub struct KnownBoards {
     pub uuids: BTreeSet<String>,
     /// The numbers in their domains' names.
     pub numbers: BTreeSet<u32>,
+    /// The number of devices that the driver lists; 0: unknown.
+    pub listed: usize,
+}
+
+/// What a search has found, and whether another one may find more.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SearchResult {
+    /// The boards that are measured, the known ones included.
+    pub measured: usize,
+    /// NVML lists fewer boards than the driver, all of which are measured: another search finds no more, because the measured
+    /// boards keep the library initialised, and only its first initialisation lists the boards.
+    pub is_list_outdated: bool,
 }
 
 impl KnownBoards {
@@ -43,19 +55,19 @@ impl KnownBoards {
     }
 }
 
-/// Searches for boards and passes each new one to `show` when it is open. Returns after the last one how many boards are
-/// measured, the known ones included; may block for ever.
+/// Searches for boards and passes each new one to `show` when it is open. Returns after the last one; may block for ever.
 pub fn open_each(
     settings: &SourceSettings,
     known: KnownBoards,
     clock: &Clock,
     mut show: impl FnMut(Inventory),
-) -> usize {
+) -> SearchResult {
     let library = settings.nvml_library.clone().map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
     let (sender, events) = channel();
-    let mut measured = list_boards(&library, known, clock, &sender).unwrap_or_else(|reason| {
+    let (is_initialised, in_driver) = (!known.uuids.is_empty(), known.listed);
+    let (mut measured, count) = list_boards(&library, known, clock, &sender).unwrap_or_else(|reason| {
         let _ = sender.send(SearchEvent::Unavailable(reason));
-        0
+        (0, 0)
     });
     drop(sender);
     for event in events {
@@ -75,16 +87,30 @@ pub fn open_each(
         }
         show(found);
     }
-    measured
+    let is_list_outdated = is_initialised && measured >= count && count > 0 && count < in_driver;
+    if is_list_outdated {
+        let mut found = Inventory::default();
+        found.add_absent(NAME, outdated_list_reason(count, in_driver));
+        show(found);
+    }
+    SearchResult { measured, is_list_outdated }
 }
 
-/// Lists the boards and starts one thread to open each new one. Returns how many are known.
+fn outdated_list_reason(count: usize, in_driver: usize) -> String {
+    format!(
+        "the driver has {in_driver} boards and NVML lists {count}: it lists them only when it is initialised, and the measured \
+         boards keep it initialised; restart the daemon to measure the others, and if they are missing then, allow access to \
+         their /dev/nvidia* files"
+    )
+}
+
+/// Lists the boards and starts one thread to open each new one. Returns how many are known, and the number of all.
 fn list_boards(
     library: &OsString,
     mut known: KnownBoards,
     clock: &Clock,
     sender: &Sender<SearchEvent>,
-) -> Result<usize, String> {
+) -> Result<(usize, usize), String> {
     let nvml = load_library(library).map_err(|error| library_error_reason(&error, library))?;
     let count = nvml.device_count().map_err(|error| library_error_reason(&error, library))?;
     if count == 0 {
@@ -112,7 +138,7 @@ fn list_boards(
             }
         }
     }
-    Ok(listed_known)
+    Ok((listed_known, count as usize))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! missing library is an entry in the list of absent sources. Needs access to /dev/nvidia* only. The driver cannot be
 //! unloaded while boards are open: NVML keeps its device files open.
 
-pub use board_search::{KnownBoards, open_each};
+pub use board_search::{KnownBoards, SearchResult, open_each};
 
 pub use super::source_settings::NVML as NAME;
 

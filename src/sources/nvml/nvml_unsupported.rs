@@ -18,6 +18,17 @@ pub struct KnownBoards {
     pub uuids: BTreeSet<String>,
     /// The numbers in their domains' names.
     pub numbers: BTreeSet<u32>,
+    /// The number of devices that the driver lists.
+    pub listed: usize,
+}
+
+/// What a search has found, and whether another one may find more.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SearchResult {
+    /// The boards that are measured.
+    pub measured: usize,
+    /// Another search finds no more.
+    pub is_list_outdated: bool,
 }
 
 /// Reports that NVML is unavailable.
@@ -26,9 +37,9 @@ pub fn open_each(
     _known: KnownBoards,
     _clock: &Clock,
     mut show: impl FnMut(Inventory),
-) -> usize {
+) -> SearchResult {
     let mut found = Inventory::default();
     found.add_absent(NAME, "NVIDIA GPUs are read on Linux only".into());
     show(found);
-    0
+    SearchResult::default()
 }

@@ -33,6 +33,7 @@ pub enum Driver {
     Unloaded,
     /// How many times the library was initialised.
     Inits,
+    ShutdownHangs,
 }
 
 /// Settings of one board, in the order of `nvml.c`.

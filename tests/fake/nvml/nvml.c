@@ -18,7 +18,7 @@
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
        DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999 };
 
-enum { NOW_NS, BOARDS, REFUSAL, INIT_HANGS, GENERATION, UNLOADED, INITS, HEAD = 16 };
+enum { NOW_NS, BOARDS, REFUSAL, INIT_HANGS, GENERATION, UNLOADED, INITS, SHUTDOWN_HANGS, HEAD = 16 };
 enum { SHOWN_AT, NAME, COUNTER, INSTANT, MODULE, MEMORY, MIG, REFUSES, HANGS, UPDATE_NS, PHASE_NS, SENSOR_NS,
        BASE_NS, BURN_NS, SLEEP_NS, ENERGY_ASKED, POWER_ASKED, LIMIT_MW, USAGE, ARCHITECTURE, SENSOR_PERMILLE,
        HELD, STEPS, CURVE, USERS_TOLD = 56, USER_A, USER_A_PERCENT, USER_B, USER_B_PERCENT, LAG_NS, LOAD_PERCENT, BOARD = 64 };
@@ -35,6 +35,8 @@ static volatile uint64_t *words;
 /* The driver that this process has initialised; 0: none. A handle is a board of one driver. */
 static uint64_t generation;
 static int references;
+/* The number of boards that it lists: the first ones of the file. */
+static uint64_t listed;
 
 static int map(void)
 {
@@ -117,7 +119,7 @@ static int enter(void *handle, volatile uint64_t **b)
         return UNINITIALIZED;
     if (words[UNLOADED])
         return DRIVER_NOT_LOADED;
-    if (!id || id >> 8 != words[GENERATION] || generation != words[GENERATION] || (id & 255) > words[BOARDS])
+    if (!id || id >> 8 != words[GENERATION] || generation != words[GENERATION] || (id & 255) > listed)
         return UNINITIALIZED;
     *b = board((id & 255) - 1);
     while ((*b)[HANGS]) {
@@ -148,8 +150,10 @@ int nvmlInit_v2(void)
         return (int)words[REFUSAL];
     __sync_fetch_and_add(&words[INITS], 1);
     /* As in the real library, only the first initialisation has an effect. */
-    if (__sync_fetch_and_add(&references, 1) == 0)
+    if (__sync_fetch_and_add(&references, 1) == 0) {
         generation = words[GENERATION];
+        listed = words[BOARDS];
+    }
     return SUCCESS;
 }
 
@@ -158,6 +162,8 @@ int nvmlShutdown(void)
 {
     if (references <= 0)
         return UNINITIALIZED;
+    while (words[SHUTDOWN_HANGS])
+        usleep(200);
     __sync_fetch_and_sub(&references, 1);
     return SUCCESS;
 }
@@ -173,13 +179,13 @@ int nvmlDeviceGetCount_v2(unsigned int *count)
 {
     if (!words || !references)
         return UNINITIALIZED;
-    *count = (unsigned int)words[BOARDS];
+    *count = (unsigned int)listed;
     return SUCCESS;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **handle)
 {
-    for (uint64_t nth = 0; words && nth < words[BOARDS]; nth++)
+    for (uint64_t nth = 0; words && nth < listed; nth++)
         if (board(nth)[SHOWN_AT] == index) {
             *handle = (void *)(generation << 8 | (nth + 1));
             return SUCCESS;
@@ -203,7 +209,7 @@ int nvmlDeviceGetUUID(void *handle, char *into, unsigned int length)
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle)
 {
     char own[96];
-    for (uint64_t nth = 0; words && nth < words[BOARDS]; nth++) {
+    for (uint64_t nth = 0; words && nth < listed; nth++) {
         uuid_of(nth, own, sizeof own);
         if (!strcmp(own, uuid)) {
             *handle = (void *)(generation << 8 | (nth + 1));
