@@ -149,7 +149,13 @@ impl Acceptor {
     /// Rejects the newest connection with the reserve descriptor when no other is left. Otherwise the pending
     /// connection would wake the poller again and again.
     fn shed_newest(&mut self, index: usize, now_ns: u64) {
-        let accepted = self.reserve_fd.take().and_then(|_| self.listeners[index].accept().ok());
+        let accepted = match self.reserve_fd.take() {
+            Some(reserve_fd) => {
+                drop(reserve_fd);
+                self.listeners[index].accept().ok()
+            }
+            None => None,
+        };
         if let Some((stream, _)) = &accepted {
             let _ = stream.set_nonblocking(true);
             reject(stream, &over_limit("descriptors of the daemon", self.connections));
