@@ -342,7 +342,7 @@ def gather_http(directory, programs, path, until_ns):
     wattspan = [programs / "wattspan", "--socket", path]
     exporter = [*wattspan, "export", "prometheus", "--every", "1s", "--listen", f"127.0.0.1:{prometheus}"]
     exporter += ["--token-file", directory / "token", "--state", directory / "totals.json"]
-    anonymous, windows, last, before = 0, [], None, None
+    anonymous, windows, last, before, turns = 0, [], None, None, 0
     urls = [f"http://127.0.0.1:{prometheus}/metrics", *(f"http://127.0.0.1:{live}/{page}" for page in ("", "state", "events"))]
     with server(exporter), server([*wattspan, "serve", "--listen", f"127.0.0.1:{live}"]):
         while time.monotonic_ns() < until_ns:
@@ -355,6 +355,7 @@ def gather_http(directory, programs, path, until_ns):
                 status, text = request(urls[0], {"Authorization": f"Bearer {TOKEN}"})
             except OSError:
                 continue
+            turns += 1
             now_ns, energy = time.monotonic_ns(), None
             for line in text.splitlines():
                 if line.startswith("wattspan_energy_joules_total{") and "package-0" in line:
@@ -365,6 +366,8 @@ def gather_http(directory, programs, path, until_ns):
                 if before and at_ns > before:
                     windows.append((before, at_ns, energy - last))
                 before, last = at_ns, energy
+    if turns == 0 or not windows:
+        raise SystemExit(f"the servers answered {turns} times, with {len(windows)} energies: nothing was tried")
     return anonymous, windows
 
 

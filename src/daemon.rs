@@ -279,10 +279,11 @@ fn ensure_sources(builder: &ServiceBuilder) -> Result<()> {
 /// Whether a reason contains an error of the system that says nothing of the machine's sources: no descriptor, thread or
 /// memory was left.
 fn is_resource_shortage(reasons: &str) -> bool {
-    // As `io::Error` shows them.
-    [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM]
-        .iter()
-        .any(|error| reasons.contains(&format!("(os error {error})")))
+    // As `io::Error` shows them; the standard library's own allocations fail without a number.
+    reasons.contains(&std::io::Error::from(std::io::ErrorKind::OutOfMemory).to_string())
+        || [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM]
+            .iter()
+            .any(|error| reasons.contains(&format!("(os error {error})")))
 }
 
 /// The socket path: as configured, else the system's or the user's default.

@@ -251,13 +251,19 @@ fn fail_allocations_of_starts(rounds: u64, step: u64) {
     let mut daemon = start(&faults.setup(), "");
     let answers = under_load(&mut daemon, "before", |_| ());
     daemon.kill();
+    let (mut failed, mut ended) = (0, 0);
     for round in 0..rounds {
         faults.fail(Fault::Memory, round * step, 1, 0);
         match daemon.try_restart() {
-            Err(status) => assert_clean_end(status, &daemon.log(), &format!("start {round}")),
+            Err(status) => {
+                ended += 1;
+                assert_clean_end(status, &daemon.log(), &format!("start {round}"));
+            }
             Ok(()) => daemon.kill(),
         }
+        failed += faults.calls(Fault::Memory).1;
     }
+    assert!(failed > 0 && ended > 0, "of {rounds} starts {ended} ended; {failed} allocations failed");
     faults.clear(Fault::Memory);
     daemon.restart();
     assert_kept(&daemon, &answers, false, "after the starts");
@@ -292,16 +298,19 @@ fn fail_sqlite(rounds: u64) {
     }
     assert!(failures * 2 > rounds && pending > 0, "{failures} of {rounds} rounds, {pending} accounts waited");
     daemon.kill();
+    let mut failures_at_start = 0;
     for round in 0..rounds {
         // All allocations from one on, up to the end of the first attempts to open the database.
         faults.fail(Fault::Sqlite, random.range(0, 600), [1, u64::MAX][round as usize % 2], 0);
         daemon.restart();
-        sleep_ms(30);
+        wait_for_failure(&mut daemon, &faults, Fault::Sqlite, 1);
+        failures_at_start += faults.calls(Fault::Sqlite).1;
         faults.clear(Fault::Sqlite);
         wait_for_durable(&daemon);
         assert_kept(&daemon, &answers, true, &format!("start {round}"));
         daemon.kill();
     }
+    assert!(failures_at_start > 0);
 }
 
 #[test]
@@ -420,7 +429,7 @@ fn exhaust_descriptors(spares: impl Iterator<Item = u64>) {
     let mut daemon = start(&faults.setup(), &bus.config_line());
     block_on(async { bus.client().await.wait_for_daemon().await });
     wait_for_durable(&daemon);
-    let mut answers = Answers::new();
+    let (mut answers, mut failures) = (Answers::new(), 0);
     for (round, spare) in spares.enumerate() {
         let what = format!("{spare} descriptors are left");
         answers.extend(under_load(&mut daemon, &format!("r{round}"), |daemon| {
@@ -432,6 +441,7 @@ fn exhaust_descriptors(spares: impl Iterator<Item = u64>) {
             bus.restart();
             faults.fail(Fault::Sqlite, 0, 1, 0);
             wait_for_failure(daemon, &faults, Fault::Sqlite, 1);
+            failures += faults.calls(Fault::Sqlite).1;
             for at in 0..3 {
                 let span = format!("held-{round}-{at}");
                 held.open(&span);
@@ -455,6 +465,7 @@ fn exhaust_descriptors(spares: impl Iterator<Item = u64>) {
         assert_kept(&daemon, &answers, true, &what);
         block_on(async { bus.client().await.wait_for_daemon().await });
     }
+    assert!(failures > 0, "the store was never closed");
     daemon.kill();
     daemon.restart();
     assert_kept(&daemon, &answers, true, "after a kill");

@@ -147,11 +147,22 @@ pub struct ReplyText {
     /// The repeat of the question.
     #[serde(default, skip_serializing_if = "is_default")]
     pub repeat: u32,
+    /// The session of its row; absent in runs of earlier versions and in imported ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<u32>,
     /// The complete reply of the model.
     pub reply: String,
     /// The extracted answer, if a rule could read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled: Option<String>,
+}
+
+impl ReplyText {
+    /// Whether this is the reply of the row, and not that of an earlier try of its query.
+    pub fn is_of(&self, row: &QueryRow) -> bool {
+        (self.id.as_str(), self.repeat) == (row.id.as_str(), row.repeat)
+            && self.session.is_none_or(|session| session == row.session)
+    }
 }
 
 /// The energy of a failed try, or why it is unknown.

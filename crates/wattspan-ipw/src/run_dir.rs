@@ -167,6 +167,7 @@ impl RunDir {
         if rustix::fs::flock(&rows, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(RunDirError::Locked(path.to_owned()));
         }
+        let stored_texts = StoredTexts::read(path)?;
         let mut texts = open_append(&path.join("texts.jsonl"))?;
         for file in [&mut rows, &mut texts] {
             terminate_line(file).map_err(io_error_at(path))?;
@@ -175,10 +176,9 @@ impl RunDir {
         private_file::sync_directory(path).map_err(io_error_at(path))?;
         let row_sync = RowSync::start(&texts, &rows).map_err(io_error_at(path))?;
         let (mut answered, mut failed, mut session) = (HashSet::new(), HashMap::new(), 0);
-        let with_text = read_keys_of_texts(path)?;
         for_each_row(&rows_path, |row| {
             session = session.max(row.session + 1);
-            if !with_text.contains(&row.key()) {
+            if !stored_texts.has_text_of(&row) {
                 // A power cut took its text; it is asked again, and the further row counts.
                 failed.remove(&row.key());
             } else if row.is_answered() {
@@ -217,7 +217,8 @@ impl RunDir {
     /// The disk is full or unavailable; lines that were written before are complete. An earlier sync failed.
     pub fn append_row(&mut self, row: &QueryRow, text: &ReplyText) -> Result<(), RunDirError> {
         let (rows, texts) = (self.path.join("rows.jsonl"), self.path.join("texts.jsonl"));
-        append_line(&mut self.texts, text).map_err(io_error_at(&texts))?;
+        let text = ReplyText { session: Some(row.session), ..text.clone() };
+        append_line(&mut self.texts, &text).map_err(io_error_at(&texts))?;
         append_line(&mut self.rows, row).and_then(|()| self.row_sync.request()).map_err(io_error_at(&rows))
     }
 
@@ -279,10 +280,29 @@ pub fn for_each_text(path: &Path, mut visit: impl FnMut(ReplyText)) -> Result<()
     })
 }
 
-fn read_keys_of_texts(path: &Path) -> Result<HashSet<(String, u32)>, RunDirError> {
-    let mut keys = HashSet::new();
-    for_each_text(path, |text| _ = keys.insert((text.id, text.repeat)))?;
-    Ok(keys)
+/// Which replies of a run are there: by query and session.
+struct StoredTexts {
+    keys: HashSet<(String, u32, Option<u32>)>,
+    /// The user has removed the replies. Their queries stay answered.
+    are_removed: bool,
+}
+
+impl StoredTexts {
+    fn read(path: &Path) -> Result<Self, RunDirError> {
+        let mut texts = Self { keys: HashSet::new(), are_removed: !path.join("texts.jsonl").exists() };
+        if !texts.are_removed {
+            for_each_text(path, |text| _ = texts.keys.insert((text.id, text.repeat, text.session)))?;
+        }
+        Ok(texts)
+    }
+
+    fn has_text_of(&self, row: &QueryRow) -> bool {
+        let mut key = (row.id.clone(), row.repeat, Some(row.session));
+        self.are_removed || self.keys.contains(&key) || {
+            key.2 = None;
+            self.keys.contains(&key)
+        }
+    }
 }
 
 /// Whether a power cut took the text of a row, so that a resumed run asks its query again.
@@ -290,8 +310,8 @@ fn read_keys_of_texts(path: &Path) -> Result<HashSet<(String, u32)>, RunDirError
 /// # Errors
 /// A file cannot be read.
 pub fn has_rows_without_text(path: &Path) -> Result<bool, RunDirError> {
-    let (with_text, mut found) = (read_keys_of_texts(path)?, false);
-    for_each_row(&path.join("rows.jsonl"), |row| found |= !with_text.contains(&row.key()))?;
+    let (texts, mut found) = (StoredTexts::read(path)?, false);
+    for_each_row(&path.join("rows.jsonl"), |row| found |= !texts.has_text_of(&row))?;
     Ok(found)
 }
 
@@ -404,6 +424,30 @@ mod tests {
         drop(run);
         let (run, ..) = RunDir::resume(dir.path()).unwrap();
         assert!(run.earlier_tries("b", 0).is_empty(), "it was answered");
+    }
+
+    #[test]
+    fn the_text_of_an_earlier_try_does_not_stand_for_a_lost_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = create_run(dir.path()).unwrap();
+        append(&mut run, "a", Some("refused"));
+        drop(run);
+        let (mut run, ..) = RunDir::resume(dir.path()).unwrap();
+        let row = QueryRow { id: "a".into(), session: run.session(), ..QueryRow::default() };
+        let text = ReplyText { id: "a".into(), reply: "second".into(), ..ReplyText::default() };
+        run.append_row(&row, &text).unwrap();
+        drop(run);
+        assert!(RunDir::resume(dir.path()).unwrap().0.is_answered("a", 0));
+        // A power cut takes the second text, and not its row.
+        let texts = dir.path().join("texts.jsonl");
+        let lines = fs::read_to_string(&texts).unwrap();
+        fs::write(&texts, lines.lines().next().unwrap()).unwrap();
+        assert!(has_rows_without_text(dir.path()).unwrap());
+        assert!(!RunDir::resume(dir.path()).unwrap().0.is_answered("a", 0));
+        // A user removed all texts.
+        fs::remove_file(&texts).unwrap();
+        assert!(!has_rows_without_text(dir.path()).unwrap());
+        assert!(RunDir::resume(dir.path()).unwrap().0.is_answered("a", 0));
     }
 
     #[test]

@@ -94,13 +94,17 @@ pub fn sync_output(file: &File) -> io::Result<()> {
     if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
 }
 
-/// Waits until the names in a directory are on disk.
+/// Waits until the names in a directory are on disk. Some file systems (9p, SMB) cannot sync a directory; there they are on
+/// disk when the file system decides.
 ///
 /// # Errors
 /// The system call fails.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    File::open(directory)?.sync_all()
+    match File::open(directory)?.sync_all() {
+        Err(cause) if matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Creates a directory and its missing parents.

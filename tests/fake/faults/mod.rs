@@ -71,7 +71,10 @@ impl FaultLibrary {
     /// From now on, of the calls of this kind (allocations of at least `min_bytes`), `fail` fail after the first `pass`.
     pub fn fail(&self, fault: Fault, pass: u64, fail: u64, min_bytes: u64) {
         self.clear(fault);
-        for (word, value) in [(Word::MinBytes, min_bytes), (Word::Pass, pass), (Word::Fail, fail)] {
+        // The count begins last, so that no call before it is counted; one may already fail where all later ones do.
+        for (word, value) in
+            [(Word::MinBytes, min_bytes), (Word::Pass, pass), (Word::Fail, fail), (Word::Calls, 0)]
+        {
             self.write(at(fault, word), value);
         }
     }

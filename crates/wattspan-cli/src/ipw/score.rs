@@ -140,7 +140,8 @@ fn answered<'a>(
     let answered = rows.into_values().filter(QueryRow::is_answered);
     answered
         .filter_map(|row| {
-            let (question, text) = (*questions.get(row.id.as_str())?, texts.get(&row.key())?);
+            let text = texts.get(&row.key()).filter(|text| text.is_of(&row))?;
+            let question = *questions.get(row.id.as_str())?;
             Some((row, question, text))
         })
         .collect()

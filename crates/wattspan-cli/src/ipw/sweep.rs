@@ -232,7 +232,10 @@ async fn run_point(
 /// Whether every planned query of a run was delivered, and no power cut took its text: a row of one that was not delivered
 /// says only that no server took it.
 fn is_finished(directory: &Path) -> Result<bool, CliError> {
-    if has_rows_without_text(directory).map_err(anyhow::Error::from)? {
+    // A power cut may have taken the name of the rows, too.
+    if !directory.join("rows.jsonl").exists()
+        || has_rows_without_text(directory).map_err(anyhow::Error::from)?
+    {
         return Ok(false);
     }
     let table = RunTable::read(directory).map_err(anyhow::Error::from)?;

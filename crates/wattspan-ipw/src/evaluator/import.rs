@@ -93,6 +93,7 @@ pub fn import_evaluation(
         let text = ReplyText {
             id: sample.id.clone(),
             repeat: sample.repeat,
+            session: None,
             reply: sample.reply.clone(),
             settled: None,
         };

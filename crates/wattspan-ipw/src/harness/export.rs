@@ -70,7 +70,7 @@ impl RunExport {
     pub fn into_flat_rows(self) -> impl Iterator<Item = FlatRow> {
         let Self { manifest, questions, mut texts, rows } = self;
         rows.into_iter().map(move |row| {
-            let text = texts.remove(&row.key());
+            let text = texts.remove(&row.key()).filter(|text| text.is_of(&row));
             let question = questions.get(&row.id).cloned();
             FlatRow::new(&manifest, row, question.as_ref(), text.as_ref())
         })
@@ -80,7 +80,8 @@ impl RunExport {
     pub fn to_records(&self, scope: Scope) -> Vec<ProfilingRecord> {
         let domains = scope.domain_indices(&self.manifest.domains);
         let of = |row: &QueryRow| {
-            let (question, text) = (self.questions.get(&row.id), self.texts.get(&row.key()));
+            let (question, text) =
+                (self.questions.get(&row.id), self.texts.get(&row.key()).filter(|text| text.is_of(row)));
             self.to_record(row, question, text, scope, &domains)
         };
         self.rows.iter().map(of).collect()

@@ -246,7 +246,8 @@ impl RecordImporter {
             ..QueryRow::default()
         };
         let settled = question.extract_answer(&reply);
-        let text = ReplyText { id: question.id.clone(), repeat: metadata.repeat, reply, settled };
+        let text =
+            ReplyText { id: question.id.clone(), repeat: metadata.repeat, session: None, reply, settled };
         Some((question, row, text))
     }
 
