@@ -90,6 +90,10 @@ pub mod energy_unit;
 /// CPU load times a power model, for machines without an energy counter.
 pub mod estimate;
 
+/// Entry points of the fuzz targets.
+#[doc(hidden)]
+pub mod fuzz_entry;
+
 /// Board sensors under `class/hwmon`.
 pub mod hwmon;
 
