@@ -84,7 +84,10 @@ pub fn extend_account(account: &mut Account, bases: &[ShareBasis], at_ns: u64, c
     let counted = || account.domains.iter().zip(bases).filter(|(_, basis)| basis.is_counted);
     let sum = |figure: fn(&Share) -> Option<u64>| {
         let has_counted = counted().next().is_some();
-        has_counted.then(|| counted().map(|(share, _)| figure(share)).sum::<Option<u64>>()).flatten()
+        let mut shares = counted();
+        has_counted
+            .then(|| shares.try_fold(0_u64, |sum, (share, _)| Some(sum.saturating_add(figure(share)?))))
+            .flatten()
     };
     account.share_uj = sum(|share| share.share_uj);
     account.window_uj = sum(|share| share.window_uj);
@@ -108,4 +111,32 @@ fn extend_share(share: &mut Share, basis: &ShareBasis, clock: Option<&DomainCloc
     share.idle_uj = is_idle_known.then(|| idle_uj.min(share.share_uj.unwrap_or(u64::MAX)));
     let covered_ns = clock.covered_ns.wrapping_sub(since.covered_ns);
     share.unknown_ns = share.unknown_ns.saturating_add(added_ns).saturating_sub(covered_ns);
+}
+
+#[cfg(test)]
+mod tests {
+    use wattspan_client::account::SpanState;
+
+    use super::*;
+
+    #[test]
+    fn a_sum_of_shares_stops_at_the_largest_number() {
+        let share = |share_uj| {
+            serde_json::json!({"domain": "d", "grade": "measured", "share_uj": share_uj, "window_uj": share_uj,
+                "unknown_ns": 0})
+        };
+        let mut account: Account = serde_json::from_value(serde_json::json!({
+            "number": 1, "span": "s", "name": "n", "uid": 0, "state": "open", "attributes": {}, "opened_ns": 0,
+            "closed_ns": 5, "moved_ns": 0, "opened_unix_ns": 0, "weight": 1.0, "peak_concurrency": 1,
+            "domains": [share(u64::MAX), share(7)], "phases": [],
+        }))
+        .unwrap();
+        let bases = [0, 1].map(|domain| ShareBasis { domain, is_counted: true, clock: None });
+        extend_account(&mut account, &bases, 9, &[]);
+        assert_eq!((account.state, account.closed_ns), (SpanState::Open, Some(9)));
+        assert_eq!(
+            (account.share_uj, account.window_uj, account.idle_uj),
+            (Some(u64::MAX), Some(u64::MAX), None)
+        );
+    }
 }

@@ -98,7 +98,7 @@ impl CappedReader {
 }
 
 /// The lengths of a message's header, padding included, and of its body.
-fn message_lengths(fixed_header: &[u8; FIXED_HEADER_BYTES]) -> (usize, usize) {
+pub fn message_lengths(fixed_header: &[u8; FIXED_HEADER_BYTES]) -> (usize, usize) {
     let number = |at: usize| {
         let bytes = [fixed_header[at], fixed_header[at + 1], fixed_header[at + 2], fixed_header[at + 3]];
         // zbus rejects a message with an invalid byte order.

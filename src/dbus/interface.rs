@@ -72,7 +72,14 @@ impl DbusMethod {
             return Ok(Request::parse(self.method, &Arguments::default()));
         }
         let malformed = |_| DbusError::invalid_args(format!("the arguments of {} are malformed", self.name));
-        let structure: Structure = body.deserialize().map_err(malformed)?;
+        self.parse_arguments(&body.deserialize().map_err(malformed)?)
+    }
+
+    /// Converts arguments of the method's signature to a request.
+    pub fn parse_arguments(
+        &self,
+        structure: &Structure<'_>,
+    ) -> Result<Result<Request, MethodError>, DbusError> {
         let mut arguments = Arguments::default();
         let mut insert = |name, value| arguments.insert(name, value).map_err(|error| DbusError::from(&error));
         for (at, argument) in structure.fields().iter().enumerate() {

@@ -26,6 +26,8 @@ mod context;
 mod credentials;
 mod dbus_error;
 mod dispatcher;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod interface;
 mod names;
 mod polkit;

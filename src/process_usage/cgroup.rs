@@ -62,7 +62,7 @@ pub fn sum_cpu_stat_ns(text: &str, names: &[&str]) -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(*name)?.strip_prefix(' '))?;
         line.trim().parse::<u64>().ok()?.checked_mul(1000)
     };
-    names.iter().map(value).sum()
+    names.iter().try_fold(0_u64, |sum, name| sum.checked_add(value(name)?))
 }
 
 /// The mount point of cgroup2: alone, or beside the hierarchies of cgroup v1.
@@ -119,6 +119,13 @@ mod tests {
         std::fs::write(root.path().join("a/cpu.stat"), "usage_usec 999\n").unwrap();
         assert_eq!(group.cpu_time_ns(), Some(5_000));
         assert!(group.contains("/a/b") && group.contains("/a") && !group.contains("/ab"));
+    }
+
+    #[test]
+    fn times_whose_sum_is_too_large_are_unknown() {
+        let text = "user_usec 18446744073709551\nsystem_usec 18446744073709551\n";
+        assert_eq!(sum_cpu_stat_ns(text, &["user_usec"]), Some(18_446_744_073_709_551_000));
+        assert_eq!(sum_cpu_stat_ns(text, &["user_usec", "system_usec"]), None);
     }
 
     #[test]

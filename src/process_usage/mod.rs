@@ -4,6 +4,8 @@
 //! by number and start time, since numbers are reused.
 
 mod cgroup;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod pid_stat;
 mod process_tree;
 mod process_watcher;

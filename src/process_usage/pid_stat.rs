@@ -27,7 +27,7 @@ impl PidStat {
         Self::parse(&std::fs::read_to_string(proc_root.join(pid.to_string()).join("stat")).ok()?)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         // The first of these is field 3.
         let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();

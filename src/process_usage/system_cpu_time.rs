@@ -50,11 +50,14 @@ impl SystemCpuTime {
 }
 
 /// `cpu user nice system idle iowait irq softirq steal guest guest_nice`, proc_stat(5). user and nice include the guests' time.
-fn parse_proc_stat(text: &str) -> Option<u64> {
+pub(super) fn parse_proc_stat(text: &str) -> Option<u64> {
     let line = text.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
     let busy = [0, 1, 2, 5, 6].map(|index| fields.get(index).copied().unwrap_or(0));
-    if fields.len() < 4 { None } else { busy.iter().sum::<u64>().checked_mul(TICK_NS) }
+    if fields.len() < 4 {
+        return None;
+    }
+    busy.into_iter().try_fold(0_u64, u64::checked_add)?.checked_mul(TICK_NS)
 }
 
 #[cfg(test)]
@@ -67,6 +70,7 @@ mod tests {
         assert_eq!(parse_proc_stat("cpu  1 2 3 4"), Some(6 * TICK_NS));
         assert_eq!(parse_proc_stat("cpu  1 2 3"), None);
         assert_eq!(parse_proc_stat("intr 5"), None);
+        assert_eq!(parse_proc_stat("cpu  18446744073709551615 1 3 4"), None, "more than a u64 holds");
     }
 
     #[test]

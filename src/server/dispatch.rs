@@ -57,8 +57,7 @@ pub enum CallOutcome {
 /// Processes one Varlink message without its terminator. Appends the reply to `out`, unless it is deferred or the call is
 /// oneway.
 pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
-    let is_object = message.trim_ascii_start().starts_with(b"{");
-    let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| is_object) else {
+    let Some(call) = parse_call(message) else {
         // The framing is unreliable.
         let error = MethodError::InvalidParameter { parameter: "message".into() };
         error.encode(out);
@@ -77,6 +76,12 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         _ => {}
     }
     outcome
+}
+
+/// Parses a message without its terminator; `None` if it is no call.
+pub fn parse_call(message: &[u8]) -> Option<IncomingCall<'_>> {
+    let is_object = message.trim_ascii_start().starts_with(b"{");
+    serde_json::from_slice(message).ok().filter(|_| is_object)
 }
 
 /// Appends a reply or an error as a Varlink message.

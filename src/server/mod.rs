@@ -20,6 +20,8 @@ mod event_loop;
 mod fair_scheduler;
 mod forwarded_calls;
 mod forwarded_clients;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod parameters;
 mod readiness;
 mod readiness_ffi;

@@ -560,15 +560,15 @@ const MAX_READ_BYTES: usize = 128;
 
 /// The read fields of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct GpuMetrics {
+pub(super) struct GpuMetrics {
     /// Whether it is a processor with graphics, whose socket power includes the CPU.
     is_apu: bool,
     /// The accumulator's count; `None` if this version or this board has none.
-    energy_count: Option<u64>,
+    pub(super) energy_count: Option<u64>,
     /// The instant at which the driver read the table, in nanoseconds of CLOCK_BOOTTIME.
-    boot_ns: Option<u64>,
+    pub(super) boot_ns: Option<u64>,
     /// The mean or instantaneous power, in whole watts.
-    power_w: Option<u16>,
+    pub(super) power_w: Option<u16>,
     /// The table's format and content revision.
     version: (u8, u8),
 }
@@ -584,7 +584,7 @@ struct GpuMetricsLayout {
 
 impl GpuMetrics {
     /// Parses the start of a table; `None` if it is too short or of an unknown version.
-    fn parse(table: &[u8]) -> Option<GpuMetrics> {
+    pub(super) fn parse(table: &[u8]) -> Option<GpuMetrics> {
         let size = usize::from(u16_at(table, 0)?);
         let (format, content) = (*table.get(2)?, *table.get(3)?);
         if size < 16 {

@@ -31,7 +31,7 @@ impl CpuInfo {
         Self::parse(&fs::read_to_string(proc_root.join("cpuinfo")).unwrap_or_default())
     }
 
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let first = text.split("\n\n").next().unwrap_or("");
         let field = |name: &str| {
             first.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name)

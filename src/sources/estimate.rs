@@ -161,7 +161,7 @@ fn read_busy_ticks(stat: &File) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat has no line of CPU times"))
 }
 
-fn parse_busy_ticks(line: &str) -> Option<u64> {
+pub(super) fn parse_busy_ticks(line: &str) -> Option<u64> {
     let mut fields =
         line.strip_prefix("cpu ")?.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
     let (user, nice, system) = (fields.next()??, fields.next()??, fields.next()??);

@@ -269,7 +269,7 @@ fn open_power_sensor(chip: &HwmonChip, channel: u32, kind: DomainKind) -> Result
 
 /// The error in ppm from an ACPI meter's accuracy such as "99.5%". An implausible accuracy (some meters have 1 for 1 %)
 /// gives no error.
-fn parse_accuracy_ppm(accuracy: &str) -> Option<u64> {
+pub(super) fn parse_accuracy_ppm(accuracy: &str) -> Option<u64> {
     let percent = accuracy.strip_suffix('%')?.parse::<f64>().ok()?;
     (50.0..=100.0).contains(&percent).then(|| ((100.0 - percent) * 10_000.0).ceil() as u64)
 }

@@ -41,6 +41,16 @@ pub(super) enum ChipRole {
     Other,
 }
 
+/// A chip of each role.
+pub(super) const ALL_ROLES: &[ChipRole] = &[
+    ChipRole::PowerSupply(0),
+    ChipRole::JetsonInput,
+    ChipRole::CpuAndIo,
+    ChipRole::Spark,
+    ChipRole::JetsonRails,
+    ChipRole::Other,
+];
+
 /// The role of `chip` among `all`.
 pub(super) fn chip_role(chip: &HwmonChip, all: &[HwmonChip]) -> ChipRole {
     if is_power_supply(chip) {

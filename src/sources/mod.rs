@@ -101,6 +101,10 @@ pub mod estimate;
 /// The power of GPUs by limit and utilization.
 mod gpu_power_model;
 
+/// Entry points of the fuzz targets.
+#[doc(hidden)]
+pub mod fuzz_entry;
+
 /// Board sensors under `class/hwmon`.
 pub mod hwmon;
 

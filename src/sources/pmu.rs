@@ -88,16 +88,19 @@ pub fn read_type(folder: &Path) -> io::Result<u32> {
     fs::read_to_string(&path)?.trim().parse().map_err(|_| invalid_data(&path, "not a number"))
 }
 
-/// Parses the config of an event described as `event=0x02`. The `power` and `msr` PMUs have this one term, in the low bits.
+/// Reads the config of an event.
 pub fn read_config(path: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(path)?;
-    text.trim()
-        .strip_prefix("event=")
-        .and_then(|value| match value.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16).ok(),
-            None => value.parse().ok(),
-        })
-        .ok_or_else(|| invalid_data(path, "not of the form event=0x02"))
+    parse_config(&text).ok_or_else(|| invalid_data(path, "not of the form event=0x02"))
+}
+
+/// Parses the config of an event described as `event=0x02`. The `power` and `msr` PMUs have this one term, in the low bits.
+pub fn parse_config(text: &str) -> Option<u64> {
+    let value = text.trim().strip_prefix("event=")?;
+    match value.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => value.parse().ok(),
+    }
 }
 
 fn invalid_data(path: &Path, what: &str) -> io::Error {

@@ -122,7 +122,7 @@ pub fn read_parsed<N: FromStr>(path: &Path) -> Option<N> {
     read_trimmed(path)?.parse().ok()
 }
 
-fn parse_number<N: FromStr>(text: &[u8]) -> Option<N> {
+pub(super) fn parse_number<N: FromStr>(text: &[u8]) -> Option<N> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 

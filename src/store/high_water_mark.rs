@@ -16,6 +16,9 @@ use super::checksum::Checksum;
 const OLD_RECORD_BYTES: usize = 28;
 const RECORD_BYTES: usize = 72;
 
+/// The lengths that the file can have.
+pub(super) const RECORD_LENGTHS: [usize; 2] = [OLD_RECORD_BYTES, RECORD_BYTES];
+
 /// The boot in which a mark was written: the beginning of the kernel's boot ID, padded with zeros.
 pub(super) type BootKey = [u8; 36];
 
@@ -72,7 +75,7 @@ impl MarkFile {
             return Ok(MarkContents::Empty);
         }
         let mut record = [0; RECORD_BYTES];
-        let Some(record) = [OLD_RECORD_BYTES, RECORD_BYTES]
+        let Some(record) = RECORD_LENGTHS
             .into_iter()
             .find(|bytes| *bytes as u64 == length)
             .map(|bytes| &mut record[..bytes])
@@ -104,7 +107,7 @@ fn encode(mark: &HighWaterMark) -> [u8; RECORD_BYTES] {
 }
 
 /// The mark of a record; `None` if the checksum is wrong.
-fn decode(record: &[u8]) -> Option<HighWaterMark> {
+pub(super) fn decode(record: &[u8]) -> Option<HighWaterMark> {
     let field = |at: usize| i64::from_le_bytes(std::array::from_fn(|byte| record[at + byte]));
     let mark = HighWaterMark::of_commit(field(0), field(8), field(16));
     if record.len() == OLD_RECORD_BYTES {

@@ -25,6 +25,8 @@ mod database_identity;
 mod filter_build;
 mod forecast;
 mod forward_scan;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod group_build;
 mod high_water_mark;
 mod journal_clock;

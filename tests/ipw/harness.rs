@@ -261,8 +261,11 @@ fn run_of_ours(at: &Path) -> Vec<QueryRow> {
             ..QueryRow::default()
         };
         let reply = if failed { String::new() } else { format!("Answer: {number} \u{1f50b}") };
-        run.append_row(&row, &ReplyText { id: row.id.clone(), repeat: row.repeat, reply, settled: None })
-            .unwrap();
+        run.append_row(
+            &row,
+            &ReplyText { id: row.id.clone(), repeat: row.repeat, session: None, reply, settled: None },
+        )
+        .unwrap();
         rows.push(row);
     }
     rows

@@ -22,6 +22,8 @@ mod export;
 mod export_options;
 mod export_otlp;
 mod export_prometheus;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod generate;
 mod ipw;
 mod listen_group;

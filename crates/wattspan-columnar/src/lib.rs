@@ -5,6 +5,9 @@
 //! the stream and Parquet. Invariant: a value without a JSON counterpart is read as null, and so is one that does not
 //! fit its column written.
 
+#[doc(hidden)]
+pub mod fuzz_entry;
+
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -97,37 +100,47 @@ const BATCH_ROWS: usize = 16_384;
 /// # Errors
 /// The file cannot be read, or is neither.
 pub fn for_each_value(path: &Path, mut visit: impl FnMut(Value)) -> Result<(), ColumnarError> {
+    for batch in read_batches(path)? {
+        batch_values(batch?).for_each(&mut visit);
+    }
+    Ok(())
+}
+
+/// The rows of a file, batch by batch.
+type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ColumnarError>>>;
+
+fn read_batches(path: &Path) -> Result<Batches, ColumnarError> {
     let mut file = File::open(path)?;
     let mut magic = [0; 6];
     // A file that is shorter is of none of the formats that have one.
     let length = file.read(&mut magic)?;
     file.seek(SeekFrom::Start(0))?;
-    let no_arrow = |cause: ArrowError| ColumnarError::Invalid(format!("is no Arrow file: {cause}"));
-    let no_parquet = |cause: &dyn std::fmt::Display| {
-        ColumnarError::Invalid(format!("is no readable Parquet file: {cause}"))
-    };
-    let mut visit_batch = |batch: RecordBatch| {
-        let rows = StructArray::from(batch);
-        (0..rows.len()).for_each(|at| visit(array_value(&rows, at)));
-    };
     if magic[..length].starts_with(b"PAR1") {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|cause| no_parquet(&cause))?;
-        for batch in reader.build().map_err(|cause| no_parquet(&cause))? {
-            visit_batch(batch.map_err(|cause| no_parquet(&cause))?);
-        }
-        return Ok(());
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|reader| reader.build());
+        let batches = reader.map_err(no_parquet)?;
+        return Ok(Box::new(batches.map(|batch| batch.map_err(no_parquet))));
     }
     let file = BufReader::new(file);
     if &magic[..length] == b"ARROW1" {
-        for batch in FileReader::try_new(file, None).map_err(no_arrow)? {
-            visit_batch(batch.map_err(no_arrow)?);
-        }
+        let batches = FileReader::try_new(file, None).map_err(no_arrow)?;
+        Ok(Box::new(batches.map(|batch| batch.map_err(no_arrow))))
     } else {
-        for batch in StreamReader::try_new(file, None).map_err(no_arrow)? {
-            visit_batch(batch.map_err(no_arrow)?);
-        }
+        let batches = StreamReader::try_new(file, None).map_err(no_arrow)?;
+        Ok(Box::new(batches.map(|batch| batch.map_err(no_arrow))))
     }
-    Ok(())
+}
+
+fn no_arrow(cause: ArrowError) -> ColumnarError {
+    ColumnarError::Invalid(format!("is no Arrow file: {cause}"))
+}
+
+fn no_parquet(cause: impl std::fmt::Display) -> ColumnarError {
+    ColumnarError::Invalid(format!("is no readable Parquet file: {cause}"))
+}
+
+fn batch_values(batch: RecordBatch) -> impl Iterator<Item = Value> {
+    let rows = StructArray::from(batch);
+    (0..rows.len()).map(move |at| array_value(&rows, at))
 }
 
 /// Converts a value of a column to JSON. A type without a JSON counterpart gives null; the harness writes no such

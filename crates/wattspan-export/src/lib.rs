@@ -12,6 +12,8 @@ mod columns;
 mod csv_format;
 mod exporter;
 mod format;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod json_format;
 mod otlp;
 mod partition;

@@ -97,7 +97,7 @@ pub fn read_power_series(
         if !(from_s..=to_s).contains(&at_s) {
             continue;
         }
-        let power = |sum: u64, at: &usize| Some(sum + sample.power_mw.get(*at).copied().flatten()?);
+        let power = |sum: u64, at: &usize| sum.checked_add(sample.power_mw.get(*at).copied().flatten()?);
         if let Some(power_mw) = domains.iter().try_fold(0, power) {
             series.push((at_s, power_mw as f64 / 1e3));
         }
@@ -121,5 +121,8 @@ mod tests {
         assert_eq!(read_power_series(dir.path(), &[1], ALWAYS).unwrap().len(), 2);
         assert_eq!(read_power_series(dir.path(), &[1], (1.5, 9.0)).unwrap(), [(2.0, 0.5)]);
         assert_eq!(read_power_series(dir.path(), &[], ALWAYS).unwrap(), []);
+        std::fs::write(dir.path().join("power.jsonl"), "{\"at_ns\":1,\"power_mw\":[18446744073709551615,1]}")
+            .unwrap();
+        assert_eq!(read_power_series(dir.path(), &[0, 1], ALWAYS).unwrap(), [], "no sum");
     }
 }

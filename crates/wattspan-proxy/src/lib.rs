@@ -23,6 +23,8 @@ mod counters;
 mod daemon_connection;
 mod forward;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzz_entry;
 mod head_timer;
 mod json_scanner;
 mod listener;

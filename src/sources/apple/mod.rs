@@ -40,4 +40,4 @@ pub mod smc;
 mod smc_ffi;
 
 /// The System Management Controller's protocol: keys, parameters, value types.
-mod smc_protocol;
+pub(super) mod smc_protocol;

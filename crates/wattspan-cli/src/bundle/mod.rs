@@ -4,8 +4,8 @@
 //! written before the user agrees, and the file appears under its name only when it is complete.
 
 mod machine_files;
-mod pseudonyms;
-mod rendering;
+pub(super) mod pseudonyms;
+pub(super) mod rendering;
 
 use std::fmt::Write as _;
 use std::fs;

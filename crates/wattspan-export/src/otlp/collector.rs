@@ -114,7 +114,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 /// What an answer means. `now`: for a `Retry-After` that is a date.
-fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Answer {
+pub(crate) fn interpret(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Answer {
     let described = || match error_message(body) {
         Some(message) => format!("HTTP {status}: {message}"),
         None => format!("HTTP {status}"),

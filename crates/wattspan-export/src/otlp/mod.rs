@@ -10,11 +10,11 @@
 
 mod attributes;
 mod backoff;
-mod collector;
+pub(crate) mod collector;
 mod identity;
 mod metrics;
-mod otlp_exporter;
-mod spans;
+pub(crate) mod otlp_exporter;
+pub(crate) mod spans;
 
 pub use backoff::Backoff;
 pub use collector::CollectorSettings;

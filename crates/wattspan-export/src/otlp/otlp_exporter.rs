@@ -94,7 +94,7 @@ pub enum OtlpError {
 /// What is stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct OtlpState {
+pub(crate) struct OtlpState {
     /// The UUID of the database; absent before the first account.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     database: Option<String>,
@@ -227,7 +227,7 @@ impl OtlpExporter {
             summary.accounts += delivery.accepted;
             summary.rejected += delivery.rejected;
             let sent = batch.last().map_or(self.state.after, |span| span.number);
-            let rejected = self.state.rejected + delivery.rejected;
+            let rejected = self.state.rejected.saturating_add(delivery.rejected);
             report_gaps(&mut gaps, sent, report);
             let any_accepted = self.state.any_accepted || delivery.accepted > 0;
             self.save(OtlpState {

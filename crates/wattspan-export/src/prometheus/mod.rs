@@ -20,7 +20,7 @@ mod model_totals;
 mod snapshot;
 mod span_group;
 mod tls_settings;
-mod totals_state;
+pub(crate) mod totals_state;
 mod updater;
 
 pub use http_access::{HttpAccess, MetricsAddress, ParseMetricsAddressError, Token};

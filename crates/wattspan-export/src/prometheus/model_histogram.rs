@@ -42,7 +42,7 @@ impl ModelHistogram {
     pub fn observe(&mut self, scale: HistogramScale, value: u64) {
         let bucket = (0..BOUNDS).find(|at| value <= scale.bound(*at)).unwrap_or(BOUNDS);
         if let Some(count) = self.counts.get_mut(bucket) {
-            *count += 1;
+            *count = count.saturating_add(1);
         }
         self.sum = self.sum.saturating_add(value);
     }

@@ -62,40 +62,45 @@ impl ModelTotals {
     pub fn add(&mut self, account: &Account) {
         let operation = operation_label(account);
         let by_operation = self.spans.entry(account.state.as_str().into()).or_default();
-        *by_operation.entry(operation.into()).or_default() += 1;
+        increase(by_operation.entry(operation.into()).or_default(), 1);
         if let Some(closed_ns) = account.closed_ns {
             self.duration.observe(DURATION_US, closed_ns.saturating_sub(account.opened_ns) / 1000);
         }
         let failed = has_failed(account);
-        self.failed += u64::from(failed);
+        increase(&mut self.failed, failed.into());
         match account.share_uj {
             Some(share_uj) => self.add_energy(account, share_uj, failed),
-            None => self.without_energy += 1,
+            None => increase(&mut self.without_energy, 1),
         }
     }
 
     fn add_energy(&mut self, account: &Account, share_uj: u64, failed: bool) {
         let grade = account.grade.map_or("unknown", Grade::as_str);
         let energy = self.energy.entry(grade.into()).or_default();
-        energy.share_uj = energy.share_uj.saturating_add(share_uj);
-        energy.error_uj = energy.error_uj.saturating_add(account.error_uj.unwrap_or(0));
-        energy.idle_uj = energy.idle_uj.saturating_add(account.idle_uj.unwrap_or(0));
-        self.without_error += u64::from(account.error_uj.is_none());
+        increase(&mut energy.share_uj, share_uj);
+        increase(&mut energy.error_uj, account.error_uj.unwrap_or(0));
+        increase(&mut energy.idle_uj, account.idle_uj.unwrap_or(0));
+        increase(&mut self.without_error, account.error_uj.is_none().into());
         self.span_energy.observe(ENERGY_UJ, share_uj);
         if failed {
-            self.failed_uj = self.failed_uj.saturating_add(share_uj);
+            increase(&mut self.failed_uj, share_uj);
         }
         let tokens = |key: &str| account.attributes.get(key).and_then(|text| text.parse::<u32>().ok());
         if let Some(input) = tokens("gen_ai.usage.input_tokens") {
-            self.input_tokens += u64::from(input);
+            increase(&mut self.input_tokens, input.into());
         }
         if let Some(output) = tokens("gen_ai.usage.output_tokens") {
-            self.output_tokens += u64::from(output);
+            increase(&mut self.output_tokens, output.into());
             if let Some(nj) = (u128::from(share_uj) * 1000).checked_div(output.into()) {
                 self.token_energy.observe(TOKEN_NJ, u64::try_from(nj).unwrap_or(u64::MAX));
             }
         }
     }
+}
+
+/// A damaged state file may hold any count; one that went back would look like a restart.
+fn increase(count: &mut u64, by: u64) {
+    *count = count.saturating_add(by);
 }
 
 fn operation_label(account: &Account) -> &'static str {

@@ -46,16 +46,18 @@ impl TotalsState {
             GapReason::Lost => "lost",
             GapReason::Damaged => "damaged",
         };
-        *self.gaps.entry(reason.into()).or_default() += 1;
+        let gaps = self.gaps.entry(reason.into()).or_default();
+        *gaps = gaps.saturating_add(1);
         if let (Some(first), Some(last)) = (gap.first, gap.last) {
-            *self.lost.entry(reason.into()).or_default() += last.saturating_sub(first).saturating_add(1);
+            let lost = self.lost.entry(reason.into()).or_default();
+            *lost = lost.saturating_add(last.saturating_sub(first).saturating_add(1));
         }
     }
 
     /// Continues with the first account of another database.
     pub fn begin_database(&mut self) {
         (self.database, self.after) = (None, 0);
-        self.new_databases += 1;
+        self.new_databases = self.new_databases.saturating_add(1);
     }
 }
 
@@ -79,5 +81,18 @@ mod tests {
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<TotalsState>(&text).unwrap(), state);
         assert!(serde_json::from_str::<TotalsState>(&text.replace("\"after\"", "\"later\"")).is_err());
+    }
+
+    #[test]
+    fn a_counter_stops_at_the_largest_number() {
+        let mut state = TotalsState { new_databases: u64::MAX, ..TotalsState::default() };
+        state.gaps.insert("lost".into(), u64::MAX);
+        state.lost.insert("lost".into(), u64::MAX - 1);
+        state.begin_database();
+        state.add_gap(&Gap { first: Some(3), last: Some(5), reason: GapReason::Lost });
+        assert_eq!(
+            (state.new_databases, state.gaps["lost"], state.lost["lost"]),
+            (u64::MAX, u64::MAX, u64::MAX)
+        );
     }
 }
