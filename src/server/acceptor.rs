@@ -61,7 +61,7 @@ impl Acceptor {
         };
         let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (connections, connections_of_user) = (0, HashMap::new());
-        // Without it a daemon out of descriptors would accept nobody and turn nobody away.
+        // Without it a daemon out of descriptors could neither accept connections nor refuse them.
         let (reserve_fd, resume_at_ns) = (Some(File::open("/dev/null")?), None);
         Ok(Self {
             listeners,
