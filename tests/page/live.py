@@ -173,6 +173,11 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method, **parameters):
+        reply = self.answer(method, **parameters)
+        check("error" not in reply, f"{method}: {reply}")
+        return reply["result"]
+
+    def answer(self, method, **parameters):
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -181,8 +186,7 @@ class Browser:
         while True:
             reply = self.receive()
             if reply.get("id") == self.number:
-                check("error" not in reply, f"{method}: {reply}")
-                return reply["result"]
+                return reply
             self.messages.append(reply)
 
     def receive(self):
@@ -194,7 +198,13 @@ class Browser:
         return json.loads(message)
 
     def run(self, expression):
-        reply = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        reply = self.answer("Runtime.evaluate", **asked)
+        if "navigated" in reply.get("error", {}).get("message", ""):
+            # It was asked while a page gave way to the next one, which is there now.
+            reply = self.answer("Runtime.evaluate", **asked)
+        check("error" not in reply, f"{expression}: {reply}")
+        reply = reply["result"]
         check("exceptionDetails" not in reply, f"{expression}: {reply.get('exceptionDetails')}")
         return reply["result"].get("value")
 
