@@ -21,7 +21,8 @@ pub fn check(bytes: &[u8]) {
         }
         assert_eq!(events, expected);
     }
-    let limit = usize::from(seed);
+    // A limit within the name of a field would make it another one.
+    let limit = usize::from(seed).max(b"event:".len());
     let mut decoder = SseDecoder::with_limit(limit);
     let mut count = 0;
     decoder.feed(body, |event| {

@@ -116,18 +116,38 @@ fn read_batches(path: &Path) -> Result<Batches, ColumnarError> {
     let length = file.read(&mut magic)?;
     file.seek(SeekFrom::Start(0))?;
     if magic[..length].starts_with(b"PAR1") {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|reader| reader.build());
-        let batches = reader.map_err(no_parquet)?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(no_parquet)?;
+        if reader.schema().fields().is_empty() {
+            return Err(no_parquet("it has no columns"));
+        }
+        let batches = reader.build().map_err(no_parquet)?;
         return Ok(Box::new(batches.map(|batch| batch.map_err(no_parquet))));
     }
+    let max_rows = file.metadata()?.len().saturating_mul(8);
     let file = BufReader::new(file);
     if &magic[..length] == b"ARROW1" {
         let batches = FileReader::try_new(file, None).map_err(no_arrow)?;
-        Ok(Box::new(batches.map(|batch| batch.map_err(no_arrow))))
+        Ok(Box::new(limit_rows(batches, max_rows)))
     } else {
         let batches = StreamReader::try_new(file, None).map_err(no_arrow)?;
-        Ok(Box::new(batches.map(|batch| batch.map_err(no_arrow))))
+        Ok(Box::new(limit_rows(batches, max_rows)))
     }
+}
+
+/// Refuses more rows than a file has bits: columns that take no space can state any number of rows.
+fn limit_rows(
+    batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
+    max_rows: u64,
+) -> impl Iterator<Item = Result<RecordBatch, ColumnarError>> {
+    let mut rows = 0_u64;
+    batches.map(move |batch| {
+        let batch = batch.map_err(no_arrow)?;
+        rows = rows.saturating_add(batch.num_rows() as u64);
+        if rows > max_rows {
+            return Err(ColumnarError::Invalid("has more rows than its size allows".into()));
+        }
+        Ok(batch)
+    })
 }
 
 fn no_arrow(cause: ArrowError) -> ColumnarError {
@@ -309,6 +329,29 @@ mod tests {
         let column = [Column::new("share_uj", ColumnKind::Count)];
         assert_eq!(write_parquet(file, &column, many.clone()).unwrap(), BATCH_ROWS + 7);
         assert!(read(&path).unwrap().into_iter().eq(many));
+    }
+
+    #[test]
+    fn rows_that_take_no_space_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows");
+        let batch = |rows| {
+            let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows));
+            RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &options).unwrap()
+        };
+        for rows in [1_usize << 40, 3] {
+            let mut writer = StreamWriter::try_new(File::create(&path).unwrap(), &Schema::empty()).unwrap();
+            writer.write(&batch(rows)).unwrap();
+            writer.finish().unwrap();
+            let mut count = 0_usize;
+            let read = for_each_value(&path, |_| count += 1);
+            assert_eq!((read.is_ok(), count), if rows == 3 { (true, 3) } else { (false, 0) });
+        }
+        let mut writer =
+            ArrowWriter::try_new(File::create(&path).unwrap(), Arc::new(Schema::empty()), None).unwrap();
+        writer.write(&batch(3)).unwrap();
+        writer.close().unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("no columns"));
     }
 
     #[test]
