@@ -1,7 +1,7 @@
 //! A daemon without memory, threads or descriptors: it goes on or ends cleanly, and loses no answered account.
 //!
 //! A preloaded library fails chosen calls (`tests/fake/faults`); limits do the rest. Rust ends a process whose allocation
-//! fails (SIGABRT), and the service manager starts the next one: `WATTSPAN_ROUNDS` and `WATTSPAN_SEED` choose how many
+//! fails (SIGABRT), and the service manager starts the next one: `WATTSPAN_FAULTS` and `WATTSPAN_SEED` choose how many
 //! failures are tried and which.
 
 use std::collections::{BTreeMap, HashMap};
@@ -40,7 +40,7 @@ fn fault_library() -> FaultLibrary {
 }
 
 fn rounds(default: u64) -> u64 {
-    std::env::var("WATTSPAN_ROUNDS").map_or(default, |rounds| rounds.parse().unwrap())
+    std::env::var("WATTSPAN_FAULTS").map_or(default, |rounds| rounds.parse().unwrap())
 }
 
 /// Prints the seed, so that a failed test can be repeated.

@@ -185,11 +185,11 @@ pub fn for_each_cut(
     }
 }
 
-/// The number of cuts, `WATTSPAN_ROUNDS` or `default`, and the seed, `WATTSPAN_SEED`.
+/// The number of cuts, `WATTSPAN_CUTS` or `default`, and the seed, `WATTSPAN_SEED`.
 pub fn cuts_and_seed(default: usize) -> (usize, u64) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     (
-        number("WATTSPAN_ROUNDS").map_or(default, |rounds| rounds as usize),
+        number("WATTSPAN_CUTS").map_or(default, |rounds| rounds as usize),
         number("WATTSPAN_SEED").unwrap_or(0x5eed),
     )
 }
