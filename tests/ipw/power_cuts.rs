@@ -19,7 +19,8 @@ fn result(question: &Question, number: usize) -> (QueryRow, ReplyText) {
     let id = question.id.clone();
     let row = QueryRow { id: id.clone(), score: Some(1.0), ..QueryRow::default() };
     let reply = format!("{number} ").repeat((number * 211) % 1500 + 1);
-    (row, ReplyText { id, reply, ..ReplyText::default() })
+    let session = Some(row.session);
+    (row, ReplyText { id, reply, session, ..ReplyText::default() })
 }
 
 /// The rows and texts of a run by question.
