@@ -30,7 +30,7 @@ impl Drop for FailureNotice {
         if std::thread::panicking() {
             eprintln!(
                 "the simulation of seed {0} failed after {1} simulated seconds; to repeat it: WATTSPAN_SEED={0} cargo test -p \
-                 wattspan --lib service::simulation::random_runs",
+                 wattspan service::simulation::random_runs",
                 self.seed,
                 (self.clock.now_ns() - START_NS) / SECOND_NS
             );
