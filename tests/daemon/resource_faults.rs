@@ -379,15 +379,19 @@ fn a_running_daemon_without_threads_refuses_sums_and_opens_its_store_again_later
             refusal["error"] == "org.wattspan.Meter.StoreUnavailable"
         });
         // The store closes its files and needs its thread for syncs anew.
-        wait_until("the thread for syncs fails", || {
+        wait_until("the store closes", || {
             // Again and again, because a query may take the failure instead of the writer.
             faults.fail(Fault::Sqlite, 0, 1, 0);
+            client.call("GetInfo", json!({}))["keeping"]["durable"] == false
+        });
+        // The file can be opened from now on, and no thread can be created.
+        faults.clear(Fault::Sqlite);
+        wait_until("the thread for syncs fails", || {
             let keeping = client.call("GetInfo", json!({}))["keeping"].take();
             keeping["reason"].as_str().is_some_and(|reason| reason.contains("temporarily unavailable"))
         });
         client.open("during");
         client.close_and_settle("during");
-        faults.clear(Fault::Sqlite);
         faults.clear(Fault::Thread);
         wait_for_durable(daemon);
     });
