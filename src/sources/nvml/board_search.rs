@@ -3,7 +3,6 @@
 //! A call into the driver may hang for minutes, so each board is reported when its own thread has opened it. Invariant: a
 //! board keeps the number in its domains' names, whatever its index is later.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -15,6 +14,7 @@ use crate::sources::{Inventory, SourceSettings};
 use super::board_ffi::{DEFAULT_LIBRARY, load_library};
 use super::board_source::{self, BoardIdentity, OpenedBoard};
 use super::error_reason::{board_error_reason, library_error_reason};
+use super::known_boards::{KnownBoards, SearchResult};
 use super::scope_meter::PowerScope;
 
 /// A result of the search.
@@ -23,27 +23,6 @@ enum SearchEvent {
     Unavailable(String),
     /// The board with this number is open, or failed to open.
     Board(u32, Box<Result<OpenedBoard, String>>),
-}
-
-/// The boards that are measured already.
-#[derive(Debug, Clone, Default)]
-pub struct KnownBoards {
-    /// Their UUIDs.
-    pub uuids: BTreeSet<String>,
-    /// The numbers in their domains' names.
-    pub numbers: BTreeSet<u32>,
-    /// The number of devices that the driver lists; 0: unknown.
-    pub listed: usize,
-}
-
-/// What a search has found, and whether another one may find more.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SearchResult {
-    /// The boards that are measured, the known ones included.
-    pub measured: usize,
-    /// NVML lists fewer boards than the driver, all of which are measured: another search finds no more, because the measured
-    /// boards keep the library initialised, and only its first initialisation lists the boards.
-    pub is_list_outdated: bool,
 }
 
 impl KnownBoards {
@@ -147,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_new_board_has_its_index_as_number_unless_another_has_it() {
-        let mut known = KnownBoards { numbers: BTreeSet::from([0, 2]), ..KnownBoards::default() };
+        let mut known = KnownBoards { numbers: [0, 2].into(), ..KnownBoards::default() };
         let numbers: Vec<u32> = [1, 0, 2, 5].into_iter().map(|index| known.claim_number(index)).collect();
         assert_eq!(numbers, [1, 3, 4, 5]);
     }

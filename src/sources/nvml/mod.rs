@@ -4,7 +4,8 @@
 //! missing library is an entry in the list of absent sources. Needs access to /dev/nvidia* only. The driver cannot be
 //! unloaded while boards are open: NVML keeps its device files open.
 
-pub use board_search::{KnownBoards, SearchResult, open_each};
+pub use board_search::open_each;
+pub use known_boards::{KnownBoards, SearchResult};
 
 pub use super::source_settings::NVML as NAME;
 
@@ -27,6 +28,8 @@ mod error_reason;
 
 /// Per-process utilization of a board.
 pub mod process_utilization;
+
+mod known_boards;
 
 /// The meter of one power scope of a board.
 mod scope_meter;

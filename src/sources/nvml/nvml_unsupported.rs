@@ -1,8 +1,7 @@
 //! NVML on other systems than Linux: unavailable.
 
 pub use crate::sources::source_settings::NVML as NAME;
-
-use std::collections::BTreeSet;
+pub use known_boards::{KnownBoards, SearchResult};
 
 use crate::clock::Clock;
 use crate::sources::{Inventory, SourceSettings};
@@ -11,25 +10,7 @@ use crate::sources::{Inventory, SourceSettings};
 #[path = "process_utilization_unsupported.rs"]
 pub mod process_utilization;
 
-/// The boards that are measured already.
-#[derive(Debug, Clone, Default)]
-pub struct KnownBoards {
-    /// Their UUIDs.
-    pub uuids: BTreeSet<String>,
-    /// The numbers in their domains' names.
-    pub numbers: BTreeSet<u32>,
-    /// The number of devices that the driver lists.
-    pub listed: usize,
-}
-
-/// What a search has found, and whether another one may find more.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SearchResult {
-    /// The boards that are measured.
-    pub measured: usize,
-    /// Another search finds no more.
-    pub is_list_outdated: bool,
-}
+mod known_boards;
 
 /// Reports that NVML is unavailable.
 pub fn open_each(
