@@ -62,7 +62,7 @@ impl Acceptor {
         let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (connections, connections_of_user) = (0, HashMap::new());
         // Without it a daemon out of descriptors could neither accept connections nor refuse them.
-        let (reserve_fd, resume_at_ns) = (Some(File::open("/dev/null")?), None);
+        let (reserve_fd, resume_at_ns) = (Some(open_reserve_fd()?), None);
         Ok(Self {
             listeners,
             listener_key: key,
@@ -149,20 +149,17 @@ impl Acceptor {
     /// Rejects the newest connection with the reserve descriptor when no other is left. Otherwise the pending
     /// connection would wake the poller again and again.
     fn shed_newest(&mut self, index: usize, now_ns: u64) {
-        let accepted = match self.reserve_fd.take() {
-            Some(reserve_fd) => {
-                drop(reserve_fd);
-                self.listeners[index].accept().ok()
-            }
-            None => None,
-        };
+        let accepted = self.reserve_fd.take().and_then(|reserve_fd| {
+            drop(reserve_fd);
+            self.listeners[index].accept().ok()
+        });
         if let Some((stream, _)) = &accepted {
             let _ = stream.set_nonblocking(true);
             reject(stream, &over_limit("descriptors of the daemon", self.connections));
         }
         let is_shed = accepted.is_some();
         drop(accepted);
-        self.reserve_fd = open_reserve_fd();
+        self.reserve_fd = open_reserve_fd().ok();
         if self.reserve_fd.is_none() || !is_shed {
             self.pause(now_ns);
         }
@@ -183,7 +180,7 @@ impl Acceptor {
     pub fn resume(&mut self, now_ns: u64) -> io::Result<()> {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
-            self.reserve_fd = self.reserve_fd.take().or_else(open_reserve_fd);
+            self.reserve_fd = self.reserve_fd.take().or_else(|| open_reserve_fd().ok());
             self.set_interest(Event::readable(self.listener_key))?;
         }
         Ok(())
@@ -194,8 +191,8 @@ impl Acceptor {
     }
 }
 
-fn open_reserve_fd() -> Option<File> {
-    File::open("/dev/null").ok()
+fn open_reserve_fd() -> io::Result<File> {
+    File::open("/dev/null")
 }
 
 fn is_out_of_descriptors(cause: &io::Error) -> bool {
