@@ -73,7 +73,7 @@ fn is_written_plainly(body: &[u8], key: &str) -> bool {
     body.windows(quoted.len()).any(|window| window == quoted.as_bytes())
 }
 
-/// The hash, or that there is none; `None` if the slow reader cannot tell.
+/// The hash; `Some(None)` without a prompt or with one that is nested too deeply, `None` with text that is no Unicode.
 fn slow_hash(fields: &OrderedFields<'_>) -> Option<Option<String>> {
     let (mut hasher, mut has_prompt) = (FnvHasher::default(), false);
     let mut is_too_deep = false;

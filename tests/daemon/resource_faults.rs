@@ -55,7 +55,7 @@ fn start(setup: &str, configuration: &str) -> TestDaemon {
         .unwrap_or_else(|(daemon, status)| panic!("the daemon ended with {status}: {}", daemon.log()))
 }
 
-/// Opens and closes spans, lists and sums them until told to stop or the daemon ends; returns every final account
+/// Opens and closes spans, lists and sums them until `stop` is set or the daemon ends; returns every final account
 /// received. Lists and sums may be refused.
 fn run_load(mut client: TestClient, prefix: &str, stop: &AtomicBool, answered: &AtomicUsize) -> Answers {
     let mut answers = Answers::new();

@@ -1,6 +1,6 @@
 //! Failures of threads, memory and `accept` in a daemon: a library for LD_PRELOAD, built by the test that uses it.
 //!
-//! Owns the library and the file through which a running daemon is told which calls fail. See `faults.c`.
+//! Owns the library, and the file that states which calls of a running daemon fail. See `faults.c`.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
