@@ -40,8 +40,7 @@ pub(super) struct MeteredDomain {
     pub(super) is_undecided: bool,
     /// The time at which the domain was found to duplicate no other; `None` if that was never in question.
     pub(super) independent_since_ns: Option<u64>,
-    /// Its device appeared after the start.
-    is_new_device: bool,
+    arrival: Arrival,
     /// The end of the first valid read.
     first_reading_ns: Option<u64>,
     base_uj: Option<u64>,
@@ -52,6 +51,17 @@ pub(super) struct MeteredDomain {
     sensor_window: SensorWindow,
     lag: PublishingLag,
     pub(super) ceilings: PowerCeilings,
+}
+
+/// When a domain was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    AtStart,
+    /// Its source responded after the start. Spans include it from then on, with unknown time before its first reading, so
+    /// that totals are not too low.
+    OfStartingSource,
+    /// Its device appeared after the start. Spans include it from its first reading on.
+    NewDevice,
 }
 
 impl MeteredDomain {
@@ -73,22 +83,22 @@ impl MeteredDomain {
             counted: false,
             is_undecided: false,
             independent_since_ns: None,
-            is_new_device: false,
+            arrival: Arrival::AtStart,
             first_reading_ns: None,
             base_uj: None,
             energy_uj: None,
         }
     }
 
-    /// Records that its device appeared after the start: it is not live before its first reading.
-    pub(super) fn set_new_device(&mut self) {
-        self.is_new_device = true;
+    /// Records that it was added while the meter runs: it is not shown as live before its first reading.
+    pub(super) fn set_arrival(&mut self, arrival: Arrival) {
+        self.arrival = arrival;
         self.liveness = self.current_liveness(None);
     }
 
     /// The instant from which on spans include it: that of the first reading of a new device, `u64::MAX` before it.
     pub(super) fn measured_since_ns(&self) -> u64 {
-        if self.is_new_device { self.first_reading_ns.unwrap_or(u64::MAX) } else { 0 }
+        if self.arrival == Arrival::NewDevice { self.first_reading_ns.unwrap_or(u64::MAX) } else { 0 }
     }
 
     /// The domain with the parent that its source names.
@@ -148,6 +158,7 @@ impl MeteredDomain {
             if self.is_placeholder() { SensorWindow::default() } else { self.sensor_window.clone() };
         let (ceilings, exceeded) = (self.ceilings.statuses(), self.ceilings.exceeded());
         let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
+        let (liveness, reason) = self.shown_liveness();
         DomainStatus {
             name: domain.name.clone(),
             kind: domain.kind,
@@ -158,8 +169,8 @@ impl MeteredDomain {
             duplicate: None,
             duplicate_of: None,
             grade: domain.grade,
-            liveness: self.liveness.0,
-            reason: self.liveness.1.clone(),
+            liveness,
+            reason,
             update_interval_ns: self.update_interval_ns(),
             update_interval_origin: self.update_interval_origin().map(str::to_owned),
             quantum_uj: profile.quantum_uj(),
@@ -180,6 +191,16 @@ impl MeteredDomain {
             exceeded: listed(exceeded.is_empty()).then_some(exceeded),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
             power_mw: profile.power_mw(),
+        }
+    }
+
+    fn shown_liveness(&self) -> DomainLiveness {
+        let is_unread = self.arrival == Arrival::OfStartingSource && self.first_reading_ns.is_none();
+        match &self.liveness {
+            (Liveness::Live, _) if is_unread => {
+                (Liveness::Starting, Some("has not been read since its source responded".into()))
+            }
+            liveness => liveness.clone(),
         }
     }
 
@@ -221,9 +242,8 @@ fn hang_reason(source: &str, ns: u64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_new_device_is_live_from_its_first_valid_reading_on() {
-        let domain = Domain {
+    fn gpu() -> Domain {
+        Domain {
             name: "gpu-1".into(),
             kind: DomainKind::Gpu,
             source: "nvml".into(),
@@ -233,10 +253,14 @@ mod tests {
             ceiling_mw: None,
             latency_ns: 0,
             quantum_uj: 1,
-        };
-        let mut metered = MeteredDomain::new(domain, true, DomainOrigin::Sampler(0));
+        }
+    }
+
+    #[test]
+    fn a_new_device_is_live_from_its_first_valid_reading_on() {
+        let mut metered = MeteredDomain::new(gpu(), true, DomainOrigin::Sampler(0));
         assert_eq!((metered.liveness.0, metered.measured_since_ns()), (Liveness::Live, 0));
-        metered.set_new_device();
+        metered.set_arrival(Arrival::NewDevice);
         assert_eq!((metered.liveness.0, metered.measured_since_ns()), (Liveness::Stuck, u64::MAX));
         metered.record_reading(&EnergyReading::default(), 1_000);
         assert_eq!(metered.current_liveness(None).0, Liveness::Stuck);
@@ -244,6 +268,19 @@ mod tests {
         metered.record_reading(&reading, 2_000);
         metered.record_reading(&reading, 3_000);
         assert_eq!((metered.current_liveness(None).0, metered.measured_since_ns()), (Liveness::Live, 2_000));
+    }
+
+    #[test]
+    fn a_domain_of_a_source_that_responds_late_is_in_spans_at_once_and_shown_as_live_when_it_was_read() {
+        let mut metered = MeteredDomain::new(gpu(), true, DomainOrigin::Sampler(0));
+        metered.set_arrival(Arrival::OfStartingSource);
+        assert_eq!((metered.liveness.0, metered.measured_since_ns()), (Liveness::Live, 0));
+        assert_eq!(metered.status().liveness, Liveness::Starting);
+        metered.record_reading(&EnergyReading::default(), 1_000);
+        assert_eq!(metered.status().liveness, Liveness::Starting);
+        let reading = EnergyReading { valid: true, energy_uj: 7, ..EnergyReading::default() };
+        metered.record_reading(&reading, 2_000);
+        assert_eq!(metered.status().liveness, Liveness::Live);
     }
 
     #[test]

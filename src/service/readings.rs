@@ -14,7 +14,7 @@ use wattspan_client::protocol::{
 use super::counter_moves::WindowSelection;
 use super::domain_assumptions::AssumptionSettings;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
-use super::metered_domain::{DomainLiveness, DomainOrigin, MeteredDomain};
+use super::metered_domain::{Arrival, DomainLiveness, DomainOrigin, MeteredDomain};
 use super::pending_sources::{AttachedDomains, LateAnswer, PendingSources, placeholder_domain};
 use super::power_ceiling::sum_of_parts_mw;
 use crate::attribution::{
@@ -262,9 +262,8 @@ impl ReadingCollector {
         let added = self.domains.len() - before;
         self.add_duplicate_pairs(found.duplicates);
         attached.absent.extend(found.absent);
-        if answer.is_new_device {
-            self.domains[before..].iter_mut().for_each(MeteredDomain::set_new_device);
-        }
+        let arrival = if answer.is_new_device { Arrival::NewDevice } else { Arrival::OfStartingSource };
+        self.domains[before..].iter_mut().for_each(|metered| metered.set_arrival(arrival));
         self.record_progress(source, added, answer.progress.is_last, attributor);
         self.pending_sources = Some(pending);
     }
