@@ -39,13 +39,18 @@ def judge_memory(samples):
     return faults
 
 
-def judge_descriptors_and_threads(samples):
-    """The least of a third: what is open or runs always, whatever the clients do just then."""
+def judge_descriptors_and_threads(samples, end):
+    """While the store is open, as a full disk and few descriptors close it; and at rest, against a daemon that just began."""
     faults = []
     for key in ("descriptors", "threads"):
-        before, after = (min(sample["processes"]["daemon"][key] for sample in part) for part in thirds(samples))
+        before, after = (
+            median(sample["processes"]["daemon"][key] for sample in part if sample["durable"]) for part in thirds(samples)
+        )
         if after > before + 1:
-            faults.append(f"{key} of the daemon grow: at least {before}, then at least {after}")
+            faults.append(f"{key} of the daemon grow: {before}, then {after}")
+        at_rest, fresh = end["at_rest"][key], end["fresh"][key]
+        if at_rest > fresh:
+            faults.append(f"{key} of the daemon without clients: {at_rest}, of one that just began {fresh}")
     return faults
 
 
@@ -148,7 +153,7 @@ def judge(records):
         return ["fewer than 6 samples of the long life"]
     return [
         *judge_memory(samples),
-        *judge_descriptors_and_threads(samples),
+        *judge_descriptors_and_threads(samples, records["end"]),
         *judge_disk(samples, records["setup"]),
         *judge_lateness(samples),
         *judge_balance(samples),
@@ -198,6 +203,7 @@ def good_records():
             "disk_bytes": 1 << 20,
             "lateness_p99_ns": 200_000,
             "timer_p99_ns": 300_000,
+            "durable": at % 9 != 0,
             "balance": [dict(balance)],
             "counters": {"energy": float(at)},
             "watched": 5,
@@ -211,7 +217,12 @@ def good_records():
         "events": [{"kind": "reload"}],
         "answered": {"a": 60},
         "exported": {"a": [row]},
-        "end": {"first_number": 6, "balance": [dict(balance)]},
+        "end": {
+            "first_number": 6,
+            "balance": [dict(balance)],
+            "at_rest": {"descriptors": 20, "threads": 6},
+            "fresh": {"descriptors": 20, "threads": 6},
+        },
     }
 
 
@@ -220,8 +231,9 @@ def plant(records, name):
     daemons = [sample["processes"]["daemon"] for sample in samples]
     for at, process in enumerate(daemons):
         process["rss_bytes"] += (at << 19) * (name == "memory")
-        process["descriptors"] += at // 4 * (name == "descriptors")
-        process["threads"] += at // 4 * (name == "threads")
+        process["descriptors"] += at // 2 * (name == "descriptors")
+        process["threads"] += at // 2 * (name == "threads")
+        process["descriptors"] -= 5 * (not samples[at]["durable"])
         samples[at]["lateness_p99_ns"] *= 10 if name == "lateness" and at >= 24 else 1
     if name == "exporter's memory":
         for at, sample in enumerate(samples):
@@ -246,6 +258,8 @@ def plant(records, name):
         records["end"]["balance"][0]["settled_uj"] += 1
     if name == "open at the end":
         records["end"]["balance"][0]["open_uj"] = 3
+    for key in ("descriptors", "threads"):
+        records["end"]["at_rest"][key] += name == f"{key} at rest"
     if name == "idle soak":
         records["events"].clear()
     if name == "watchers":
@@ -257,8 +271,10 @@ def plant(records, name):
 PLANTED = {
     "memory": "memory of daemon",
     "exporter's memory": "memory of jsonl",
-    "descriptors": "descriptors of the daemon",
-    "threads": "threads of the daemon",
+    "descriptors": "descriptors of the daemon grow",
+    "threads": "threads of the daemon grow",
+    "descriptors at rest": "descriptors of the daemon without clients: 21",
+    "threads at rest": "threads of the daemon without clients: 7",
     "disk": "the store takes",
     "lateness": "later and later",
     "balance": "not attributed + unattributed",

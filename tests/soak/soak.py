@@ -7,6 +7,7 @@ seen.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parent / "export")]
 
-from harness import TIMEOUT_S, Daemon, Process
+from harness import TIMEOUT_S, Daemon, Process, wait_for
 from varlink_client import CallError, VarlinkClient
 
 from judge import judge, read_records
@@ -120,10 +121,17 @@ class Watcher(Repeating):
     """Reads a stream and counts its replies."""
 
     def __init__(self, soak, method, **parameters):
-        self.method, self.parameters, self.received = method, parameters, 0
+        self.method, self.parameters, self.received, self.client = method, parameters, 0, None
         super().__init__(soak)
 
+    def finish(self):
+        self.ended = True
+        with contextlib.suppress(OSError):
+            self.client.stream.shutdown(socket.SHUT_RDWR)
+        super().finish()
+
     def serve(self, client):
+        self.client = client
         client.send(self.method, parameters=self.parameters, more=True)
         while not self.ended:
             part = client.stream.recv(1 << 16)
@@ -240,6 +248,7 @@ class Soak:
             late=sum(sampler["late"] for sampler in samplers),
             missed=sum(sampler["missed"] for sampler in samplers),
             ticks=sum(sampler["ticks"] for sampler in samplers),
+            durable=info["keeping"]["durable"],
             waiting=info["keeping"]["waiting"],
             not_kept=info["keeping"]["not_kept"],
             balance=self.call("GetBalance")["balance"],
@@ -410,7 +419,26 @@ class Soak:
         self.jsonl.stop(signal.SIGTERM)
         subprocess.run(self.export, check=True, stdout=subprocess.DEVNULL)
         end = {"first_number": self.first_number, "balance": self.call("GetBalance")["balance"]}
+        for thread in self.watchers:
+            thread.finish()
+        self.prometheus.stop(signal.SIGTERM)
+        end["at_rest"] = self.figures_without_clients()
+        self.daemon.restart(signal.SIGTERM)
+        end["fresh"] = self.figures_without_clients()
         (self.out / "end.json").write_text(json.dumps(end))
+
+    def figures_without_clients(self):
+        """The least figures of the daemon in two seconds without connections, after each of its parts was used once."""
+        client = VarlinkClient(self.daemon.socket, TIMEOUT_S)
+        wait_for("the store", lambda: client.call("GetInfo")["keeping"]["durable"])
+        client.call("CloseSpan", span=client.call("OpenSpan", name="last")["span"], wait_settled=True)
+        client.call("ListSpans", limit=1)
+        client.stream.close()
+        found = []
+        for _ in range(20):
+            time.sleep(0.1)
+            found.append(process_figures(self.daemon.child.pid))
+        return {key: min(figures[key] for figures in found) for key in ("descriptors", "threads")}
 
 
 def main():
