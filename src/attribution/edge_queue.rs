@@ -6,6 +6,7 @@
 //! sorted by (time, kind), whatever the order of the messages; an edge is only inserted after the settled time, so never
 //! before a domain's position; an edge does not change after its visit, and a domain passes no edge before its visit.
 
+use super::request::SpanKey;
 use super::span::{Span, SpanTable};
 use super::virtual_energy::VirtualTime;
 
@@ -33,6 +34,13 @@ pub(crate) struct Edge {
     pub kind: EdgeKind,
     /// Whether the span has phases or changes of weight.
     pub has_history: bool,
+}
+
+impl Edge {
+    pub(crate) fn new(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight_after: u64) -> Self {
+        let slot = key.slot();
+        Self { at_ns, scope, weight_before: 0, weight_after, opened_ns: 0, slot, kind, has_history: false }
+    }
 }
 
 /// The edges of one instant, after their pre-pass. They apply together, and nearly always to all domains.
@@ -72,6 +80,16 @@ impl EdgeInstant {
     }
 }
 
+/// A change of weight of a span that has a subject, for its process share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightChange {
+    pub key: SpanKey,
+    pub opened_ns: u64,
+    pub at_ns: u64,
+    pub before: u64,
+    pub after: u64,
+}
+
 /// A queue whose items keep their index for ever, while items are dropped from the front.
 #[derive(Debug)]
 pub(crate) struct IndexedQueue<T> {
@@ -97,6 +115,33 @@ impl<T> IndexedQueue<T> {
     #[inline]
     pub(crate) fn end_index(&self) -> u64 {
         self.first_index + self.len() as u64
+    }
+
+    #[inline]
+    pub(crate) fn first_index(&self) -> u64 {
+        self.first_index
+    }
+
+    /// All items, in order.
+    #[inline]
+    pub(crate) fn all(&self) -> &[T] {
+        &self.items[self.dropped..]
+    }
+
+    pub(crate) fn get(&self, index: u64) -> Option<&T> {
+        self.all().get(usize::try_from(index.checked_sub(self.first_index)?).ok()?)
+    }
+
+    /// Gives the next item this index, if the queue is empty.
+    pub(crate) fn begin_at(&mut self, index: u64) {
+        if self.len() == 0 {
+            self.first_index = index;
+        }
+    }
+
+    /// Drops items from the front while there are more than `count`.
+    pub(crate) fn keep_last(&mut self, count: usize) {
+        self.drop_before(self.end_index().saturating_sub(count as u64));
     }
 
     /// The items from `index` on, in order.
@@ -165,15 +210,14 @@ struct PrePass {
     total_weight: u64,
     last_instant_ns: u64,
     concurrency: PeakConcurrency,
-    /// Slots of spans whose weight history is to be folded.
-    spans_to_fold: Vec<u32>,
+    weight_changes: Vec<WeightChange>,
 }
 
 impl EdgeQueue {
     /// Inserts an edge. Messages are nearly always in order, so nearly always at the end.
     #[inline]
     pub(crate) fn insert(&mut self, edge: Edge) {
-        let last = self.edges.items_from(self.edges.first_index).last();
+        let last = self.edges.all().last();
         let is_in_order = last.is_none_or(|last| (last.at_ns, last.kind) <= (edge.at_ns, edge.kind));
         self.edges.push(edge);
         if !is_in_order {
@@ -197,14 +241,14 @@ impl EdgeQueue {
         items.extract_if(first.., |edge| edge.slot == slot).for_each(drop);
     }
 
-    /// The index of the first edge that the pre-pass has not visited.
-    pub(crate) fn next_edge(&self) -> u64 {
-        self.pre_pass.next_edge
+    /// Whether there are edges from this instant on, visited or not.
+    pub(crate) fn has_edges_from(&self, instant: u64) -> bool {
+        instant < self.instants.end_index() || self.pre_pass.next_edge < self.edges.end_index()
     }
 
-    /// The next slot of a span whose weight history is to be folded.
-    pub(crate) fn next_to_fold(&mut self) -> Option<u32> {
-        self.pre_pass.spans_to_fold.pop()
+    /// Takes the changes of weight of spans with a subject that the pre-pass has visited.
+    pub(crate) fn take_weight_changes(&mut self) -> Vec<WeightChange> {
+        std::mem::take(&mut self.pre_pass.weight_changes)
     }
 
     /// Visits every edge before `horizon_ns`. The slots of closed spans without a domain go to `settled_slots`.
@@ -243,7 +287,7 @@ impl EdgeQueue {
     /// Drops the instants before `index`, and their edges.
     pub(crate) fn drop_before(&mut self, index: u64) {
         let first_instant = self.instants.items_from(index).first();
-        let first_edge = first_instant.map_or(self.next_edge(), |instant| instant.first_edge);
+        let first_edge = first_instant.map_or(self.pre_pass.next_edge, |instant| instant.first_edge);
         self.instants.drop_before(index);
         self.edges.drop_before(first_edge);
     }
@@ -253,7 +297,6 @@ impl EdgeQueue {
         self.edges.shrink();
         self.instants.shrink();
         self.pre_pass.concurrency.peaks.shrink_to(64);
-        self.pre_pass.spans_to_fold.shrink_to(64);
     }
 }
 
@@ -267,10 +310,17 @@ impl PrePass {
         match edge.kind {
             EdgeKind::Open => {}
             EdgeKind::Weight => {
-                if span.record_weight_change(edge.at_ns, edge.weight_after)
-                    && self.spans_to_fold.last() != Some(&edge.slot)
-                {
-                    self.spans_to_fold.push(edge.slot);
+                if let Some(history) = &mut span.history {
+                    history.pre_pass_weight = edge.weight_after;
+                }
+                if span.subject != 0 {
+                    self.weight_changes.push(WeightChange {
+                        key: SpanKey::new(edge.slot, span.number),
+                        opened_ns: span.opened_ns,
+                        at_ns: edge.at_ns,
+                        before: weight,
+                        after: edge.weight_after,
+                    });
                 }
             }
             EdgeKind::Phase => edge.weight_after = weight,
