@@ -12,7 +12,7 @@ use wattspan_client::account::{Account, Phase, Share, SpanState};
 
 use super::domain_timeline::DomainTimeline;
 use super::error_bounds::guaranteed_uj;
-use super::process_share::ProcessShares;
+use super::process_share::{ProcessShares, SubjectShare};
 use super::request::SpanKey;
 use super::span::{PhaseEnd, SlotState, Span, SpanDomainStage, SpanDomainState, SpanHistory, domains_of};
 use super::virtual_energy::{DomainClock, WEIGHT_ONE, whole_uj};
@@ -46,21 +46,22 @@ impl SettledSpan<'_> {
         let Self { key, span, domain_states, timelines, process_shares } = self;
         let state = if span.abandoned { SpanState::Abandoned } else { SpanState::Settled };
         let length_ns = span.closed_ns.saturating_sub(span.opened_ns);
-        let shares = shares(span, |domain| share(&timelines[domain], &domain_states[domain], length_ns));
+        let mut shares = shares(span, |domain| share(&timelines[domain], &domain_states[domain], length_ns));
+        let process = process_shares.split(&mut shares, span, key, timelines);
         let phases = phases(span, Some(domain_states));
         let attributes = take(&mut span.attributes).map_or_else(BTreeMap::new, |attributes| *attributes);
         let texts = (take(&mut span.id), take(&mut span.name), attributes);
-        let mut account = build(span, texts, state, shares, phases, timelines);
-        process_shares.add_to_account(&mut account, span, key, timelines);
-        account
+        build(span, texts, state, shares, phases, process)
     }
 }
 
-/// The account so far: the energy up to the settled time, and the time after it as unknown.
+/// The account so far: the energy up to the settled time, and the time after it as unknown. With the process share, if
+/// `process_shares` are given.
 pub(crate) fn unsettled_account(
     span: &Span,
     states: &[SpanDomainState],
     timelines: &[DomainTimeline],
+    process_shares: Option<(&ProcessShares, SpanKey)>,
     now_ns: u64,
 ) -> Account {
     let closing = span.slot_state == SlotState::Closing;
@@ -69,7 +70,7 @@ pub(crate) fn unsettled_account(
     let length_ns = end_ns.saturating_sub(span.opened_ns);
     let share_so_far = |domain: usize| {
         let mut state = states[domain];
-        if state.stage() == SpanDomainStage::Open {
+        if state.is_at(SpanDomainStage::Open) {
             let history = span.history.as_ref().map(|history| &history.domains[domain]);
             let before = history.map_or((0, 0), |history| (history.share, history.idle));
             // As if it closed now, without a bound.
@@ -80,7 +81,9 @@ pub(crate) fn unsettled_account(
     };
     let attributes = span.attributes.as_deref().cloned().unwrap_or_default();
     let texts = (span.id.clone(), span.name.clone(), attributes);
-    build(span, texts, state, shares(span, share_so_far), phases(span, None), timelines)
+    let mut shares = shares(span, share_so_far);
+    let process = process_shares.map(|(process, key)| process.split(&mut shares, span, key, timelines));
+    build(span, texts, state, shares, phases(span, None), process.unwrap_or_default())
 }
 
 /// The shares of the span's domains.
@@ -95,28 +98,52 @@ fn shares(span: &Span, share: impl Fn(usize) -> Share) -> Vec<Share> {
 /// domain has not passed its opening.
 #[inline]
 fn share(timeline: &DomainTimeline, state: &SpanDomainState, length_ns: u64) -> Share {
-    let is_passed = state.stage() == SpanDomainStage::Closed;
+    let is_passed = state.is_at(SpanDomainStage::Closed);
     let unknown_ns = if is_passed { state.uncovered_ns } else { length_ns };
-    let is_known = is_passed && (unknown_ns < length_ns || length_ns == 0);
-    Share {
+    let mut share = Share {
         domain: timeline.name.clone(),
         grade: timeline.domain.grade,
-        window_uj: is_known.then_some(state.energy),
-        share_uj: is_known.then(|| whole_uj(state.g)),
-        idle_uj: state.idle_uj().filter(|_| is_known),
+        window_uj: Some(state.energy),
+        share_uj: Some(whole_uj(state.g)),
+        idle_uj: state.idle_uj(),
         process_uj: None,
-        error_uj: guaranteed_uj(state.edge_error).filter(|_| is_known && unknown_ns == 0),
+        error_uj: if unknown_ns == 0 { guaranteed_uj(state.edge_error) } else { None },
         unknown_ns,
+    };
+    if !is_passed || unknown_ns >= length_ns && length_ns > 0 {
+        (share.window_uj, share.share_uj, share.idle_uj, share.error_uj) = (None, None, None, None);
+    }
+    share
+}
+
+/// A sum that is absent where one of its terms is.
+#[derive(Debug, Clone, Copy)]
+struct Total {
+    sum: u64,
+    is_known: bool,
+}
+
+impl Total {
+    /// Without a branch for each term.
+    #[inline]
+    fn add(&mut self, term: Option<u64>) {
+        self.sum = self.sum.saturating_add(term.unwrap_or(0));
+        self.is_known &= term.is_some();
+    }
+
+    #[inline]
+    fn known(self) -> Option<u64> {
+        self.is_known.then_some(self.sum)
     }
 }
 
-/// The sums over the counted shares, each absent where one of its terms is, or where no share is counted.
+/// The sums over the counted shares; absent if there are none.
 #[derive(Debug)]
 struct Totals {
-    share_uj: Option<u64>,
-    window_uj: Option<u64>,
-    idle_uj: Option<u64>,
-    error_uj: Option<u64>,
+    share_uj: Total,
+    window_uj: Total,
+    idle_uj: Total,
+    error_uj: Total,
     /// The worst grade.
     grade: Option<Grade>,
     unknown_ns: u64,
@@ -125,27 +152,24 @@ struct Totals {
 impl Totals {
     #[inline]
     fn of<'a>(counted: impl Iterator<Item = &'a Share>) -> Self {
-        let none = Self {
-            share_uj: None,
-            window_uj: None,
-            idle_uj: None,
-            error_uj: None,
-            grade: None,
-            unknown_ns: 0,
-        };
-        let add = |sum: Option<u64>, term: Option<u64>| Some(sum?.saturating_add(term?));
-        counted.fold(none, |sums, share| {
-            // The first share begins the sums.
-            let sum = |sum: Option<u64>| if sums.grade.is_none() { Some(0) } else { sum };
-            Self {
-                share_uj: add(sum(sums.share_uj), share.share_uj),
-                window_uj: add(sum(sums.window_uj), share.window_uj),
-                idle_uj: add(sum(sums.idle_uj), share.idle_uj),
-                error_uj: add(sum(sums.error_uj), share.error_uj),
-                grade: sums.grade.max(Some(share.grade)),
-                unknown_ns: sums.unknown_ns.saturating_add(share.unknown_ns),
-            }
-        })
+        let none = Total { sum: 0, is_known: true };
+        let (share_uj, window_uj, idle_uj, error_uj) = (none, none, none, none);
+        let mut totals = Self { share_uj, window_uj, idle_uj, error_uj, grade: None, unknown_ns: 0 };
+        for share in counted {
+            totals.share_uj.add(share.share_uj);
+            totals.window_uj.add(share.window_uj);
+            totals.idle_uj.add(share.idle_uj);
+            totals.error_uj.add(share.error_uj);
+            totals.grade = totals.grade.max(Some(share.grade));
+            totals.unknown_ns |= share.unknown_ns;
+        }
+        totals
+    }
+
+    /// One of the sums.
+    #[inline]
+    fn total(&self, total: Total) -> Option<u64> {
+        total.known().filter(|_| self.grade.is_some())
     }
 }
 
@@ -160,17 +184,16 @@ fn build(
     state: SpanState,
     shares: Vec<Share>,
     phases: Vec<Phase>,
-    timelines: &[DomainTimeline],
+    process: SubjectShare,
 ) -> Account {
     let is_final = matches!(state, SpanState::Settled | SpanState::Abandoned);
-    let closed_ns = (span.slot_state != SlotState::Open).then_some(span.closed_ns);
     let is_counted = |(_, domain): &(&Share, usize)| (span.counted >> domain) & 1 == 1;
     let counted = shares.iter().zip(domains_of(span.scope)).filter(is_counted).map(|(share, _)| share);
     let totals = Totals::of(counted);
     // A final sum that lacks some time would look complete.
-    let total = |sum: Option<u64>| sum.filter(|_| !is_final || totals.unknown_ns == 0);
+    let is_whole = !is_final || totals.unknown_ns == 0;
+    let total = |sum: Total| totals.total(sum).filter(|_| is_whole);
     let share_uj = total(totals.share_uj);
-    let is_simulated = domains_of(span.scope).any(|domain| timelines[domain].is_simulated);
     Account {
         span: id.into(),
         name: name.into(),
@@ -178,7 +201,7 @@ fn build(
         state,
         uid: span.uid,
         opened_ns: span.opened_ns,
-        closed_ns,
+        closed_ns: (span.slot_state != SlotState::Open).then_some(span.closed_ns),
         moved_ns: span.total_moved_ns(),
         opened_unix_ns: span.opened_unix_ns,
         weight: span.weight as f64 / WEIGHT_ONE as f64,
@@ -186,12 +209,12 @@ fn build(
         window_uj: total(totals.window_uj),
         idle_uj: total(totals.idle_uj),
         error_uj: total(totals.error_uj).filter(|_| is_final),
-        process: None,
-        cgroup: None,
-        process_uj: None,
-        process_reason: None,
+        process: process.process,
+        cgroup: process.cgroup,
+        process_uj: process.process_uj,
+        process_reason: process.reason,
         grade: totals.grade.or_else(|| shares.iter().map(|share| share.grade).max()),
-        simulated: is_simulated.then_some(true),
+        simulated: span.is_simulated.then_some(true),
         mean_power_mw: mean_power_mw(share_uj.filter(|_| is_final), span),
         peak_concurrency: span.peak_concurrency.max(1),
         domains: shares,
@@ -271,7 +294,7 @@ pub(crate) fn share_bases(
 ) -> Option<Vec<ShareBasis>> {
     let basis = |domain: usize| {
         let (state, clock) = (&states[domain], timelines[domain].virtual_energy.snapshot());
-        let is_open = state.stage() == SpanDomainStage::Open;
+        let is_open = state.is_at(SpanDomainStage::Open);
         ShareBasis {
             domain,
             is_counted: (span.counted >> domain) & 1 == 1,
@@ -297,8 +320,9 @@ pub fn extend_account(account: &mut Account, bases: &[ShareBasis], at_ns: u64, c
     }
     let counted = account.domains.iter().zip(bases).filter(|(_, basis)| basis.is_counted);
     let totals = Totals::of(counted.map(|(share, _)| share));
-    (account.share_uj, account.window_uj, account.idle_uj) =
-        (totals.share_uj, totals.window_uj, totals.idle_uj);
+    account.share_uj = totals.total(totals.share_uj);
+    account.window_uj = totals.total(totals.window_uj);
+    account.idle_uj = totals.total(totals.idle_uj);
 }
 
 /// A record that is damaged gives wrong figures, but no overflow.

@@ -39,6 +39,8 @@ pub struct Attributor {
     undecided_domains: u64,
     /// The domains that are measured only since a certain instant.
     later_domains: u64,
+    /// The domains that are replayed from a file.
+    simulated_domains: u64,
     open_count: usize,
     last_settle_ns: u64,
     busy_since_ns: u64,
@@ -114,6 +116,7 @@ impl Attributor {
         let (key, span) = self.spans.insert(new_span, opened_ns, weight, scope);
         span.counted = scope & self.counted_domains;
         span.has_undecided = scope & self.undecided_domains != 0;
+        span.is_simulated = scope & self.simulated_domains != 0;
         if subject != 0 {
             self.process_shares.add_span(subject);
         }
@@ -255,9 +258,8 @@ impl Attributor {
     pub fn account(&self, now_ns: u64, key: SpanKey) -> Result<Account, AttributionError> {
         self.spans.get(key).ok_or(AttributionError::NoSuchSpan)?;
         let (span, states) = self.spans.span_and_states(key.slot());
-        let mut account = account_builder::unsettled_account(span, states, &self.timelines, now_ns);
-        self.process_shares.add_to_account(&mut account, span, key, &self.timelines);
-        Ok(account)
+        let process_shares = Some((&self.process_shares, key));
+        Ok(account_builder::unsettled_account(span, states, &self.timelines, process_shares, now_ns))
     }
 
     /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two terms are separate sums:
@@ -305,7 +307,7 @@ impl Attributor {
             if span.slot_state != SlotState::Free && !span.cancelled && span.opened_ns <= opened_by_ns {
                 show(
                     self.spans.key_of(slot),
-                    account_builder::unsettled_account(span, states, &self.timelines, now_ns),
+                    account_builder::unsettled_account(span, states, &self.timelines, None, now_ns),
                 );
             }
         }
@@ -531,10 +533,12 @@ pub struct DomainInputs<'a> {
 impl DomainInputs<'_> {
     /// Adds a domain after the others; ignored beyond [`MAX_DOMAINS`]. Open spans do not use it.
     pub fn add_domain(&mut self, domain: Domain) {
-        let Attributor { settings, timelines, spans, queue, process_shares, .. } = &mut *self.attributor;
+        let Attributor { settings, timelines, spans, queue, process_shares, simulated_domains, .. } =
+            &mut *self.attributor;
         if timelines.len() == MAX_DOMAINS {
             return;
         }
+        *simulated_domains |= u64::from(domain.is_simulated()) << timelines.len();
         let idle_mw = settings.idle_mw.get(&domain.name).copied();
         let mut timeline = DomainTimeline::new(timelines.len(), domain, settings.counter_timeout_ns, idle_mw);
         // Skip the edges so far: none of them uses the new domain.

@@ -16,7 +16,7 @@ use super::idle_power::IdlePower;
 use super::power_shape::PowerShape;
 use super::span::{Span, SpanTable};
 use super::update_detector::{CounterUpdate, UpdateDetector};
-use super::virtual_energy::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, TotalWeight, VirtualEnergy, whole_uj};
+use super::virtual_energy::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, VirtualEnergy, whole_uj};
 use crate::domain::{Domain, DomainName, EnergyReading};
 
 #[derive(Debug)]
@@ -24,7 +24,6 @@ pub(crate) struct DomainTimeline {
     pub domain: Domain,
     /// The domain's name, as accounts share it.
     pub name: DomainName,
-    pub is_simulated: bool,
     pub virtual_energy: VirtualEnergy,
     pub settled_uj: u64,
     /// The part of `settled_uj` of abandoned spans.
@@ -69,7 +68,6 @@ impl DomainTimeline {
             snapshots: Vec::new(),
             idle_power: IdlePower::new(idle_mw),
             name: DomainName::permanent(&domain.name),
-            is_simulated: domain.is_simulated(),
             domain,
         }
     }
@@ -250,7 +248,7 @@ impl DomainTimeline {
         };
         let (at_ns, clock) = (instant.at_ns(), &mut self.virtual_energy);
         let before = clock.total_weight;
-        let after = TotalWeight::new(before.units.wrapping_add(weight_change));
+        let after = before.changed_by(weight_change, instant.weight_after);
         clock.total_weight = after;
         let bound = if step.gap {
             Bound::default()

@@ -7,8 +7,8 @@
 //! before a domain's position; an edge does not change after its visit, and a domain passes no edge before its visit.
 
 use super::request::SpanKey;
-use super::span::{Span, SpanTable};
-use super::virtual_energy::VirtualTime;
+use super::span::SpanTable;
+use super::virtual_energy::{TotalWeight, VirtualTime};
 
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +19,8 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. The pre-pass fills in `weight_before`, `opened_ns` and `has_history`.
+/// An edge of a span. The pre-pass fills in `weight_before`, `opened_ns` and `has_history`; those of an opening follow from
+/// itself.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
@@ -39,7 +40,16 @@ pub(crate) struct Edge {
 impl Edge {
     pub(crate) fn new(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight_after: u64) -> Self {
         let slot = key.slot();
-        Self { at_ns, scope, weight_before: 0, weight_after, opened_ns: 0, slot, kind, has_history: false }
+        Self {
+            at_ns,
+            scope,
+            weight_before: 0,
+            weight_after,
+            opened_ns: at_ns,
+            slot,
+            kind,
+            has_history: false,
+        }
     }
 }
 
@@ -56,13 +66,15 @@ pub(crate) struct EdgeInstant {
     pub all_scope: u64,
     /// The change of the total weight, wrapping.
     pub weight_change: u64,
+    /// The total weight of all open spans after it.
+    pub weight_after: TotalWeight,
 }
 
 impl EdgeInstant {
     #[inline]
-    pub(crate) fn new(virtual_time: VirtualTime, first_edge: u64) -> Self {
-        let (end_edge, all_scope) = (first_edge, u64::MAX);
-        Self { virtual_time, first_edge, end_edge, any_scope: 0, all_scope, weight_change: 0 }
+    fn new(virtual_time: VirtualTime, first_edge: u64) -> Self {
+        let (end_edge, all_scope, weight_after) = (first_edge, u64::MAX, TotalWeight::default());
+        Self { virtual_time, first_edge, end_edge, any_scope: 0, all_scope, weight_change: 0, weight_after }
     }
 
     #[inline]
@@ -207,7 +219,7 @@ struct PrePass {
     /// The index of the first edge that is not visited yet.
     next_edge: u64,
     /// The total weight of the open spans since the last instant.
-    total_weight: u64,
+    total_weight: TotalWeight,
     last_instant_ns: u64,
     concurrency: PeakConcurrency,
     weight_changes: Vec<WeightChange>,
@@ -263,11 +275,11 @@ impl EdgeQueue {
         let pending = edges.items_from_mut(first_edge).iter_mut();
         let mut pending = pending.take_while(|edge| edge.at_ns < horizon_ns).peekable();
         while let Some(at_ns) = pending.peek().map(|edge| edge.at_ns) {
-            let virtual_time = VirtualTime::new(pre_pass.last_instant_ns, at_ns, pre_pass.total_weight);
+            let virtual_time = VirtualTime::new(pre_pass.last_instant_ns, at_ns, pre_pass.total_weight.units);
             let mut instant = EdgeInstant::new(virtual_time, pre_pass.next_edge);
             let (mut opened, mut closed) = (0, 0);
             while let Some(edge) = pending.next_if(|edge| edge.at_ns == at_ns) {
-                pre_pass.visit(edge, spans.span_mut(edge.slot));
+                pre_pass.visit(edge, spans);
                 opened += u32::from(edge.kind == EdgeKind::Open);
                 closed += u32::from(edge.kind == EdgeKind::Close);
                 instant.add_edge(edge);
@@ -276,8 +288,9 @@ impl EdgeQueue {
                 }
             }
             pre_pass.concurrency.update(at_ns, opened, closed);
-            pre_pass.total_weight = pre_pass.total_weight.wrapping_add(instant.weight_change);
-            pre_pass.last_instant_ns = at_ns;
+            let before = pre_pass.total_weight;
+            instant.weight_after = before.changed_by(instant.weight_change, before);
+            (pre_pass.total_weight, pre_pass.last_instant_ns) = (instant.weight_after, at_ns);
             instants.push(instant);
         }
         let passed = edges.items(first_edge, pre_pass.next_edge).iter();
@@ -303,10 +316,15 @@ impl EdgeQueue {
 impl PrePass {
     /// Fills in the span's state before the edge.
     #[inline]
-    fn visit(&mut self, edge: &mut Edge, span: &mut Span) {
+    fn visit(&mut self, edge: &mut Edge, spans: &mut SpanTable) {
+        self.next_edge += 1;
+        if edge.kind == EdgeKind::Open {
+            return;
+        }
+        let span = spans.span_mut(edge.slot);
         let weight = span.history.as_ref().map_or(span.weight, |history| history.pre_pass_weight);
-        (edge.opened_ns, edge.has_history) = (span.opened_ns, span.history.is_some());
-        edge.weight_before = if edge.kind == EdgeKind::Open { 0 } else { weight };
+        (edge.opened_ns, edge.has_history, edge.weight_before) =
+            (span.opened_ns, span.history.is_some(), weight);
         match edge.kind {
             EdgeKind::Open => {}
             EdgeKind::Weight => {
@@ -328,7 +346,6 @@ impl PrePass {
                 span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
             }
         }
-        self.next_edge += 1;
     }
 }
 

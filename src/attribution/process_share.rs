@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-use wattspan_client::account::Account;
+use wattspan_client::account::Share;
 
 use super::domain_timeline::DomainTimeline;
 use super::edge_queue::{IndexedQueue, WeightChange};
@@ -23,7 +23,7 @@ use super::process_history::{
     mul_div,
 };
 use super::request::{BasisUsageSample, SpanKey, Subject};
-use super::span::{Span, domains_of};
+use super::span::{SlotState, Span, domains_of};
 use crate::domain::Domain;
 
 /// The basis of the CPU domains.
@@ -70,6 +70,15 @@ struct SubjectEntry {
     usage: Vec<SubjectUsageHistory>,
     /// `process_g` by domain and row.
     domain_rows: Vec<IndexedQueue<u128>>,
+}
+
+/// The process share of a span: its subject, and the sum over the domains or the reason why there is none.
+#[derive(Debug, Default)]
+pub(crate) struct SubjectShare {
+    pub process: Option<u32>,
+    pub cgroup: Option<String>,
+    pub process_uj: Option<u64>,
+    pub reason: Option<String>,
 }
 
 /// All subjects and bases.
@@ -445,21 +454,34 @@ impl ProcessShares {
         }
     }
 
-    /// Adds the process share of the span's subject to an account.
-    pub(crate) fn add_to_account(
+    /// Adds the process share of the span's subject to the shares of the span's domains.
+    #[inline]
+    pub(crate) fn split(
         &self,
-        account: &mut Account,
+        shares: &mut [Share],
         span: &Span,
         key: SpanKey,
         timelines: &[DomainTimeline],
-    ) {
-        let Some(entry) = self.entry(span.subject) else { return };
-        account.process = entry.subject.process;
-        account.cgroup = entry.subject.cgroup.clone();
-        let end_ns = account.closed_ns.unwrap_or(u64::MAX);
+    ) -> SubjectShare {
+        if span.subject == 0 {
+            SubjectShare::default()
+        } else {
+            self.subject_share(shares, span, key, timelines)
+        }
+    }
+
+    fn subject_share(
+        &self,
+        shares: &mut [Share],
+        span: &Span,
+        key: SpanKey,
+        timelines: &[DomainTimeline],
+    ) -> SubjectShare {
+        let Some(entry) = self.entry(span.subject) else { return SubjectShare::default() };
+        let end_ns = if span.slot_state == SlotState::Open { u64::MAX } else { span.closed_ns };
         let mut sum = Some(0_u64);
         let mut any = false;
-        for (domain, share) in domains_of(span.scope).zip(&mut account.domains) {
+        for (domain, share) in domains_of(span.scope).zip(shares) {
             let fraction = self.process_fraction(span, key, &timelines[domain], end_ns);
             share.process_uj =
                 share.share_uj.zip(fraction).map(|(uj, (part, whole))| mul_fraction(uj, part, whole));
@@ -468,12 +490,11 @@ impl ProcessShares {
                 sum = sum.zip(share.process_uj).map(|(sum, uj)| sum + uj);
             }
         }
-        account.process_uj = sum.filter(|_| any);
-        if account.process_uj.is_none() {
-            let default_reason = if any { NO_COVERING_SAMPLE } else { NO_SPLIT_DOMAIN };
-            account.process_reason =
-                Some(entry.subject.reason.clone().unwrap_or_else(|| default_reason.to_owned()));
-        }
+        let Subject { process, cgroup, reason } = entry.subject.clone();
+        let process_uj = sum.filter(|_| any);
+        let default_reason = if any { NO_COVERING_SAMPLE } else { NO_SPLIT_DOMAIN };
+        let reason = process_uj.is_none().then(|| reason.unwrap_or_else(|| default_reason.to_owned()));
+        SubjectShare { process, cgroup, process_uj, reason }
     }
 
     /// Whether the domain is part of the sum: it is split by CPU time, it or an ancestor is in the host's total, and no

@@ -121,6 +121,8 @@ pub(crate) struct Span {
     pub cancelled: bool,
     /// Whether a domain of `scope` is left out of the total but may belong to it.
     pub has_undecided: bool,
+    /// Whether a domain of `scope` is replayed from a file.
+    pub is_simulated: bool,
     // The second line.
     pub closed_ns: u64,
     pub opened_unix_ns: u64,
@@ -253,12 +255,8 @@ impl SpanDomainState {
     }
 
     #[inline]
-    pub(crate) fn stage(&self) -> SpanDomainStage {
-        match self.weight_and_stage & 3 {
-            0 => SpanDomainStage::Pending,
-            1 => SpanDomainStage::Open,
-            _ => SpanDomainStage::Closed,
-        }
+    pub(crate) fn is_at(&self, stage: SpanDomainStage) -> bool {
+        self.weight_and_stage & 3 == stage as u64
     }
 
     /// Resets the stage for a new span in the slot; [`Self::open`] overwrites the other fields.
@@ -440,7 +438,7 @@ impl SpanTable {
         let (span, states) = self.span_and_states(slot);
         black_box(span.uid);
         states.iter().for_each(|state| {
-            black_box(state.stage());
+            black_box(state.weight_and_stage);
         });
     }
 
