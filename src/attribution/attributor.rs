@@ -121,7 +121,7 @@ impl Attributor {
             self.process_shares.add_span(subject);
         }
         self.open_count += 1;
-        self.queue.insert(Edge::new(opened_ns, key, scope, EdgeKind::Open, weight));
+        self.queue.insert(Edge::new(opened_ns, key, span, EdgeKind::Open, weight));
         Ok(key)
     }
 
@@ -152,8 +152,8 @@ impl Attributor {
         history.add_edge(at_ns, edge_ns);
         let index = history.phases.partition_point(|(begin_ns, _)| *begin_ns <= edge_ns);
         history.phases.insert(index, (edge_ns, phase));
-        let scope = span.scope;
-        self.queue.insert(Edge::new(edge_ns, key, scope, EdgeKind::Phase, 0));
+        let edge = Edge::new(edge_ns, key, span, EdgeKind::Phase, 0);
+        self.queue.insert(edge);
         Ok(())
     }
 
@@ -183,8 +183,8 @@ impl Attributor {
         history.weight_changes += 1;
         history.add_edge(at_ns, edge_ns);
         span.weight = weight;
-        let scope = span.scope;
-        self.queue.insert(Edge::new(edge_ns, key, scope, EdgeKind::Weight, weight));
+        let edge = Edge::new(edge_ns, key, span, EdgeKind::Weight, weight);
+        self.queue.insert(edge);
         Ok(())
     }
 
@@ -215,7 +215,7 @@ impl Attributor {
             span.attributes.get_or_insert_default().extend(attributes);
         }
         span.abandoned = abandoned;
-        let edge = Edge::new(edge_ns, key, span.scope, EdgeKind::Close, 0);
+        let edge = Edge::new(edge_ns, key, span, EdgeKind::Close, 0);
         if has_later_edges {
             self.queue.remove_after(edge.slot, edge_ns);
         }

@@ -2,12 +2,12 @@
 //!
 //! Owns every edge that some domain has not passed yet. The pre-pass visits each edge once, at the horizon, before any
 //! domain does. It computes what is the same for all domains: the peak concurrency, the weight of all spans and ΔH; and it
-//! writes what the domains need of a span into its edges, so that no domain has to read a span. Invariants: the queue is
+//! corrects the weights in the edges of spans that change theirs, so that no domain has to read a span. Invariants: the queue is
 //! sorted by (time, kind), whatever the order of the messages; an edge is only inserted after the settled time, so never
 //! before a domain's position; an edge does not change after its visit, and a domain passes no edge before its visit.
 
 use super::request::SpanKey;
-use super::span::SpanTable;
+use super::span::{Span, SpanTable};
 use super::virtual_energy::{TotalWeight, VirtualTime};
 
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
@@ -19,8 +19,8 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. The pre-pass fills in `weight_before`, `opened_ns` and `has_history`; those of an opening follow from
-/// itself.
+/// An edge of a span. The pre-pass corrects the weights of an edge of a span that has a history, whose edges may come in any
+/// order.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
@@ -38,18 +38,12 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
-    pub(crate) fn new(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight_after: u64) -> Self {
-        let slot = key.slot();
-        Self {
-            at_ns,
-            scope,
-            weight_before: 0,
-            weight_after,
-            opened_ns: at_ns,
-            slot,
-            kind,
-            has_history: false,
-        }
+    #[inline]
+    pub(crate) fn new(at_ns: u64, key: SpanKey, span: &Span, kind: EdgeKind, weight_after: u64) -> Self {
+        let (slot, has_history) = (key.slot(), span.history.is_some());
+        let weight_before = if kind == EdgeKind::Open { 0 } else { span.weight };
+        let Span { scope, opened_ns, .. } = *span;
+        Self { at_ns, scope, weight_before, weight_after, opened_ns, slot, kind, has_history }
     }
 }
 
@@ -314,7 +308,8 @@ impl EdgeQueue {
 }
 
 impl PrePass {
-    /// Fills in the span's state before the edge.
+    /// Records the peak concurrency at a close, and fills in an edge of a span with phases or changes of weight. Other spans
+    /// are not read: one of many that are open is seldom in the cache.
     #[inline]
     fn visit(&mut self, edge: &mut Edge, spans: &mut SpanTable) {
         self.next_edge += 1;
@@ -322,28 +317,32 @@ impl PrePass {
             return;
         }
         let span = spans.span_mut(edge.slot);
-        let weight = span.history.as_ref().map_or(span.weight, |history| history.pre_pass_weight);
-        (edge.opened_ns, edge.has_history, edge.weight_before) =
-            (span.opened_ns, span.history.is_some(), weight);
-        match edge.kind {
-            EdgeKind::Open => {}
-            EdgeKind::Weight => {
-                if let Some(history) = &mut span.history {
-                    history.pre_pass_weight = edge.weight_after;
-                }
-                if span.subject != 0 {
-                    self.weight_changes.push(WeightChange {
-                        key: SpanKey::new(edge.slot, span.number),
-                        opened_ns: span.opened_ns,
-                        at_ns: edge.at_ns,
-                        before: weight,
-                        after: edge.weight_after,
-                    });
-                }
-            }
-            EdgeKind::Phase => edge.weight_after = weight,
-            EdgeKind::Close => {
-                span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
+        if edge.has_history {
+            self.visit_with_history(edge, span);
+        }
+        if edge.kind == EdgeKind::Close {
+            span.peak_concurrency = self.concurrency.peak_since(edge.opened_ns);
+        }
+    }
+
+    #[cold]
+    fn visit_with_history(&mut self, edge: &mut Edge, span: &mut Span) {
+        let Some(history) = &mut span.history else { return };
+        let before = history.pre_pass_weight;
+        edge.weight_before = before;
+        if edge.kind == EdgeKind::Phase {
+            edge.weight_after = before;
+        }
+        if edge.kind == EdgeKind::Weight {
+            history.pre_pass_weight = edge.weight_after;
+            if span.subject != 0 {
+                self.weight_changes.push(WeightChange {
+                    key: SpanKey::new(edge.slot, span.number),
+                    opened_ns: edge.opened_ns,
+                    at_ns: edge.at_ns,
+                    before,
+                    after: edge.weight_after,
+                });
             }
         }
     }
