@@ -455,22 +455,7 @@ impl ProcessShares {
     }
 
     /// Adds the process share of the span's subject to the shares of the span's domains.
-    #[inline]
     pub(crate) fn split(
-        &self,
-        shares: &mut [Share],
-        span: &Span,
-        key: SpanKey,
-        timelines: &[DomainTimeline],
-    ) -> SubjectShare {
-        if span.subject == 0 {
-            SubjectShare::default()
-        } else {
-            self.subject_share(shares, span, key, timelines)
-        }
-    }
-
-    fn subject_share(
         &self,
         shares: &mut [Share],
         span: &Span,

@@ -185,14 +185,6 @@ impl Span {
         })
     }
 
-    /// Frees what a settled span owns.
-    #[inline]
-    pub(crate) fn clear(&mut self) {
-        self.slot_state = SlotState::Free;
-        (self.id, self.name) = (Box::default(), Box::default());
-        (self.attributes, self.history) = (None, None);
-    }
-
     /// The span's history, created on first use.
     pub(crate) fn history_mut(&mut self, domains: usize) -> &mut SpanHistory {
         self.history.get_or_insert_with(|| {
@@ -394,11 +386,12 @@ impl SpanTable {
 
     /// Clears the span and frees its slot.
     #[inline]
-    pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
+    pub(crate) fn release(&mut self, slot: u32) {
         self.free_slots.push(slot);
         let span = &mut self.spans[slot as usize];
-        span.clear();
-        span
+        span.slot_state = SlotState::Free;
+        (span.id, span.name) = (Box::default(), Box::default());
+        (span.attributes, span.history) = (None, None);
     }
 
     /// Drops the free slots at the end.
