@@ -8,22 +8,23 @@ use std::collections::BTreeMap;
 
 use wattspan_client::account::{Account, Balance};
 
-use super::account_builder::{self, SettledSpan};
-use super::clock_record::{self, DomainClock, ShareBasis};
+use super::account_builder::{self, SettledSpan, ShareBasis};
 use super::domain_timeline::DomainTimeline;
 use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
 use super::process_share::{FullRows, ProcessShares};
-use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
-use super::span::{SlotState, SpanTable, domains_of};
-use super::units::weight_units;
+use super::request::{
+    AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject, weight_units,
+};
+use super::span::{SlotState, Span, SpanTable, domains_of};
 use super::update_detector::ExpectedUpdates;
+use super::virtual_energy::DomainClock;
 use crate::domain::{Domain, EnergyReading, PowerLimit};
 
 /// The maximum number of domains of an attributor: each has one bit of a word.
 pub const MAX_DOMAINS: usize = 64;
 
 /// Splits the energy of each domain among the open spans.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Attributor {
     settings: AttributionSettings,
     timelines: Vec<DomainTimeline>,
@@ -38,6 +39,8 @@ pub struct Attributor {
     undecided_domains: u64,
     /// The domains that are measured only since a certain instant.
     later_domains: u64,
+    /// The domains that are replayed from a file.
+    simulated_domains: u64,
     open_count: usize,
     last_settle_ns: u64,
     busy_since_ns: u64,
@@ -50,24 +53,7 @@ impl Attributor {
     /// Creates an attributor over these domains, at most [`MAX_DOMAINS`]; more are ignored. Their order is fixed. All are
     /// live and in the host's total.
     pub fn new(domains: Vec<Domain>, settings: AttributionSettings) -> Self {
-        let mut attributor = Self {
-            settings,
-            timelines: Vec::new(),
-            spans: SpanTable::default(),
-            queue: EdgeQueue::default(),
-            process_shares: ProcessShares::new(),
-            live_domains: 0,
-            starting_domains: 0,
-            counted_domains: 0,
-            undecided_domains: 0,
-            later_domains: 0,
-            open_count: 0,
-            last_settle_ns: 0,
-            busy_since_ns: 0,
-            oldest_close_ns: None,
-            newest_close_ns: 0,
-            settled_slots: Vec::new(),
-        };
+        let mut attributor = Self { settings, ..Self::default() };
         for (index, domain) in domains.into_iter().enumerate() {
             attributor.domains().add_domain(domain);
             attributor.domains().set_live(index, true);
@@ -126,15 +112,16 @@ impl Attributor {
         if self.spans.len() == 0 {
             self.busy_since_ns = now_ns;
         }
-        let key = self.spans.insert(new_span, opened_ns, weight, scope);
-        let span = self.spans.span_mut(slot_of(key));
+        let subject = new_span.subject;
+        let (key, span) = self.spans.insert(new_span, opened_ns, weight, scope);
         span.counted = scope & self.counted_domains;
         span.has_undecided = scope & self.undecided_domains != 0;
-        if span.subject != 0 {
-            self.process_shares.add_span(span.subject);
+        span.is_simulated = scope & self.simulated_domains != 0;
+        if subject != 0 {
+            self.process_shares.add_span(subject);
         }
         self.open_count += 1;
-        self.queue.insert(new_edge(opened_ns, key, scope, EdgeKind::Open, weight));
+        self.queue.insert(Edge::new(opened_ns, key, span, EdgeKind::Open, weight));
         Ok(key)
     }
 
@@ -159,15 +146,14 @@ impl Attributor {
         at_ns: u64,
     ) -> Result<(), AttributionError> {
         self.check_edge_limit(self.settings.max_pending_edges / 2)?;
-        let (requested_ns, at_ns) = (at_ns, self.edge_time_ns(now_ns, key, at_ns)?);
         let domains = self.timelines.len();
-        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        let (span, edge_ns) = self.open_span(now_ns, key, at_ns)?;
         let history = span.history_mut(domains);
-        history.add_edge(requested_ns, at_ns);
-        let index = history.phases.partition_point(|(begin_ns, _)| *begin_ns <= at_ns);
-        history.phases.insert(index, (at_ns, phase));
-        let scope = span.scope;
-        self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Phase, 0));
+        history.add_edge(at_ns, edge_ns);
+        let index = history.phases.partition_point(|(begin_ns, _)| *begin_ns <= edge_ns);
+        history.phases.insert(index, (edge_ns, phase));
+        let edge = Edge::new(edge_ns, key, span, EdgeKind::Phase, 0);
+        self.queue.insert(edge);
         Ok(())
     }
 
@@ -184,9 +170,8 @@ impl Attributor {
     ) -> Result<(), AttributionError> {
         let weight = weight_units(weight)?;
         self.check_edge_limit(self.settings.max_pending_edges / 2)?;
-        let (requested_ns, at_ns) = (at_ns, self.edge_time_ns(now_ns, key, at_ns)?);
         let (domains, max_changes) = (self.timelines.len(), self.settings.max_pending_weight_changes);
-        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        let (span, edge_ns) = self.open_span(now_ns, key, at_ns)?;
         if span.has_unsettled_weight_changes(max_changes) {
             let quota = "unsettled weight changes of one span";
             return Err(AttributionError::LimitReached {
@@ -196,10 +181,10 @@ impl Attributor {
         }
         let history = span.history_mut(domains);
         history.weight_changes += 1;
-        history.add_edge(requested_ns, at_ns);
+        history.add_edge(at_ns, edge_ns);
         span.weight = weight;
-        let scope = span.scope;
-        self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Weight, weight));
+        let edge = Edge::new(edge_ns, key, span, EdgeKind::Weight, weight);
+        self.queue.insert(edge);
         Ok(())
     }
 
@@ -221,11 +206,8 @@ impl Attributor {
         } else {
             at_ns
         };
-        let edge_ns = self.edge_time_ns(now_ns, key, at_ns)?;
-        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
-        if span.history.as_ref().is_some_and(|history| history.last_edge_ns > edge_ns) {
-            self.queue.remove_after(slot_of(key), edge_ns);
-        }
+        let (span, edge_ns) = self.open_span(now_ns, key, at_ns)?;
+        let has_later_edges = span.history.as_ref().is_some_and(|history| history.last_edge_ns > edge_ns);
         span.slot_state = SlotState::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
@@ -233,9 +215,12 @@ impl Attributor {
             span.attributes.get_or_insert_default().extend(attributes);
         }
         span.abandoned = abandoned;
-        self.open_count -= 1;
-        let edge = new_edge(edge_ns, key, span.scope, EdgeKind::Close, 0);
+        let edge = Edge::new(edge_ns, key, span, EdgeKind::Close, 0);
+        if has_later_edges {
+            self.queue.remove_after(edge.slot, edge_ns);
+        }
         self.queue.insert(edge);
+        self.open_count -= 1;
         self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
         self.newest_close_ns = self.newest_close_ns.max(edge_ns);
         Ok(())
@@ -272,10 +257,9 @@ impl Attributor {
     /// `NoSuchSpan`.
     pub fn account(&self, now_ns: u64, key: SpanKey) -> Result<Account, AttributionError> {
         self.spans.get(key).ok_or(AttributionError::NoSuchSpan)?;
-        let (span, states) = self.spans.span_and_states(slot_of(key));
-        let mut account = account_builder::unsettled_account(span, states, &self.timelines, now_ns);
-        self.process_shares.add_to_account(&mut account, span, key, &self.timelines);
-        Ok(account)
+        let (span, states) = self.spans.span_and_states(key.slot());
+        let process_shares = Some((&self.process_shares, key));
+        Ok(account_builder::unsettled_account(span, states, &self.timelines, process_shares, now_ns))
     }
 
     /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two terms are separate sums:
@@ -323,7 +307,7 @@ impl Attributor {
             if span.slot_state != SlotState::Free && !span.cancelled && span.opened_ns <= opened_by_ns {
                 show(
                     self.spans.key_of(slot),
-                    account_builder::unsettled_account(span, states, &self.timelines, now_ns),
+                    account_builder::unsettled_account(span, states, &self.timelines, None, now_ns),
                 );
             }
         }
@@ -332,15 +316,15 @@ impl Attributor {
 
     /// The clock of each domain at its settled time.
     pub(crate) fn domain_clocks(&self) -> Vec<DomainClock> {
-        self.timelines.iter().map(DomainClock::of).collect()
+        self.timelines.iter().map(|timeline| timeline.virtual_energy.snapshot()).collect()
     }
 
     /// What the account so far of an open span needs to be extended later, for each of its domains; `None` for a span that
     /// is not open, or while a change of its weight is not settled.
     pub(crate) fn share_bases(&self, key: SpanKey) -> Option<Vec<ShareBasis>> {
         self.spans.get(key).filter(|span| span.slot_state == SlotState::Open)?;
-        let (span, states) = self.spans.span_and_states(slot_of(key));
-        clock_record::share_bases(span, states, &self.timelines)
+        let (span, states) = self.spans.span_and_states(key.slot());
+        account_builder::share_bases(span, states, &self.timelines)
     }
 
     /// Adds a subject and returns its number for [`NewSpan::subject`], which is never 0.
@@ -400,11 +384,16 @@ impl Attributor {
         let horizon_ns = self.horizon_ns(now_ns);
         self.last_settle_ns = now_ns;
         self.queue.visit_until(horizon_ns, &mut self.spans, &mut self.settled_slots);
+        for change in self.queue.take_weight_changes() {
+            if self.process_shares.record_weight_change(&change) {
+                self.fold_weights(change.key);
+            }
+        }
         let busy = self.is_busy();
         for timeline in &mut self.timelines {
-            let has_pending_edges = timeline.next_edge < self.queue.edges.end_index();
+            let has_pending_edges = self.queue.has_edges_from(timeline.next_instant);
             let waited_ns =
-                now_ns.saturating_sub(timeline.update_detector.last_reading_ns().max(self.busy_since_ns));
+                now_ns.saturating_sub(timeline.update_detector.last_reading_ns.max(self.busy_since_ns));
             if (has_pending_edges && (self.live_domains >> timeline.index()) & 1 == 0)
                 || (busy && waited_ns > timeline.update_detector.counter_timeout_ns())
             {
@@ -415,9 +404,6 @@ impl Attributor {
         if let Some(full) = self.process_shares.record_rows(&self.timelines) {
             self.drop_oldest_rows(full);
         }
-        while let Some(slot) = self.queue.next_to_fold() {
-            self.fold_weights(slot);
-        }
         let end = self.queue.instants.end_index();
         let next_instant = self.timelines.iter().map(|timeline| timeline.next_instant).min().unwrap_or(end);
         self.queue.drop_before(next_instant);
@@ -425,29 +411,25 @@ impl Attributor {
 
     /// Folds a span's final weight intervals into one process share for each domain.
     #[cold]
-    fn fold_weights(&mut self, slot: u32) {
-        let key = self.spans.key_of(slot);
-        self.process_shares.fold_weights(self.spans.span_mut(slot), key, &self.timelines);
+    fn fold_weights(&mut self, key: SpanKey) {
+        if let Some(span) = self.spans.get(key) {
+            self.process_shares.fold_weights(span, key, &self.timelines);
+        }
     }
 
     /// Drops a domain's oldest rows, after saving what long spans need of them.
     #[cold]
     fn drop_oldest_rows(&mut self, full: FullRows) {
-        let domain = full.domain;
-        let mut changed = Vec::new();
+        let FullRows { domain, opened_ns } = full;
         // One look at each span: the time that this takes is a delay for all clients.
         for (key, span) in self.spans.iter() {
-            if span.subject == 0 {
-                continue;
-            }
-            if span.uses(domain) && full.are_needed_by(span.opened_ns) {
+            if span.subject != 0 && span.uses(domain) && opened_ns.contains(&span.opened_ns) {
                 self.process_shares.record_opening_point(domain, key, span, &self.timelines);
             }
-            if span.has_weight_intervals() {
-                changed.push(slot_of(key));
-            }
         }
-        changed.into_iter().for_each(|slot| self.fold_weights(slot));
+        for key in self.process_shares.spans_with_weights() {
+            self.fold_weights(key);
+        }
         self.process_shares.drop_oldest_rows(domain);
     }
 
@@ -518,9 +500,15 @@ impl Attributor {
         Ok(())
     }
 
-    /// The time of a new edge of an open span: not before its opening, not before the horizon.
-    fn edge_time_ns(&self, now_ns: u64, key: SpanKey, at_ns: u64) -> Result<u64, AttributionError> {
-        let span = self.spans.get(key).ok_or(AttributionError::NoSuchSpan)?;
+    /// An open span, and the time of a new edge of it: not before its opening, not before the horizon.
+    fn open_span(
+        &mut self,
+        now_ns: u64,
+        key: SpanKey,
+        at_ns: u64,
+    ) -> Result<(&mut Span, u64), AttributionError> {
+        let horizon_ns = self.horizon_ns(now_ns);
+        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
         if span.slot_state != SlotState::Open {
             return Err(AttributionError::AlreadyClosed);
         }
@@ -530,7 +518,8 @@ impl Attributor {
                 latest_ns: now_ns,
             });
         }
-        Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
+        let edge_ns = at_ns.max(horizon_ns).max(span.opened_ns);
+        Ok((span, edge_ns))
     }
 }
 
@@ -544,14 +533,16 @@ pub struct DomainInputs<'a> {
 impl DomainInputs<'_> {
     /// Adds a domain after the others; ignored beyond [`MAX_DOMAINS`]. Open spans do not use it.
     pub fn add_domain(&mut self, domain: Domain) {
-        let Attributor { settings, timelines, spans, queue, process_shares, .. } = &mut *self.attributor;
+        let Attributor { settings, timelines, spans, queue, process_shares, simulated_domains, .. } =
+            &mut *self.attributor;
         if timelines.len() == MAX_DOMAINS {
             return;
         }
+        *simulated_domains |= u64::from(domain.is_simulated()) << timelines.len();
         let idle_mw = settings.idle_mw.get(&domain.name).copied();
         let mut timeline = DomainTimeline::new(timelines.len(), domain, settings.counter_timeout_ns, idle_mw);
         // Skip the edges so far: none of them uses the new domain.
-        (timeline.next_instant, timeline.next_edge) = (queue.instants.end_index(), queue.next_edge());
+        timeline.next_instant = queue.instants.end_index();
         timelines.push(timeline);
         spans.add_domain();
         process_shares.add_domain(timelines);
@@ -566,20 +557,20 @@ impl DomainInputs<'_> {
     /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
     /// error does not depend on it.
     pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
-        self.change(domain, |timeline| timeline.update_detector.set_update_interval(interval_ns));
+        self.change(domain, |timeline| timeline.update_detector.update_interval_ns = Some(interval_ns));
     }
 
     /// Sets the instants at which the domain's counter is expected to move; `None`: unknown. They improve estimates; the
     /// guaranteed error does not depend on them.
     #[inline]
     pub fn set_expected_updates(&mut self, domain: usize, expected: Option<ExpectedUpdates>) {
-        self.change(domain, |timeline| timeline.update_detector.set_expected_updates(expected));
+        self.change(domain, |timeline| timeline.update_detector.expected_updates = expected);
     }
 
     /// Sets the largest publishing lag of the domain's counter, for readings from now on. The guaranteed error rests on
     /// it.
     pub fn set_latency(&mut self, domain: usize, latency_ns: u64) {
-        self.change(domain, |timeline| timeline.update_detector.set_latency(latency_ns));
+        self.change(domain, |timeline| timeline.update_detector.latency_ns = latency_ns);
     }
 
     /// Sets the limits of the domain's power, in place of `Domain::ceiling_mw`. They tighten the guaranteed error of all
@@ -618,9 +609,7 @@ impl DomainInputs<'_> {
     /// Sets the instant before which nothing of the domain is measured. A span that was opened before it includes the domain
     /// only on request.
     pub fn set_measured_since(&mut self, domain: usize, since_ns: u64) {
-        if let Some(timeline) = self.attributor.timelines.get_mut(domain) {
-            timeline.measured_since_ns = since_ns;
-        }
+        self.change(domain, |timeline| timeline.measured_since_ns = since_ns);
         self.set_bit(domain, since_ns > 0, |attributor| &mut attributor.later_domains);
     }
 
@@ -645,23 +634,6 @@ impl DomainInputs<'_> {
             timeline.domain.parent.clone_from(&domain.parent);
         }
         self.attributor.process_shares.update_domain_tree(&self.attributor.timelines);
-    }
-}
-
-fn slot_of(key: SpanKey) -> u32 {
-    u32::try_from(key.slot()).expect("a key's slot is 32 bits wide")
-}
-
-fn new_edge(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight: u64) -> Edge {
-    Edge {
-        at_ns,
-        scope,
-        weight_before: 0,
-        weight_after: weight,
-        opened_ns: 0,
-        slot: slot_of(key),
-        kind,
-        has_history: false,
     }
 }
 
@@ -813,10 +785,8 @@ mod tests {
         }
         let end_ns = now_ns + 50_000_000;
         settle_until(&mut attributor, &mut now_ns, end_ns);
-        let intervals = |attributor: &Attributor| {
-            let span = attributor.spans.get(key).unwrap();
-            span.history.as_ref().unwrap().weight_history.intervals.len()
-        };
+        let intervals =
+            |attributor: &Attributor| attributor.process_shares.weight_histories[&key].intervals.len();
         assert!(
             intervals(&attributor) <= super::super::process_history::MAX_WEIGHT_INTERVALS,
             "{}",

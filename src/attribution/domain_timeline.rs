@@ -15,9 +15,8 @@ use super::error_bounds::{AccumulatedError, Bound, BoundPoint, EdgeGroup, ErrorB
 use super::idle_power::IdlePower;
 use super::power_shape::PowerShape;
 use super::span::{Span, SpanTable};
-use super::units::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, whole_uj};
 use super::update_detector::{CounterUpdate, UpdateDetector};
-use super::virtual_energy::{TotalWeight, VirtualEnergy};
+use super::virtual_energy::{ENERGY_FRACTION_BITS, MAX_ENERGY_UJ, VirtualEnergy, whole_uj};
 use crate::domain::{Domain, DomainName, EnergyReading};
 
 #[derive(Debug)]
@@ -31,9 +30,8 @@ pub(crate) struct DomainTimeline {
     pub abandoned_uj: u64,
     pub rounding_remainder: u128,
     pub cancelled: u128,
-    /// The indices of the first instant and the first edge that are not passed yet.
+    /// The index of the first instant that is not passed yet.
     pub next_instant: u64,
-    pub next_edge: u64,
     /// Nothing is measured before this instant.
     pub measured_since_ns: u64,
     index: usize,
@@ -58,19 +56,18 @@ impl DomainTimeline {
             rounding_remainder: 0,
             cancelled: 0,
             next_instant: 0,
-            next_edge: 0,
             measured_since_ns: 0,
             index,
             update_detector: UpdateDetector::new(&domain, counter_timeout_ns),
             power_shape: PowerShape::default(),
             pending_updates: VecDeque::new(),
             error_bounds: ErrorBounds::new(domain.quantum_uj, domain.ceiling_mw),
-            last_update: CounterUpdate::new((0, 0, 0), &EnergyReading::default(), true),
+            last_update: CounterUpdate { gap: true, ..CounterUpdate::default() },
             last_energy: 0,
             accumulated_error: AccumulatedError::default(),
             snapshots: Vec::new(),
             idle_power: IdlePower::new(idle_mw),
-            name: domain.name.as_str().into(),
+            name: DomainName::permanent(&domain.name),
             domain,
         }
     }
@@ -131,8 +128,8 @@ impl DomainTimeline {
     /// The instant that the horizon has to reach so that the edges before the next counter update pass; `None` if none waits,
     /// or no such update is known.
     pub(crate) fn next_horizon_ns(&self, queue: &EdgeQueue) -> Option<u64> {
-        let has_pending_edges = self.next_edge < queue.edges.end_index();
-        self.next_update().filter(|_| has_pending_edges).map(|(_, limit_ns)| limit_ns)
+        let (_, limit_ns) = self.next_update()?;
+        queue.has_edges_from(self.next_instant).then_some(limit_ns)
     }
 
     /// Passes every counter update and edge before the horizon. The slots of spans that are now complete go to
@@ -164,7 +161,7 @@ impl DomainTimeline {
         let rise_uj =
             if update.gap { 0 } else { update.energy_uj.saturating_sub(self.last_update.energy_uj) };
         let drift = self.add_step(update, rise_uj);
-        let (was_idle, next_edge) = (self.virtual_energy.total_weight.units == 0, self.next_edge);
+        let (was_idle, first_instant) = (self.virtual_energy.total_weight.units == 0, self.next_instant);
         let step = CounterStep {
             domain: self.index,
             from_ns: self.virtual_energy.position_ns,
@@ -184,7 +181,7 @@ impl DomainTimeline {
             // A baseline's value may be a whole counter step old, so it is no upper bound for any earlier instant.
             self.error_bounds.add_point(BoundPoint::new(u64::MAX, update.late_ns, self.last_energy), true);
         }
-        if was_idle && next_edge == self.next_edge && !update.gap {
+        if was_idle && first_instant == self.next_instant && !update.gap {
             self.idle_power.add_empty_interval(rise_uj, duration_ns);
         } else {
             self.idle_power.reset_interval();
@@ -231,7 +228,6 @@ impl DomainTimeline {
                 self.pass_instant(step, &mut group, instant, queue);
             }
             self.next_instant += 1;
-            self.next_edge = instant.end_edge;
         }
         group
     }
@@ -252,7 +248,7 @@ impl DomainTimeline {
         };
         let (at_ns, clock) = (instant.at_ns(), &mut self.virtual_energy);
         let before = clock.total_weight;
-        let after = TotalWeight::new(before.units.wrapping_add(weight_change));
+        let after = before.changed_by(weight_change, instant.weight_after);
         clock.total_weight = after;
         let bound = if step.gap {
             Bound::default()

@@ -7,12 +7,12 @@
 use super::edge_queue::{Edge, EdgeKind, IndexedQueue};
 use super::error_bounds::{AccumulatedError, GroupError, difference, share_fraction, smaller};
 use super::span::{PhaseEnd, SpanDomainState, SpanTable, StepError};
-use super::virtual_energy::ClockSnapshot;
+use super::virtual_energy::DomainClock;
 
 /// One instant of a group of edges, as the domain passed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeSnapshot {
-    pub clock: ClockSnapshot,
+    pub clock: DomainClock,
     /// 1/W before and after the instant.
     pub inverse_before: f64,
     pub inverse_after: f64,
@@ -105,7 +105,7 @@ impl<'a> EdgeCommit<'a> {
     fn commit_close(&self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
         let step = self.step_of(edge, state);
         let error = self.end_step(&step, edge.weight_before, snapshot.inverse_before, snapshot);
-        state.close(&snapshot.clock, (0, 0), error);
+        state.close(&snapshot.clock, (0, 0), edge.at_ns - edge.opened_ns, error);
     }
 
     /// An edge of a span with phases or changes of weight. The span and its current phase are two step functions.
@@ -129,7 +129,8 @@ impl<'a> EdgeCommit<'a> {
                 history.phase_error = Some(self.begin_step(edge.weight_after, inverse, snapshot));
             }
             EdgeKind::Close => {
-                state.close(clock, (history.share, history.idle), end_step(&span_error));
+                let before = (history.share, history.idle);
+                state.close(clock, before, edge.at_ns - edge.opened_ns, end_step(&span_error));
                 if let Some(phase_error) = &history.phase_error {
                     history.phase_ends.push(PhaseEnd { share: state.g, error: end_step(phase_error) });
                 }

@@ -2,12 +2,13 @@
 //!
 //! Owns every edge that some domain has not passed yet. The pre-pass visits each edge once, at the horizon, before any
 //! domain does. It computes what is the same for all domains: the peak concurrency, the weight of all spans and ΔH; and it
-//! writes what the domains need of a span into its edges, so that no domain has to read a span. Invariants: the queue is
+//! corrects the weights in the edges of spans that change theirs, so that no domain has to read a span. Invariants: the queue is
 //! sorted by (time, kind), whatever the order of the messages; an edge is only inserted after the settled time, so never
 //! before a domain's position; an edge does not change after its visit, and a domain passes no edge before its visit.
 
+use super::request::SpanKey;
 use super::span::{Span, SpanTable};
-use super::virtual_energy::VirtualTime;
+use super::virtual_energy::{TotalWeight, VirtualTime};
 
 /// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +19,8 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. The pre-pass fills in `weight_before`, `opened_ns` and `has_history`.
+/// An edge of a span. The pre-pass corrects the weights of an edge of a span that has a history, whose edges may come in any
+/// order.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
@@ -35,6 +37,16 @@ pub(crate) struct Edge {
     pub has_history: bool,
 }
 
+impl Edge {
+    #[inline]
+    pub(crate) fn new(at_ns: u64, key: SpanKey, span: &Span, kind: EdgeKind, weight_after: u64) -> Self {
+        let (slot, has_history) = (key.slot(), span.history.is_some());
+        let weight_before = if kind == EdgeKind::Open { 0 } else { span.weight };
+        let Span { scope, opened_ns, .. } = *span;
+        Self { at_ns, scope, weight_before, weight_after, opened_ns, slot, kind, has_history }
+    }
+}
+
 /// The edges of one instant, after their pre-pass. They apply together, and nearly always to all domains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeInstant {
@@ -48,13 +60,15 @@ pub(crate) struct EdgeInstant {
     pub all_scope: u64,
     /// The change of the total weight, wrapping.
     pub weight_change: u64,
+    /// The total weight of all open spans after it.
+    pub weight_after: TotalWeight,
 }
 
 impl EdgeInstant {
     #[inline]
-    pub(crate) fn new(virtual_time: VirtualTime, first_edge: u64) -> Self {
-        let (end_edge, all_scope) = (first_edge, u64::MAX);
-        Self { virtual_time, first_edge, end_edge, any_scope: 0, all_scope, weight_change: 0 }
+    fn new(virtual_time: VirtualTime, first_edge: u64) -> Self {
+        let (end_edge, all_scope, weight_after) = (first_edge, u64::MAX, TotalWeight::default());
+        Self { virtual_time, first_edge, end_edge, any_scope: 0, all_scope, weight_change: 0, weight_after }
     }
 
     #[inline]
@@ -70,6 +84,16 @@ impl EdgeInstant {
         self.weight_change =
             self.weight_change.wrapping_add(edge.weight_after).wrapping_sub(edge.weight_before);
     }
+}
+
+/// A change of weight of a span that has a subject, for its process share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightChange {
+    pub key: SpanKey,
+    pub opened_ns: u64,
+    pub at_ns: u64,
+    pub before: u64,
+    pub after: u64,
 }
 
 /// A queue whose items keep their index for ever, while items are dropped from the front.
@@ -97,6 +121,33 @@ impl<T> IndexedQueue<T> {
     #[inline]
     pub(crate) fn end_index(&self) -> u64 {
         self.first_index + self.len() as u64
+    }
+
+    #[inline]
+    pub(crate) fn first_index(&self) -> u64 {
+        self.first_index
+    }
+
+    /// All items, in order.
+    #[inline]
+    pub(crate) fn all(&self) -> &[T] {
+        &self.items[self.dropped..]
+    }
+
+    pub(crate) fn get(&self, index: u64) -> Option<&T> {
+        self.all().get(usize::try_from(index.checked_sub(self.first_index)?).ok()?)
+    }
+
+    /// Gives the next item this index, if the queue is empty.
+    pub(crate) fn begin_at(&mut self, index: u64) {
+        if self.len() == 0 {
+            self.first_index = index;
+        }
+    }
+
+    /// Drops items from the front while there are more than `count`.
+    pub(crate) fn keep_last(&mut self, count: usize) {
+        self.drop_before(self.end_index().saturating_sub(count as u64));
     }
 
     /// The items from `index` on, in order.
@@ -162,18 +213,17 @@ struct PrePass {
     /// The index of the first edge that is not visited yet.
     next_edge: u64,
     /// The total weight of the open spans since the last instant.
-    total_weight: u64,
+    total_weight: TotalWeight,
     last_instant_ns: u64,
     concurrency: PeakConcurrency,
-    /// Slots of spans whose weight history is to be folded.
-    spans_to_fold: Vec<u32>,
+    weight_changes: Vec<WeightChange>,
 }
 
 impl EdgeQueue {
     /// Inserts an edge. Messages are nearly always in order, so nearly always at the end.
     #[inline]
     pub(crate) fn insert(&mut self, edge: Edge) {
-        let last = self.edges.items_from(self.edges.first_index).last();
+        let last = self.edges.all().last();
         let is_in_order = last.is_none_or(|last| (last.at_ns, last.kind) <= (edge.at_ns, edge.kind));
         self.edges.push(edge);
         if !is_in_order {
@@ -197,14 +247,14 @@ impl EdgeQueue {
         items.extract_if(first.., |edge| edge.slot == slot).for_each(drop);
     }
 
-    /// The index of the first edge that the pre-pass has not visited.
-    pub(crate) fn next_edge(&self) -> u64 {
-        self.pre_pass.next_edge
+    /// Whether there are edges from this instant on, visited or not.
+    pub(crate) fn has_edges_from(&self, instant: u64) -> bool {
+        instant < self.instants.end_index() || self.pre_pass.next_edge < self.edges.end_index()
     }
 
-    /// The next slot of a span whose weight history is to be folded.
-    pub(crate) fn next_to_fold(&mut self) -> Option<u32> {
-        self.pre_pass.spans_to_fold.pop()
+    /// Takes the changes of weight of spans with a subject that the pre-pass has visited.
+    pub(crate) fn take_weight_changes(&mut self) -> Vec<WeightChange> {
+        std::mem::take(&mut self.pre_pass.weight_changes)
     }
 
     /// Visits every edge before `horizon_ns`. The slots of closed spans without a domain go to `settled_slots`.
@@ -219,11 +269,11 @@ impl EdgeQueue {
         let pending = edges.items_from_mut(first_edge).iter_mut();
         let mut pending = pending.take_while(|edge| edge.at_ns < horizon_ns).peekable();
         while let Some(at_ns) = pending.peek().map(|edge| edge.at_ns) {
-            let virtual_time = VirtualTime::new(pre_pass.last_instant_ns, at_ns, pre_pass.total_weight);
+            let virtual_time = VirtualTime::new(pre_pass.last_instant_ns, at_ns, pre_pass.total_weight.units);
             let mut instant = EdgeInstant::new(virtual_time, pre_pass.next_edge);
             let (mut opened, mut closed) = (0, 0);
             while let Some(edge) = pending.next_if(|edge| edge.at_ns == at_ns) {
-                pre_pass.visit(edge, spans.span_mut(edge.slot));
+                pre_pass.visit(edge, spans);
                 opened += u32::from(edge.kind == EdgeKind::Open);
                 closed += u32::from(edge.kind == EdgeKind::Close);
                 instant.add_edge(edge);
@@ -232,8 +282,9 @@ impl EdgeQueue {
                 }
             }
             pre_pass.concurrency.update(at_ns, opened, closed);
-            pre_pass.total_weight = pre_pass.total_weight.wrapping_add(instant.weight_change);
-            pre_pass.last_instant_ns = at_ns;
+            let before = pre_pass.total_weight;
+            instant.weight_after = before.changed_by(instant.weight_change, before);
+            (pre_pass.total_weight, pre_pass.last_instant_ns) = (instant.weight_after, at_ns);
             instants.push(instant);
         }
         let passed = edges.items(first_edge, pre_pass.next_edge).iter();
@@ -243,7 +294,7 @@ impl EdgeQueue {
     /// Drops the instants before `index`, and their edges.
     pub(crate) fn drop_before(&mut self, index: u64) {
         let first_instant = self.instants.items_from(index).first();
-        let first_edge = first_instant.map_or(self.next_edge(), |instant| instant.first_edge);
+        let first_edge = first_instant.map_or(self.pre_pass.next_edge, |instant| instant.first_edge);
         self.instants.drop_before(index);
         self.edges.drop_before(first_edge);
     }
@@ -253,32 +304,47 @@ impl EdgeQueue {
         self.edges.shrink();
         self.instants.shrink();
         self.pre_pass.concurrency.peaks.shrink_to(64);
-        self.pre_pass.spans_to_fold.shrink_to(64);
     }
 }
 
 impl PrePass {
-    /// Fills in the span's state before the edge.
+    /// Records the peak concurrency at a close, and fills in an edge of a span with phases or changes of weight. Other spans
+    /// are not read: one of many that are open is seldom in the cache.
     #[inline]
-    fn visit(&mut self, edge: &mut Edge, span: &mut Span) {
-        let weight = span.history.as_ref().map_or(span.weight, |history| history.pre_pass_weight);
-        (edge.opened_ns, edge.has_history) = (span.opened_ns, span.history.is_some());
-        edge.weight_before = if edge.kind == EdgeKind::Open { 0 } else { weight };
-        match edge.kind {
-            EdgeKind::Open => {}
-            EdgeKind::Weight => {
-                if span.record_weight_change(edge.at_ns, edge.weight_after)
-                    && self.spans_to_fold.last() != Some(&edge.slot)
-                {
-                    self.spans_to_fold.push(edge.slot);
-                }
-            }
-            EdgeKind::Phase => edge.weight_after = weight,
-            EdgeKind::Close => {
-                span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
+    fn visit(&mut self, edge: &mut Edge, spans: &mut SpanTable) {
+        self.next_edge += 1;
+        if edge.kind == EdgeKind::Open {
+            return;
+        }
+        let span = spans.span_mut(edge.slot);
+        if edge.has_history {
+            self.visit_with_history(edge, span);
+        }
+        if edge.kind == EdgeKind::Close {
+            span.peak_concurrency = self.concurrency.peak_since(edge.opened_ns);
+        }
+    }
+
+    #[cold]
+    fn visit_with_history(&mut self, edge: &mut Edge, span: &mut Span) {
+        let Some(history) = &mut span.history else { return };
+        let before = history.pre_pass_weight;
+        edge.weight_before = before;
+        if edge.kind == EdgeKind::Phase {
+            edge.weight_after = before;
+        }
+        if edge.kind == EdgeKind::Weight {
+            history.pre_pass_weight = edge.weight_after;
+            if span.subject != 0 {
+                self.weight_changes.push(WeightChange {
+                    key: SpanKey::new(edge.slot, span.number),
+                    opened_ns: edge.opened_ns,
+                    at_ns: edge.at_ns,
+                    before,
+                    after: edge.weight_after,
+                });
             }
         }
-        self.next_edge += 1;
     }
 }
 

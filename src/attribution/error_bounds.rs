@@ -5,14 +5,27 @@
 //! the edges of every other span between them. E never decreases, so at each τ it lies between the counter's values
 //! before and after τ; this bounds |E − Ê|. Edges between the same two updates form a *group*. The sum over a group's
 //! jumps is also at most (U − L)·(max f − min f), because E rises from L to U only once. Errors are doubles
-//! in µJ. Invariant: an error rounds up, at the latest in `units::guaranteed_uj`.
+//! in µJ. Invariant: an error rounds up, at the latest in [`guaranteed_uj`].
 
-use super::units::{ENERGY_FRACTION_BITS, UNBOUNDED_ERROR_UJ};
+use super::virtual_energy::ENERGY_FRACTION_BITS;
 use crate::domain::PowerLimit;
 
 /// The energies that bounds compare are in 2^-12 µJ and wrap, so that the differences are exact.
 const BOUND_FRACTION_BITS: u32 = 12;
 const BOUND_UNIT_UJ: f64 = 1.0 / (1 << BOUND_FRACTION_BITS) as f64;
+
+/// An error from which no guarantee is given, µJ: far above any energy of a step, far below the largest in an `i64`.
+pub(crate) const UNBOUNDED_ERROR_UJ: f64 = (1_u64 << 46) as f64;
+
+/// An error in whole microjoules, rounded up; `None` where no guarantee can be given. An error is the result of far fewer
+/// than a thousand operations on doubles, each with a relative rounding of 2^-53; the factor covers all of them.
+pub(crate) fn guaranteed_uj(error_uj: f64) -> Option<u64> {
+    let error_uj = error_uj * (1.0 + 1e-12);
+    // Not `f64::ceil`, which is a call of a function on processors without SSE 4.1; signed, because that converts faster.
+    let whole_uj = error_uj as i64;
+    let rounded_up_uj = whole_uj as u64 + u64::from(error_uj > whole_uj as f64) + 1;
+    (error_uj < UNBOUNDED_ERROR_UJ).then_some(rounded_up_uj)
+}
 
 /// Energy units as an energy for bounds, rounded down.
 #[inline]
@@ -94,11 +107,9 @@ struct CachedBounds {
 impl ErrorBounds {
     pub(crate) fn new(quantum_uj: u64, ceiling_mw: Option<u64>) -> Self {
         Self {
-            points: Vec::new(),
             quantum: quantum_uj.clamp(1, 1 << 50) << BOUND_FRACTION_BITS,
             max_power: ceiling_mw.map(uj_per_ns),
-            sustained: Vec::new(),
-            cached: CachedBounds::default(),
+            ..Self::default()
         }
     }
 
@@ -130,7 +141,8 @@ impl ErrorBounds {
     /// The largest energy that is possible in this time, µJ; `None` where the maximum power is unknown.
     #[inline]
     pub(crate) fn max_energy_in(&self, duration_ns: u64) -> Option<f64> {
-        let peak = self.max_power? * duration_ns as f64;
+        // Signed, because that is converted by one instruction.
+        let peak = self.max_power? * duration_ns as i64 as f64;
         // A window that is no whole number of time constants can begin and end with an excess, and an exponential mean
         // bounds the energy of a window d by power · (d + time constant) too.
         let over_windows = |&(power, window_ns): &(f64, u64)| {
@@ -374,4 +386,20 @@ pub(crate) fn smaller(a: f64, b: f64) -> f64 {
 #[inline]
 fn larger(a: f64, b: f64) -> f64 {
     if a > b { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guaranteed_error_rounds_up_and_an_unbounded_one_is_absent() {
+        assert_eq!(guaranteed_uj(0.0), Some(1));
+        assert_eq!(guaranteed_uj(9.5), Some(11));
+        // 2^-53 of this error is below the spacing of doubles, but 10^-12 of it is not.
+        assert_eq!(guaranteed_uj(1e13), Some(10_000_000_000_011));
+        for unbounded in [UNBOUNDED_ERROR_UJ, f64::INFINITY, f64::NAN] {
+            assert_eq!(guaranteed_uj(unbounded), None);
+        }
+    }
 }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use wattspan_client::account::{Account, Phase, Share};
 
 use super::edge_queue::{Edge, EdgeInstant};
-use super::process_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
+use super::process_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightHistory, WeightInterval};
+use super::request::SpanKey;
 use super::span::{PhaseEnd, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
 
 /// A malloc chunk has a header of 8 bytes; its size is a multiple of 16 and at least 32.
@@ -98,8 +99,10 @@ impl Footprint {
 
     /// The memory that the first change of weight adds. The others add pending edges, which have their own limit.
     pub fn weight_history_bytes(&self) -> usize {
-        allocation_bytes(MAX_WEIGHT_INTERVALS * size_of::<WeightInterval>())
-            + allocation_bytes(self.domains * size_of::<Option<ProcessShare>>())
+        // A hash table doubles when 7 of 8 places are taken.
+        3 * size_of::<(SpanKey, WeightHistory)>()
+            + allocation_bytes(MAX_WEIGHT_INTERVALS * size_of::<WeightInterval>())
+            + allocation_bytes(self.domains * size_of::<ProcessShare>())
     }
 }
 

@@ -33,7 +33,7 @@ impl EmptyInterval {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct IdlePower {
     configured_mw: Option<u64>,
     learned_mw: Option<u64>,
@@ -44,7 +44,7 @@ pub(crate) struct IdlePower {
 
 impl IdlePower {
     pub(crate) fn new(configured_mw: Option<u64>) -> Self {
-        Self { configured_mw, learned_mw: None, intervals: Vec::new(), current: EmptyInterval::default() }
+        Self { configured_mw, ..Self::default() }
     }
 
     pub(crate) fn power_mw(&self) -> Option<u64> {

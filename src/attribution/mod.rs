@@ -6,7 +6,6 @@
 
 mod account_builder;
 mod attributor;
-pub(crate) mod clock_record;
 mod domain_timeline;
 mod edge_commit;
 mod edge_queue;
@@ -18,14 +17,15 @@ mod process_history;
 mod process_share;
 mod request;
 mod span;
-mod units;
 mod update_detector;
 mod virtual_energy;
 
 pub use account_builder::SettledSpan;
+pub(crate) use account_builder::{ShareBasis, extend_account};
 pub use attributor::{Attributor, DomainInputs, MAX_DOMAINS};
 pub use process_share::CPU_TIME;
 pub use request::{
     AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject, SubjectUsage,
 };
 pub use update_detector::ExpectedUpdates;
+pub(crate) use virtual_energy::DomainClock;

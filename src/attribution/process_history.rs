@@ -8,7 +8,7 @@
 //! Weights: owns a span's intervals of constant weight, and the process shares into which final intervals are folded.
 //! Invariant: the memory does not grow with the number of changes of weight.
 
-use std::collections::VecDeque;
+use super::edge_queue::{IndexedQueue, WeightChange};
 
 /// The maximum number of intervals; reached only if a domain's counter does not move for long.
 const MAX_USAGE_INTERVALS: usize = 4096;
@@ -25,16 +25,15 @@ struct UsageInterval {
 #[derive(Debug, Default)]
 pub(crate) struct BasisUsageHistory {
     last_sample: Option<(u64, Option<u64>)>,
-    first_interval: u64,
-    intervals: VecDeque<UsageInterval>,
+    intervals: IndexedQueue<UsageInterval>,
 }
 
 /// One subject's use of one basis.
 #[derive(Debug, Default)]
 pub(crate) struct SubjectUsageHistory {
     last_amount: Option<u64>,
-    first_interval: u64,
-    intervals: VecDeque<u64>,
+    /// Its use, by the number of the basis's interval.
+    intervals: IndexedQueue<u64>,
     known_since_ns: Option<u64>,
     /// From the begin of the first unknown time to the end of the last one.
     unknown_period: Option<(u64, u64)>,
@@ -44,17 +43,17 @@ pub(crate) struct SubjectUsageHistory {
 impl BasisUsageHistory {
     /// The number of the interval that the next sample ends.
     pub(crate) fn next_interval(&self) -> u64 {
-        self.first_interval + self.intervals.len() as u64
+        self.intervals.end_index()
     }
 
     /// The time of the last sample.
     pub(crate) fn last_sample_ns(&self) -> Option<u64> {
-        Some(self.intervals.back()?.to_ns)
+        Some(self.intervals.all().last()?.to_ns)
     }
 
     /// Twice the time between the last two samples.
     pub(crate) fn sampling_tolerance_ns(&self) -> u64 {
-        self.intervals.back().map_or(0, |last| 2 * (last.to_ns - last.from_ns))
+        self.intervals.all().last().map_or(0, |last| 2 * (last.to_ns - last.from_ns))
     }
 
     /// Adds a sample: the total use so far, and the subjects' use since the previous sample, `min_total`.
@@ -63,11 +62,8 @@ impl BasisUsageHistory {
         let increase = total_so_far.zip(previous).map_or(0, |(now, previous)| now.saturating_sub(previous));
         let total = if total_so_far.is_some() && previous.is_some() { increase.max(min_total) } else { 0 };
         self.last_sample = Some((at_ns.max(from_ns), total_so_far));
-        self.intervals.push_back(UsageInterval { from_ns, to_ns: at_ns.max(from_ns), total });
-        if self.intervals.len() > MAX_USAGE_INTERVALS {
-            self.intervals.pop_front();
-            self.first_interval += 1;
-        }
+        self.intervals.push(UsageInterval { from_ns, to_ns: at_ns.max(from_ns), total });
+        self.intervals.keep_last(MAX_USAGE_INTERVALS);
     }
 
     /// The subject's part, up to `to_ns`, of energy that flows evenly over `row`, and how many times it was rounded
@@ -80,14 +76,15 @@ impl BasisUsageHistory {
         energy: u128,
     ) -> (u128, u32) {
         let length_ns = row.1.saturating_sub(row.0);
-        let begin = self.intervals.partition_point(|interval| interval.to_ns <= row.0);
+        let intervals = self.intervals.all();
+        let begin = intervals.partition_point(|interval| interval.to_ns <= row.0);
         let (mut sum, mut roundings) = (0, 0);
-        for (number, interval) in self.intervals.iter().enumerate().skip(begin) {
+        for (number, interval) in (self.intervals.first_index()..).zip(intervals).skip(begin) {
             let (from_ns, end_ns) = (interval.from_ns.max(row.0), interval.to_ns.min(to_ns).min(row.1));
             if interval.from_ns >= to_ns {
                 break;
             }
-            let amount = usage.in_interval(self.first_interval + number as u64);
+            let amount = usage.in_interval(number);
             if amount == 0 || interval.total == 0 || end_ns <= from_ns {
                 continue;
             }
@@ -101,24 +98,21 @@ impl BasisUsageHistory {
 
     /// The subject's part in the interval nearest to an instant, as a numerator and a denominator.
     pub(crate) fn nearest_fraction(&self, usage: &SubjectUsageHistory, at_ns: u64) -> Option<(u128, u128)> {
-        let index = self
-            .intervals
-            .partition_point(|interval| interval.to_ns <= at_ns)
-            .min(self.intervals.len().checked_sub(1)?);
+        let intervals = self.intervals.all();
+        let index = intervals.partition_point(|interval| interval.to_ns <= at_ns);
+        let index = index.min(intervals.len().checked_sub(1)?);
         let (interval, amount) =
-            (self.intervals.get(index)?, usage.in_interval(self.first_interval + index as u64));
+            (intervals[index], usage.in_interval(self.intervals.first_index() + index as u64));
         Some((u128::from(amount.min(interval.total)), u128::from(interval.total.max(1))))
     }
 
     /// Drops the intervals that end before this instant. Returns the number of the first interval that is left.
     pub(crate) fn drop_before(&mut self, before_ns: u64) -> u64 {
-        while self.intervals.len() > 1
-            && self.intervals.front().is_some_and(|interval| interval.to_ns < before_ns)
-        {
-            self.intervals.pop_front();
-            self.first_interval += 1;
-        }
-        self.first_interval
+        let intervals = self.intervals.all();
+        let older = intervals.partition_point(|interval| interval.to_ns < before_ns);
+        let dropped = older.min(intervals.len().saturating_sub(1));
+        self.intervals.drop_before(self.intervals.first_index() + dropped as u64);
+        self.intervals.first_index()
     }
 }
 
@@ -139,15 +133,12 @@ impl SubjectUsageHistory {
         }
         self.last_amount = amount;
         self.last_sample_ns = at_ns;
-        if self.intervals.is_empty() {
-            self.first_interval = interval;
+        self.intervals.begin_at(interval);
+        while self.intervals.end_index() < interval {
+            self.intervals.push(0);
         }
-        while self.first_interval + (self.intervals.len() as u64) < interval {
-            self.intervals.push_back(0);
-        }
-        self.intervals.push_back(increase);
-        let surplus = self.intervals.len().saturating_sub(MAX_USAGE_INTERVALS);
-        self.drop_before(self.first_interval + surplus as u64);
+        self.intervals.push(increase);
+        self.intervals.keep_last(MAX_USAGE_INTERVALS);
         increase
     }
 
@@ -159,18 +150,12 @@ impl SubjectUsageHistory {
     }
 
     fn in_interval(&self, interval: u64) -> u64 {
-        interval
-            .checked_sub(self.first_interval)
-            .and_then(|index| self.intervals.get(index as usize))
-            .copied()
-            .unwrap_or(0)
+        self.intervals.get(interval).copied().unwrap_or(0)
     }
 
     /// Drops the intervals before the one of this number.
     pub(crate) fn drop_before(&mut self, interval: u64) {
-        let dropped = interval.saturating_sub(self.first_interval).min(self.intervals.len() as u64);
-        self.intervals.drain(..dropped as usize);
-        self.first_interval += dropped;
+        self.intervals.drop_before(interval);
     }
 }
 
@@ -243,9 +228,9 @@ impl WeightInterval {
 #[derive(Debug, Default)]
 pub(crate) struct WeightHistory {
     pub intervals: Vec<WeightInterval>,
-    /// By domain, the process share up to the first of the intervals; empty before the first fold.
-    pub folded: Vec<Option<ProcessShare>>,
-    pub since_ns: u64,
+    /// The process share up to the first of the intervals in each split domain; empty before the first fold.
+    pub folded: Vec<ProcessShare>,
+    since_ns: u64,
     weight: u64,
 }
 
@@ -257,27 +242,26 @@ pub(crate) const MAX_WEIGHT_INTERVALS: usize = 64;
 pub(crate) const FOLD_THRESHOLD: usize = 16;
 
 impl WeightHistory {
-    /// Records the change at `at_ns` from `before`, valid since the opening or the last change, to `weight`.
-    pub(crate) fn record_change(&mut self, opened_ns: u64, at_ns: u64, before: u64, weight: u64) {
-        let since_ns = self.since_ns.max(opened_ns);
-        let length_ns = at_ns.saturating_sub(since_ns);
-        (self.since_ns, self.weight) = (at_ns, weight);
-        if length_ns == 0 {
-            return;
-        }
+    /// Records a change from a weight that was valid since the opening or the last change.
+    pub(crate) fn record_change(&mut self, change: &WeightChange) {
+        let WeightChange { opened_ns, at_ns, before, after, .. } = *change;
+        let length_ns = at_ns.saturating_sub(self.since_ns.max(opened_ns));
+        (self.since_ns, self.weight) = (at_ns, after);
         let full = self.intervals.len() >= MAX_WEIGHT_INTERVALS;
-        match self
-            .intervals
-            .last_mut()
-            .filter(|last| full || last.length_ns + length_ns <= WEIGHT_INTERVAL_NS)
-        {
-            Some(last) => last.add(at_ns, length_ns, before),
-            None => {
-                let mut interval = WeightInterval { until_ns: at_ns, length_ns: 0, weight_ns: 0 };
-                interval.add(at_ns, length_ns, before);
-                self.intervals.push(interval);
-            }
+        let is_joined = |last: &WeightInterval| {
+            full || last.length_ns + length_ns <= WEIGHT_INTERVAL_NS || length_ns == 0
+        };
+        if !self.intervals.last().is_some_and(is_joined) && length_ns > 0 {
+            self.intervals.push(WeightInterval { until_ns: at_ns, length_ns: 0, weight_ns: 0 });
         }
+        if let Some(last) = self.intervals.last_mut() {
+            last.add(at_ns, length_ns, before);
+        }
+    }
+
+    /// The folded process share of a domain.
+    pub(crate) fn folded_share(&self, domain: usize) -> Option<ProcessShare> {
+        self.folded.iter().find(|share| share.point.domain as usize == domain).copied()
     }
 
     /// Each weight with the instant at which it ends; the last one ends at `end_ns`.

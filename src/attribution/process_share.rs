@@ -11,14 +11,19 @@
 //! This is a model, whatever the domain's grade: it counts the same energy for each unit of time, for a vector loop and
 //! a wait for memory, a fast and a slow core.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
-use wattspan_client::account::Account;
+use wattspan_client::account::Share;
 
 use super::domain_timeline::DomainTimeline;
-use super::process_history::{BasisUsageHistory, ProcessPoint, ProcessShare, SubjectUsageHistory, mul_div};
+use super::edge_queue::{IndexedQueue, WeightChange};
+use super::process_history::{
+    BasisUsageHistory, FOLD_THRESHOLD, ProcessPoint, ProcessShare, SubjectUsageHistory, WeightHistory,
+    mul_div,
+};
 use super::request::{BasisUsageSample, SpanKey, Subject};
-use super::span::{Span, domains_of};
+use super::span::{SlotState, Span, domains_of};
 use crate::domain::Domain;
 
 /// The basis of the CPU domains.
@@ -45,45 +50,39 @@ struct VirtualEnergyRow {
 #[derive(Debug, Default)]
 struct SplitDomain {
     basis: Option<usize>,
-    rows: VecDeque<VirtualEnergyRow>,
-    /// The number of the first row, and of the first row that the subjects' accumulators have not reached for lack of
-    /// samples.
-    first_row: u64,
+    rows: IndexedQueue<VirtualEnergyRow>,
+    /// The first row that the subjects' accumulators have not reached for lack of samples.
     next_row: u64,
 }
 
-/// A domain whose rows are full. The spans that opened after `after_ns` and by `until_ns` need the rows that will be dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A domain whose rows are full. The spans that opened within these times need the rows that will be dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FullRows {
     pub(crate) domain: usize,
-    after_ns: Option<u64>,
-    until_ns: u64,
-}
-
-impl FullRows {
-    /// Whether a span that opened then needs a row that will be dropped.
-    pub(crate) fn are_needed_by(&self, opened_ns: u64) -> bool {
-        opened_ns <= self.until_ns && self.after_ns.is_none_or(|after_ns| opened_ns > after_ns)
-    }
-}
-
-/// One subject's `process_g` in one domain, by row.
-#[derive(Debug, Default)]
-struct ProcessRows {
-    first_row: u64,
-    rows: VecDeque<u128>,
+    pub(crate) opened_ns: RangeInclusive<u64>,
 }
 
 #[derive(Debug)]
 struct SubjectEntry {
     subject: Subject,
     span_count: usize,
+    /// By basis.
     usage: Vec<SubjectUsageHistory>,
-    domain_rows: Vec<ProcessRows>,
+    /// `process_g` by domain and row.
+    domain_rows: Vec<IndexedQueue<u128>>,
+}
+
+/// The process share of a span: its subject, and the sum over the domains or the reason why there is none.
+#[derive(Debug, Default)]
+pub(crate) struct SubjectShare {
+    pub process: Option<u32>,
+    pub cgroup: Option<String>,
+    pub process_uj: Option<u64>,
+    pub reason: Option<String>,
 }
 
 /// All subjects and bases.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ProcessShares {
     split_domains: Vec<SplitDomain>,
     bases: Vec<BasisUsageHistory>,
@@ -91,28 +90,20 @@ pub(crate) struct ProcessShares {
     subject_count: usize,
     /// The accumulators at the openings of long spans: a few for each, because 100,000 spans may be open.
     opening_points: HashMap<SpanKey, Vec<ProcessPoint>>,
+    /// The weights of the spans of subjects whose weight has changed.
+    pub(crate) weight_histories: HashMap<SpanKey, WeightHistory>,
     domain_tree: DomainTree,
 }
 
 impl ProcessShares {
-    /// Without domains and subjects; the first basis is CPU time.
-    pub(crate) fn new() -> Self {
-        Self {
-            split_domains: Vec::new(),
-            bases: vec![BasisUsageHistory::default()],
-            subjects: Vec::new(),
-            subject_count: 0,
-            opening_points: HashMap::new(),
-            domain_tree: DomainTree::default(),
-        }
-    }
-
     /// Adds the domains at the end that are new.
     pub(crate) fn add_domain(&mut self, timelines: &[DomainTimeline]) {
-        let new = timelines.iter().skip(self.split_domains.len());
-        let new =
-            new.map(|timeline| SplitDomain { basis: default_basis(timeline), ..SplitDomain::default() });
-        self.split_domains.extend(new);
+        for timeline in &timelines[self.split_domains.len()..] {
+            self.split_domains.push(SplitDomain::default());
+            if let Some(basis) = default_basis(timeline) {
+                self.set_basis(timeline.index(), basis);
+            }
+        }
         self.update_domain_tree(timelines);
     }
 
@@ -134,6 +125,8 @@ impl ProcessShares {
     pub(crate) fn add_subject(&mut self, subject: Subject, timelines: &[DomainTimeline]) -> u32 {
         let entry = SubjectEntry { subject, span_count: 0, usage: Vec::new(), domain_rows: Vec::new() };
         self.subject_count += 1;
+        // The basis CPU time is there in any case.
+        self.bases.resize_with(self.bases.len().max(CPU_TIME + 1), BasisUsageHistory::default);
         let index = self.subjects.iter().position(Option::is_none).unwrap_or(self.subjects.len());
         if index == self.subjects.len() {
             self.subjects.push(None);
@@ -187,8 +180,10 @@ impl ProcessShares {
         if let Some(entry) = self.entry_mut(subject) {
             entry.span_count -= 1;
         }
-        if !self.opening_points.is_empty() {
+        // Nearly always, both are empty.
+        if !self.opening_points.is_empty() || !self.weight_histories.is_empty() {
             self.opening_points.remove(&key);
+            self.weight_histories.remove(&key);
         }
     }
 
@@ -236,23 +231,16 @@ impl ProcessShares {
         for (domain, timeline) in timelines.iter().enumerate() {
             let Some(basis) = self.split_domains[domain].basis else { continue };
             let (at_ns, g) = (timeline.virtual_energy.position_ns, timeline.virtual_energy.coarse_g());
-            let last = self.split_domains[domain].rows.back().copied();
-            if last.is_none_or(|last| at_ns >= last.at_ns + ROW_INTERVAL_NS) {
-                self.split_domains[domain].rows.push_back(VirtualEnergyRow { at_ns, g });
+            let rows = &mut self.split_domains[domain].rows;
+            if rows.all().last().is_none_or(|last| at_ns >= last.at_ns + ROW_INTERVAL_NS) {
+                rows.push(VirtualEnergyRow { at_ns, g });
             }
             self.catch_up(domain, basis);
-            let split_domain = &self.split_domains[domain];
-            if split_domain.rows.len() > MAX_ROWS {
-                full = Some(FullRows {
-                    domain,
-                    // The spans that opened by the first row got their points when the rows before it were dropped.
-                    after_ns: if split_domain.first_row == 0 {
-                        None
-                    } else {
-                        Some(split_domain.rows[0].at_ns)
-                    },
-                    until_ns: split_domain.rows[MAX_ROWS / 2].at_ns,
-                });
+            let rows = &self.split_domains[domain].rows;
+            if rows.len() > MAX_ROWS {
+                // The spans that opened by the first row got their points when the rows before it were dropped.
+                let from_ns = if rows.first_index() == 0 { 0 } else { rows.all()[0].at_ns + 1 };
+                full = Some(FullRows { domain, opened_ns: from_ns..=rows.all()[MAX_ROWS / 2].at_ns });
             }
         }
         full
@@ -262,35 +250,22 @@ impl ProcessShares {
     fn catch_up(&mut self, domain: usize, basis: usize) {
         let (split_domain, basis_usage) = (&mut self.split_domains[domain], &self.bases[basis]);
         let Some(covered_ns) = basis_usage.last_sample_ns() else { return };
-        while let Some(row) = split_domain
-            .rows
-            .get((split_domain.next_row - split_domain.first_row) as usize)
-            .filter(|row| row.at_ns <= covered_ns)
+        while let Some(row) =
+            split_domain.rows.get(split_domain.next_row).filter(|row| row.at_ns <= covered_ns)
         {
-            let previous = split_domain.last_reached().and_then(|index| split_domain.rows.get(index));
+            let previous = split_domain.last_reached();
             for entry in self.subjects.iter_mut().flatten() {
-                let process_energy = match (previous, entry.usage.get(basis)) {
-                    (Some(previous), Some(usage)) => {
-                        basis_usage
-                            .subject_energy_until(
-                                usage,
-                                (previous.at_ns, row.at_ns),
-                                row.at_ns,
-                                row.g - previous.g,
-                            )
-                            .0
-                    }
-                    _ => 0,
-                };
+                let energy = previous.zip(entry.usage.get(basis)).map(|(previous, usage)| {
+                    let times = (previous.at_ns, row.at_ns);
+                    basis_usage.subject_energy_until(usage, times, row.at_ns, row.g - previous.g).0
+                });
                 if entry.domain_rows.len() <= domain {
-                    entry.domain_rows.resize_with(domain + 1, ProcessRows::default);
+                    entry.domain_rows.resize_with(domain + 1, IndexedQueue::default);
                 }
                 let process_rows = &mut entry.domain_rows[domain];
-                if process_rows.rows.is_empty() {
-                    process_rows.first_row = split_domain.next_row;
-                }
-                let process_g = process_rows.rows.back().copied().unwrap_or(0) + process_energy;
-                process_rows.rows.push_back(process_g);
+                process_rows.begin_at(split_domain.next_row);
+                let process_g = process_rows.all().last().copied().unwrap_or(0) + energy.unwrap_or(0);
+                process_rows.push(process_g);
             }
             split_domain.next_row += 1;
         }
@@ -299,24 +274,19 @@ impl ProcessShares {
     /// Drops the older half of a domain's rows; `opening_points` keeps those that older spans need.
     pub(crate) fn drop_oldest_rows(&mut self, domain: usize) {
         let split_domain = &mut self.split_domains[domain];
-        split_domain.rows.drain(..MAX_ROWS / 2);
-        split_domain.first_row += (MAX_ROWS / 2) as u64;
-        split_domain.next_row = split_domain.next_row.max(split_domain.first_row);
-        for entry in self.subjects.iter_mut().flatten() {
-            if let Some(process_rows) = entry.domain_rows.get_mut(domain) {
-                let dropped = split_domain
-                    .first_row
-                    .saturating_sub(process_rows.first_row)
-                    .min(process_rows.rows.len() as u64);
-                process_rows.rows.drain(..dropped as usize);
-                process_rows.first_row += dropped;
-            }
+        let first_row = split_domain.rows.first_index() + (MAX_ROWS / 2) as u64;
+        split_domain.rows.drop_before(first_row);
+        split_domain.next_row = split_domain.next_row.max(first_row);
+        for process_rows in self.subjects.iter_mut().flatten().filter_map(|s| s.domain_rows.get_mut(domain)) {
+            process_rows.drop_before(first_row);
         }
         for basis in 0..self.bases.len() {
             let split_domains =
                 self.split_domains.iter().filter(|split_domain| split_domain.basis == Some(basis));
-            let oldest =
-                split_domains.filter_map(|split_domain| split_domain.rows.front()).map(|row| row.at_ns).min();
+            let oldest = split_domains
+                .filter_map(|split_domain| split_domain.rows.all().first())
+                .map(|row| row.at_ns)
+                .min();
             let first_interval = self.bases[basis].drop_before(oldest.unwrap_or(0));
             for usage in self.subjects.iter_mut().flatten().filter_map(|entry| entry.usage.get_mut(basis)) {
                 usage.drop_before(first_interval);
@@ -326,8 +296,7 @@ impl ProcessShares {
 
     /// The instant up to which the subjects' accumulators in this domain are final.
     fn settled_ns(&self, domain: usize) -> u64 {
-        let split_domain = &self.split_domains[domain];
-        split_domain.last_reached().and_then(|index| split_domain.rows.get(index)).map_or(0, |row| row.at_ns)
+        self.split_domains[domain].last_reached().map_or(0, |row| row.at_ns)
     }
 
     /// A domain's `g` and a subject's `process_g` at an instant that the rows or the interpolant since the last row
@@ -336,22 +305,19 @@ impl ProcessShares {
         let domain = timeline.index();
         let (split_domain, entry) = (&self.split_domains[domain], self.entry(subject)?);
         let (basis, usage) = (&self.bases[split_domain.basis?], entry.usage.get(split_domain.basis?)?);
-        let here = split_domain.rows.partition_point(|row| row.at_ns <= at_ns).checked_sub(1)?;
-        let base = split_domain.last_reached().map_or(0, |base| here.min(base));
+        let (rows, first_row) = (split_domain.rows.all(), split_domain.rows.first_index());
+        let here = rows.partition_point(|row| row.at_ns <= at_ns).checked_sub(1)?;
+        let base = here.min(split_domain.next_row.saturating_sub(first_row + 1) as usize);
         // Before a subject's first row its accumulator is 0: there was no sample.
-        let row_number = split_domain.first_row + base as u64;
-        let process_rows = entry.domain_rows.get(domain);
-        let base_g = process_rows.and_then(|process_rows| {
-            process_rows.rows.get(row_number.checked_sub(process_rows.first_row)? as usize)
-        });
+        let base_g = entry.domain_rows.get(domain).and_then(|rows| rows.get(first_row + base as u64));
         let (mut process_g, mut roundings) = (base_g.copied().unwrap_or(0), 0);
         let now = VirtualEnergyRow {
             at_ns: timeline.virtual_energy.position_ns,
             g: timeline.virtual_energy.coarse_g(),
         };
-        let mut g = split_domain.rows[here].g;
+        let mut g = rows[here].g;
         for at in base..=here {
-            let (row, next) = (split_domain.rows[at], split_domain.rows.get(at + 1).copied().unwrap_or(now));
+            let (row, next) = (rows[at], rows.get(at + 1).copied().unwrap_or(now));
             let until_ns =
                 if at == here { at_ns.clamp(row.at_ns, next.at_ns.max(row.at_ns)) } else { next.at_ns };
             let energy = next.g.saturating_sub(row.g);
@@ -385,6 +351,7 @@ impl ProcessShares {
     /// Frees memory that many long spans used.
     pub(crate) fn shrink(&mut self) {
         self.opening_points.shrink_to(2 * self.opening_points.len());
+        self.weight_histories.shrink_to(2 * self.weight_histories.len());
     }
 
     fn recorded_point(&self, domain: usize, key: SpanKey) -> Option<ProcessPoint> {
@@ -415,8 +382,11 @@ impl ProcessShares {
             // The whole span lies outside the samples: use the nearest one.
             return basis.nearest_fraction(usage, from_ns);
         }
-        let weights =
-            span.weights(end_ns).map(|(weight, until_ns)| (weight, until_ns.clamp(begin_ns, end_ns)));
+        let history = self.weight_histories.get(&key);
+        // A weight that never changed cancels out.
+        let only = history.is_none().then_some((span.weight.max(1), end_ns)).into_iter();
+        let weights = only.chain(history.into_iter().flat_map(|history| history.weights(end_ns)));
+        let weights = weights.map(|(weight, until_ns)| (weight, until_ns.clamp(begin_ns, end_ns)));
         let ProcessShare { numerator, denominator, .. } =
             self.share_over(span, key, timeline, begin_ns, weights)?;
         if denominator == 0 { basis.nearest_fraction(usage, from_ns) } else { Some((numerator, denominator)) }
@@ -432,7 +402,8 @@ impl ProcessShares {
         begin_ns: u64,
         weights: impl Iterator<Item = (u64, u64)>,
     ) -> Option<ProcessShare> {
-        let mut process_share = match span.folded_share(timeline.index()) {
+        let history = self.weight_histories.get(&key);
+        let mut process_share = match history.and_then(|history| history.folded_share(timeline.index())) {
             Some(folded) => folded,
             None => {
                 let recorded =
@@ -446,45 +417,56 @@ impl ProcessShares {
         Some(process_share)
     }
 
+    /// Records a change of weight. Returns whether the span's weights should be folded.
+    pub(crate) fn record_weight_change(&mut self, change: &WeightChange) -> bool {
+        let history = self.weight_histories.entry(change.key).or_default();
+        history.record_change(change);
+        history.intervals.len() >= FOLD_THRESHOLD
+    }
+
+    /// The spans with weights that can be folded.
+    pub(crate) fn spans_with_weights(&self) -> Vec<SpanKey> {
+        let filled = self.weight_histories.iter().filter(|(_, history)| !history.intervals.is_empty());
+        filled.map(|(key, _)| *key).collect()
+    }
+
     /// Folds the span's weights up to the instant at which its subject's accumulators are final in every split domain.
     /// Has no effect where the subject's use is unknown: the process share is absent then, and the intervals are
     /// bounded.
-    pub(crate) fn fold_weights(&self, span: &mut Span, key: SpanKey, timelines: &[DomainTimeline]) {
+    pub(crate) fn fold_weights(&mut self, span: &Span, key: SpanKey, timelines: &[DomainTimeline]) {
+        let Some(history) = self.weight_histories.get(&key) else { return };
         let split =
             || domains_of(span.scope).filter_map(|domain| Some((domain, self.split_domains[domain].basis?)));
         let final_ns = split().map(|(domain, _)| self.settled_ns(domain)).min().unwrap_or(0);
-        let (count, folded_to_ns) = span.weight_intervals_until(final_ns);
-        if count == 0 {
-            return;
-        }
+        let count = history.intervals.partition_point(|interval| interval.until_ns <= final_ns);
+        let Some(last) = count.checked_sub(1).map(|last| history.intervals[last]) else { return };
         let process_share = |(domain, basis): (usize, usize)| {
             let usage = self.entry(span.subject)?.usage.get(basis)?;
-            let begin_ns = span.opened_ns.max(usage.known_since_ns(span.opened_ns, folded_to_ns)?);
-            let weights = span.weights(folded_to_ns).take(count);
+            let begin_ns = span.opened_ns.max(usage.known_since_ns(span.opened_ns, last.until_ns)?);
+            let weights = history.weights(last.until_ns).take(count);
             let weights = weights.map(|(weight, until_ns)| (weight, until_ns.max(begin_ns)));
-            Some((domain, self.share_over(span, key, &timelines[domain], begin_ns, weights)?))
+            self.share_over(span, key, &timelines[domain], begin_ns, weights)
         };
-        let Some(process_shares) = split().map(process_share).collect::<Option<Vec<_>>>() else {
-            return;
-        };
-        span.fold(count, process_shares, timelines.len());
+        let Some(folded) = split().map(process_share).collect::<Option<Vec<_>>>() else { return };
+        if let Some(history) = self.weight_histories.get_mut(&key) {
+            history.intervals.drain(..count);
+            history.folded = folded;
+        }
     }
 
-    /// Adds the process share of the span's subject to an account.
-    pub(crate) fn add_to_account(
+    /// Adds the process share of the span's subject to the shares of the span's domains.
+    pub(crate) fn split(
         &self,
-        account: &mut Account,
+        shares: &mut [Share],
         span: &Span,
         key: SpanKey,
         timelines: &[DomainTimeline],
-    ) {
-        let Some(entry) = self.entry(span.subject) else { return };
-        account.process = entry.subject.process;
-        account.cgroup = entry.subject.cgroup.clone();
-        let end_ns = account.closed_ns.unwrap_or(u64::MAX);
+    ) -> SubjectShare {
+        let Some(entry) = self.entry(span.subject) else { return SubjectShare::default() };
+        let end_ns = if span.slot_state == SlotState::Open { u64::MAX } else { span.closed_ns };
         let mut sum = Some(0_u64);
         let mut any = false;
-        for (domain, share) in domains_of(span.scope).zip(&mut account.domains) {
+        for (domain, share) in domains_of(span.scope).zip(shares) {
             let fraction = self.process_fraction(span, key, &timelines[domain], end_ns);
             share.process_uj =
                 share.share_uj.zip(fraction).map(|(uj, (part, whole))| mul_fraction(uj, part, whole));
@@ -493,12 +475,11 @@ impl ProcessShares {
                 sum = sum.zip(share.process_uj).map(|(sum, uj)| sum + uj);
             }
         }
-        account.process_uj = sum.filter(|_| any);
-        if account.process_uj.is_none() {
-            let default_reason = if any { NO_COVERING_SAMPLE } else { NO_SPLIT_DOMAIN };
-            account.process_reason =
-                Some(entry.subject.reason.clone().unwrap_or_else(|| default_reason.to_owned()));
-        }
+        let Subject { process, cgroup, reason } = entry.subject.clone();
+        let process_uj = sum.filter(|_| any);
+        let default_reason = if any { NO_COVERING_SAMPLE } else { NO_SPLIT_DOMAIN };
+        let reason = process_uj.is_none().then(|| reason.unwrap_or_else(|| default_reason.to_owned()));
+        SubjectShare { process, cgroup, process_uj, reason }
     }
 
     /// Whether the domain is part of the sum: it is split by CPU time, it or an ancestor is in the host's total, and no
@@ -524,15 +505,14 @@ fn default_basis(timeline: &DomainTimeline) -> Option<usize> {
 }
 
 impl SplitDomain {
-    /// The index of the last row that the subjects' accumulators have reached.
-    fn last_reached(&self) -> Option<usize> {
-        (self.next_row - self.first_row).checked_sub(1).map(|index| index as usize)
+    /// The last row that the subjects' accumulators have reached.
+    fn last_reached(&self) -> Option<VirtualEnergyRow> {
+        self.rows.get(self.next_row.checked_sub(1)?).copied()
     }
 
     fn clear(&mut self) {
-        self.first_row += self.rows.len() as u64;
-        self.next_row = self.first_row;
-        self.rows.clear();
+        self.next_row = self.rows.end_index();
+        self.rows.drop_before(self.next_row);
     }
 }
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use super::virtual_energy::WEIGHT_ONE;
+
 /// Settings of the attributor.
 #[derive(Debug, Clone)]
 pub struct AttributionSettings {
@@ -45,8 +47,8 @@ impl SpanKey {
         SpanKey(u64::from(number) << 32 | u64::from(slot))
     }
 
-    pub(crate) fn slot(self) -> usize {
-        (self.0 & 0xffff_ffff) as usize
+    pub(crate) fn slot(self) -> u32 {
+        (self.0 & 0xffff_ffff) as u32
     }
 
     pub(crate) fn number(self) -> u32 {
@@ -162,4 +164,51 @@ pub enum AttributionError {
         /// The maximum, in units of `quota`.
         limit: usize,
     },
+}
+
+/// The maximum weight of a span.
+const MAX_SPAN_WEIGHT: f64 = 1e6;
+
+/// A client's weight in units of 2^-16.
+#[inline]
+pub(crate) fn weight_units(weight: f64) -> Result<u64, AttributionError> {
+    if weight == 1.0 { Ok(WEIGHT_ONE) } else { checked_weight_units(weight) }
+}
+
+#[cold]
+fn checked_weight_units(weight: f64) -> Result<u64, AttributionError> {
+    let refuse =
+        |reason: &str| Err(AttributionError::InvalidValue { field: "weight", reason: reason.into() });
+    if !weight.is_finite() || weight < 0.0 {
+        return refuse("must be a finite number of at least 0; omit it for a weight of 1");
+    }
+    if weight > MAX_SPAN_WEIGHT {
+        return refuse("must be at most 1000000: scale all weights down together, only their ratios count");
+    }
+    let units = (weight * WEIGHT_ONE as f64).round() as u64;
+    if units == 0 && weight > 0.0 {
+        return refuse(
+            "must be 0 or at least 1/65536: scale all weights up together, only their ratios count",
+        );
+    }
+    Ok(units)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_weights_are_refused() {
+        assert_eq!(weight_units(1.0), Ok(WEIGHT_ONE));
+        assert_eq!(weight_units(0.0), Ok(0));
+        assert_eq!(weight_units(2.5), Ok(WEIGHT_ONE * 5 / 2));
+        assert_eq!(weight_units(1.0 / 65_536.0), Ok(1));
+        for odd in [-1.0, f64::NAN, f64::INFINITY, 1e6 + 1.0, 1e-9] {
+            assert!(
+                matches!(weight_units(odd), Err(AttributionError::InvalidValue { field: "weight", .. })),
+                "{odd}"
+            );
+        }
+    }
 }

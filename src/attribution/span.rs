@@ -8,10 +8,8 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use super::error_bounds::AccumulatedError;
-use super::process_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 use super::request::{NewSpan, SpanKey};
-use super::units::{ENERGY_FRACTION_BITS, whole_uj};
-use super::virtual_energy::{ClockSnapshot, ENERGY_SHIFT, IDLE_SHIFT};
+use super::virtual_energy::{DomainClock, whole_uj};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum SlotState {
@@ -74,7 +72,6 @@ pub(crate) struct SpanHistory {
     /// The begin and the name of each phase, in the order of time.
     pub phases: Vec<(u64, String)>,
     pub domains: Vec<SpanDomainHistory>,
-    pub weight_history: WeightHistory,
     /// The weight at the pre-pass.
     pub pre_pass_weight: u64,
     /// The number of changes of weight so far.
@@ -124,6 +121,8 @@ pub(crate) struct Span {
     pub cancelled: bool,
     /// Whether a domain of `scope` is left out of the total but may belong to it.
     pub has_undecided: bool,
+    /// Whether a domain of `scope` is replayed from a file.
+    pub is_simulated: bool,
     // The second line.
     pub closed_ns: u64,
     pub opened_unix_ns: u64,
@@ -170,7 +169,6 @@ impl Span {
         self.opened_unix_ns = opened_unix_ns;
         self.weight = weight;
         self.scope = scope;
-        self.counted = scope;
         self.peak_concurrency = 0;
         (self.abandoned, self.cancelled) = (false, false);
     }
@@ -185,61 +183,6 @@ impl Span {
         self.history.as_ref().is_some_and(|history| {
             history.weight_changes >= limit && history.unsettled_weight_changes(self.scope) >= limit
         })
-    }
-
-    /// Records a change of weight at the pre-pass. Returns whether the history should be folded.
-    #[cold]
-    pub(crate) fn record_weight_change(&mut self, at_ns: u64, weight: u64) -> bool {
-        let Some(history) = &mut self.history else { return false };
-        let before = std::mem::replace(&mut history.pre_pass_weight, weight);
-        if self.subject != 0 {
-            history.weight_history.record_change(self.opened_ns, at_ns, before, weight);
-        }
-        history.weight_history.intervals.len() >= FOLD_THRESHOLD
-    }
-
-    /// The number of the weight history's intervals that end by `at_ns`, and the end of the last of them.
-    pub(crate) fn weight_intervals_until(&self, at_ns: u64) -> (usize, u64) {
-        let intervals = self.history.as_ref().map_or(&[][..], |history| &history.weight_history.intervals);
-        let count = intervals.partition_point(|interval| interval.until_ns <= at_ns);
-        (count, intervals[..count].last().map_or(0, |last| last.until_ns))
-    }
-
-    /// The folded process share of a domain.
-    pub(crate) fn folded_share(&self, domain: usize) -> Option<ProcessShare> {
-        self.history.as_ref()?.weight_history.folded.get(domain).copied().flatten()
-    }
-
-    /// Replaces the first `count` intervals by these process shares, which contain them.
-    pub(crate) fn fold(&mut self, count: usize, shares: Vec<(usize, ProcessShare)>, domains: usize) {
-        let Some(history) = &mut self.history else { return };
-        history.weight_history.intervals.drain(..count);
-        history.weight_history.folded.resize(domains, None);
-        for (domain, share) in shares {
-            history.weight_history.folded[domain] = Some(share);
-        }
-    }
-
-    /// Whether it has weight intervals that are not folded yet.
-    pub(crate) fn has_weight_intervals(&self) -> bool {
-        self.history.as_ref().is_some_and(|history| !history.weight_history.intervals.is_empty())
-    }
-
-    /// Its weights up to the pre-pass, each with the end of its time.
-    pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let changed = self.history.as_ref().filter(|history| history.weight_history.since_ns > 0);
-        // A weight that never changed cancels out.
-        let only = changed.is_none().then_some((self.weight.max(1), end_ns));
-        only.into_iter()
-            .chain(changed.into_iter().flat_map(move |history| history.weight_history.weights(end_ns)))
-    }
-
-    /// Frees what a settled span owns.
-    #[inline]
-    pub(crate) fn clear(&mut self) {
-        self.slot_state = SlotState::Free;
-        (self.id, self.name) = (Box::default(), Box::default());
-        (self.attributes, self.history) = (None, None);
     }
 
     /// The span's history, created on first use.
@@ -286,8 +229,8 @@ pub(crate) struct SpanDomainState {
     pub energy: u64,
     /// Open: the clock's idle part at that edge, 2^-20 µJ per unit. Closed: the idle part, µJ.
     pub idle_g: u64,
-    /// Open: the domain's unknown time at the opening. Closed: the span's.
-    pub unknown_ns: u64,
+    /// Open: the domain's covered time at the opening. Closed: the time of the span that no reading covers.
+    pub uncovered_ns: u64,
     /// The domain's accumulated error after that edge's group, as [`AccumulatedError::stored`] returns it.
     pub accumulated_error: u64,
     /// Open: the error of the latest edge's group, µJ. Closed: the span's error.
@@ -304,12 +247,8 @@ impl SpanDomainState {
     }
 
     #[inline]
-    pub(crate) fn stage(&self) -> SpanDomainStage {
-        match self.weight_and_stage & 3 {
-            0 => SpanDomainStage::Pending,
-            1 => SpanDomainStage::Open,
-            _ => SpanDomainStage::Closed,
-        }
+    pub(crate) fn is_at(&self, stage: SpanDomainStage) -> bool {
+        self.weight_and_stage & 3 == stage as u64
     }
 
     /// Resets the stage for a new span in the slot; [`Self::open`] overwrites the other fields.
@@ -320,16 +259,16 @@ impl SpanDomainState {
 
     /// Opens the span in this domain.
     #[inline]
-    pub(crate) fn open(&mut self, clock: &ClockSnapshot, weight: u64, idle_known: bool) {
+    pub(crate) fn open(&mut self, clock: &DomainClock, weight: u64, idle_known: bool) {
         self.g = clock.g;
         self.energy = clock.energy;
         self.idle_g = if idle_known { clock.idle_g } else { IDLE_UNKNOWN };
-        self.unknown_ns = clock.unknown_ns;
+        self.uncovered_ns = clock.covered_ns;
         self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
     }
 
     /// Changes the weight from this clock on.
-    pub(crate) fn change_weight(&mut self, clock: &ClockSnapshot, weight: u64) {
+    pub(crate) fn change_weight(&mut self, clock: &DomainClock, weight: u64) {
         self.g = clock.g;
         if self.idle_g != IDLE_UNKNOWN {
             self.idle_g = clock.idle_g;
@@ -339,46 +278,34 @@ impl SpanDomainState {
 
     /// The share since the last weight edge, 2^-64 µJ.
     #[inline]
-    pub(crate) fn share(&self, clock: &ClockSnapshot) -> u128 {
+    pub(crate) fn share(&self, clock: &DomainClock) -> u128 {
         u128::from(self.weight()) * (clock.g - self.g)
     }
 
     /// The idle part of [`Self::share`], 2^-64 µJ; `None` if no idle power was known at the opening.
     #[inline]
-    pub(crate) fn idle_share(&self, clock: &ClockSnapshot) -> Option<u128> {
-        (self.idle_g != IDLE_UNKNOWN).then(|| {
-            (u128::from(self.weight()) * u128::from(clock.idle_g.wrapping_sub(self.idle_g))) << IDLE_SHIFT
-        })
+    pub(crate) fn idle_share(&self, clock: &DomainClock) -> Option<u128> {
+        self.idle_uj().map(|idle_g| clock.idle_since(idle_g, self.weight()))
     }
 
-    /// The domain's whole energy since the opening, µJ.
+    /// The idle part of a closed state, µJ; `None` if no idle power was known at the opening.
     #[inline]
-    pub(crate) fn window_uj(&self, clock: &ClockSnapshot) -> u64 {
-        clock.energy.wrapping_sub(self.energy) >> (ENERGY_FRACTION_BITS - ENERGY_SHIFT)
-    }
-
-    /// Whether the idle power was known at the opening.
-    pub(crate) fn is_idle_known(&self) -> bool {
-        self.idle_g != IDLE_UNKNOWN
-    }
-
-    /// The idle part of a closed state, µJ.
     pub(crate) fn idle_uj(&self) -> Option<u64> {
         (self.idle_g != IDLE_UNKNOWN).then_some(self.idle_g)
     }
 
-    /// Closes the span in this domain and stores the results. `before` is the (share, idle part) before the last weight
-    /// edge, 2^-64 µJ.
+    /// Closes the span in this domain after `length_ns`, and stores the results. `before` is the (share, idle part) before
+    /// the last weight edge, 2^-64 µJ.
     #[inline]
-    pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: f64) {
+    pub(crate) fn close(&mut self, clock: &DomainClock, before: (u128, u128), length_ns: u64, error: f64) {
         let share = before.0 + self.share(clock);
         let share_uj = whole_uj(share);
         self.idle_g = match self.idle_share(clock) {
             Some(idle) => whole_uj(before.1 + idle).min(share_uj),
             None => IDLE_UNKNOWN,
         };
-        self.energy = self.window_uj(clock).max(share_uj);
-        self.unknown_ns = clock.unknown_ns.saturating_sub(self.unknown_ns);
+        self.energy = clock.energy_uj_since(self.energy).max(share_uj);
+        self.uncovered_ns = length_ns.saturating_sub(clock.covered_ns.wrapping_sub(self.uncovered_ns));
         self.g = share;
         self.edge_error = error;
         self.weight_and_stage = self.weight() << 2 | SpanDomainStage::Closed as u64;
@@ -428,7 +355,13 @@ impl SpanTable {
 
     /// Stores a new span in a free slot.
     #[inline]
-    pub(crate) fn insert(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
+    pub(crate) fn insert(
+        &mut self,
+        new_span: NewSpan,
+        opened_ns: u64,
+        weight: u64,
+        scope: u64,
+    ) -> (SpanKey, &mut Span) {
         let slot = self.free_slots.pop().unwrap_or_else(|| self.add_slot());
         let at = slot as usize;
         self.pending_domains[at] = scope;
@@ -439,7 +372,7 @@ impl SpanTable {
         span.begin(new_span, opened_ns, weight, scope);
         self.last_number = self.last_number.wrapping_add(1);
         span.number = self.last_number;
-        SpanKey::new(slot, span.number)
+        (SpanKey::new(slot, span.number), span)
     }
 
     #[cold]
@@ -453,11 +386,12 @@ impl SpanTable {
 
     /// Clears the span and frees its slot.
     #[inline]
-    pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
+    pub(crate) fn release(&mut self, slot: u32) {
         self.free_slots.push(slot);
         let span = &mut self.spans[slot as usize];
-        span.clear();
-        span
+        span.slot_state = SlotState::Free;
+        (span.id, span.name) = (Box::default(), Box::default());
+        (span.attributes, span.history) = (None, None);
     }
 
     /// Drops the free slots at the end.
@@ -477,12 +411,12 @@ impl SpanTable {
     /// The span of a key; `None` if it is settled.
     #[inline]
     pub(crate) fn get(&self, key: SpanKey) -> Option<&Span> {
-        self.spans.get(key.slot()).filter(|span| span.has_key(key))
+        self.spans.get(key.slot() as usize).filter(|span| span.has_key(key))
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
-        self.spans.get_mut(key.slot()).filter(|span| span.has_key(key))
+        self.spans.get_mut(key.slot() as usize).filter(|span| span.has_key(key))
     }
 
     #[inline]
@@ -497,7 +431,7 @@ impl SpanTable {
         let (span, states) = self.span_and_states(slot);
         black_box(span.uid);
         states.iter().for_each(|state| {
-            black_box(state.stage());
+            black_box(state.weight_and_stage);
         });
     }
 

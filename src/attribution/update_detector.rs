@@ -8,7 +8,7 @@
 use crate::domain::{Domain, EnergyReading};
 
 /// An instant at which a counter moved, or the end of a gap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CounterUpdate {
     /// The counter still showed less than `energy_uj`: the true energy was at most `energy_uj + quantum`.
     pub early_ns: u64,
@@ -22,18 +22,6 @@ pub(crate) struct CounterUpdate {
     pub uncertainty_uj: u64,
     /// No reading covers the time between the previous counter update and this one.
     pub gap: bool,
-}
-
-impl CounterUpdate {
-    /// From the times early, at and late, and the value of a reading.
-    pub(crate) fn new(
-        (early_ns, at_ns, late_ns): (u64, u64, u64),
-        reading: &EnergyReading,
-        gap: bool,
-    ) -> Self {
-        let EnergyReading { energy_uj, uncertainty_uj, .. } = *reading;
-        Self { early_ns, at_ns, late_ns, energy_uj, uncertainty_uj, gap }
-    }
 }
 
 /// The instants at which a counter is expected to move, learnt from earlier readings.
@@ -76,20 +64,23 @@ struct LastReading {
 }
 
 /// Finds the counter updates of one domain in its readings.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct UpdateDetector {
-    /// The largest lag of the counter: the bound rests on it.
-    latency_ns: u64,
+    /// The largest lag of the counter: the bound rests on it. It applies to updates from now on.
+    pub latency_ns: u64,
     /// The lag that places an update.
     placement_lag_ns: u64,
     counter_timeout_ns: u64,
-    update_interval_ns: Option<u64>,
-    expected_updates: Option<ExpectedUpdates>,
+    /// The counter's measured update interval: `at` is at most this long before the reading.
+    pub update_interval_ns: Option<u64>,
+    /// The instants at which the counter is expected to move; `None`: unknown. They improve `at` and nothing else.
+    pub expected_updates: Option<ExpectedUpdates>,
     last_reading: Option<LastReading>,
     last_update_ns: u64,
     /// The earliest instant of the last update, 0 after a gap.
     last_early_ns: u64,
-    last_reading_ns: u64,
+    /// The time of the last reading, valid or not.
+    pub last_reading_ns: u64,
     timed_out: bool,
 }
 
@@ -98,30 +89,9 @@ impl UpdateDetector {
         Self {
             latency_ns: domain.latency_ns,
             placement_lag_ns: domain.placement_lag_ns(),
-            last_early_ns: 0,
             counter_timeout_ns,
-            update_interval_ns: None,
-            expected_updates: None,
-            last_reading: None,
-            last_update_ns: 0,
-            last_reading_ns: 0,
-            timed_out: false,
+            ..Self::default()
         }
-    }
-
-    /// Sets the largest lag of the counter, for updates from now on.
-    pub(crate) fn set_latency(&mut self, latency_ns: u64) {
-        self.latency_ns = latency_ns;
-    }
-
-    /// Sets the counter's measured update interval: `at` is then at most this long before the reading.
-    pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
-        self.update_interval_ns = Some(interval_ns);
-    }
-
-    /// Sets the instants at which the counter is expected to move; `None`: unknown. They improve `at` and nothing else.
-    pub(crate) fn set_expected_updates(&mut self, expected: Option<ExpectedUpdates>) {
-        self.expected_updates = expected;
     }
 
     /// The time without an update after which the counter times out. It includes the latency of the source.
@@ -129,11 +99,6 @@ impl UpdateDetector {
         self.counter_timeout_ns
             .saturating_add(self.latency_ns)
             .max(self.update_interval_ns.unwrap_or(0).saturating_mul(10))
-    }
-
-    /// The time of the last reading, valid or not.
-    pub(crate) fn last_reading_ns(&self) -> u64 {
-        self.last_reading_ns
     }
 
     /// Adds a reading. Returns a counter update if the counter moved or timed out.
@@ -148,7 +113,7 @@ impl UpdateDetector {
         }
         self.last_reading_ns = after_ns;
         let Some(last) = self.last_reading else {
-            return if reading.valid { Some(self.restart(before_ns, after_ns, reading)) } else { None };
+            return reading.valid.then(|| self.restart(before_ns, after_ns, reading));
         };
         if !reading.valid {
             return self.check_timeout(last, before_ns);
@@ -179,27 +144,23 @@ impl UpdateDetector {
         }
         self.timed_out = true;
         self.last_update_ns = at_ns;
-        let last = self.last_reading.map_or(EnergyReading::default(), |last| last.reading);
-        Some(CounterUpdate::new((at_ns, at_ns, at_ns), &last, true))
+        let EnergyReading { energy_uj, uncertainty_uj, .. } =
+            self.last_reading.map(|last| last.reading).unwrap_or_default();
+        Some(CounterUpdate { early_ns: at_ns, at_ns, late_ns: at_ns, energy_uj, uncertainty_uj, gap: true })
     }
 
     /// The first reading, or the first after a gap: a baseline without energy.
     fn restart(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) -> CounterUpdate {
-        let at_ns = if reading.stamp_ns > self.last_update_ns && reading.stamp_ns <= after_ns {
-            reading.stamp_ns
-        } else {
-            after_ns
-        };
+        let is_stamped = reading.stamp_ns > self.last_update_ns && reading.stamp_ns <= after_ns;
+        let at_ns = if is_stamped { reading.stamp_ns } else { after_ns };
         self.timed_out = false;
         self.last_early_ns = 0;
         self.update((at_ns, at_ns, after_ns.max(at_ns)), before_ns, after_ns, reading, true)
     }
 
     fn check_timeout(&mut self, last: LastReading, before_ns: u64) -> Option<CounterUpdate> {
-        if before_ns.saturating_sub(last.last_change_ns) <= self.counter_timeout_ns() {
-            return None;
-        }
-        self.time_out(before_ns)
+        let has_timed_out = before_ns.saturating_sub(last.last_change_ns) > self.counter_timeout_ns();
+        has_timed_out.then(|| self.time_out(before_ns)).flatten()
     }
 
     /// The estimate of an update between two instants: near an expected one where these are known, else the middle of the
@@ -240,15 +201,16 @@ impl UpdateDetector {
     /// The update to the value of this reading, at these times: early, at, late.
     fn update(
         &mut self,
-        times: (u64, u64, u64),
+        (early_ns, at_ns, late_ns): (u64, u64, u64),
         before_ns: u64,
         after_ns: u64,
         reading: &EnergyReading,
         gap: bool,
     ) -> CounterUpdate {
-        self.last_update_ns = times.1;
+        self.last_update_ns = at_ns;
         self.last_reading = Some(LastReading { before_ns, last_change_ns: after_ns, reading: *reading });
-        CounterUpdate::new(times, reading, gap)
+        let EnergyReading { energy_uj, uncertainty_uj, .. } = *reading;
+        CounterUpdate { early_ns, at_ns, late_ns, energy_uj, uncertainty_uj, gap }
     }
 }
 
@@ -287,11 +249,8 @@ mod tests {
             (10_000, 10_600, 10_500),
         ] {
             let mut known = detector(0);
-            known.set_expected_updates(Some(ExpectedUpdates {
-                at_ns: 100_500,
-                interval_ns: 1_000.0,
-                uncertainty_ns: 0,
-            }));
+            known.expected_updates =
+                Some(ExpectedUpdates { at_ns: 100_500, interval_ns: 1_000.0, uncertainty_ns: 0 });
             let update = update_between(&mut known, early_ns, late_ns);
             assert_eq!(update.at_ns, expected_ns.max(early_ns + 1), "between {early_ns} and {late_ns}");
             let plain = update_between(&mut detector(0), early_ns, late_ns);
@@ -309,11 +268,8 @@ mod tests {
             (29_700, 30_000, 29_701),
         ] {
             let mut known = detector(0);
-            known.set_expected_updates(Some(ExpectedUpdates {
-                at_ns: 100_500,
-                interval_ns: 1_000.0,
-                uncertainty_ns: 100,
-            }));
+            known.expected_updates =
+                Some(ExpectedUpdates { at_ns: 100_500, interval_ns: 1_000.0, uncertainty_ns: 100 });
             assert_eq!(update_between(&mut known, early_ns, late_ns).at_ns, at_ns, "{early_ns} to {late_ns}");
         }
     }
@@ -321,11 +277,8 @@ mod tests {
     #[test]
     fn an_expected_update_is_shown_half_of_the_latency_after_it() {
         let mut known = detector(400);
-        known.set_expected_updates(Some(ExpectedUpdates {
-            at_ns: 500,
-            interval_ns: 1_000.0,
-            uncertainty_ns: 0,
-        }));
+        known.expected_updates =
+            Some(ExpectedUpdates { at_ns: 500, interval_ns: 1_000.0, uncertainty_ns: 0 });
         assert_eq!(update_between(&mut known, 10_000, 30_000).at_ns, 29_300);
     }
 }

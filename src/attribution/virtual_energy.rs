@@ -4,11 +4,24 @@
 //! ΔH = Δt / W and virtual energy G by ΔG = P · ΔH; a span of weight w gets w · (G(close) − G(open)). Domains with the same
 //! open spans share ΔH, and the work per edge is constant for any number of open spans. Invariant: `measured =
 //! attributed + unattributed`, where `attributed` is the sum of W · ΔG, and `unattributed` the energy while no weight was
-//! open and the remainders of the divisions. No energy flows in a gap, and its time counts as unknown.
+//! open and the remainders of the divisions. No energy flows in a gap, and its time counts as unknown. Energy is an integer in
+//! *energy units* of 2^-64 µJ, never a double; a weight is in units of 2^-16.
 
 use std::collections::VecDeque;
 
-use super::units::ENERGY_FRACTION_BITS;
+/// Energy units in a microjoule, as a power of two.
+pub(crate) const ENERGY_FRACTION_BITS: u32 = 64;
+/// The largest energy of a domain: twice of it fits a `u64` in µJ, and a `u128` in energy units. At 1 MW, it is used in 292,000
+/// years, so that only a broken source reaches it; its energy counts no further.
+pub(crate) const MAX_ENERGY_UJ: u64 = 1 << 63;
+/// Weight units in a weight of 1.
+pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
+
+/// An energy in whole microjoules, rounded down.
+#[inline]
+pub(crate) fn whole_uj(energy: u128) -> u64 {
+    (energy >> ENERGY_FRACTION_BITS) as u64
+}
 
 /// W, the sum of the weights of the open spans.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -19,8 +32,14 @@ pub(crate) struct TotalWeight {
 }
 
 impl TotalWeight {
+    /// The weight after a change, wrapping. Edges of one instant nearly always change it for all domains alike: `known` is
+    /// then the result, without another division.
     #[inline]
-    pub(crate) fn new(units: u64) -> Self {
+    pub(crate) fn changed_by(self, change: u64, known: TotalWeight) -> Self {
+        let units = self.units.wrapping_add(change);
+        if units == known.units {
+            return known;
+        }
         Self { units, inverse: if units == 0 { 0.0 } else { 1.0 / units as i64 as f64 } }
     }
 }
@@ -155,37 +174,54 @@ impl VirtualEnergy {
 
     /// A snapshot at the position.
     #[inline]
-    pub(crate) fn snapshot(&self) -> ClockSnapshot {
-        ClockSnapshot {
+    pub(crate) fn snapshot(&self) -> DomainClock {
+        DomainClock {
             g: self.g,
             energy: (self.measured >> ENERGY_SHIFT) as u64,
             idle_g: (self.idle_g >> IDLE_SHIFT) as u64,
-            unknown_ns: self.unknown_ns,
+            covered_ns: self.position_ns.wrapping_sub(self.unknown_ns),
         }
     }
 }
 
 /// The bits that a snapshot drops: it stores energy in 2^-8 µJ and the idle part in 2^-20 µJ.
-pub(crate) const ENERGY_SHIFT: u32 = ENERGY_FRACTION_BITS - 8;
-pub(crate) const IDLE_SHIFT: u32 = ENERGY_FRACTION_BITS - 20;
+const ENERGY_SHIFT: u32 = ENERGY_FRACTION_BITS - 8;
+const IDLE_SHIFT: u32 = ENERGY_FRACTION_BITS - 20;
 
-/// A snapshot of a domain's sums.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ClockSnapshot {
+/// A snapshot of a domain's sums. The energy of a span between two of them follows from their difference.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DomainClock {
     /// Energy per unit of weight, 2^-64 µJ.
     pub g: u128,
     /// The whole energy, 2^-8 µJ, wrapping.
     pub energy: u64,
     /// The idle part of `g`, 2^-20 µJ per unit of weight, wrapping.
     pub idle_g: u64,
-    /// The time without readings.
-    pub unknown_ns: u64,
+    /// The time that readings cover, with an arbitrary origin, wrapping.
+    pub covered_ns: u64,
+}
+
+impl DomainClock {
+    /// The whole energy since an earlier snapshot, µJ.
+    #[inline]
+    pub(crate) fn energy_uj_since(&self, energy: u64) -> u64 {
+        self.energy.wrapping_sub(energy) >> (ENERGY_FRACTION_BITS - ENERGY_SHIFT)
+    }
+
+    /// The idle part of the energy of a weight since an earlier snapshot, 2^-64 µJ.
+    #[inline]
+    pub(crate) fn idle_since(&self, idle_g: u64, weight: u64) -> u128 {
+        (u128::from(weight) * u128::from(self.idle_g.wrapping_sub(idle_g))) << IDLE_SHIFT
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::units::WEIGHT_ONE;
     use super::*;
+
+    fn total_weight(units: u64) -> TotalWeight {
+        TotalWeight::default().changed_by(units, TotalWeight::default())
+    }
 
     fn next(seed: &mut u64) -> u64 {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -198,7 +234,7 @@ mod tests {
         let (mut unweighted, mut remainders) = (0, 0);
         for step in 0..20_000_u64 {
             let weight = if step % 7 == 0 { 0 } else { (next(&mut seed) >> (30 + step % 30)) + 1 };
-            clock.total_weight = TotalWeight::new(weight);
+            clock.total_weight = total_weight(weight);
             let energy = u128::from(next(&mut seed) >> 20) << (step % 3 * 16);
             let length_ns = 1 + (next(&mut seed) >> (32 + step % 28));
             clock.add_line(from_ns, from_ns + length_ns, energy, false);
@@ -227,8 +263,7 @@ mod tests {
 
     #[test]
     fn a_lone_span_gets_everything_but_less_than_a_millionth_of_a_microjoule() {
-        let mut clock =
-            VirtualEnergy { total_weight: TotalWeight::new(WEIGHT_ONE), ..VirtualEnergy::default() };
+        let mut clock = VirtualEnergy { total_weight: total_weight(WEIGHT_ONE), ..VirtualEnergy::default() };
         clock.set_idle_power(Some(40_000));
         for step in 0..1_000_u64 {
             // 100.001 W for 1 ms, and a position inside each line.

@@ -444,7 +444,7 @@ impl Durability {
         // Those that wait for room keep their marks.
         let (now, later): (Vec<SpanKey>, Vec<SpanKey>) = changed.into_iter().partition(|_| has_room);
         for key in now {
-            attributor.iter_spans(key.slot(), 1, now_ns, u64::MAX, |found, account| {
+            attributor.iter_spans(key.slot() as usize, 1, now_ns, u64::MAX, |found, account| {
                 if found == key {
                     registry.set_journal_queued(account.uid, &account.span, false);
                     write(registry, key, account);

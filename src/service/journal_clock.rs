@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::attribution::SpanKey;
-use crate::attribution::clock_record::DomainClock;
+use crate::attribution::{DomainClock, SpanKey};
 use crate::store::{ClockRecord, ClockTick};
 
 /// The interval between two records, and so the age of the figures of open spans after a crash.

@@ -12,7 +12,7 @@ use wattspan_client::account::Account;
 use super::account_record;
 use super::journal_clock::{self, ClockRecord};
 use super::sum_query::NumberedSumQuery;
-use crate::attribution::clock_record::ShareBasis;
+use crate::attribution::ShareBasis;
 
 /// A row to be written; its text and figures are in the batch.
 #[derive(Debug)]

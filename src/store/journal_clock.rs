@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use wattspan_client::account::Account;
 
 use super::account_record::{self, AccountIdentity, put_varint, take_byte, take_varint};
-use crate::attribution::clock_record::{self, DomainClock, ShareBasis};
+use crate::attribution::{DomainClock, ShareBasis, extend_account};
 
 /// The key of the record in the block table, after all blocks of segments.
 pub(super) const CLOCK_BLOCK: i64 = i64::MAX;
@@ -93,7 +93,7 @@ impl StoredClocks {
         let (mut account, mut rest) = account_record::decode_with_rest(identity, layout, figures)?;
         let tick = self.ticks.get(self.held.get(&key).copied().unwrap_or(0));
         if let Some((tick, bases)) = tick.zip(decode_bases(account.domains.len(), &mut rest)) {
-            clock_record::extend_account(&mut account, &bases, tick.at_ns, &tick.clocks);
+            extend_account(&mut account, &bases, tick.at_ns, &tick.clocks);
         }
         Some(account)
     }

@@ -78,7 +78,7 @@ pub use sum_threads::MAX_RUNNING_SUMS;
 
 use wattspan_client::account::Account;
 
-use crate::attribution::clock_record::ShareBasis;
+use crate::attribution::ShareBasis;
 use crate::clock::Clock;
 use batch::{Batch, LayoutCache, WriteOp};
 use query_thread::{NumberedResult, QueryThread, SubmittedQuery};

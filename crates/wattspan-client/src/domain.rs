@@ -1,46 +1,104 @@
 //! The words in which the contract describes a domain: its kind, grade and liveness.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name of a domain in an account, such as "package-0". Accounts of one meter share its text: with four domains, four
-/// copies of names are a seventh of the work for an account.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DomainName(Arc<str>);
+/// The name of a domain in an account, such as "package-0". Accounts of one meter share its text.
+#[derive(Clone)]
+pub struct DomainName(NameText);
+
+#[derive(Clone)]
+enum NameText {
+    /// Until the end of the program. A counted reference costs two atomic operations for each domain of an account.
+    Permanent(&'static String),
+    Counted(Arc<str>),
+}
+
+/// The number of permanent names; a meter has at most 64 domains at a time.
+const MAX_PERMANENT_NAMES: usize = 1024;
+
+impl DomainName {
+    /// A name of which a copy costs as little as one of a number, since its text stays until the end of the program. For the
+    /// domains of a meter: there are few of them, and their names recur.
+    pub fn permanent(name: &str) -> Self {
+        static NAMES: Mutex<Vec<&'static String>> = Mutex::new(Vec::new());
+        let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = names.iter().find(|known| **known == name) {
+            return Self(NameText::Permanent(known));
+        }
+        if names.len() == MAX_PERMANENT_NAMES {
+            return name.into();
+        }
+        let text: &'static String = Box::leak(Box::new(name.to_owned()));
+        names.push(text);
+        Self(NameText::Permanent(text))
+    }
+}
 
 impl Deref for DomainName {
     type Target = str;
 
     fn deref(&self) -> &str {
-        &self.0
+        match &self.0 {
+            NameText::Permanent(text) => text,
+            NameText::Counted(text) => text,
+        }
+    }
+}
+
+impl PartialEq for DomainName {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for DomainName {}
+
+impl Hash for DomainName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl PartialOrd for DomainName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for DomainName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
     }
 }
 
 impl fmt::Debug for DomainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&**self, f)
     }
 }
 
 impl fmt::Display for DomainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        fmt::Display::fmt(&**self, f)
     }
 }
 
 impl From<&str> for DomainName {
     fn from(name: &str) -> Self {
-        Self(name.into())
+        Self(NameText::Counted(name.into()))
     }
 }
 
 impl From<String> for DomainName {
     fn from(name: String) -> Self {
-        Self(name.into())
+        Self(NameText::Counted(name.into()))
     }
 }
 
@@ -189,4 +247,28 @@ pub struct Absent {
     pub source: String,
     /// The reason, and the command or setting that makes it available.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_permanent_name_equals_a_counted_one_and_few_texts_are_kept() {
+        let (permanent, counted) = (DomainName::permanent("package-0"), DomainName::from("package-0"));
+        assert!(permanent == counted && permanent == "package-0" && permanent.cmp(&counted).is_eq());
+        assert!(DomainName::permanent("dram-0") < permanent);
+        assert!(HashSet::from([permanent.clone()]).contains(&counted));
+        assert_eq!(serde_json::to_string(&permanent).unwrap(), "\"package-0\"");
+        assert_eq!(permanent.as_ptr(), DomainName::permanent("package-0").as_ptr());
+        assert_eq!(size_of::<DomainName>(), size_of::<Arc<str>>());
+        // Beyond the limit the texts are counted.
+        for number in 0..2 * MAX_PERMANENT_NAMES {
+            assert_eq!(DomainName::permanent(&format!("d{number}")), format!("d{number}"));
+        }
+        let late = DomainName::permanent("late");
+        assert!(matches!(late.0, NameText::Counted(_)) && late == "late");
+    }
 }
