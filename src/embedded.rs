@@ -21,9 +21,8 @@ use crate::server::ServerSockets;
 use crate::service::{Service, ServiceBuilder, StartupSettings};
 use crate::sources::dedup::domain_tree::counted_in_total;
 use crate::sources::mechanism_comparison;
-use crate::sources::{self, SourceSettings};
+use crate::sources::{self, ProbeLoad, SourceSettings};
 
-pub use crate::sources::ProbeLoad;
 pub use crate::sources::mechanism_comparison::{ComparedMechanism, MechanismPair};
 
 /// Timeout and poll interval of the wait for the first reading.
@@ -32,6 +31,18 @@ const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 /// Connections created at the start: for calls, a watch and a warm-up. The server accepts no others.
 const CONNECTION_COUNT: usize = 3;
+
+/// What an embedded meter is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MeterUse {
+    /// Any calls, on three connections.
+    #[default]
+    Any,
+    /// Spans of commands that are started next, on one connection: no CPU time is used for the test of the counters.
+    Commands,
+    /// The same for one span: the counters are not read after what concerns its close.
+    OneCommand,
+}
 
 /// The embedded meter could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -52,17 +63,26 @@ pub struct EmbeddedMeter {
 impl EmbeddedMeter {
     /// Discovers the sources, starts the samplers and serves. Without any counter the meter has no domains.
     pub fn start(config: &Config) -> Result<Self, StartMeterError> {
-        Self::start_with_probe(config, ProbeLoad::default())
+        Self::start_for(config, MeterUse::Any)
     }
 
-    /// Like [`Self::start`], with the load under which discovery tests the counters.
-    pub fn start_with_probe(config: &Config, probe_load: ProbeLoad) -> Result<Self, StartMeterError> {
+    /// Like [`Self::start`], for a certain use.
+    pub fn start_for(config: &Config, meter_use: MeterUse) -> Result<Self, StartMeterError> {
         let mut settings = StartupSettings::for_own_process(config);
-        settings.sources.probe_load = probe_load;
+        // What appears or moves after the span is not in its account.
+        settings.sampler.serves_one_span = meter_use == MeterUse::OneCommand;
+        settings.sources.finds_new_devices = meter_use != MeterUse::OneCommand;
+        let connection_count = match meter_use {
+            MeterUse::Any => CONNECTION_COUNT,
+            MeterUse::Commands | MeterUse::OneCommand => {
+                settings.sources.probe_load = ProbeLoad::Background;
+                1
+            }
+        };
         // No log: changes of a domain's state are visible in the replies.
         let mut service = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?.build()?;
         wait_for_first_reading(&mut service);
-        let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
+        let pairs: Vec<_> = (0..connection_count).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (unused_connections, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
         let sockets = ServerSockets { connections, stop: Some(stopped), ..ServerSockets::default() };

@@ -166,14 +166,18 @@ pub(crate) fn mul_div(of: u128, past: u64, all: u64) -> u128 {
 
 /// A domain's `g` and a subject's `process_g` at an instant (`process_share.rs`).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(Rust, packed(8))]
 pub(crate) struct ProcessPoint {
     pub(crate) g: u128,
     pub(crate) process_g: u128,
     /// How many times `process_g` was rounded down since the previous row.
     pub(crate) roundings: u32,
-    /// The domain's index. With 32 bits, a point has 48 bytes: a long span keeps one for each domain.
+    /// The domain's index.
     pub(crate) domain: u32,
 }
+
+// A long span keeps a point for each domain.
+const _: () = assert!(size_of::<ProcessPoint>() == 40);
 
 /// A span's share of one domain up to an instant, and its subject's part of it, both times a common factor.
 #[derive(Debug, Clone, Copy)]

@@ -22,7 +22,7 @@ use super::interface::{DbusMethod, DbusProperty, METHODS, find_method, find_prop
 use super::names::{INTERFACE, PROPERTIES_INTERFACE};
 use super::polkit;
 use super::service_connection::{PendingResult, ServiceConnection, wait};
-use super::variant_writer::{DictOf, DictsOf, to_dict};
+use super::variant_writer::to_dict;
 use crate::service::{Reply, Request};
 
 /// Outstanding replies of one client. The sum with the calls in its queue is what the system bus allows.
@@ -274,15 +274,15 @@ async fn send_reply(context: &DbusContext, call: &PendingCall, result: Result<Re
     let message = &call.message;
     match result {
         Ok(Reply::Opened(opened)) => context.reply(message, &opened.span.as_str()).await,
-        Ok(Reply::Account(reply)) => context.reply(message, &DictOf(&reply.account)).await,
+        Ok(Reply::Account(reply)) => context.reply_dict(message, &reply.account).await,
         Ok(Reply::Accounts(list)) => reply_accounts(context, message, &list).await,
         Ok(Reply::Encoded(encoded)) => match Reply::decode_accounts(&encoded) {
             Some(list) => reply_accounts(context, message, &list).await,
             None => context.reply_error(message, &DbusError::no_reply()).await,
         },
-        Ok(Reply::Balances(list)) => context.reply(message, &DictsOf(&list.balance)).await,
+        Ok(Reply::Balances(list)) => context.reply_dicts(message, &list.balance).await,
         Ok(Reply::Empty(_) | Reply::Reload(_)) => context.reply(message, &()).await,
-        Ok(whole) => context.reply(message, &DictOf(&whole)).await,
+        Ok(whole) => context.reply_dict(message, &whole).await,
         Err(error) => context.reply_error(message, &error).await,
     }
 }
@@ -291,9 +291,9 @@ async fn send_reply(context: &DbusContext, call: &PendingCall, result: Result<Re
 async fn reply_accounts(context: &DbusContext, message: &zbus::Message, list: &SpanAccounts) {
     let is_whole = message.header().member().is_some_and(|member| member.as_str() == "ListSpansAfter");
     if is_whole {
-        context.reply(message, &DictOf(list)).await;
+        context.reply_dict(message, list).await;
     } else {
-        context.reply(message, &DictsOf(&list.accounts)).await;
+        context.reply_dicts(message, &list.accounts).await;
     }
 }
 

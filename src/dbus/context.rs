@@ -8,9 +8,12 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use zbus::message::Flags;
+use zbus::wire::Endian;
 use zbus::{Connection, DynamicType, Message};
 
 use super::dbus_error::DbusError;
+use super::encoded_reply_ffi::build_reply;
+use super::variant_writer::{EncodeBodyError, EncodedBody};
 use crate::server::ForwardedSender;
 
 #[derive(Debug)]
@@ -40,6 +43,29 @@ impl DbusContext {
     pub async fn reply<B: Serialize + DynamicType>(&self, message: &Message, body: &B) {
         if is_reply_expected(message)
             && let Ok(reply) = Message::method_return(&message.header()).build(body)
+        {
+            let _ = self.bus.send(&reply).await;
+        }
+    }
+
+    /// Sends a struct as a dictionary.
+    pub async fn reply_dict<T: Serialize>(&self, message: &Message, value: &T) {
+        self.reply_encoded(message, |endian| EncodedBody::dict(value, endian)).await;
+    }
+
+    /// Sends structs as dictionaries.
+    pub async fn reply_dicts<T: Serialize>(&self, message: &Message, values: &[T]) {
+        self.reply_encoded(message, |endian| EncodedBody::dicts(values, endian)).await;
+    }
+
+    async fn reply_encoded(
+        &self,
+        message: &Message,
+        encode: impl FnOnce(Endian) -> Result<EncodedBody, EncodeBodyError>,
+    ) {
+        if is_reply_expected(message)
+            && let Ok(body) = encode(message.primary_header().endian_sig().into())
+            && let Ok(reply) = build_reply(message, &body)
         {
             let _ = self.bus.send(&reply).await;
         }

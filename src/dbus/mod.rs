@@ -26,6 +26,7 @@ mod context;
 mod credentials;
 mod dbus_error;
 mod dispatcher;
+mod encoded_reply_ffi;
 #[doc(hidden)]
 pub mod fuzz_entry;
 mod interface;

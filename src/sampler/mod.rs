@@ -133,7 +133,7 @@ fn prepare(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> (S
             sample: Sample::empty(opened.domains.len()),
             suspend_detector: SuspendDetector::default(),
             last_cost_ns: 0,
-            schedule: ReadSchedule::new(&opened.domains),
+            schedule: ReadSchedule::new(&opened.domains).with_advanced(&opened.advanced),
         }),
         limits: SharedLimits::new(opened.domains.len()),
     });
@@ -145,6 +145,7 @@ fn prepare(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> (S
         was_edge_driven: false,
         clock,
         rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
+        serves_one_span: settings.serves_one_span,
         limit_reader: LimitReader::new(opened.domains.len()),
         shared: Arc::clone(&shared),
         rates,
@@ -188,6 +189,11 @@ impl Sampler {
             reader.read_for_edge(edge_ns, fixed_spacing_ns, &self.shared.stats);
         }
         self.shared.report_edge(edge_ns);
+    }
+
+    /// Sets whether a span is open. Cheap enough for every message.
+    pub fn set_span_open(&self, is_open: bool) {
+        self.shared.set_span_open(is_open);
     }
 
     /// Sets whether the source is read at its fixed rate even where its counters' phases are known, for a recording.

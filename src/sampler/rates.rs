@@ -22,6 +22,9 @@ pub struct SamplerSettings {
     pub linger_ns: u64,
     /// Read at `rate_hz` even where reads at edges would do.
     pub fixed_rate: bool,
+    /// One span is measured. A source is read at its idle rate and at edges only, also during a characterisation, while none of
+    /// its counters has ever moved, and once each has moved past the span's close.
+    pub serves_one_span: bool,
     /// The length of a characterisation, at the start or requested later.
     pub characterisation_ns: u64,
     /// The capacity of the ring in samples, rounded up to a power of two. A used sample takes 8 · (3 + 5 · domains)
@@ -36,6 +39,7 @@ impl Default for SamplerSettings {
             idle_rate_hz: 1.0,
             linger_ns: 20_000_000,
             fixed_rate: false,
+            serves_one_span: false,
             characterisation_ns: 300_000_000,
             ring_samples: 32_768,
         }

@@ -5,7 +5,7 @@
 //! possible where the phase of each counter that moves is known; otherwise the source keeps its fixed rate. Nothing
 //! here reads a clock or waits, and no bound rests on a phase: a wrong one costs precision, never correctness.
 
-use crate::domain::{Domain, Grade};
+use crate::domain::{Domain, EnergyReading, Grade};
 use crate::ring::Sample;
 
 use super::counter_profile::{PhaseLock, UpdatePhase};
@@ -49,6 +49,8 @@ pub struct ReadSchedule {
     domains: Box<[DomainSchedule]>,
     /// Whether the kind of the source allows a schedule by edges.
     is_eligible: bool,
+    /// For each domain, what the first valid read showed; empty once one has moved since.
+    unmoved: Vec<Option<(u32, u64)>>,
     /// The start of the first and of the newest read.
     first_read_ns: Option<u64>,
     last_read_ns: u64,
@@ -154,6 +156,7 @@ impl ReadSchedule {
                 .iter()
                 .map(|_| DomainSchedule { lock: PhaseLock::default(), planned_ns: 0, bracketed_ns: 0 })
                 .collect(),
+            unmoved: vec![None; domains.len()],
             first_read_ns: None,
             last_read_ns: 0,
             edge_rate: EdgeRate::default(),
@@ -161,8 +164,29 @@ impl ReadSchedule {
         }
     }
 
+    /// With what discovery has seen of the counters before: whether each has advanced.
+    #[must_use]
+    pub fn with_advanced(mut self, advanced: &[bool]) -> Self {
+        if advanced.contains(&true) {
+            self.unmoved.clear();
+        }
+        self
+    }
+
+    /// Whether a counter was read and none has ever moved.
+    pub fn is_unmoved(&self) -> bool {
+        self.unmoved.iter().any(Option::is_some)
+    }
+
     /// Records a read. Reads come in the order of time.
     pub fn observe(&mut self, sample: &Sample) {
+        let has_moved = |(first, reading): (&mut Option<(u32, u64)>, &EnergyReading)| {
+            let shown = (reading.epoch, reading.energy_uj);
+            reading.valid && *first.get_or_insert(shown) != shown
+        };
+        if self.unmoved.iter_mut().zip(&sample.readings).any(has_moved) {
+            self.unmoved.clear();
+        }
         if !self.is_eligible {
             self.last_read_ns = sample.before_ns;
             return;
@@ -201,6 +225,13 @@ impl ReadSchedule {
             all_known &= is_locked || self.is_still(domain, now_ns);
         }
         self.is_eligible && any_locked && all_known
+    }
+
+    /// Whether every counter that moves has moved after `ns` for certain, so that no later read changes what is known of it.
+    pub fn has_moved_after(&self, ns: u64, now_ns: u64) -> bool {
+        let has_moved =
+            |domain: &DomainSchedule| domain.lock.has_moved_after(ns) || self.is_still(domain, now_ns);
+        self.is_eligible && self.domains.iter().all(has_moved)
     }
 
     /// Whether a time of frequent reads may find the phase of a counter that moves.
@@ -322,7 +353,7 @@ impl DomainSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{DomainKind, EnergyReading};
+    use crate::domain::DomainKind;
 
     const US: u64 = 1_000;
     const MS: u64 = 1_000_000;

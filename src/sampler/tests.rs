@@ -429,3 +429,95 @@ fn an_edge_wakes_the_thread_of_a_source_that_may_block() {
     }
     assert_eq!(reads_by_owner.load(Ordering::Relaxed), 0);
 }
+
+/// A sampler during its first survey, without a thread, and the number of its reads until an instant.
+struct SurveyedSteps {
+    clock: Clock,
+    sampler: Sampler,
+    steps: stepped::SteppedSampler,
+}
+
+impl SurveyedSteps {
+    fn new(serves_one_span: bool) -> Self {
+        let clock = Clock::manual(SECOND_NS);
+        let mut opened = opened(1, counting());
+        opened.domains[0].ceiling_mw = Some(300_000);
+        opened.source = Box::new(ManualCounter {
+            clock: clock.clone(),
+            can_block: false,
+            owner: std::thread::current().id(),
+            reads_by_owner: Arc::default(),
+        });
+        let settings = SamplerSettings { characterisation_ns: SECOND_NS, serves_one_span, ..slow_settings() };
+        let (sampler, steps) = stepped::start(opened, &settings, clock.clone());
+        Self { clock, sampler, steps }
+    }
+
+    fn reads_for(&mut self, duration_ns: u64) -> u64 {
+        let (ring, until_ns) = (self.sampler.stream().ring, self.clock.now_ns() + duration_ns);
+        let written = ring.written_count();
+        loop {
+            self.steps.run_until_asleep();
+            self.clock.set(self.steps.asleep_until_ns().min(until_ns));
+            if self.clock.now_ns() == until_ns {
+                return ring.written_count() - written;
+            }
+        }
+    }
+
+    fn edge(&self, is_span_open: bool) -> u64 {
+        let edge_ns = self.clock.now_ns();
+        self.sampler.set_span_open(is_span_open);
+        self.sampler.report_edge(edge_ns);
+        edge_ns
+    }
+}
+
+#[test]
+fn after_the_only_span_the_reads_end_once_the_counter_has_moved_past_its_close() {
+    for serves_one_span in [false, true] {
+        let mut surveyed = SurveyedSteps::new(serves_one_span);
+        // Four reads per update of a millisecond.
+        assert!(surveyed.reads_for(5_000_000) >= 19, "before the first span");
+        surveyed.edge(true);
+        assert!(surveyed.reads_for(50_000_000) >= 199, "while it is open");
+        let close_ns = surveyed.edge(false);
+        let reads = surveyed.reads_for(50_000_000);
+        let expected = if serves_one_span { 2..=8 } else { 199..=201 };
+        assert!(expected.contains(&reads), "{reads} reads after the close");
+        let stream = surveyed.sampler.stream();
+        let samples: Vec<Sample> = (0..stream.ring.written_count()).map(|at| sample(&stream, at)).collect();
+        let is_after = |sample: &&Sample| sample.before_ns > close_ns;
+        let energies: Vec<u64> =
+            samples.iter().filter(is_after).map(|sample| sample.readings[0].energy_uj).collect();
+        assert!(energies.last() > energies.first(), "an update after the close is located: {energies:?}");
+        surveyed.edge(true);
+        assert!(surveyed.reads_for(10_000_000) >= 39, "another span");
+    }
+}
+
+#[test]
+fn a_counter_that_stands_still_is_read_at_edges_of_the_only_span_until_it_moves() {
+    let clock = Clock::manual(SECOND_NS);
+    let energy_uj = Arc::new(AtomicU64::new(7));
+    let shown = Arc::clone(&energy_uj);
+    let mut opened = opened(1, move |into: &mut [EnergyReading]| {
+        let energy_uj = shown.load(Ordering::Relaxed);
+        into.fill(EnergyReading { valid: true, energy_uj, ..EnergyReading::default() });
+        None
+    });
+    opened.advanced = vec![false];
+    let settings =
+        SamplerSettings { characterisation_ns: SECOND_NS, serves_one_span: true, ..slow_settings() };
+    let (sampler, steps) = stepped::start(opened, &settings, clock.clone());
+    let mut surveyed = SurveyedSteps { clock, sampler, steps };
+    assert_eq!(surveyed.reads_for(50_000_000), 1, "at the start");
+    for is_open in [true, false, true] {
+        surveyed.edge(is_open);
+        assert_eq!(surveyed.reads_for(50_000_000), 1, "for an edge");
+    }
+    energy_uj.store(8, Ordering::Relaxed);
+    assert_eq!(surveyed.reads_for(50_000_000), 0, "no edge");
+    surveyed.edge(true);
+    assert!(surveyed.reads_for(50_000_000) >= 199, "once it has moved");
+}

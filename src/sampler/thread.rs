@@ -62,6 +62,8 @@ pub(super) struct EdgeNotice {
     is_edge_driven: AtomicBool,
     /// The thread wants to be woken for each edge.
     wakes_wanted: AtomicBool,
+    /// Where it is not, a thread that serves one span may rest.
+    is_span_open: AtomicBool,
 }
 
 impl SamplerShared {
@@ -111,6 +113,13 @@ impl SamplerShared {
         }
     }
 
+    /// Sets whether a span is open. The edge that follows wakes the thread where it rests.
+    pub(super) fn set_span_open(&self, is_open: bool) {
+        if self.edges.is_span_open.load(Ordering::Relaxed) != is_open {
+            self.edges.is_span_open.store(is_open, Ordering::Relaxed);
+        }
+    }
+
     /// Sets whether callers demand reads at the fixed rate.
     pub(super) fn set_fixed_rate(&self, wanted: bool) {
         if self.edges.fixed_rate_wanted.swap(wanted, Ordering::Relaxed) != wanted {
@@ -146,6 +155,7 @@ pub(super) struct SamplerThread {
     pub(super) deadlines: Deadlines,
     pub(super) was_edge_driven: bool,
     pub(super) rate_controller: RateController,
+    pub(super) serves_one_span: bool,
     pub(super) surveys: SurveyTimer,
     /// The next read that the schedule planned.
     pub(super) planned_ns: u64,
@@ -235,9 +245,8 @@ impl SamplerThread {
         }
         let edges = &self.shared.edges;
         let speed = self.rate_controller.speed().unwrap_or(Speed::Slow);
-        let is_fixed = speed == Speed::Characterise
-            || edges.fixed_rate_wanted.load(Ordering::Relaxed)
-            || edges.fixed_rate_set.load(Ordering::Relaxed);
+        let is_fixed =
+            edges.fixed_rate_wanted.load(Ordering::Relaxed) || edges.fixed_rate_set.load(Ordering::Relaxed);
         let Some(mut reader) = self.shared.try_reader() else {
             return if self.shared.reader.is_poisoned() {
                 NextStep::FixedRate
@@ -248,6 +257,17 @@ impl SamplerThread {
         self.edges_seen = edges.count.load(Ordering::Acquire);
         reader.schedule.observe_edges(self.edges_seen, now_ns);
         let edge_ns = edges.newest_ns.load(Ordering::Relaxed);
+        if self.serves_one_span && !is_fixed {
+            let is_past_close = self.edges_seen > 0
+                && !edges.is_span_open.load(Ordering::Relaxed)
+                && reader.schedule.has_moved_after(edge_ns, now_ns);
+            let last_read_ns = reader.schedule.last_read_ns();
+            if last_read_ns >= edge_ns && (is_past_close || reader.schedule.is_unmoved()) {
+                edges.wakes_wanted.store(true, Ordering::Relaxed);
+                self.planned_ns = last_read_ns + self.rates.period_ns(Speed::Slow);
+                return NextStep::Sleep(self.planned_ns);
+            }
+        }
         let demand = ReadDemand {
             // After the last span nothing needs the pairs. The linger keeps a source fast that has a fixed rate.
             pair_interval_ns: if self.rate_controller.is_requested() {
@@ -258,7 +278,11 @@ impl SamplerThread {
             dense_interval_ns: self.rates.period_ns(Speed::Fast),
             edge_ns,
         };
-        let due_ns = if is_fixed { None } else { reader.schedule.next_read_ns(now_ns, &demand) };
+        let due_ns = if is_fixed || speed == Speed::Characterise {
+            None
+        } else {
+            reader.schedule.next_read_ns(now_ns, &demand)
+        };
         edges.wakes_wanted.store(due_ns.is_some() && !reader.schedule.is_dense(), Ordering::Relaxed);
         if speed != Speed::Characterise {
             edges.is_edge_driven.store(due_ns.is_some(), Ordering::Relaxed);

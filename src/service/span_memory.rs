@@ -34,10 +34,12 @@ pub(crate) struct SpanMemory {
 }
 
 impl SpanSize {
-    pub(crate) fn add(&mut self, growth: Self) {
-        self.text_bytes += growth.text_bytes;
-        self.attribute_count += growth.attribute_count;
-        self.memory_bytes += growth.memory_bytes;
+    pub(crate) fn plus(self, growth: Self) -> Self {
+        Self {
+            text_bytes: self.text_bytes + growth.text_bytes,
+            attribute_count: self.attribute_count + growth.attribute_count,
+            memory_bytes: self.memory_bytes + growth.memory_bytes,
+        }
     }
 }
 

@@ -89,6 +89,7 @@ fn source_settings(config: &Config) -> sources::SourceSettings {
         energy_filter_ppm: config.source.energy_filter_percent.map(percent_to_ppm),
         averaging_ns: config.averaging_ms.iter().map(named_ns).collect(),
         probe_load: defaults.probe_load,
+        finds_new_devices: defaults.finds_new_devices,
     }
 }
 

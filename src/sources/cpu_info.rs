@@ -2,10 +2,18 @@
 //!
 //! Every field is optional: other architectures than x86 have other fields, and the values are then empty.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use crate::domain::Grade;
+
+/// The kernel writes at most this much for one call. The file has a paragraph for each processor, and takes long to write
+/// where there are many.
+const CHUNK_BYTES: usize = 4096;
+
+/// The longest paragraph that is read.
+const MAX_PARAGRAPH_BYTES: usize = 64 * 1024;
 
 /// The first processor of `/proc/cpuinfo`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,7 +36,8 @@ pub struct CpuInfo {
 impl CpuInfo {
     /// Reads `cpuinfo` under `proc_root`. All fields are empty if it does not exist.
     pub fn read(proc_root: &Path) -> Self {
-        Self::parse(&fs::read_to_string(proc_root.join("cpuinfo")).unwrap_or_default())
+        let file = File::open(proc_root.join("cpuinfo"));
+        Self::parse(&file.and_then(read_first_paragraph).unwrap_or_default())
     }
 
     pub(super) fn parse(text: &str) -> Self {
@@ -61,9 +70,49 @@ impl CpuInfo {
     }
 }
 
+/// The text up to an empty line, and some of what follows.
+fn read_first_paragraph(mut from: impl Read) -> io::Result<String> {
+    let mut text = Vec::new();
+    while !text.windows(2).any(|end| end == b"\n\n") && text.len() < MAX_PARAGRAPH_BYTES {
+        let read = text.len();
+        text.resize(read + CHUNK_BYTES, 0);
+        let length = from.read(&mut text[read..])?;
+        text.truncate(read + length);
+        if length == 0 {
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Counts the bytes that are read, of which each call gives a few.
+    struct Slow<'a>(&'a [u8], usize);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let length = self.0.len().min(into.len()).min(7);
+            let (now, later) = self.0.split_at(length);
+            into[..length].copy_from_slice(now);
+            (self.0, self.1) = (later, self.1 + length);
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn only_the_first_processor_is_read() {
+        let one = "vendor_id\t: GenuineIntel\nmodel\t\t: 85\nflags\t\t: fpu sgx\n";
+        let mut slow = Slow(one.as_bytes(), 0);
+        let alone = CpuInfo::parse(&read_first_paragraph(&mut slow).unwrap());
+        assert_eq!((alone.model, alone.has_sgx, slow.1), (85, true, one.len()));
+        let many = format!("{one}\n").repeat(100);
+        let mut slow = Slow(many.as_bytes(), 0);
+        assert_eq!(CpuInfo::parse(&read_first_paragraph(&mut slow).unwrap()), alone);
+        assert!(slow.1 < one.len() + 10, "{} bytes were read", slow.1);
+    }
 
     #[test]
     fn amd_is_modelled_and_intel_measured_since_haswell() {

@@ -260,7 +260,7 @@ fn open_new(
     known: &KnownDevices,
     progress: &Sender<OpenProgress>,
 ) {
-    let mut found = open_files(source, settings, None, clock);
+    let mut found = open_files(source, settings, clock);
     let opened = std::mem::take(&mut found.opened);
     found.opened = select_new(opened, known);
     found.opened.iter_mut().for_each(|opened| prepare(opened, settings));

@@ -34,7 +34,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
-    let devices = DeviceList::read(&settings.sysfs_root);
+    let devices = settings.finds_new_devices.then(|| DeviceList::read(&settings.sysfs_root));
     let (mut found, self_probed, starting) = open_enabled(settings, clock, wait);
     let probe_result = probe::probe_domains(
         &mut found.opened,
@@ -52,7 +52,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
         }
     }
     found.starting = Some(starting).filter(|starting| !starting.names().is_empty());
-    found.devices = Some(devices);
+    found.devices = devices;
     found
 }
 

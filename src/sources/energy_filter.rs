@@ -22,8 +22,12 @@ pub struct EnergyFilter {
 }
 
 impl EnergyFilter {
-    /// The configured noise, else what the kernel's flag shows. `None`: the processor has no such filter.
+    /// The configured noise, else what the kernel's flag shows. `None`: the processor has no such filter, or no source reads
+    /// RAPL.
     pub fn detect(settings: &SourceSettings) -> Option<Self> {
+        if settings.replay.is_some() || !settings.enabled.iter().any(|source| Self::concerns(source)) {
+            return None;
+        }
         if let Some(error_ppm) = settings.energy_filter_ppm {
             return Some(Self { error_ppm, origin: "configured" });
         }

@@ -28,6 +28,9 @@ const READ_INTERVAL_NS: u64 = 200_000;
 /// (Intel SDM, volume 3B, 16.10), and the idle power of a package or of memory is hundreds of its units in this time.
 const RAPL_TIMEOUT_NS: u64 = 5_000_000;
 
+/// Time between two reads after that, without load: only counters with larger intervals are left.
+const SLOW_READ_INTERVAL_NS: u64 = 2_000_000;
+
 /// A counter with a larger step may need longer.
 const MAX_RAPL_QUANTUM_UJ: u64 = 1_000;
 
@@ -79,7 +82,9 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>, load
         }
         match load {
             ProbeLoad::BusyLoop => spin(READ_INTERVAL_NS),
-            ProbeLoad::Background => thread::sleep(Duration::from_nanos(READ_INTERVAL_NS)),
+            ProbeLoad::Background => {
+                thread::sleep(Duration::from_nanos(questions.background_interval_ns(elapsed_ns)));
+            }
         }
     }
     for domain in &questions.probed {
@@ -155,13 +160,24 @@ impl ProbeQuestions {
         let is_known = |domain: &ProbedDomain| {
             !domain.is_counter || domain.has_moved || (domain.is_rapl && elapsed_ns >= RAPL_TIMEOUT_NS)
         };
+        self.probed.iter().all(is_known) && !self.has_open_pair()
+    }
+
+    /// Whether a pair of counters that advance is undecided.
+    fn has_open_pair(&self) -> bool {
         let has_moved = |index| self.probed.iter().any(|domain| domain.index == index && domain.has_moved);
         let is_open = |candidate: &DuplicateCandidate| {
             candidate.pair.state() == Duplicate::Undecided
                 && has_moved(candidate.original)
                 && has_moved(candidate.copy)
         };
-        self.probed.iter().all(is_known) && !self.candidates.iter().any(is_open)
+        self.candidates.iter().any(is_open)
+    }
+
+    /// The time until the next read without load.
+    fn background_interval_ns(&self, elapsed_ns: u64) -> u64 {
+        let is_slow = elapsed_ns >= RAPL_TIMEOUT_NS && !self.has_open_pair();
+        if is_slow { SLOW_READ_INTERVAL_NS } else { READ_INTERVAL_NS }
     }
 }
 
@@ -342,8 +358,10 @@ mod tests {
         assert_eq!(advanced, [true, false]);
         let most = (RAPL_TIMEOUT_NS / READ_INTERVAL_NS) as u32 + 1;
         assert!((MIN_READS..=most).contains(&reads), "{reads} reads");
-        let (_, advanced) = background_probe("hwmon", 4 * RAPL_TIMEOUT_NS);
+        let (reads, advanced) = background_probe("hwmon", 4 * RAPL_TIMEOUT_NS);
         assert_eq!(advanced, [true, true]);
+        let most = most + (MAX_PROBE_NS / SLOW_READ_INTERVAL_NS) as u32;
+        assert!((MIN_READS..=most).contains(&reads), "{reads} reads");
     }
 
     #[test]

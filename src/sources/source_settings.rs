@@ -70,6 +70,8 @@ pub struct SourceSettings {
     pub averaging_ns: BTreeMap<String, u64>,
     /// The load under which counters have to advance.
     pub probe_load: ProbeLoad,
+    /// Whether devices that appear after discovery are looked for.
+    pub finds_new_devices: bool,
 }
 
 /// The default mechanisms on Linux, in order of preference.
@@ -101,6 +103,7 @@ impl Default for SourceSettings {
             energy_filter_ppm: None,
             averaging_ns: BTreeMap::new(),
             probe_load: ProbeLoad::default(),
+            finds_new_devices: true,
         }
     }
 }

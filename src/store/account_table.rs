@@ -125,13 +125,34 @@ pub(super) fn read_journal_row<'a>(row: &'a Row<'_>, layouts: &'a LayoutTable) -
 
 /// The statements of one transaction.
 pub(super) struct TransactionWriter<'a> {
-    insert_account: rusqlite::Statement<'a>,
-    upsert_journal: rusqlite::Statement<'a>,
-    pub delete_journal: rusqlite::Statement<'a>,
     transaction: &'a Transaction<'a>,
+    insert_account: LazyStatement<'a>,
+    upsert_journal: LazyStatement<'a>,
+    delete_journal: LazyStatement<'a>,
     layouts: &'a mut LayoutTable,
     pub index: &'a mut AccountIndex,
     pub commit_time: CommitTime,
+}
+
+/// A statement that is compiled at its first use: a transaction with one account needs one of three, and compiling it takes
+/// longer than running it.
+struct LazyStatement<'a> {
+    sql: &'static str,
+    prepared: Option<rusqlite::Statement<'a>>,
+}
+
+impl<'a> LazyStatement<'a> {
+    fn execute(
+        &mut self,
+        transaction: &'a Transaction<'a>,
+        values: impl rusqlite::Params,
+    ) -> rusqlite::Result<()> {
+        let statement = match &mut self.prepared {
+            Some(statement) => statement,
+            none => none.insert(transaction.prepare(self.sql)?),
+        };
+        statement.execute(values).map(drop)
+    }
 }
 
 impl<'a> TransactionWriter<'a> {
@@ -140,18 +161,17 @@ impl<'a> TransactionWriter<'a> {
         layouts: &'a mut LayoutTable,
         index: &'a mut AccountIndex,
         commit_time: CommitTime,
-    ) -> rusqlite::Result<Self> {
-        let sql = "INSERT INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-        Ok(Self {
-            insert_account: transaction.prepare(sql)?,
-            upsert_journal: transaction
-                .prepare("INSERT OR REPLACE INTO journal VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
-            delete_journal: transaction.prepare("DELETE FROM journal WHERE key = ?1")?,
+    ) -> Self {
+        let statement = |sql| LazyStatement { sql, prepared: None };
+        Self {
             transaction,
+            insert_account: statement("INSERT INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
+            upsert_journal: statement("INSERT OR REPLACE INTO journal VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
+            delete_journal: statement("DELETE FROM journal WHERE key = ?1"),
             layouts,
             index,
             commit_time,
-        })
+        }
     }
 
     /// Inserts an account under the next ID.
@@ -173,7 +193,7 @@ impl<'a> TransactionWriter<'a> {
         let span = ToSqlOutput::Borrowed(columns.span);
         let AccountColumns { uid, name, figures, .. } = columns;
         let values = params![id, uid, kept_s, running_s, previous, layout, span, name, figures, crc];
-        self.insert_account.execute(values)?;
+        self.insert_account.execute(self.transaction, values)?;
         if segment_of(id + 1) == segment_of(id) { Ok(()) } else { self.seal_segment(segment_of(id)) }
     }
 
@@ -181,8 +201,11 @@ impl<'a> TransactionWriter<'a> {
         let layout = self.layout_value(columns.layout)?;
         let (span, crc) = (ToSqlOutput::Borrowed(columns.span), columns.checksum(&[key]));
         let AccountColumns { uid, name, figures, .. } = columns;
-        self.upsert_journal.execute(params![key, uid, layout, span, name, figures, crc])?;
-        Ok(())
+        self.upsert_journal.execute(self.transaction, params![key, uid, layout, span, name, figures, crc])
+    }
+
+    pub fn delete_journal(&mut self, key: u64) -> rusqlite::Result<()> {
+        self.delete_journal.execute(self.transaction, [key.cast_signed()])
     }
 
     /// Replaces the journal's record of the clocks.

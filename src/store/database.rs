@@ -180,7 +180,7 @@ impl Database {
             let stored_layouts = LayoutTable::load(&transaction)?;
             let clocks = read_clocks(&transaction)?;
             let mut writer =
-                TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time)?;
+                TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time);
             let mut open = transaction
                 .prepare("SELECT key, uid, layout, span, name, figures, crc FROM journal ORDER BY key")?;
             let mut rows = open.query([])?;
@@ -212,12 +212,12 @@ impl Database {
         let transaction = self.connection.transaction()?;
         {
             let mut writer =
-                TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time)?;
+                TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time);
             for (batch, op) in batches.iter().flat_map(|batch| batch.ops.iter().map(move |op| (batch, op))) {
                 match op {
                     WriteOp::InsertAccount { row, journal_key } => {
                         if let Some(key) = journal_key {
-                            writer.delete_journal.execute([*key as i64])?;
+                            writer.delete_journal(*key)?;
                         }
                         let (span, name, figures) = batch.row_fields(row);
                         let stored_name = SpanName::parse(span);
@@ -239,7 +239,7 @@ impl Database {
                             &AccountColumns { uid, layout, span: stored_name.as_value(), name, figures },
                         )?;
                     }
-                    WriteOp::DeleteJournal { key } => drop(writer.delete_journal.execute([*key as i64])?),
+                    WriteOp::DeleteJournal { key } => writer.delete_journal(*key)?,
                     WriteOp::SetJournalClocks { bytes } => writer.set_clocks(batch.packed_bytes(bytes))?,
                 }
             }
@@ -460,7 +460,7 @@ impl Database {
     /// Records a gap in a transaction of its own.
     fn add_gap(&mut self, gap: Gap) -> Result<(), DatabaseError> {
         let transaction = self.connection.transaction()?;
-        TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, self.last_commit)?
+        TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, self.last_commit)
             .insert_gap(gap)?;
         transaction.commit()?;
         self.new_gaps.push(gap.describe());

@@ -48,7 +48,7 @@ pub(super) fn migrate(
     {
         let commit_time = CommitTime { kept_s: 0, running_s: 0 };
         let old_layouts = LayoutTable::load(&transaction)?;
-        let mut writer = TransactionWriter::new(&transaction, layouts, index, commit_time)?;
+        let mut writer = TransactionWriter::new(&transaction, layouts, index, commit_time);
         let mut open = transaction
             .prepare("SELECT key, uid, layout, span, name, figures FROM journal_v1 ORDER BY key")?;
         let mut rows = open.query([])?;
@@ -75,7 +75,7 @@ fn migrate_batch(
     {
         let old_layouts = LayoutTable::load(&transaction)?;
         let mut writer =
-            TransactionWriter::new(&transaction, layouts, index, CommitTime { kept_s: 0, running_s: 0 })?;
+            TransactionWriter::new(&transaction, layouts, index, CommitTime { kept_s: 0, running_s: 0 });
         let mut old = transaction.prepare(
             "SELECT id, kept_s, uid, layout, span, name, figures FROM account_v1 ORDER BY id LIMIT ?1",
         )?;

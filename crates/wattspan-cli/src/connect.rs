@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use wattspan::config::{AcceptedOwner, Config, Flags, SourceConfig};
-use wattspan::embedded::{EmbeddedMeter, ProbeLoad};
+use wattspan::embedded::{EmbeddedMeter, MeterUse};
 use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{Access, DaemonInfo, MethodError};
 use wattspan_client::{Client, ClientError, SocketPath};
@@ -60,7 +60,7 @@ impl MeterOptions {
 #[derive(Debug, Clone, Copy, Default)]
 struct EmbeddedOptions {
     horizon_ms: f64,
-    probe_load: ProbeLoad,
+    meter_use: MeterUse,
 }
 
 /// A reachable meter, from which further connections can be opened.
@@ -118,11 +118,11 @@ impl MeterConnector {
         )
     }
 
-    /// Like [`Self::open`], for a command that starts next. An embedded meter uses no CPU time for the test of its
-    /// counters: their states are those under the command's own load.
-    pub fn open_for_command(options: &MeterOptions) -> Result<(Self, Client), CliError> {
-        let probe_load = ProbeLoad::Background;
-        Self::open_with(options, EmbeddedOptions { probe_load, ..EmbeddedOptions::default() })
+    /// Like [`Self::open`], for commands that start next, one in each of `runs`. An embedded meter uses no CPU time for the
+    /// test of its counters: their states are those under the command's own load.
+    pub fn open_for_commands(options: &MeterOptions, runs: u32) -> Result<(Self, Client), CliError> {
+        let meter_use = if runs == 1 { MeterUse::OneCommand } else { MeterUse::Commands };
+        Self::open_with(options, EmbeddedOptions { meter_use, ..EmbeddedOptions::default() })
     }
 
     /// Connects to a daemon, for queries about other programs, which an embedded meter cannot answer.
@@ -146,13 +146,13 @@ impl MeterConnector {
     fn start_embedded(
         options: &MeterOptions,
         notice: Option<String>,
-        EmbeddedOptions { horizon_ms, probe_load }: EmbeddedOptions,
+        EmbeddedOptions { horizon_ms, meter_use }: EmbeddedOptions,
     ) -> Result<(Self, Client), CliError> {
         let (mut config, config_notice) = load_config(options)?;
         config.horizon_ms = config.horizon_ms.max(horizon_ms);
         let notice =
             [notice, config_notice].into_iter().flatten().reduce(|one, other| format!("{one}; {other}"));
-        let embedded = EmbeddedMeter::start_with_probe(&config, probe_load).map_err(anyhow::Error::from)?;
+        let embedded = EmbeddedMeter::start_for(&config, meter_use).map_err(anyhow::Error::from)?;
         let client = embedded.connect()?;
         Ok((
             MeterConnector { backend: MeterBackend::Embedded(Box::new(embedded)), fallback_notice: notice },

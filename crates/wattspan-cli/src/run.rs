@@ -75,7 +75,7 @@ impl RunArgs {
 /// Runs `wattspan run`.
 pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     let output = ReportOutput::open(args.output.as_ref())?;
-    let (connector, client) = MeterConnector::open_for_command(options)?;
+    let (connector, client) = MeterConnector::open_for_commands(options, args.repeat)?;
     let info = client.info()?;
     ensure_measurable(&info)?;
     if !options.json {
@@ -112,6 +112,8 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     if let Err(error) = output.write(&text) {
         eprint_message(&format!("cannot write the report: {error}"));
     }
+    // The process ends next, and an embedded meter with it: to stop its threads one by one would take longer.
+    std::mem::forget(connector);
     Ok(run_report.exit_status)
 }
 
