@@ -7,4 +7,5 @@ mod help_texts;
 #[cfg(target_os = "linux")]
 mod launchd;
 mod public_items;
+mod service_units;
 mod toolchain;
