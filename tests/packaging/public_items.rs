@@ -92,7 +92,7 @@ fn declarations(module: &str, source: &str) -> Vec<String> {
         if is_type {
             let is_visible =
                 |member: &&Item| !item.header.contains("struct ") || member.header.starts_with("pub ");
-            let lines = members.iter().filter(is_visible).map(|member| whole(member));
+            let lines = members.iter().filter(is_visible).map(whole);
             found.extend(lines.map(|line| format!("{module}: {}.{line}", type_name())));
         } else if item.header.starts_with("impl") && !item.header.contains(" for ") {
             let public = members.iter().filter(|member| member.header.starts_with("pub "));
@@ -210,10 +210,9 @@ fn the_public_items_of_the_client_are_those_of_the_list() {
         broken.join("\n")
     );
     let first = list.lines().next().unwrap();
-    let is_released = first.ends_with(')').then_some(" (not released)").unwrap_or_default();
-    let text = items
-        .iter()
-        .fold(format!("# wattspan-client {version}{is_released}\n"), |text, item| text + item + "\n");
+    let remark = if first.ends_with(')') { " (not released)" } else { "" };
+    let text =
+        items.iter().fold(format!("# wattspan-client {version}{remark}\n"), |text, item| text + item + "\n");
     if std::env::var_os("WATTSPAN_WRITE_PUBLIC_ITEMS").is_some() {
         fs::write(list_path(), &text).unwrap();
         return;
