@@ -61,9 +61,10 @@ unpack() {
 }
 [ -e "$kept/.unpacked" ] || unpack
 
+# Before RUSTUP_TOOLCHAIN is unset, which may name the only toolchain that is installed.
+cargo=$(rustup which cargo 2>/dev/null || command -v cargo)
 export RUSTC=$programs/rustc
 unset RUSTUP_TOOLCHAIN RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER || true
-cargo=$(rustup which cargo 2>/dev/null || command -v cargo)
 version=$("$RUSTC" -V)
 lld=$(dirname "$(dirname "$cargo")")/lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld
 [ -x "$lld" ] || fail "rustup's toolchain has no rust-lld at $lld"

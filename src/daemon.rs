@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use libc::{SIGHUP, SIGINT, SIGTERM};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use wattspan_client::protocol::ProcessPrivileges;
 use wattspan_system::private_file;
@@ -22,8 +23,8 @@ use crate::dbus;
 use crate::privileges::{self, RequiredPrivileges};
 use crate::sampler;
 use crate::sampler::recording::Recording;
-use crate::server::ServerSockets;
-use crate::service::{ConfigLoader, DaemonControl, ServiceBuilder, StartupSettings};
+use crate::server::{ForwardedReceiver, ServerSockets};
+use crate::service::{ConfigLoader, DaemonControl, Service, ServiceBuilder, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
 use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
@@ -55,30 +56,14 @@ fn run(flags: &Flags) -> Result<()> {
     let stop = signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
     let reload = signal_stream(&[SIGHUP]).context("cannot listen for signals")?;
     let manager = ServiceManager::from_environment();
-    let plan = StartupSettings::from_config(&config);
-    let permissions = plan.service.policy.socket_permissions();
-    // The steps that need privileges: the socket's path, the sources, the recording's file.
-    let (listeners, socket_file) = listen(&config, permissions)?;
-    let inventory =
-        sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
-    let out = flags.record.as_deref().map(|file| (file, create_recording(file)));
-    let confinement = drop_privileges(&config, &inventory, &manager);
-    let mut builder = ServiceBuilder::start(plan, inventory, Clock::Machine, log).context("cannot start")?;
-    ensure_sources(&builder)?;
-    let recording = out.map(|(file, out)| start_recording(file, out, &mut builder)).transpose()?;
-    let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_present();
-    let control = DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, log);
-    let service = with_store(&config, builder)
-        .context("cannot start the ledger on disk")?
-        .daemon(control, confinement)
-        .build()
-        .context("cannot start")?;
-    log_start(&service.domain_names(), &listeners, socket_file.as_ref());
-    if is_manual_root {
-        log_event(&EXCESS_PRIVILEGES, MANUAL_ROOT_NOTICE);
-    }
-    log_missing_groups(&config);
-    let (bus, forwarded) = dbus::start(&config, log_bus).context("cannot start the D-Bus thread")?.unzip();
+    let is_managed = manager.is_present();
+    let StartedDaemon { service, listeners, socket_file, recording, bus } =
+        start(flags, owner, config, manager).inspect_err(|cause| {
+            if is_managed && is_resource_shortage(cause) {
+                wait_for_resources(&stop);
+            }
+        })?;
+    let (bus, forwarded) = bus.unzip();
     let sockets = ServerSockets {
         listeners,
         forwarded,
@@ -93,6 +78,65 @@ fn run(flags: &Flags) -> Result<()> {
     drop(socket_file);
     log_event(&STOPPED, "stopped");
     recording.map_or(Ok(()), finish_recording)
+}
+
+/// A daemon whose parts run, before it serves clients.
+struct StartedDaemon {
+    service: Service,
+    listeners: Vec<UnixListener>,
+    /// `None` where the service manager passed the sockets.
+    socket_file: Option<SocketFile>,
+    recording: Option<(Recording, File)>,
+    bus: Option<(dbus::DbusServer, ForwardedReceiver)>,
+}
+
+fn start(
+    flags: &Flags,
+    owner: AcceptedOwner,
+    config: Config,
+    manager: ServiceManager,
+) -> Result<StartedDaemon> {
+    let plan = StartupSettings::from_config(&config);
+    let permissions = plan.service.policy.socket_permissions();
+    // The steps that need privileges: the socket's path, the sources, the recording's file.
+    let (listeners, socket_file) = listen(&config, permissions)?;
+    let inventory =
+        sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
+    let out = flags.record.as_deref().map(|file| (file, create_recording(file)));
+    let confinement = drop_privileges(&config, &inventory, &manager);
+    let is_short_of_resources = inventory.is_short_of_resources;
+    let mut builder = ServiceBuilder::start(plan, inventory, Clock::Machine, log).context("cannot start")?;
+    ensure_sources(&builder, is_short_of_resources)?;
+    let recording = out.map(|(file, out)| start_recording(file, out, &mut builder)).transpose()?;
+    let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_present();
+    let control = DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, log);
+    let service = with_store(&config, builder)
+        .context("cannot start the ledger on disk")?
+        .daemon(control, confinement)
+        .build()
+        .context("cannot start")?;
+    log_start(&service.domain_names(), &listeners, socket_file.as_ref());
+    if is_manual_root {
+        log_event(&EXCESS_PRIVILEGES, MANUAL_ROOT_NOTICE);
+    }
+    log_missing_groups(&config);
+    let bus = dbus::start(&config, log_bus).context("cannot start the D-Bus thread")?;
+    Ok(StartedDaemon { service, listeners, socket_file, recording, bus })
+}
+
+/// How long a start that lacks memory, threads or descriptors goes on before it fails. systemd gives up after five starts
+/// within a minute (`StartLimitBurst=`), and only version 254 and later can wait longer after each (`RestartSteps=`).
+pub const SHORTAGE_WAIT: Duration = Duration::from_millis(12_500);
+
+/// Waits until there may be resources again, or until the daemon must stop.
+fn wait_for_resources(stop: &UnixStream) {
+    log_event(
+        &FAILED,
+        "no memory, thread or descriptor is left: waits 12 s, so that the service manager tries again",
+    );
+    let mut sockets = [PollFd::new(stop, PollFlags::IN)];
+    // A signal that ends the wait has made the socket readable.
+    let _ = poll(&mut sockets, Timespec::try_from(SHORTAGE_WAIT).ok().as_ref());
 }
 
 /// Prints the configuration that applies, and how long the store keeps accounts with it.
@@ -265,25 +309,27 @@ fn signal_stream(signals: &[i32]) -> std::io::Result<UnixStream> {
     Ok(reader)
 }
 
-/// Fails with the reasons if no source is available.
-fn ensure_sources(builder: &ServiceBuilder) -> Result<()> {
+/// Fails with the reasons if no source is available. `is_temporary`: a later start may find one.
+fn ensure_sources(builder: &ServiceBuilder, is_temporary: bool) -> Result<()> {
     if !builder.domain_names().is_empty() {
         return Ok(());
     }
     let reasons: String =
         builder.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason)).collect();
-    let is_temporary = is_resource_shortage(&reasons);
     Err(anyhow!(NoSourceError { reasons, is_temporary }))
 }
 
-/// Whether a reason contains an error of the system that says nothing of the machine's sources: no descriptor, thread or
-/// memory was left.
-fn is_resource_shortage(reasons: &str) -> bool {
-    // As `io::Error` shows them; the standard library's own allocations fail without a number.
-    reasons.contains(&std::io::Error::from(std::io::ErrorKind::OutOfMemory).to_string())
-        || [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM]
-            .iter()
-            .any(|error| reasons.contains(&format!("(os error {error})")))
+/// Whether a start failed because no memory, thread or descriptor was left, so that a later one may succeed.
+fn is_resource_shortage(cause: &anyhow::Error) -> bool {
+    if let Some(none) = cause.downcast_ref::<NoSourceError>() {
+        return none.is_temporary;
+    }
+    let system_error = match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(config::ConfigError::Unreadable { cause, .. }), _) => Some(cause),
+        (_, Some(ListenError::Io { cause, .. })) => Some(cause),
+        _ => cause.chain().find_map(|cause| cause.downcast_ref()),
+    };
+    system_error.is_some_and(sources::is_resource_shortage)
 }
 
 /// The socket path: as configured, else the system's or the user's default.
@@ -334,15 +380,18 @@ fn exit_status(cause: &anyhow::Error) -> u8 {
     const EX_TEMPFAIL: u8 = 75;
     const EX_NOPERM: u8 = 77;
     const EX_CONFIG: u8 = 78;
+    // First: the service manager does not start the daemon again after EX_UNAVAILABLE and EX_CONFIG.
+    if is_resource_shortage(cause) {
+        return EX_OSERR;
+    }
     if cause.is::<config::ConfigError>() {
         return EX_CONFIG;
     }
     if cause.is::<activation_ffi::SocketActivationError>() {
         return EX_CONFIG;
     }
-    if let Some(none) = cause.downcast_ref::<NoSourceError>() {
-        // The service manager does not start the daemon again after EX_UNAVAILABLE.
-        return if none.is_temporary { EX_OSERR } else { EX_UNAVAILABLE };
+    if cause.is::<NoSourceError>() {
+        return EX_UNAVAILABLE;
     }
     match cause.downcast_ref::<ListenError>() {
         Some(ListenError::AddrInUse { .. }) => EX_TEMPFAIL,

@@ -712,6 +712,20 @@ mod tests {
     }
 
     #[test]
+    fn a_total_has_the_worst_grade_of_its_parts() {
+        let all = [Grade::Measured, Grade::Modelled, Grade::Integrated, Grade::Estimated];
+        for (one, other) in all.into_iter().flat_map(|one| all.map(|other| (one, other))) {
+            let domains =
+                vec![Domain { grade: one, ..gpu("gpu-0") }, Domain { grade: other, ..gpu("gpu-1") }];
+            let mut attributor = Attributor::new(domains, AttributionSettings::default());
+            let key = attributor.open(NOW_NS, NewSpan::new("span", NOW_NS)).unwrap();
+            let rank = |grade| all.iter().position(|known| *known == grade);
+            let worst = if rank(one) > rank(other) { one } else { other };
+            assert_eq!(attributor.account(NOW_NS, key).unwrap().grade, Some(worst), "{one:?}, {other:?}");
+        }
+    }
+
+    #[test]
     fn closing_before_the_opening_is_refused() {
         let (mut attributor, key) = opened_ahead();
         let error = attributor.close(NOW_NS + 1, key, NOW_NS + 1, BTreeMap::new(), false).unwrap_err();

@@ -130,9 +130,14 @@ impl Acceptor {
         if self.connections >= self.limits.connections {
             return Err(over_limit("connections", self.limits.connections));
         }
-        self.connections += 1;
-        self.connections_of_user.insert(peer.uid, count + 1);
+        self.count(&peer);
         Ok(peer)
+    }
+
+    /// Counts a connection that has no limit, until [`Acceptor::release`].
+    pub fn count(&mut self, peer: &Peer) {
+        self.connections += 1;
+        *self.connections_of_user.entry(peer.uid).or_default() += 1;
     }
 
     /// Removes a closed connection from the counts.

@@ -232,6 +232,9 @@ impl SocketServer {
         let (credentials, pid) =
             (unix_socket::peer_credentials(stream.as_fd())?, unix_socket::peer_pid(stream.as_fd()));
         let peer = self.service.policy().daemon_peer();
+        if let Some(acceptor) = &mut self.acceptor {
+            acceptor.count(&peer);
+        }
         self.add_connection(AcceptedConnection { stream, peer, credentials, pid })
     }
 

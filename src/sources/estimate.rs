@@ -31,7 +31,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let path = settings.proc_root.join("stat");
     match CpuEstimate::open(&path, settings, clock) {
         Ok(estimate) => found.opened.push(estimate.into_opened()),
-        Err(error) => found.add_absent(NAME, format!("{}: {error}", path.display())),
+        Err(error) => found.add_failed(NAME, &error, format!("{}: {error}", path.display())),
     }
     found
 }

@@ -46,7 +46,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let all = match list_chips(&settings.sysfs_root) {
         Ok(all) => all,
         Err(error) => {
-            found.add_absent(NAME, format!("{}: {error}", class.display()));
+            found.add_failed(NAME, &error, format!("{}: {error}", class.display()));
             return found;
         }
     };

@@ -140,7 +140,7 @@ fn open_card_sensors(
                         sensor.with_condition(not_suspended(chip.device())),
                     ));
                 }
-                Err(error) => found.add_absent(NAME, format!("{}: {error}", path.display())),
+                Err(error) => found.add_failed(NAME, &error, format!("{}: {error}", path.display())),
             }
         }
     }

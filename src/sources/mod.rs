@@ -21,7 +21,7 @@ pub use device_list::DeviceList;
 pub use device_watch::{DeviceWatch, KnownDevices};
 pub use discovery::{discover, discover_all, discover_within};
 pub use energy_filter::EnergyFilter;
-pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
+pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources, is_resource_shortage};
 pub use source_settings::{ProbeLoad, SourceSettings, reads_rapl};
 
 /// Whether no document gives the publishing lag of this domain's counter. One update interval is assumed then. Of hwmon's

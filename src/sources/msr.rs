@@ -83,7 +83,7 @@ fn add_unavailable(mut found: Inventory, settings: &SourceSettings, error: &io::
         }
         _ => "the processor or its host does not allow reads of this register; use perf or powercap",
     };
-    found.add_absent(NAME, format!("{path}: {error}; {remedy}"));
+    found.add_failed(NAME, error, format!("{path}: {error}; {remedy}"));
     found
 }
 

@@ -34,7 +34,7 @@ pub(super) fn spawn_all<'a>(
         let thread = thread::Builder::new().name(format!("open-{name}"));
         if let Err(error) = thread.spawn(move || open(&name, &settings, &clock, &sender)) {
             let mut found = Inventory::default();
-            found.add_absent(source, format!("cannot start a thread to open it: {error}"));
+            found.add_failed(source, &error, format!("cannot start a thread to open it: {error}"));
             let (source, outdated) = (source.clone(), Vec::new());
             let _ = send.send(OpenProgress { source, found, outdated, is_last: true });
         }

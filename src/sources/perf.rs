@@ -48,7 +48,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let pmu = match Pmu::read(&folder) {
         Ok(pmu) => pmu,
         Err(error) => {
-            found.add_absent(NAME, pmu_error_reason(&error, &folder, &settings.proc_root));
+            found.add_failed(NAME, &error, pmu_error_reason(&error, &folder, &settings.proc_root));
             return found;
         }
     };
@@ -64,7 +64,9 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
             Ok(group) => {
                 found.opened.push(group.into_opened(settings, package, &pmu, cpu_info.rapl_grade()));
             }
-            Err(error) => found.add_absent(NAME, event_error_reason(&error, cpu, &settings.proc_root)),
+            Err(error) => {
+                found.add_failed(NAME, &error, event_error_reason(&error, cpu, &settings.proc_root));
+            }
         }
     }
     name_psys(&mut found.opened);

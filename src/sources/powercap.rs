@@ -22,7 +22,7 @@ use super::rapl_limits::{self, RaplLimits};
 use super::rapl_model::{RaplModel, RegisterUnit};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
-use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
+use super::{Inventory, OpenedSource, Source, SourceSettings, is_resource_shortage, rapl};
 
 /// The zones of `/sys/class/powercap` with a readable energy counter, each a domain.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
@@ -36,7 +36,10 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
             open_layers(settings, listed, clock, &mut found);
             return found;
         }
-        Err(error) => format!("{}: {error}", class.display()),
+        Err(error) => {
+            found.is_short_of_resources = is_resource_shortage(&error);
+            format!("{}: {error}", class.display())
+        }
     };
     found.add_absent(NAME, format!("{no_zone}; load the driver: sudo modprobe intel_rapl_msr"));
     found
@@ -108,7 +111,9 @@ fn open_zones(
                     unreadable.push(zone.domain.clone());
                 }
             }
-            Err(error) => found.add_absent(NAME, format!("{}: {error}", zone.energy_file().display())),
+            Err(error) => {
+                found.add_failed(NAME, &error, format!("{}: {error}", zone.energy_file().display()));
+            }
         }
     }
     if zone_counters.is_empty() {

@@ -3,8 +3,11 @@
 //! Owns the values that pass from a source through discovery to the caller, and the receiving side of sources that still
 //! open. Imports no source.
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use crate::domain::{Absent, Domain, EnergyReading, PowerLimits};
 
@@ -73,6 +76,16 @@ pub struct Inventory {
     pub starting: Option<StartingSources>,
     /// The devices before the sources were opened; `None` if new ones are not looked for.
     pub devices: Option<DeviceList>,
+    /// A source is unavailable because there was no memory, thread or descriptor for it: a later start may find it.
+    pub is_short_of_resources: bool,
+}
+
+/// Whether an error of the system says nothing of what was requested: no memory, thread or descriptor was left.
+pub fn is_resource_shortage(error: &io::Error) -> bool {
+    // The standard library's own allocations fail without a number.
+    error.kind() == io::ErrorKind::OutOfMemory
+        || Errno::from_io_error(error)
+            .is_some_and(|error| [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM].contains(&error))
 }
 
 impl Inventory {
@@ -81,7 +94,14 @@ impl Inventory {
         self.absent.push(Absent { source: source.into(), reason });
     }
 
+    /// The same after an error of the system, which the reason contains.
+    pub(super) fn add_failed(&mut self, source: &str, error: &io::Error, reason: String) {
+        self.is_short_of_resources |= is_resource_shortage(error);
+        self.add_absent(source, reason);
+    }
+
     pub(super) fn append(&mut self, other: Inventory) {
+        self.is_short_of_resources |= other.is_short_of_resources;
         self.opened.extend(other.opened);
         self.absent.extend(other.absent);
         self.duplicates.extend(other.duplicates);
@@ -150,5 +170,28 @@ impl StartingSources {
             self.names.retain(|source| *source != progress.source);
         }
         Some(progress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_without_resources_marks_the_whole_inventory() {
+        let mut found = Inventory::default();
+        for error in [Errno::NOENT, Errno::ACCESS, Errno::IO] {
+            found.add_failed("perf", &error.into(), "a reason".into());
+        }
+        found.add_absent("hwmon", "no chip (os error 24)".into());
+        assert!(!found.is_short_of_resources);
+        for error in [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM] {
+            let (mut part, mut whole) = (Inventory::default(), Inventory::default());
+            part.add_failed("perf", &error.into(), "a reason".into());
+            whole.append(part);
+            whole.append(Inventory::default());
+            assert!(whole.is_short_of_resources, "{error}");
+        }
+        assert!(is_resource_shortage(&io::ErrorKind::OutOfMemory.into()));
     }
 }

@@ -23,6 +23,10 @@ impl SteppedStore {
     pub(crate) fn run(&mut self) {
         let _ = self.urgent.try_send(());
         self.work.writer.step();
+        // Their results come in this step, however fast the threads are.
+        for (_, thread) in self.work.writer.sums.running.drain(..) {
+            thread.join().expect("sums do not panic");
+        }
         run_queries(&mut self.work.queries);
     }
 

@@ -29,7 +29,7 @@ pub(super) struct SumThreads {
     shared: Arc<StoreShared>,
     access: Arc<ReadAccess>,
     results: Sender<NumberedSumResult>,
-    running: Vec<(Arc<AtomicBool>, JoinHandle<()>)>,
+    pub(super) running: Vec<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
 impl SumThreads {

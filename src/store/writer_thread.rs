@@ -66,7 +66,7 @@ pub(super) struct WriterThread {
     access: Arc<ReadAccess>,
     /// A channel that closes when the thread for queries ends.
     queries_ended: Receiver<Infallible>,
-    sums: SumThreads,
+    pub(super) sums: SumThreads,
     settings: StoreSettings,
     clock: Clock,
     log: fn(&str),

@@ -12,6 +12,9 @@ mod fuse_sysfs;
 #[cfg(target_os = "linux")]
 #[path = "../support/ground_truth.rs"]
 mod ground_truth;
+#[cfg(target_os = "linux")]
+#[path = "../http_stub/mod.rs"]
+mod http_stub;
 #[path = "../support/programs.rs"]
 mod programs;
 #[path = "../support/mod.rs"]

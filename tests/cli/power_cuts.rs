@@ -1,17 +1,19 @@
 //! Exports and recordings after a power cut at any operation on their disk: the next run continues, and each account is in
-//! the files once; the totals for Prometheus never fall below what was shown.
+//! the files once, and reaches a collector at least once; the totals for Prometheus never fall below what was shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use crate::faulty_fs::FaultyDisk;
 use crate::faulty_fs::power_cut::{cuts_and_seed, for_each_cut};
 use crate::ground_truth::TestRng;
+use crate::http_stub::StubServer;
 use crate::programs;
 use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, sleep_ms, wait_until};
 
@@ -44,22 +46,45 @@ fn data_files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The spans of a file in the order of its rows.
+fn spans_of(file: &Path) -> Vec<String> {
+    let unreadable = |reason: &dyn std::fmt::Display| -> ! { panic!("{}: {reason}", file.display()) };
+    let span = |row: &Value| row["span"].as_str().unwrap_or_else(|| unreadable(row)).to_owned();
+    let text = || std::fs::read_to_string(file).unwrap_or_else(|error| unreadable(&error));
+    match file.extension().and_then(|ending| ending.to_str()) {
+        Some("jsonl") => {
+            let row = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| unreadable(&error));
+            text().lines().map(|line| span(&row(line))).collect()
+        }
+        Some("csv") => {
+            let text = text();
+            let mut lines = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
+            let names = lines.next().unwrap_or_else(|| unreadable(&"no names of columns"));
+            // The columns before it have no commas.
+            let at = names.iter().position(|name| name == "span").unwrap();
+            lines.map(|row| row.get(at).unwrap_or_else(|| unreadable(&"a row is cut off")).clone()).collect()
+        }
+        Some("parquet") => {
+            let mut spans = Vec::new();
+            wattspan_columnar::for_each_value(file, |row| spans.push(span(&row)))
+                .unwrap_or_else(|error| unreadable(&error));
+            spans
+        }
+        other => unreadable(&format!("another format: {other:?}")),
+    }
+}
+
 /// How often each span is in the files of an export.
 fn exported_spans(directory: &Path) -> BTreeMap<String, usize> {
     let mut spans = BTreeMap::new();
-    for file in data_files(directory) {
-        let text = std::fs::read_to_string(&file).unwrap();
-        for line in text.lines() {
-            let row: Value =
-                serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-            *spans.entry(row["span"].as_str().unwrap().to_owned()).or_default() += 1;
-        }
+    for span in data_files(directory).iter().flat_map(|file| spans_of(file)) {
+        *spans.entry(span).or_default() += 1;
     }
     spans
 }
 
-#[test]
-fn after_a_power_cut_an_export_continues_and_has_each_account_once() {
+/// Exports in a format, with kills, and again after cuts of the power at any operation.
+fn cut_exports(format: &str) {
     let Some(disk) = FaultyDisk::mount() else { return };
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let (mut client, to) = (daemon.client(), disk.path().join("out"));
@@ -73,7 +98,7 @@ fn after_a_power_cut_an_export_continues_and_has_each_account_once() {
         count += 5;
         // Some are killed at a random moment: a later run finds their names, which may not be on disk.
         if round % 2 == 0 {
-            let mut killed = export_command(&daemon, "jsonl", &to).spawn().unwrap();
+            let mut killed = export_command(&daemon, format, &to).spawn().unwrap();
             wait_until("it works", || {
                 killed.try_wait().unwrap().is_some() || disk.operations() > claimed.last().unwrap().0
             });
@@ -81,7 +106,7 @@ fn after_a_power_cut_an_export_continues_and_has_each_account_once() {
             killed.kill().unwrap();
             killed.wait().unwrap();
         }
-        assert!(export_command(&daemon, "jsonl", &to).status().unwrap().success());
+        assert!(export_command(&daemon, format, &to).status().unwrap().success());
         claimed.push((disk.operations(), count));
     }
     let record = disk.take_record();
@@ -90,11 +115,123 @@ fn after_a_power_cut_an_export_continues_and_has_each_account_once() {
         let before: usize = exported_spans(&left).values().sum();
         let claim = claimed.iter().rev().find(|(from, _)| *from <= operations).map_or(0, |(_, count)| *count);
         assert!(before >= claim, "{what}: {before} of {claim} accounts are in the files");
-        assert!(export_command(&daemon, "jsonl", &left).status().unwrap().success(), "{what}");
+        assert!(export_command(&daemon, format, &left).status().unwrap().success(), "{what}");
         let spans = exported_spans(&left);
         assert!(spans.values().all(|times| *times == 1), "{what}: {spans:?}");
         assert_eq!(spans.len(), count, "{what}: {spans:?}");
     });
+}
+
+#[test]
+fn after_a_power_cut_an_export_continues_and_has_each_account_once() {
+    cut_exports("jsonl");
+}
+
+#[test]
+fn after_a_power_cut_a_csv_export_continues_and_has_each_account_once() {
+    cut_exports("csv");
+}
+
+#[test]
+fn after_a_power_cut_a_parquet_export_continues_and_has_each_account_once() {
+    cut_exports("parquet");
+}
+
+/// A collector that accepts everything. For the number of each account, the operations on the disk before it came first.
+struct Collector {
+    server: StubServer,
+    accounts: Arc<Mutex<BTreeMap<u64, usize>>>,
+}
+
+impl Collector {
+    fn start(operations: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+        let accounts: Arc<Mutex<BTreeMap<u64, usize>>> = Arc::default();
+        let got = Arc::clone(&accounts);
+        let server = StubServer::new(move |mut connection| {
+            while let Some(request) = connection.read_request() {
+                let (body, mut numbers) = (serde_json::from_slice(&request.body).unwrap(), BTreeSet::new());
+                account_numbers(&body, &mut numbers);
+                let at = operations();
+                for number in numbers {
+                    got.lock().unwrap().entry(number).or_insert(at);
+                }
+                let answer =
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+                if !connection.send(answer) {
+                    return;
+                }
+            }
+        });
+        Self { server, accounts }
+    }
+
+    fn export(&self, daemon: &TestDaemon, state: &Path) -> Child {
+        let mut command = Command::new(programs::wattspan());
+        command.arg("--socket").arg(daemon.socket()).args([
+            "export",
+            "otlp",
+            "--only",
+            "traces",
+            "--endpoint",
+        ]);
+        command.arg(format!("http://{}", self.server.address)).arg("--state").arg(state);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn accounts(&self) -> BTreeMap<u64, usize> {
+        self.accounts.lock().unwrap().clone()
+    }
+}
+
+/// Adds the numbers of the accounts in a request.
+fn account_numbers(value: &Value, numbers: &mut BTreeSet<u64>) {
+    if value["key"] == "wattspan.account.number" {
+        numbers.insert(value["value"]["intValue"].as_str().unwrap().parse().unwrap());
+    }
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| account_numbers(value, numbers)),
+        Value::Object(fields) => fields.values().for_each(|value| account_numbers(value, numbers)),
+        _ => {}
+    }
+}
+
+#[test]
+fn after_a_power_cut_each_account_has_reached_the_collector_or_is_sent() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, state) = (daemon.client(), disk.path().join("otlp.json"));
+    let (cuts, seed) = cuts_and_seed(15);
+    let (mut random, collector) = (TestRng(seed), Collector::start(disk.operation_counter()));
+    let mut count = 0;
+    for round in 0..6 {
+        run_spans(&mut client, &format!("r{round}-"), 5);
+        count += 5;
+        let mut exporter = collector.export(&daemon, &state);
+        if round % 2 == 0 {
+            sleep_ms(random.range(10, 60));
+            let _ = exporter.kill();
+            exporter.wait().unwrap();
+        } else {
+            assert!(exporter.wait().unwrap().success());
+            assert_eq!(collector.accounts().len(), count);
+        }
+    }
+    let (record, delivered, mut resumed) = (disk.take_record(), collector.accounts(), 0);
+    for_each_cut(&record, 0, cuts, seed, |operations, left, what| {
+        let second = Collector::start(|| 0);
+        let ended = second.export(&daemon, &left.join("otlp.json")).wait().unwrap();
+        assert!(ended.success(), "{what}");
+        let sent = second.accounts();
+        resumed += usize::from(sent.len() < count);
+        // An account whose delivery is in the state came before the last operation.
+        let lost: Vec<&u64> = delivered
+            .iter()
+            .filter(|(number, at)| **at >= operations && !sent.contains_key(number))
+            .map(|(number, _)| number)
+            .collect();
+        assert!(lost.is_empty(), "{what}: neither delivered before nor sent: {lost:?}");
+    });
+    assert!(resumed > 0, "no state was ever used");
 }
 
 /// A running exporter, which is killed when it is dropped, and the socket of its metrics.

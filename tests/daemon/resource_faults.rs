@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::{Value, json};
 
 use crate::fault_library::{Fault, FaultLibrary};
@@ -324,6 +324,27 @@ fn no_failed_allocation_of_sqlite_ends_the_daemon_or_loses_an_account() {
     fail_sqlite(rounds(500));
 }
 
+#[test]
+fn a_start_without_threads_under_a_service_manager_waits_before_it_ends() {
+    let (faults, dir) = (fault_library(), tempfile::tempdir().unwrap());
+    let (notify, pid_file) = (dir.path().join("notify"), dir.path().join("pid"));
+    let _manager = UnixDatagram::bind(&notify).unwrap();
+    let (notify, pid) = (notify.display(), pid_file.display());
+    let setup = format!("{}\nexport NOTIFY_SOCKET='{notify}'\necho $$ >'{pid}'", faults.setup());
+    let mut daemon = start(&setup, "");
+    daemon.kill();
+    faults.fail(Fault::Thread, 0, u64::MAX, 0);
+    let log = daemon.socket().parent().unwrap().with_file_name("log");
+    let stopping = std::thread::spawn(move || {
+        wait_until("it waits", || std::fs::read_to_string(&log).unwrap().contains("waits 12 s"));
+        let pid = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    });
+    let status = daemon.try_restart().expect_err("it has no thread");
+    stopping.join().unwrap();
+    assert_eq!(status.code(), Some(EX_OSERR), "{}", daemon.log());
+}
+
 /// A start without one of its threads, and without any from one on: it says so and ends, or serves.
 #[test]
 fn a_start_without_a_thread_ends_with_a_message_or_serves() {
@@ -340,7 +361,7 @@ fn a_start_without_a_thread_ends_with_a_message_or_serves() {
             match daemon.try_restart() {
                 Err(status) => {
                     let log = daemon.log().split_off(log_before);
-                    assert_eq!(status.code(), Some(EX_SOFTWARE), "{what}: {log}");
+                    assert_eq!(status.code(), Some(EX_OSERR), "{what}: {log}");
                     let last = log.lines().last().unwrap_or_default();
                     assert!(last.contains("cannot start") && last.contains("os error 11"), "{what}: {log}");
                     assert!(!daemon.socket().exists(), "{what}: the socket is left");

@@ -32,6 +32,8 @@ pub enum WriteBehavior {
     Fail,
     /// No answer until the behavior changes, at most [`MAX_HANG`], so that a failed test still ends.
     Hang,
+    /// Succeeds, and a sync of the file fails with EIO.
+    FailSync,
 }
 
 /// The longest time without an answer.
@@ -71,6 +73,12 @@ impl FaultyDisk {
     /// The number of operations so far: what is in effect now was in effect after that many.
     pub fn operations(&self) -> usize {
         self.record.lock().unwrap().len()
+    }
+
+    /// The same for another thread.
+    pub fn operation_counter(&self) -> impl Fn() -> usize + Send + Sync + use<> {
+        let record = Arc::clone(&self.record);
+        move || record.lock().unwrap().len()
     }
 
     /// Whether the last operation on the file that was created under this name is a sync.
@@ -138,8 +146,8 @@ impl Files {
                 self.behavior.store(WriteBehavior::Succeed as u8, Ordering::SeqCst);
             }
             match self.behavior.load(Ordering::SeqCst) {
-                behavior if behavior == WriteBehavior::Succeed as u8 => return true,
                 behavior if behavior == WriteBehavior::Fail as u8 => return false,
+                behavior if behavior != WriteBehavior::Hang as u8 => return true,
                 _ => std::thread::sleep(Duration::from_millis(5)),
             }
         }
@@ -313,7 +321,8 @@ impl Filesystem for Files {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        if !self.accepts_write() {
+        let fails = self.behavior.load(Ordering::SeqCst) == WriteBehavior::FailSync as u8;
+        if fails || !self.accepts_write() {
             return reply.error(Errno::EIO);
         }
         self.record(DiskOp::Sync { ino: ino.into() });

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::process::Command;
 
 use wattspan_ipw::question::{self, Question};
 use wattspan_ipw::row::{QueryRow, ReplyText};
@@ -10,8 +11,10 @@ use wattspan_ipw::run_dir::{
     FORMAT_VERSION, Manifest, RunDir, for_each_row, for_each_text, has_rows_without_text,
 };
 
-use crate::faulty_fs::FaultyDisk;
 use crate::faulty_fs::power_cut::{cuts_and_seed, for_each_cut};
+use crate::faulty_fs::{FaultyDisk, WriteBehavior};
+use crate::programs;
+use crate::runs::{IpwFixture, LONG_HORIZON_ARGS, output_text};
 use crate::support::{sleep_ms, wait_until};
 
 /// The row and the text of a query, which follow from its number.
@@ -110,4 +113,88 @@ fn after_a_power_cut_a_run_has_each_synced_answer_and_asks_the_others_again() {
     });
     eprintln!("{cuts} cuts: {missing} queries asked again, {without_text} cuts took a text of a row");
     assert!(missing > 0 && (without_text > 0 || cuts < 100), "the cuts tried nothing");
+}
+
+#[test]
+fn scores_that_are_said_to_be_changed_survive_a_power_cut_and_a_failed_sync_is_an_error() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let questions = question::built_in();
+    let fingerprint = question::fingerprint(&questions);
+    let manifest = Manifest { version: FORMAT_VERSION, fingerprint, ..Manifest::default() };
+    let directory = disk.path().join("run");
+    let mut run = RunDir::create(&directory, &manifest, &questions).unwrap();
+    for (number, question) in questions.iter().enumerate() {
+        let (row, text) = result(question, number);
+        run.append_row(&row, &text).unwrap();
+    }
+    run.finish().unwrap();
+    let wrong = |path: &Path| read(path).0.values().filter(|row| row.score == Some(0.0)).count();
+    assert_eq!(wrong(&directory), 0);
+    let score =
+        || Command::new(programs::wattspan()).args(["ipw", "score"]).arg(&directory).output().unwrap();
+    disk.set(WriteBehavior::FailSync);
+    let failed = score();
+    let text = output_text(&failed);
+    assert!(failed.status.code() == Some(1) && !text.contains("scores changed"), "{text}");
+    assert!(text.contains("Input/output error"), "{text}");
+    disk.set(WriteBehavior::Succeed);
+    // The rows of the failed one are in the page cache; they are scores as those of a rule are.
+    let mut run = RunDir::resume(&directory).unwrap().0;
+    for (number, question) in questions.iter().enumerate() {
+        run.rescore(&result(question, number).0).unwrap();
+    }
+    run.finish().unwrap();
+    let succeeded = score();
+    assert!(succeeded.status.success(), "{}", output_text(&succeeded));
+    let changed = wrong(&directory);
+    assert!(changed > 0 && output_text(&succeeded).contains(&format!("{changed} scores changed")));
+    let record = disk.take_record();
+    let (cuts, seed) = cuts_and_seed(10);
+    for_each_cut(&record, record.len(), cuts, seed, |_, left, what| {
+        assert_eq!(wrong(&left.join("run")), changed, "{what}");
+    });
+}
+
+#[test]
+fn after_a_power_cut_a_sweep_is_completed_by_the_same_command_and_asks_nothing_that_was_finished() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let fixture = IpwFixture::new();
+    let sweep = |out: &Path| {
+        let mut command = fixture.command("sweep");
+        command.args(LONG_HORIZON_ARGS).args(["--url", &fixture.server_url(), "--warm-up", "0", "--json"]);
+        command
+            .args(["--model", "good-4", "--model", "good-8", "-c", "1", "-n", "3", "-r", "1", "-o"])
+            .arg(out);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", output_text(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let shown = sweep(&disk.path().join("sweep"));
+    let (finished, record) = (disk.operations(), disk.take_record());
+    let (cuts, seed) = cuts_and_seed(8);
+    let mut asked_again = 0;
+    let mut check = |operations: usize, left: &Path, what: &str| {
+        let before = fixture.requests();
+        let again = sweep(&left.join("sweep"));
+        let asked = fixture.requests() - before;
+        asked_again += asked;
+        assert!(asked <= 6, "{what}: {asked} questions were asked");
+        if operations == finished {
+            let figures = |report: &serde_json::Value| -> Vec<serde_json::Value> {
+                let points = report["points"].as_array().unwrap().iter();
+                points.map(|point| point["figures"].clone()).collect()
+            };
+            assert_eq!((asked, figures(&again)), (0, figures(&shown)), "{what}");
+        }
+        let points = again["points"].as_array().unwrap();
+        assert_eq!(points.len(), 2, "{what}: {again}");
+        for point in points {
+            // Each query counts once.
+            let covered = &point["figures"]["covered"];
+            assert_eq!(*covered, 3, "{what}: {point}");
+        }
+    };
+    for_each_cut(&record, 0, cuts, seed, &mut check);
+    for_each_cut(&record, finished, 2, seed, &mut check);
+    assert!(asked_again > 0, "the cuts tried nothing");
 }

@@ -3,9 +3,15 @@
 
 use crate::support;
 
+use std::sync::mpsc::channel;
+
 use crate::support::in_process::{InProcessService, VARYING_POWER_MACHINE, WeightInterval};
 use crate::support::{TestClient, get_u64, sleep_ms};
 use serde_json::{Value, json};
+use wattspan::server::{ForwardedCall, ForwardedClient, forwarded_calls};
+use wattspan::service::{MethodResult, Request};
+use wattspan_client::protocol::{CloseSpan, MethodName, OpenSpan};
+use wattspan_system::unix_socket::PeerCredentials;
 
 fn held(account: &Value) -> WeightInterval {
     let weight = account["weight"].as_f64().unwrap();
@@ -83,4 +89,38 @@ fn a_service_without_listeners_ends_with_its_last_client() {
     clients[0].call("GetInfo", json!({}));
     drop(clients);
     drop(machine);
+}
+
+/// Calls a method as the thread of D-Bus does, and waits for the reply.
+fn forward(client: &ForwardedClient, method: MethodName, request: Request) -> MethodResult {
+    let (sender, replies) = channel();
+    let reply = Box::new(move |result| drop(sender.send(result)));
+    client.call(ForwardedCall { method, request: Ok(request), oneway: false, reply });
+    replies.recv().expect("each call is answered")
+}
+
+#[test]
+fn calls_of_two_threads_are_each_performed_once() {
+    const SPANS: u64 = 200;
+    let (sender, receiver) = forwarded_calls();
+    let machine = InProcessService::start_with(VARYING_POWER_MACHINE, 2, Some(receiver));
+    let mut clients: Vec<_> = (0..2).map(|_| TestClient::from_stream(machine.connection())).collect();
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let forwarding = std::thread::spawn(move || {
+        let client = sender.connect(PeerCredentials { uid, gid, groups: Vec::new() }, None);
+        for at in 0..SPANS {
+            let span = format!("forwarded-{at}");
+            let open = OpenSpan { span: Some(span.clone()), ..OpenSpan::default() };
+            forward(&client, MethodName::OpenSpan, Request::OpenSpan(open)).unwrap();
+            let close = CloseSpan { span, attributes: None, at_ns: None, wait_settled: None };
+            forward(&client, MethodName::CloseSpan, Request::CloseSpan(close)).unwrap();
+        }
+    });
+    for at in 0..SPANS {
+        clients[0].call("OpenSpan", json!({ "span": format!("socket-{at}") }));
+        clients[0].call("CloseSpan", json!({ "span": format!("socket-{at}") }));
+    }
+    forwarding.join().unwrap();
+    let spans = clients[1].call("GetInfo", json!({}))["spans"].clone();
+    assert_eq!((get_u64(&spans, "opened"), get_u64(&spans, "closed")), (2 * SPANS, 2 * SPANS), "{spans}");
 }

@@ -61,6 +61,32 @@ fn every_test_that_a_document_names_exists() {
     assert!(named > 60, "only {named} tests are named");
 }
 
+/// The rows of the README's table of claims: the claim, and the tests that it names.
+fn claims(text: &str) -> Vec<(&str, Vec<&str>)> {
+    let table = text.split("\n| claim | test |\n|---|---|\n").nth(1).unwrap_or_default();
+    let rows = table.lines().take_while(|line| line.starts_with("| "));
+    rows.map(|row| (row[2..].split(" | ").next().unwrap_or_default(), named_tests(row))).collect()
+}
+
+#[test]
+fn each_claim_of_the_readme_has_a_test() {
+    let text = read(&root().join("README.md"));
+    let claims = claims(&text);
+    let without: Vec<&str> =
+        claims.iter().filter(|(_, tests)| tests.is_empty()).map(|(claim, _)| *claim).collect();
+    assert!(without.is_empty(), "no test is named for {without:?}");
+    // What the sections on figures and errors claim.
+    for part in [
+        "measured = attributed + unattributed",
+        "within share ± error",
+        "absent, never 0",
+        "worst grade",
+        "refutes",
+    ] {
+        assert!(claims.iter().any(|(claim, _)| claim.contains(part)), "{part} has no row");
+    }
+}
+
 /// The numbers of a row of the fault catalogue, such as "33, 34", and the tests that it names.
 fn fault_row(line: &str) -> Option<(Vec<u32>, Vec<&str>)> {
     let numbers = line.strip_prefix("| ")?.split(" |").next()?;

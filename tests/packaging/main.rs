@@ -6,3 +6,6 @@ mod documented_tests;
 mod help_texts;
 #[cfg(target_os = "linux")]
 mod launchd;
+mod public_items;
+mod service_units;
+mod toolchain;

@@ -4,12 +4,12 @@
 
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::config::Config;
-use wattspan::server::{ServerSockets, serve};
+use wattspan::server::{ForwardedReceiver, ServerSockets, serve};
 use wattspan::service::{ServiceBuilder, StartupSettings};
 use wattspan::sources::Inventory;
 use wattspan::sources::replay::script::Script;
@@ -49,12 +49,20 @@ pub struct InProcessService {
     /// The earliest and the latest instant at which the machine may have started.
     start_bounds_ns: (u64, u64),
     unused_connections: Mutex<Vec<UnixStream>>,
+    /// Dropping it ends a service that has a listener.
+    stop: Option<UnixStream>,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
 impl InProcessService {
     /// Starts a service on this machine, with this many connections.
     pub fn start(machine: &str, connections: usize) -> Self {
+        Self::start_with(machine, connections, None)
+    }
+
+    /// The same with the calls that another server forwards. Such a service has a listener, as the daemon has, whose policy
+    /// admits their callers.
+    pub fn start_with(machine: &str, connections: usize, forwarded: Option<ForwardedReceiver>) -> Self {
         let script = Script::parse(machine).unwrap();
         let clock = Clock::Machine;
         let before_ns = monotonic_ns();
@@ -67,9 +75,16 @@ impl InProcessService {
         let service = ServiceBuilder::start(settings, inventory, clock, |_| ()).unwrap().build().unwrap();
         let (client_ends, service_ends): (Vec<_>, Vec<_>) =
             (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
-        let sockets = ServerSockets { connections: service_ends, ..ServerSockets::default() };
+        let mut sockets = ServerSockets { connections: service_ends, ..ServerSockets::default() };
+        let mut stop = None;
+        if forwarded.is_some() {
+            let directory = tempfile::tempdir().unwrap();
+            sockets.listeners = vec![UnixListener::bind(directory.path().join("socket")).unwrap()];
+            let (own, other) = UnixStream::pair().unwrap();
+            (stop, sockets.stop, sockets.forwarded) = (Some(own), Some(other), forwarded);
+        }
         let thread = Some(std::thread::spawn(move || serve(service, sockets)));
-        Self { script, start_bounds_ns, unused_connections: Mutex::new(client_ends), thread }
+        Self { script, start_bounds_ns, unused_connections: Mutex::new(client_ends), stop, thread }
     }
 
     /// Takes one of the remaining connections.
@@ -119,8 +134,9 @@ impl InProcessService {
 impl Drop for InProcessService {
     fn drop(&mut self) {
         self.unused_connections.lock().unwrap().clear();
+        self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // Without a listener and without clients nothing is left to serve.
+            // Stopped, or without a listener and without clients: nothing is left to serve.
             thread.join().unwrap().unwrap();
         }
     }

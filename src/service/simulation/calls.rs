@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use wattspan_client::account::{Account, SpanState};
 use wattspan_client::protocol::{
-    CloseSpan, ListSpans, MarkPhase, MethodError, OpenSpan, ReadWindow, SetWeight,
+    CloseSpan, ListSpans, MarkPhase, MethodError, OpenSpan, ReadWindow, ReloadReply, SetWeight,
 };
 
 use super::counter::lock;
-use super::machine::{OPEN_SPANS_PER_USER, PHASES_PER_SPAN};
+use super::machine::{PHASES_PER_SPAN, start_config};
 use super::model::{self, ModelState, SpanModel};
 use super::schedule::{Simulation, Waiting};
+use super::stored_calls;
 use crate::service::caller::AccountOutcome;
 
 const MS_NS: u64 = 1_000_000;
@@ -48,7 +49,7 @@ struct Instant {
 /// Makes one call and checks its answer.
 pub(super) fn make_random(run: &mut Simulation) {
     let user = run.random.below(3) as usize;
-    match run.random.below(32) {
+    match run.random.below(36) {
         0..8 => open(run, user),
         8..11 => mark_phase(run, user),
         11..14 => set_weight(run, user),
@@ -58,6 +59,9 @@ pub(super) fn make_random(run: &mut Simulation) {
         28 => list_open(run, user),
         29 => read_window(run),
         30 => get_figures(run, user),
+        31 | 32 => stored_calls::list_after(run, user),
+        33 => stored_calls::sum(run, user),
+        34 => reload(run),
         _ if run.random.one_in(4) => run.close_connection(user),
         _ => {}
     }
@@ -100,7 +104,7 @@ fn open(run: &mut Simulation, user: usize) {
     let mut allowed = if at.is_valid { OK } else { &["InvalidTime"] };
     let own_open =
         run.spans.iter().filter(|span| span.uid == peer.uid && span.state == ModelState::Open).count();
-    if own_open >= OPEN_SPANS_PER_USER && at.is_valid {
+    if own_open >= run.open_limit && at.is_valid {
         allowed = &["QuotaExceeded"];
     }
     let is_plain = allowed == OK;
@@ -410,4 +414,26 @@ fn get_figures(run: &mut Simulation, user: usize) {
     }
     let info = run.machine().service.get_info(&peer);
     assert_eq!(info.spans, peer.uid_filter().is_none().then_some(run.counts));
+}
+
+/// Reads a configuration with another limit, with a key that needs a restart, or with an error.
+fn reload(run: &mut Simulation) {
+    if run.random.one_in(4) {
+        let result = run.machine().reload(None);
+        check(run, "Reload", &result, &["InvalidValue"]);
+        return;
+    }
+    let (limit, has_history) = (run.random.between(6, 10) as usize, run.random.one_in(4));
+    let mut config = start_config();
+    config.limits.open_spans_per_user = limit;
+    config.history_s += f64::from(u8::from(has_history));
+    let result = run.machine().reload(Some(config));
+    check(run, "Reload", &result, OK);
+    let named = |is_named: bool, key: &str| Vec::from_iter(is_named.then(|| key.to_owned()));
+    let expected = ReloadReply {
+        changed: named(limit != run.open_limit, "limits.open_spans_per_user"),
+        needs_restart: named(has_history, "history_s"),
+    };
+    assert_eq!(result.ok(), Some(expected));
+    run.open_limit = limit;
 }

@@ -3,23 +3,25 @@
 //! Takes the steps of all threads of a daemon: the samplers', the server's and the store's. Each step comes when its thread
 //! would wake, plus a delay that the seed decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::counter::{self, SharedCounter, SlowReads};
 use super::random::Random;
+use wattspan_client::protocol::{MethodError, ProcessPrivileges, ReloadReply};
+
 use crate::clock::Clock;
-use crate::config::Limits;
+use crate::config::{Config, ConfigError, Limits};
 use crate::sampler::SamplerSettings;
 use crate::sampler::stepped::{self as stepped_sampler, SteppedSampler};
 use crate::service::durability::FinalAccount;
 use crate::service::readings::ReadingCollector;
-use crate::service::startup::ServiceSettings;
-use crate::service::test_parts::{service_settings, store_settings};
-use crate::service::{Service, ServiceBuilder};
+use crate::service::test_parts::store_settings;
+use crate::service::{ConfigLoader, DaemonControl, Service, ServiceBuilder, StartupSettings};
 use crate::store::stepped::{self as stepped_store, SteppedStore};
 use crate::store::{Filter, StoreQuery, StoreSettings, SyncMode};
+use crate::systemd::notify::ServiceManager;
 
 const US_NS: u64 = 1_000;
 const MS_NS: u64 = 1_000_000;
@@ -58,17 +60,32 @@ pub(super) struct Machine {
     store_due_ns: u64,
     poll_due_ns: u64,
     random: Random,
+    /// The file of the configuration; `None`: it has an error.
+    config_file: Arc<Mutex<Option<Config>>>,
 }
 
-fn service_settings_of() -> ServiceSettings {
-    let mut settings = service_settings(Limits {
-        open_spans_per_user: OPEN_SPANS_PER_USER,
-        phases_per_span: PHASES_PER_SPAN,
-        remembered_accounts: 100,
-        ..Limits::default()
-    });
-    settings.attribution.idle_mw.insert("package-0".into(), 7_000);
-    settings
+/// The configuration of a daemon at its start.
+pub(super) fn start_config() -> Config {
+    Config {
+        limits: Limits {
+            open_spans_per_user: OPEN_SPANS_PER_USER,
+            phases_per_span: PHASES_PER_SPAN,
+            remembered_accounts: 100,
+            ..Limits::default()
+        },
+        idle_w: BTreeMap::from([("package-0".to_owned(), 7.0)]),
+        ..Config::default()
+    }
+}
+
+fn read_config(file: &Mutex<Option<Config>>) -> Result<Config, ConfigError> {
+    let config = file.lock().expect("no reader panics").clone();
+    config.ok_or_else(|| ConfigError::InvalidValue {
+        location: "the file".into(),
+        key: "horizon_ms".into(),
+        value: "-1".into(),
+        remedy: "it must not be negative".into(),
+    })
 }
 
 impl Machine {
@@ -90,9 +107,15 @@ impl Machine {
             samplers.push(sampler);
             stepped.push(SimulatedSampler { due_ns: steps.asleep_until_ns(), stepped: steps });
         }
+        let config_file = Arc::new(Mutex::new(Some(start_config())));
+        let read_file = Arc::clone(&config_file);
+        let load_config: ConfigLoader = Box::new(move || read_config(&read_file));
+        let service_settings = StartupSettings::from_config(&start_config()).service;
         let collector = ReadingCollector::new(samplers, Vec::new(), |_| ());
         let mut builder =
-            ServiceBuilder::with_collector(collector, Vec::new(), service_settings_of(), clock.clone());
+            ServiceBuilder::with_collector(collector, Vec::new(), service_settings, clock.clone());
+        let control = DaemonControl::new(start_config(), load_config, ServiceManager::default(), |_| ());
+        builder = builder.daemon(control, ProcessPrivileges::default());
         let mut store = None;
         if let Some(directory) = directory {
             let max_age = std::time::Duration::from_secs(settings.max_age_s);
@@ -114,6 +137,7 @@ impl Machine {
             store_due_ns: now_ns,
             poll_due_ns: now_ns,
             random,
+            config_file,
         }
     }
 
@@ -181,6 +205,12 @@ impl Machine {
         self.store_due_ns = self.store_due_ns.min(now_ns + self.random.between(MS_NS, 12 * MS_NS));
         let poll_ns = self.service.next_poll_ns(now_ns).max(now_ns + US_NS);
         self.poll_due_ns = self.poll_due_ns.min(poll_ns + self.random.below(50 * US_NS));
+    }
+
+    /// Replaces the file of the configuration, and reads it again.
+    pub(super) fn reload(&mut self, config: Option<Config>) -> Result<ReloadReply, MethodError> {
+        *self.config_file.lock().expect("no reader panics") = config;
+        self.service.reload()
     }
 
     /// The server's thread does not run for this time.

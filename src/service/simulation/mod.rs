@@ -11,6 +11,10 @@ mod machine;
 mod model;
 mod random;
 mod schedule;
+mod stored_calls;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wattspan_client::account::Account;
 
@@ -53,18 +57,27 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// Runs seeds from `first` on until this many hours are simulated. Goes on after a failure, and names all of them.
-fn run_hours(first: u64, hours: f64) -> RunFigures {
-    let (mut figures, mut failed) = (RunFigures::default(), Vec::new());
-    for seed in first.. {
-        match std::panic::catch_unwind(|| run(seed, RunKind::of(seed)).figures) {
-            Ok(of_run) => figures.add(&of_run),
-            Err(_) => failed.push(seed),
+/// Runs seeds from `first` on until this many hours are simulated, on this many threads. Goes on after a failure, and names all
+/// of them.
+fn run_hours(first: u64, hours: f64, threads: usize) -> RunFigures {
+    let (next, all) = (AtomicU64::new(first), Mutex::new((RunFigures::default(), Vec::new())));
+    let take_seed = || {
+        let (figures, failed) = &*all.lock().expect("no thread panics with it");
+        let is_done = figures.simulated_ns as f64 >= hours * 3.6e12 || failed.len() >= MAX_FAILURES;
+        (!is_done).then(|| next.fetch_add(1, Ordering::Relaxed))
+    };
+    let run_seeds = || {
+        while let Some(seed) = take_seed() {
+            let ended = std::panic::catch_unwind(|| run(seed, RunKind::of(seed)).figures);
+            let (figures, failed) = &mut *all.lock().expect("no thread panics with it");
+            match ended {
+                Ok(of_run) => figures.add(&of_run),
+                Err(_) => failed.push(seed),
+            }
         }
-        if figures.simulated_ns as f64 >= hours * 3.6e12 || failed.len() == MAX_FAILURES {
-            break;
-        }
-    }
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(run_seeds))));
+    let (figures, failed) = all.into_inner().expect("no thread panics with it");
     eprintln!("{}", figures.describe());
     assert!(failed.is_empty(), "seeds failed: {failed:?}");
     figures
@@ -76,8 +89,9 @@ fn random_runs_keep_every_invariant() {
         eprintln!("{:?}: {}", RunKind::of(seed), run(seed, RunKind::of(seed)).figures.describe());
         return;
     }
-    let figures = run_hours(1, 0.8);
+    let figures = run_hours(1, 0.8, 1);
     assert!(figures.shares.bounded > 1_000 && figures.refused > 100 && figures.restarts > 0, "{figures:?}");
+    assert!(figures.listed > 100 && figures.sums > 10, "{figures:?}");
 }
 
 #[test]
@@ -85,7 +99,8 @@ fn random_runs_keep_every_invariant() {
 fn many_random_runs_keep_every_invariant() {
     let first = variable("WATTSPAN_FIRST_SEED").unwrap_or(1_000);
     let hours = variable("WATTSPAN_HOURS").unwrap_or(100);
-    run_hours(first, hours as f64);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    run_hours(first, hours as f64, threads);
 }
 
 /// The accounts of a run, in an order that does not depend on those of hash tables.

@@ -8,15 +8,16 @@ use wattspan_client::account::Account;
 use wattspan_client::protocol::{Access, MethodError, SpanCounts};
 
 use super::counter::{self, SharedCounter, SimulatedCounter, SlowReads, lock};
-use super::machine::{self, Machine, MachineSettings};
+use super::machine::{self, Machine, MachineSettings, OPEN_SPANS_PER_USER};
 use super::model::{self, CheckedShares, ModelState, SpanModel};
 use super::random::Random;
+use super::stored_calls::{self, Follower};
 use crate::clock::Clock;
 use crate::sampler::SamplerSettings;
 use crate::service::access::Peer;
 use crate::service::caller::{Caller, ReplyTo};
 use crate::service::durability::FinalAccount;
-use crate::service::reply::Reply;
+use crate::service::reply::{MethodResult, Reply};
 
 const MS_NS: u64 = 1_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -59,6 +60,9 @@ pub(super) struct RunFigures {
     pub(super) refused: u64,
     pub(super) accounts: u64,
     pub(super) restarts: u64,
+    /// Accounts in lists after a number, and replies to SumSpans.
+    pub(super) listed: u64,
+    pub(super) sums: u64,
     pub(super) shares: CheckedShares,
 }
 
@@ -69,19 +73,23 @@ impl RunFigures {
         self.refused += other.refused;
         self.accounts += other.accounts;
         self.restarts += other.restarts;
+        self.listed += other.listed;
+        self.sums += other.sums;
         self.shares.bounded += other.shares.bounded;
         self.shares.unbounded += other.shares.unbounded;
     }
 
     pub(super) fn describe(&self) -> String {
         format!(
-            "{:.2} simulated hours, {} calls ({} refused), {} final accounts, {} restarts, {} bounds held the truth, {} shares \
-             had no bound",
+            "{:.2} simulated hours, {} calls ({} refused), {} final accounts, {} restarts, {} accounts listed, {} sums, {} bounds \
+             held the truth, {} shares had no bound",
             self.simulated_ns as f64 / HOUR_NS as f64,
             self.calls,
             self.refused,
             self.accounts,
             self.restarts,
+            self.listed,
+            self.sums,
             self.shares.bounded,
             self.shares.unbounded
         )
@@ -95,6 +103,10 @@ pub(super) enum Waiting {
     Close(u32, String),
     /// A stored account.
     Query(u32, String),
+    /// A list of the user's follower.
+    After(usize),
+    /// Sums for the user.
+    Sums(usize),
 }
 
 /// A run.
@@ -118,10 +130,14 @@ pub(super) struct Simulation {
     /// All names that were ever used.
     pub(super) used_names: HashSet<(u32, String)>,
     pub(super) waiting: BTreeMap<(u64, u64), Waiting>,
+    /// The limit of open spans of a user that applies now.
+    pub(super) open_limit: usize,
     pub(super) next_name: u64,
     pub(super) next_slot: u64,
     /// The current connection of each user.
     pub(super) connections: [u64; 3],
+    /// What each user has read of the stored accounts.
+    pub(super) followers: [Follower; 3],
     final_accounts: Vec<FinalAccount>,
     /// All final accounts, for a comparison of runs.
     pub(super) history: Vec<Account>,
@@ -179,9 +195,11 @@ impl Simulation {
             finals: BTreeMap::new(),
             used_names: HashSet::new(),
             waiting: BTreeMap::new(),
+            open_limit: OPEN_SPANS_PER_USER,
             next_name: 0,
             next_slot: 0,
             connections: [100, 200, 300],
+            followers: Default::default(),
             final_accounts: Vec::new(),
             history: Vec::new(),
             call_due_ns: START_NS + 2 * SECOND_NS,
@@ -208,6 +226,7 @@ impl Simulation {
             random,
         );
         self.machine = Some(machine);
+        self.open_limit = OPEN_SPANS_PER_USER;
         (self.counts, self.measured_uj) = (SpanCounts::default(), vec![0; self.counters.len()]);
     }
 
@@ -251,8 +270,8 @@ impl Simulation {
         for user in 0..3 {
             self.close_connection(user);
         }
-        let until_ns = self.clock.now_ns() + 15 * SECOND_NS;
-        self.run_until(until_ns);
+        self.run_on(15 * SECOND_NS);
+        stored_calls::check_all(self);
         self.figures.simulated_ns += self.clock.now_ns() - START_NS;
         assert_eq!(self.waiting, BTreeMap::new(), "replies are missing");
         let unsettled: Vec<&SpanModel> = self
@@ -262,6 +281,14 @@ impl Simulation {
             .collect();
         assert!(unsettled.is_empty(), "accounts are missing: {unsettled:?}");
         assert_eq!(self.counts.open, 0);
+    }
+
+    /// Runs for this time.
+    pub(super) fn run_on(&mut self, ns: u64) {
+        let until_ns = self.clock.now_ns() + ns;
+        self.run_until(until_ns);
+        // Nothing happens up to there.
+        self.clock.set(until_ns.max(self.clock.now_ns()));
     }
 
     fn run_until(&mut self, end_ns: u64) {
@@ -486,20 +513,26 @@ impl Simulation {
 
     fn check_store_replies(&mut self) {
         for (reply_to, result) in self.machine().service.take_store_replies() {
-            let waiting = self.waiting.remove(&(reply_to.connection, reply_to.slot));
-            let Some(Waiting::Query(uid, span)) = waiting else {
-                panic!("{reply_to:?}: {waiting:?} {result:?}")
-            };
-            let first = self.finals.get(&(uid, span.clone()));
-            match result {
-                Ok(Reply::Account(reply)) => self.check_unchanged(&reply.account),
-                Ok(other) => panic!("{other:?}"),
-                Err(MethodError::StoreUnavailable { .. }) => assert!(!self.is_disk_well(), "{result:?}"),
-                Err(ref error) => assert!(
-                    first.is_none_or(|account| account.durable != Some(true)) || self.kind.max_age_s < 86_400,
-                    "{error:?} for a durable account: {first:?}"
-                ),
+            match self.waiting.remove(&(reply_to.connection, reply_to.slot)) {
+                Some(Waiting::Query(uid, span)) => self.check_stored(uid, &span, result),
+                Some(Waiting::After(user)) => stored_calls::check_page(self, user, result),
+                Some(Waiting::Sums(user)) => stored_calls::check_sums(self, user, result),
+                waiting => panic!("{reply_to:?}: {waiting:?} {result:?}"),
             }
+        }
+    }
+
+    /// Checks the reply to GetSpan from the store.
+    fn check_stored(&self, uid: u32, span: &str, result: MethodResult) {
+        let first = self.finals.get(&(uid, span.to_owned()));
+        match result {
+            Ok(Reply::Account(reply)) => self.check_unchanged(&reply.account),
+            Ok(other) => panic!("{other:?}"),
+            Err(MethodError::StoreUnavailable { .. }) => assert!(!self.is_disk_well(), "{result:?}"),
+            Err(ref error) => assert!(
+                first.is_none_or(|account| account.durable != Some(true)) || self.kind.max_age_s < 86_400,
+                "{error:?} for a durable account: {first:?}"
+            ),
         }
     }
 

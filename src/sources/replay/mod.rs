@@ -43,22 +43,37 @@ pub fn open(path: &Path, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     match load(path, clock) {
         Ok(opened) => found.opened.push(opened),
-        Err(reason) => found.add_absent(NAME, format!("{}: {reason}", path.display())),
+        Err(LoadError::Unreadable(error)) => {
+            found.add_failed(NAME, &error, format!("{}: {error}", path.display()));
+        }
+        Err(LoadError::Invalid(reason)) => found.add_absent(NAME, format!("{}: {reason}", path.display())),
     }
     found
 }
 
-fn load(path: &Path, clock: &Clock) -> Result<OpenedSource, String> {
-    let to_text = |error: io::Error| error.to_string();
-    let mut file = BufReader::new(File::open(path).map_err(to_text)?);
-    if file.fill_buf().map_err(to_text)?.first() == Some(&b'{') {
+/// Why a file is no machine.
+enum LoadError {
+    Unreadable(io::Error),
+    Invalid(String),
+}
+
+impl From<io::Error> for LoadError {
+    fn from(error: io::Error) -> Self {
+        Self::Unreadable(error)
+    }
+}
+
+fn load(path: &Path, clock: &Clock) -> Result<OpenedSource, LoadError> {
+    let mut file = BufReader::new(File::open(path)?);
+    if file.fill_buf()?.first() == Some(&b'{') {
         return RecordedTrace::parse(file)
             .map(|trace| start_trace(trace, clock))
-            .map_err(|error| error.to_string());
+            .map_err(|error| LoadError::Invalid(error.to_string()));
     }
     let mut text = String::new();
-    file.take(MAX_SCRIPT_BYTES).read_to_string(&mut text).map_err(to_text)?;
-    Script::parse(&text).map(|script| start_script(script, clock)).map_err(|error| error.to_string())
+    file.take(MAX_SCRIPT_BYTES).read_to_string(&mut text)?;
+    let script = Script::parse(&text).map_err(|error| LoadError::Invalid(error.to_string()))?;
+    Ok(start_script(script, clock))
 }
 
 /// Starts a scripted machine now: its time 0 is the current time of `clock`.

@@ -50,17 +50,31 @@ pub struct ScoreArgs {
     server: ServerOptions,
 }
 
-/// Runs `wattspan ipw score`.
+/// Runs `wattspan ipw score`. What it says to have changed is on disk.
 pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     let (mut directory, _, questions) = RunDir::resume(&args.run).map_err(anyhow::Error::from)?;
     let (rows, texts) = latest_rows(&args.run)?;
     let questions: HashMap<&str, &Question> =
         questions.iter().map(|question| (question.id.as_str(), question)).collect();
-    if let Some(command) = &args.with {
-        let timeout = Duration::from_secs(args.with_timeout);
-        return score_with_command(command, timeout, &mut directory, rows, &questions, &texts);
-    }
-    let answers = answered(rows, &questions, &texts);
+    let (message, status) = match &args.with {
+        Some(command) => {
+            let timeout = Duration::from_secs(args.with_timeout);
+            score_with_command(command, timeout, &mut directory, rows, &questions, &texts)?
+        }
+        None => score_answered(options, args, &mut directory, answered(rows, &questions, &texts))?,
+    };
+    directory.finish().map_err(|error| CliError::new(FAILURE, error))?;
+    eprint_message(&message);
+    Ok(status)
+}
+
+/// Scores answers by rule and, if requested, with a judge. Returns what has changed, and the exit status.
+fn score_answered(
+    options: &MeterOptions,
+    args: &ScoreArgs,
+    directory: &mut RunDir,
+    answers: Vec<(QueryRow, &Question, &ReplyText)>,
+) -> Result<(String, u8), CliError> {
     // A cut-off answer is wrong, whatever a judge would say of its text.
     let (judge_queue, by_rule): (Vec<_>, Vec<_>) = answers
         .into_iter()
@@ -72,13 +86,13 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     let mut changed = 0;
     for (row, question, text) in &by_rule {
         let score = question.score_reply(&text.reply).map(|right| f64::from(u8::from(right)));
-        changed += usize::from(update_score(&mut directory, row, score, None).map_err(anyhow::Error::from)?);
+        changed += usize::from(update_score(directory, row, score, None).map_err(anyhow::Error::from)?);
     }
     let to_judge = judge_queue.len();
     let mut status = OK;
     if args.judge && to_judge > 0 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let summary = runtime.block_on(score_with_judge(options, args, &mut directory, judge_queue))?;
+        let summary = runtime.block_on(score_with_judge(options, args, directory, judge_queue))?;
         eprint_message(&summary.text());
         changed += summary.changed;
         if summary.judged == 0 {
@@ -87,11 +101,11 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     } else if to_judge > 0 {
         eprint_message(&format!("{to_judge} answers need a judge: --judge --url URL --model NAME"));
     }
-    eprint_message(&format!("{changed} scores changed"));
-    Ok(status)
+    Ok((format!("{changed} scores changed"), status))
 }
 
-/// Scores every answer of a run with an external command. A score is stored as soon as it is read.
+/// Scores every answer of a run with an external command. A score is stored as soon as it is read. Returns what has changed, and
+/// the exit status.
 fn score_with_command(
     command: &str,
     timeout: Duration,
@@ -99,7 +113,7 @@ fn score_with_command(
     rows: Rows,
     questions: &HashMap<&str, &Question>,
     texts: &Texts,
-) -> Result<u8, CliError> {
+) -> Result<(String, u8), CliError> {
     let answered = answered(rows, questions, texts);
     let requests: Vec<ScorerRequest<'_>> = answered
         .iter()
@@ -124,11 +138,12 @@ fn score_with_command(
         eprint_message(problem);
     }
     let ScorerOutcome { scored, unscored, .. } = outcome;
-    eprint_message(&format!(
+    let status = if outcome.problems.is_empty() { OK } else { FAILURE };
+    let message = format!(
         "{scored} of {} answers scored, {unscored} left without a score; {changed} scores changed",
         requests.len()
-    ));
-    Ok(if outcome.problems.is_empty() { OK } else { FAILURE })
+    );
+    Ok((message, status))
 }
 
 /// Returns the answered queries whose question and reply are known.
