@@ -372,7 +372,7 @@ fn closes_beside(daemon: &Daemon, what: &str, mut call: impl FnMut(&mut Client) 
     let mut count = 0;
     std::thread::scope(|scope| {
         let caller = scope.spawn(|| {
-            let mut client = daemon.client();
+            let mut client = patient_client(daemon);
             let mut count = 0_u64;
             while !is_over.load(Ordering::Relaxed) {
                 if calls.load(Ordering::Relaxed) {
@@ -445,7 +445,7 @@ fn sums(accounts: u64) {
     println!("{accounts} accounts, {:.1} hours", accounts as f64 * SUMMED_INTERVAL_NS as f64 / 3.6e12);
     storing_cost(accounts.min(1_000_000));
     let daemon = summed_store(accounts, false);
-    let mut client = daemon.client();
+    let mut client = patient_client(&daemon);
     let by = |fields: &[&str]| SumSpans {
         by: Some(fields.iter().map(|field| (*field).to_owned()).collect()),
         utc_offset_min: fields.contains(&"day").then_some(60),
@@ -487,7 +487,7 @@ fn sums(accounts: u64) {
     });
     drop((client, daemon));
     let daemon = summed_store(accounts, true);
-    let mut client = daemon.client();
+    let mut client = patient_client(&daemon);
     for fields in [&["name"][..], &["model", "user", "day", "operation"]] {
         let what = format!("names of one account each: sum by {}", fields.join(","));
         seconds_of(&mut client, &what, by(fields));
@@ -515,10 +515,15 @@ fn summed_store(accounts: u64, have_own_names: bool) -> Daemon {
     daemon
 }
 
+/// A client without a timeout: a sum that reads each account takes long.
+fn patient_client(daemon: &Daemon) -> Client {
+    let client = daemon.client();
+    client.set_timeout(None).expect("a socket");
+    client
+}
+
 /// The first and the median time of a sum.
 fn seconds_of(client: &mut Client, what: &str, call: SumSpans) {
-    // A sum that reads ten million accounts takes longer than a client waits by default.
-    client.set_timeout(None).expect("a connection");
     let mut times: Vec<f64> = (0..5)
         .map(|_| {
             let started = Instant::now();

@@ -284,13 +284,16 @@ pub(super) fn take_bytes<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [
 }
 
 pub(super) fn take_varint(from: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let next = take_byte(from)?;
+    let mut bytes = from.iter();
+    let (mut value, mut shift) = (0, 0);
+    while shift < 64 {
+        let next = *bytes.next()?;
         value |= u64::from(next & 0x7f) << shift;
         if next < 0x80 {
+            *from = bytes.as_slice();
             return Some(value);
         }
+        shift += 7;
     }
     None
 }
@@ -301,7 +304,16 @@ pub(super) fn take_option(from: &mut &[u8]) -> Option<Option<u64>> {
 
 /// Skips integers.
 pub(super) fn skip_varints(from: &mut &[u8], count: usize) -> Option<()> {
+    const TOP_BITS: u64 = 0x8080_8080_8080_8080;
     let mut left = count;
+    // Eight bytes at a time: the last byte of an integer has no top bit.
+    while let Some((word, rest)) = from.split_first_chunk::<8>() {
+        let ends = (!u64::from_le_bytes(*word) & TOP_BITS).count_ones() as usize;
+        if ends >= left {
+            break;
+        }
+        (left, *from) = (left - ends, rest);
+    }
     let mut bytes = from.iter();
     while left > 0 {
         left -= usize::from(*bytes.next()? < 0x80);
@@ -325,9 +337,14 @@ pub(super) fn stored_text(mut from: &[u8]) -> Option<&[u8]> {
     take_bytes(&mut from, length)
 }
 
-fn take_text(from: &mut &[u8]) -> Option<String> {
+/// Takes a text with its length before it.
+pub(super) fn take_text_bytes<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(take_varint(from)?).ok()?;
-    String::from_utf8(take_bytes(from, length)?.to_vec()).ok()
+    take_bytes(from, length)
+}
+
+fn take_text(from: &mut &[u8]) -> Option<String> {
+    String::from_utf8(take_text_bytes(from)?.to_vec()).ok()
 }
 
 #[cfg(test)]

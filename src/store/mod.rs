@@ -30,6 +30,7 @@ pub mod fuzz_entry;
 mod group_build;
 mod high_water_mark;
 mod journal_clock;
+mod key_hash;
 mod log_sync;
 mod migration;
 mod position_cipher;
@@ -51,6 +52,8 @@ mod sum_scan;
 mod sum_threads;
 mod summed_account;
 mod time;
+mod user_groups;
+mod user_walk;
 mod writer_thread;
 
 use std::collections::VecDeque;

@@ -16,7 +16,7 @@ use super::database::Database;
 use super::segment_sums::{SegmentSums, StoredSums, SumGroup};
 use super::sum_blocks::FIRST_SUM_BLOCK;
 use super::sum_query::SumQuery;
-use super::sum_tests::{missing, sum, total};
+use super::sum_tests::{begin, missing, sum, total};
 use super::summed_account::SummedAccount;
 use super::tests::{Fixture, START, account_of};
 use crate::domain::Grade;
@@ -395,6 +395,159 @@ fn a_segment_has_few_groups_whatever_its_accounts_are() {
             assert_eq!(sums.finish().total.energy_uj, Some(all_uj), "{case}");
         });
     }
+}
+
+/// The user of [`beside_long_names`] whose models each have a name of a kilobyte.
+const HOSTILE_UID: u32 = 99;
+
+/// Two full segments and an account, of which one of so many is of the hostile user.
+fn beside_long_names(interval: u64) -> (Fixture, Database, Truth) {
+    let count = segment_ids(1).1 + 1;
+    let (mut random, mut truth, mut fixture) = (Random(11), Truth::default(), Fixture::new());
+    let mut database = fixture.open();
+    let account = |at: u64| {
+        let account = varied(at, false, &mut random);
+        let opened_unix_ns = account.opened_unix_ns - at * (INTERVAL_NS - 8_000_000);
+        if !at.is_multiple_of(interval) {
+            return Account { opened_unix_ns, ..account };
+        }
+        // A few models at a time, as of 32 spans that are open at once.
+        let model = format!("{:01024}", at / interval % 200);
+        let attributes = [(MODEL_ATTRIBUTE.to_owned(), model)].into();
+        Account { opened_unix_ns, attributes, uid: HOSTILE_UID, ..account }
+    };
+    let accounts: Vec<Account> = (0..count.unsigned_abs()).map(account).collect();
+    fixture.write(&mut database, accounts.iter().cloned());
+    accounts.into_iter().zip(1..).for_each(|(account, id)| truth.insert(id, account));
+    (fixture, database, truth)
+}
+
+#[test]
+fn of_a_user_with_long_names_only_the_rows_of_this_user_are_read() {
+    let (fixture, database, truth) = beside_long_names(64);
+    let rows = 1 + 2 * 256;
+    for by in [vec![], vec![SumField::User], vec![SumField::Day], vec![SumField::Model, SumField::Name]] {
+        let query = SumQuery { by, ..SumQuery::default() };
+        assert_eq!(check(&database, &truth, &query), rows, "{query:?}");
+        assert!(check(&database, &truth, &SumQuery { uid: Some(17), ..query.clone() }) <= 1);
+        assert!(check(&database, &truth, &SumQuery { uid: Some(HOSTILE_UID), ..query }) <= rows);
+    }
+    let mut random = Random(13);
+    for _ in 0..60 {
+        check(&database, &truth, &random_query(&mut random, 40_000));
+    }
+    drop(database);
+    let mut database = fixture.open();
+    database.connection.execute("DELETE FROM block WHERE id & 127 >= ?1", [FIRST_SUM_BLOCK]).unwrap();
+    while database.build_filters().unwrap() {}
+    assert_eq!(check(&database, &truth, &SumQuery::default()), rows);
+}
+
+#[test]
+fn rows_that_are_missing_among_those_of_one_user_are_counted_once() {
+    let (_fixture, database, truth) = beside_long_names(64);
+    let own: Vec<i64> = truth
+        .accounts
+        .iter()
+        .filter(|(_, (account, ..))| account.uid == HOSTILE_UID)
+        .map(|(id, _)| *id)
+        .collect();
+    let all = truth.sums(&SumQuery::default()).total.accounts;
+    // Of the hostile user: two that follow each other, the first and the last one of a segment. Of others: one within the rows that
+    // are then searched.
+    let segment = own.iter().position(|id| segment_of(*id) == 1).unwrap();
+    let damaged = [own[7], own[8], own[0], own[segment - 1], own[9] - 1, own[7] - 5];
+    for (at, id) in damaged.into_iter().enumerate() {
+        let sql = match at % 2 {
+            0 => "UPDATE account SET figures = zeroblob(length(figures)) WHERE id = ?1",
+            _ => "DELETE FROM account WHERE id = ?1",
+        };
+        assert_eq!(database.connection.execute(sql, [id]).unwrap(), 1);
+    }
+    let found = sum(&database, SumQuery::default());
+    assert_eq!((total(&found).0, &found.missing[..]), (all - 4, &[missing(GapReason::Damaged, Some(4))][..]));
+    let own_sum = sum(&database, SumQuery { uid: Some(HOSTILE_UID), ..SumQuery::default() });
+    assert_eq!(total(&own_sum).0, own.len() as u64 - 4);
+}
+
+#[test]
+fn rows_of_a_user_that_retention_deletes_between_turns_are_not_missing() {
+    let (_fixture, database, truth) = beside_long_names(5);
+    let mut scan = begin(&database, SumQuery::default());
+    // The sums of the first segment, and 2,048 of the 3,277 rows of the user in it, from the last one on.
+    assert!(scan.run_turn(&database.connection).unwrap());
+    assert_eq!(scan.rows_read, 2048);
+    delete_below(&database, 5000);
+    while scan.run_turn(&database.connection).unwrap() {}
+    let deleted =
+        truth.accounts.range(..5000).filter(|(_, (account, ..))| account.uid == HOSTILE_UID).count();
+    let found = scan.finish();
+    let all = truth.accounts.len() - deleted;
+    assert_eq!((total(&found).0, found.missing), (all as u64, vec![]));
+}
+
+/// Adds accounts of users with models to the sums of a segment: user, the number of the model, how often.
+fn stored_models(
+    accounts: impl IntoIterator<Item = (u32, u64)>,
+    show: impl FnOnce(usize, Option<StoredSums<'_>>),
+) {
+    let account = |(uid, model): (u32, u64)| Account {
+        attributes: [(MODEL_ATTRIBUTE.to_owned(), format!("m{model}"))].into(),
+        opened_unix_ns: start_ns(),
+        ..account_of(uid, "s".into())
+    };
+    stored(accounts.into_iter().map(account), show);
+}
+
+#[test]
+fn the_groups_of_a_user_are_not_taken_by_those_with_more() {
+    // Users 1 and 2 have few models, before, between and after those of user 7, who has thousands.
+    let hostile = (0..3000).map(|at| (7, at));
+    let others = |uid: u32| (0..300).map(move |at| (uid, at % 100));
+    let accounts = others(1).chain(hostile.clone()).chain(others(2)).chain(hostile);
+    stored_models(accounts, |bytes, stored| {
+        let users = stored.unwrap().users;
+        let groups: Vec<_> = users.iter().map(|user| (user.uid, user.groups.len(), user.rows)).collect();
+        let expected = [(1, 100, Some((300, 299))), (2, 100, Some((300, 3599))), (7, 0, Some((6000, 6599)))];
+        assert_eq!(groups, expected, "{bytes} bytes");
+        assert!(users[0].groups.iter().all(|group| group.name.is_some()));
+    });
+}
+
+#[test]
+fn with_many_users_without_groups_a_segment_has_no_sums() {
+    for (users, is_stored) in [(1000, true), (1280, true), (1281, false), (9000, false)] {
+        stored_models((0..users).map(|uid| (uid, 0)), |bytes, stored| {
+            assert_eq!(stored.is_some(), is_stored, "{users} users");
+            assert!(bytes < 120_000, "{bytes} bytes");
+            let Some(stored) = stored else { return };
+            let grouped = stored.users.iter().filter(|user| !user.groups.is_empty()).count();
+            assert_eq!((stored.users.len(), grouped), (users as usize, (users as usize).min(1024)));
+        });
+    }
+}
+
+#[test]
+fn sums_of_the_form_before_this_one_are_read() {
+    stored_models([(5, 1), (5, 2)], |_, stored| {
+        assert_eq!(stored.unwrap().users[0].rows, Some((2, 1)));
+    });
+    let mut sums = SegmentSums::default();
+    let account = varied(1, false, &mut Random(5));
+    let (mut layout, mut figures) = (Vec::new(), Vec::new());
+    encode_layout(&account, &mut layout);
+    encode_figures(&account, &mut figures);
+    sums.add(account.uid, &account.name, &layout, &figures, (3, 4));
+    let part = sums.encode(1, |_| 0).remove(0);
+    let stored = StoredSums::decode(&part).unwrap();
+    // Version, time, user and previous account; then the number of accounts and the last one, which version 1 does not have.
+    assert_eq!(part[..6], [2, 3, account.uid as u8, 4, 1, 0]);
+    let old = [&[1], &part[1..4], &part[6..]].concat();
+    let read = StoredSums::decode(&old).unwrap();
+    assert_eq!((read.users[0].rows, &read.users[0].groups), (None, &stored.users[0].groups));
+    // There a user has groups.
+    assert_eq!(StoredSums::decode(&[1, 3, 5, 4, 0]), None);
+    assert!(StoredSums::decode(&[3]).is_none() && StoredSums::decode(&[2, 3, 5, 4, 1, 0, 0]).is_some());
 }
 
 #[test]

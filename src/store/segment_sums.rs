@@ -1,62 +1,32 @@
-//! The sums of the accounts of a segment in small groups, from which a query takes whole segments without reading their rows.
+//! The sums of the accounts of a segment in small groups of each user, from which a query takes whole segments without reading
+//! their rows.
 //!
-//! The accounts of a group have user, state, model, operation and name in common, and were opened in one quarter of an hour and
-//! closed in one. A segment with many groups merges them step by step: first it takes hours, then it leaves out the names, then
-//! it takes days. Invariants: each account is in one group; the size is bounded; each user's groups can be read without those of the
-//! others.
+//! Where there are many groups, those of the user with the most of them are merged step by step: first they take hours, then they
+//! leave out the names, then they take days; at last there are none, and the accounts of this user are read row by row.
+//! Invariants: the size is bounded, and a user cannot take the groups of a user who has fewer; each user's groups can be read without
+//! those of the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use wattspan_client::account::SpanState;
 
-use super::account_record::{
-    decode_state, encode_state, put_text, put_varint, skip_texts, stored_text, take_byte, take_bytes,
-    take_varint,
-};
+use super::account_record::{decode_state, put_varint, skip_texts, stored_text, take_byte, take_varint};
 use super::account_sums::AccountSum;
+use super::key_hash::KeyHash;
 use super::summed_account::{SummedAccount, SummedAttributes};
+use super::user_groups::UserGroups;
 
-/// The version of the stored form.
-const FORMAT_VERSION: u8 = 1;
+/// The version of the stored form, and that in which all accounts of each user are in groups.
+const FORMAT_VERSION: u8 = 2;
+const GROUPS_ONLY_VERSION: u8 = 1;
 
 /// The maximum number of groups of a segment, and of the bytes of their keys: 16,384 accounts have some 3.4 MB, and these
 /// groups 3 % of it.
 const MAX_GROUPS: usize = 1024;
 const MAX_KEY_BYTES: usize = 64 * 1024;
 
-/// How far the groups of a segment are divided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Detail {
-    NamesAndQuarterHours,
-    NamesAndHours,
-    Hours,
-    Days,
-}
-
-impl Detail {
-    fn coarser(self) -> Option<Self> {
-        match self {
-            Self::NamesAndQuarterHours => Some(Self::NamesAndHours),
-            Self::NamesAndHours => Some(Self::Hours),
-            Self::Hours => Some(Self::Days),
-            Self::Days => None,
-        }
-    }
-
-    /// The duration of a period. Each is a multiple of the one before.
-    fn period_ns(self) -> u64 {
-        let minutes = match self {
-            Self::NamesAndQuarterHours => 15,
-            Self::NamesAndHours | Self::Hours => 60,
-            Self::Days => 24 * 60,
-        };
-        minutes * 60_000_000_000
-    }
-
-    fn has_names(self) -> bool {
-        matches!(self, Self::NamesAndQuarterHours | Self::NamesAndHours)
-    }
-}
+/// The maximum number of users without groups; with more of them a segment has no sums.
+const MAX_UNGROUPED_USERS: usize = 256;
 
 /// What the accounts of a group have in common.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +48,9 @@ pub(super) struct UserSums<'a> {
     pub uid: u32,
     /// The ID of the user's account before the first one in this segment, as of `AccountRow::previous`.
     pub previous: i64,
+    /// The number of the accounts, and the place of the last one in the segment, from 0; `None` in an older form.
+    pub rows: Option<(u64, u64)>,
+    /// Empty: the accounts are read row by row.
     pub groups: Vec<SumGroup<'a>>,
 }
 
@@ -89,177 +62,125 @@ pub(super) struct StoredSums<'a> {
     pub users: Vec<UserSums<'a>>,
 }
 
-#[derive(Debug)]
-struct GroupSum {
-    opened_unix_ns: (u64, u64),
-    sum: AccountSum,
-}
-
 /// The sums of a segment that is being filled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SegmentSums {
     /// The number of accounts that were added.
-    accounts: i64,
+    accounts: u64,
     kept_s: i64,
-    /// `None`: there are too many groups, or an account could not be read.
-    detail: Option<Detail>,
-    previous: HashMap<u32, i64>,
-    groups: HashMap<Box<[u8]>, GroupSum>,
+    hash: KeyHash,
+    users: Vec<UserGroups>,
+    by_uid: HashMap<u32, usize, KeyHash>,
+    /// The user of the last account.
+    last_user: usize,
+    groups: usize,
     key_bytes: usize,
+    ungrouped_users: usize,
+    /// A buffer for the key of a group.
     key: Vec<u8>,
-}
-
-impl Default for SegmentSums {
-    fn default() -> Self {
-        Self {
-            accounts: 0,
-            kept_s: 0,
-            detail: Some(Detail::NamesAndQuarterHours),
-            previous: HashMap::new(),
-            groups: HashMap::new(),
-            key_bytes: 0,
-            key: Vec::new(),
-        }
-    }
 }
 
 impl SegmentSums {
     /// Adds the next account, from its stored columns. `stored`: its `kept_s` and its `previous`.
     pub fn add(&mut self, uid: u32, name: &str, layout: &[u8], figures: &[u8], stored: (i64, i64)) {
+        let place = self.accounts;
         self.accounts += 1;
         self.kept_s = stored.0;
-        let Some(detail) = self.detail else { return };
-        let account = SummedAccount::read(uid, name, layout, figures);
-        let Some((account, attributes)) = account.and_then(|account| {
-            let attributes = account.attributes()?;
-            Some((account, attributes))
-        }) else {
-            return self.give_up();
-        };
-        self.previous.entry(uid).or_insert(stored.1);
-        encode_key(&mut self.key, detail, &account, &attributes);
-        let opened_ns = account.opened_unix_ns;
-        if let Some(group) = self.groups.get_mut(&self.key[..]) {
-            let (first, last) = group.opened_unix_ns;
-            group.opened_unix_ns = (first.min(opened_ns), last.max(opened_ns));
-            group.sum.add_account(&account, &attributes);
+        if self.is_given_up() {
             return;
         }
-        let mut sum = AccountSum::default();
-        sum.add_account(&account, &attributes);
-        self.key_bytes += self.key.len();
-        self.groups.insert(self.key[..].into(), GroupSum { opened_unix_ns: (opened_ns, opened_ns), sum });
-        while self.groups.len() > MAX_GROUPS || self.key_bytes > MAX_KEY_BYTES {
-            self.coarsen();
-        }
+        let at = self.user(uid, stored.1);
+        let mut key = std::mem::take(&mut self.key);
+        self.change_user(at, |user| {
+            user.count(place);
+            if !user.is_grouped() {
+                return;
+            }
+            match read_account(uid, name, layout, figures) {
+                Some((account, attributes)) => user.add(&account, &attributes, &mut key),
+                None => user.give_up(),
+            }
+        });
+        self.key = key;
+        self.keep_limits();
     }
 
     /// The number of accounts that were added.
-    pub fn accounts(&self) -> i64 {
+    pub fn accounts(&self) -> u64 {
         self.accounts
     }
 
-    fn give_up(&mut self) {
-        (self.detail, self.key_bytes) = (None, 0);
-        (self.previous, self.groups) = (HashMap::new(), HashMap::new());
+    fn is_given_up(&self) -> bool {
+        self.ungrouped_users > MAX_UNGROUPED_USERS
     }
 
-    /// Merges groups, or gives up.
-    fn coarsen(&mut self) {
-        let Some(detail) = self.detail.and_then(Detail::coarser) else { return self.give_up() };
-        self.detail = Some(detail);
-        self.key_bytes = 0;
-        for (fine_key, group) in std::mem::take(&mut self.groups) {
-            let Some(key) = coarser_key(&fine_key, detail) else { return self.give_up() };
-            if let Some(merged) = self.groups.get_mut(&key[..]) {
-                let ((first, last), (other_first, other_last)) =
-                    (merged.opened_unix_ns, group.opened_unix_ns);
-                merged.opened_unix_ns = (first.min(other_first), last.max(other_last));
-                merged.sum.merge(&group.sum);
-            } else {
-                self.key_bytes += key.len();
-                self.groups.insert(key, group);
+    /// The place of a user in `users`.
+    fn user(&mut self, uid: u32, previous: i64) -> usize {
+        if self.users.get(self.last_user).is_none_or(|user| user.uid != uid) {
+            self.last_user = *self.by_uid.entry(uid).or_insert(self.users.len());
+            if self.last_user == self.users.len() {
+                self.users.push(UserGroups::new(uid, previous, self.hash));
             }
+        }
+        self.last_user
+    }
+
+    /// Changes the groups of a user, and the totals with them.
+    fn change_user(&mut self, at: usize, change: impl FnOnce(&mut UserGroups)) {
+        let Some(user) = self.users.get_mut(at) else { return };
+        let ((groups, key_bytes), was_grouped) = (user.size(), user.is_grouped());
+        change(user);
+        let (groups_now, key_bytes_now) = user.size();
+        self.groups = self.groups - groups + groups_now;
+        self.key_bytes = self.key_bytes - key_bytes + key_bytes_now;
+        self.ungrouped_users += usize::from(was_grouped && !user.is_grouped());
+    }
+
+    /// Merges groups of the user with the most of what there is too much of.
+    fn keep_limits(&mut self) {
+        while self.groups > MAX_GROUPS || self.key_bytes > MAX_KEY_BYTES {
+            let has_too_many_groups = self.groups > MAX_GROUPS;
+            let size = |user: &UserGroups| {
+                let (groups, key_bytes) = user.size();
+                if has_too_many_groups { groups } else { key_bytes }
+            };
+            let Some((largest, _)) = (0..).zip(&self.users).max_by_key(|(_, user)| size(user)) else {
+                return;
+            };
+            self.change_user(largest, UserGroups::coarsen);
+        }
+        if self.is_given_up() {
+            (self.users, self.groups, self.key_bytes) = (Vec::new(), 0, 0);
+            self.by_uid = HashMap::default();
         }
     }
 
-    /// The stored form of each part of the users, selected by `part_of`; empty parts where there are no sums.
+    /// The stored form of each part of the users, selected by `part_of`; empty parts where no user has groups.
     pub fn encode(&self, parts: usize, part_of: impl Fn(u32) -> usize) -> Vec<Vec<u8>> {
         let mut encoded = vec![Vec::new(); parts];
-        if self.detail.is_none() {
+        if !self.users.iter().any(UserGroups::is_grouped) {
             return encoded;
         }
         for part in &mut encoded {
             part.push(FORMAT_VERSION);
             put_varint(part, self.kept_s.unsigned_abs());
         }
-        let mut users: BTreeMap<u32, Vec<(&[u8], &GroupSum)>> = BTreeMap::new();
-        for (key, group) in &self.groups {
-            users.entry(uid_of(key)).or_default().push((key, group));
-        }
-        for (uid, groups) in users {
-            let out = &mut encoded[part_of(uid)];
-            put_varint(out, u64::from(uid));
-            put_varint(out, self.previous.get(&uid).map_or(0, |previous| previous.unsigned_abs()));
-            put_varint(out, groups.len() as u64);
-            for (key, GroupSum { opened_unix_ns: (first, last), sum }) in groups {
-                out.extend(&key[KEY_HEAD_BYTES..]);
-                put_varint(out, *first);
-                put_varint(out, last - first);
-                sum.encode(out);
-            }
-        }
+        let mut users: Vec<&UserGroups> = self.users.iter().collect();
+        users.sort_by_key(|user| user.uid);
+        users.into_iter().for_each(|user| user.encode(&mut encoded[part_of(user.uid)]));
         encoded
     }
 }
 
-/// The user and the two periods at the begin of a key. State, model, operation and name follow, as they are stored.
-const KEY_HEAD_BYTES: usize = 4 + 8 + 8;
-
-fn encode_key(
-    key: &mut Vec<u8>,
-    detail: Detail,
-    account: &SummedAccount<'_>,
-    attributes: &SummedAttributes<'_>,
-) {
-    key.clear();
-    key.extend(account.uid.to_le_bytes());
-    for unix_ns in [account.opened_unix_ns, account.closed_unix_ns()] {
-        key.extend((unix_ns - unix_ns % detail.period_ns()).to_le_bytes());
-    }
-    key.push(encode_state(account.state));
-    let name = detail.has_names().then_some(account.name);
-    for text in [attributes.model, attributes.operation, name] {
-        key.push(u8::from(text.is_some()));
-        text.iter().for_each(|text| put_text(key, text));
-    }
-}
-
-fn uid_of(key: &[u8]) -> u32 {
-    key.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-/// The key with less detail.
-fn coarser_key(key: &[u8], detail: Detail) -> Option<Box<[u8]>> {
-    let mut from = key;
-    let mut coarser = take_bytes(&mut from, 4)?.to_vec();
-    for _ in 0..2 {
-        let period_ns = u64::from_le_bytes(take_bytes(&mut from, 8)?.try_into().ok()?);
-        coarser.extend((period_ns - period_ns % detail.period_ns()).to_le_bytes());
-    }
-    if detail.has_names() {
-        coarser.extend(from);
-        return Some(coarser.into());
-    }
-    let rest = from;
-    // The state, model and operation.
-    take_byte(&mut from)?;
-    take_optional_text(&mut from)?;
-    take_optional_text(&mut from)?;
-    coarser.extend(&rest[..rest.len() - from.len()]);
-    // No name.
-    coarser.push(0);
-    Some(coarser.into())
+fn read_account<'a>(
+    uid: u32,
+    name: &'a str,
+    layout: &[u8],
+    figures: &'a [u8],
+) -> Option<(SummedAccount<'a>, SummedAttributes<'a>)> {
+    let account = SummedAccount::read(uid, name, layout, figures)?;
+    let attributes = account.attributes()?;
+    Some((account, attributes))
 }
 
 fn take_optional_text<'a>(from: &mut &'a [u8]) -> Option<Option<&'a str>> {
@@ -276,21 +197,36 @@ impl<'a> StoredSums<'a> {
     pub fn decode(part: &'a [u8]) -> Option<Self> {
         let mut rest = part;
         let from = &mut rest;
-        if take_byte(from)? != FORMAT_VERSION {
+        let version = take_byte(from)?;
+        if ![FORMAT_VERSION, GROUPS_ONLY_VERSION].contains(&version) {
             return None;
         }
         let kept_s = i64::try_from(take_varint(from)?).ok()?;
         let mut users = Vec::new();
         while !from.is_empty() {
-            let uid = u32::try_from(take_varint(from)?).ok()?;
-            let previous = i64::try_from(take_varint(from)?).ok()?;
-            let mut groups = Vec::new();
-            for _ in 0..take_varint(from)? {
-                groups.push(SumGroup::decode(uid, from)?);
-            }
-            users.push(UserSums { uid, previous, groups });
+            users.push(UserSums::decode(version, from)?);
         }
         Some(Self { kept_s, users })
+    }
+}
+
+impl<'a> UserSums<'a> {
+    fn decode(version: u8, from: &mut &'a [u8]) -> Option<Self> {
+        let uid = u32::try_from(take_varint(from)?).ok()?;
+        let previous = i64::try_from(take_varint(from)?).ok()?;
+        let rows = match version {
+            GROUPS_ONLY_VERSION => None,
+            _ => Some((take_varint(from)?, take_varint(from)?)),
+        };
+        let count = take_varint(from)?;
+        if count == 0 && rows.is_none() {
+            return None;
+        }
+        let mut groups = Vec::new();
+        for _ in 0..count {
+            groups.push(SumGroup::decode(uid, from)?);
+        }
+        Some(Self { uid, previous, rows, groups })
     }
 }
 

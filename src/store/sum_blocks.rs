@@ -21,7 +21,7 @@ fn block_of(uid: u32) -> u32 {
 /// The blocks of a full segment with their keys.
 pub(super) fn encode(segment: i64, sums: &SegmentSums) -> Vec<(i64, Vec<u8>)> {
     let (first, last) = segment_ids(segment);
-    let parts = if sums.accounts() == last + 1 - first {
+    let parts = if sums.accounts() == (last + 1 - first).unsigned_abs() {
         sums.encode(SUM_BLOCKS as usize, |uid| block_of(uid) as usize)
     } else {
         vec![Vec::new(); SUM_BLOCKS as usize]

@@ -2,8 +2,8 @@
 //!
 //! Sums of all users go through the segments in their order; sums of one user follow the links from each account to the user's
 //! previous one, and read no row of another user where the links are sound. A full segment whose stored sums decide the query
-//! is taken from them; the rows of others are read. Invariant: an account that could not be read is counted as missing; an
-//! account that retention has deleted is not.
+//! is taken from them; the rows of others are read, or only those of the users whose groups do not decide it. Invariant: an account
+//! that could not be read is counted as missing; an account that retention has deleted is not.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use rusqlite::{Connection, Statement};
 use wattspan_client::account::GapReason;
 use wattspan_client::protocol::{MissingAccounts, SpanSums};
 
-use super::account_index::{AccountIndex, Gap, segment_ids, segment_of};
+use super::account_index::{AccountIndex, Gap, SEGMENT_BITS, segment_ids, segment_of};
 use super::account_read::decode_account;
 use super::account_sums::{AccountSums, GroupFields, GroupedSums};
 use super::account_table::{ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable};
@@ -24,12 +24,17 @@ use super::segment_sums::{StoredSums, SumGroup, UserSums};
 use super::sum_blocks;
 use super::sum_query::{GroupMatch, SumQuery};
 use super::summed_account::SummedAccount;
+use super::user_walk::UserWalk;
 
 /// The maximum number of rows of one turn.
 const ROWS_PER_TURN: i64 = 2048;
 
 /// The maximum number of segments of one turn that are taken from their stored sums.
 const SEGMENTS_PER_TURN: usize = 8;
+
+/// The maximum number of rows of a segment that are read by links; more are read with all others, because a look-up takes as long as
+/// some rows of a scan.
+const MAX_LINKED_ROWS: u64 = 1 << (SEGMENT_BITS - 2);
 
 /// The accounts of a scan, as of its begin.
 #[derive(Debug, Clone)]
@@ -73,6 +78,8 @@ pub(super) struct SumScan {
     damaged: u64,
     /// One user: the segment whose rows are read.
     row_segment: Option<i64>,
+    /// All users: those whose rows of a segment are to be read, before the next segment.
+    walks: Vec<UserWalk>,
     /// The hashes of the names of all groups, once there is no room for further ones.
     group_names: Option<Vec<u32>>,
     /// The rows that were read.
@@ -107,6 +114,14 @@ impl SumResult {
     }
 }
 
+/// The groups of a user that belong to the sums.
+#[derive(Default)]
+struct MatchedGroups<'a, 'b> {
+    whole: Vec<&'a SumGroup<'b>>,
+    /// Those whose names differ, if it depends on the name.
+    by_name: Vec<&'a SumGroup<'b>>,
+}
+
 /// Where a turn continues within its rows.
 enum Step {
     /// The row read next is the one to consider next.
@@ -131,9 +146,20 @@ impl SumScan {
         let lost = u64::from(
             query.uid.is_some() && range.has_gap_within(range.first_id.max(next + 1), range.last_id),
         );
-        let (row_segment, group_names, damaged, rows_read) = (None, None, 0, 0);
         query.note_progress();
-        Ok(Self { query, range, layouts, sums, next, lost, damaged, row_segment, group_names, rows_read })
+        Ok(Self {
+            query,
+            range,
+            layouts,
+            sums,
+            next,
+            lost,
+            damaged: 0,
+            row_segment: None,
+            walks: Vec::new(),
+            group_names: None,
+            rows_read: 0,
+        })
     }
 
     /// Reads at most [`ROWS_PER_TURN`] rows; returns whether there are more.
@@ -168,6 +194,10 @@ impl SumScan {
     fn run_range_turn(&mut self, connection: &Connection) -> Result<bool, DatabaseError> {
         self.next = self.next.max(self.range.first_id);
         for _ in 0..SEGMENTS_PER_TURN {
+            if !self.walks.is_empty() {
+                self.read_walks(connection)?;
+                return Ok(!self.walks.is_empty() || self.next <= self.range.last_id);
+            }
             let segment = segment_of(self.next);
             let (first, last) = segment_ids(segment);
             if self.next != first || !self.add_segment(connection, segment)? {
@@ -175,7 +205,29 @@ impl SumScan {
             }
             self.next = last + 1;
         }
-        Ok(self.next <= self.range.last_id)
+        Ok(!self.walks.is_empty() || self.next <= self.range.last_id)
+    }
+
+    /// All users: the next rows of those users whose rows are read by links.
+    fn read_walks(&mut self, connection: &Connection) -> Result<(), DatabaseError> {
+        let first_id = self.range.first_id;
+        let mut rows_left = ROWS_PER_TURN.cast_unsigned();
+        while rows_left > 0
+            && let Some(walk) = self.walks.last_mut()
+        {
+            let Self { query, sums, layouts, rows_read, .. } = self;
+            let mut show = |row: &AccountRow<'_>| {
+                query.note_progress();
+                add_account(query, sums, row).is_some()
+            };
+            let rows = walk.run_turn(connection, layouts, (first_id, rows_left), &mut show)?;
+            (*rows_read, rows_left) = (*rows_read + rows, rows_left.saturating_sub(rows));
+            if walk.is_over(first_id) {
+                self.damaged += walk.missing(first_id);
+                self.walks.pop();
+            }
+        }
+        Ok(())
     }
 
     /// All users: the next rows upwards, of one segment.
@@ -199,7 +251,7 @@ impl SumScan {
         first >= self.range.first_id && last <= self.range.last_id && !self.range.has_gap_within(first, last)
     }
 
-    /// Adds the stored sums of a segment; returns whether they decide the query.
+    /// Adds the stored sums of a segment; returns whether they decide the query, with the rows of a few users in `walks`.
     fn add_segment(&mut self, connection: &Connection, segment: i64) -> Result<bool, DatabaseError> {
         if !self.is_whole(segment) || self.query.is_visible.is_some() {
             return Ok(false);
@@ -208,29 +260,46 @@ impl SumScan {
         let stored: Option<Vec<_>> = parts.iter().map(|part| StoredSums::decode(part)).collect();
         let Some(stored) = stored else { return Ok(false) };
         let users = stored.iter().flat_map(|stored| &stored.users);
-        self.add_groups(connection, segment, users.flat_map(|user| &user.groups))
-    }
-
-    /// Adds the groups that match, or none of them if the rows have to be read.
-    fn add_groups<'a, 'b: 'a>(
-        &mut self,
-        connection: &Connection,
-        segment: i64,
-        groups: impl Iterator<Item = &'a SumGroup<'b>>,
-    ) -> Result<bool, DatabaseError> {
-        let (mut matching, mut by_name) = (Vec::new(), Vec::new());
-        for group in groups {
-            match self.query.matches_group(group) {
-                GroupMatch::No => {}
-                GroupMatch::Yes => matching.push(group),
-                GroupMatch::ByName => by_name.push(group),
-                GroupMatch::ByAccount => return Ok(false),
+        let users: Vec<_> = users.map(|user| (user, self.match_user(user))).collect();
+        let mut matched = users.iter().filter_map(|(_, matched)| matched.as_ref());
+        let needs_names = matched.any(|matched| !matched.by_name.is_empty())
+            && self.has_searched_names(connection, segment)?;
+        let (mut decided, mut walks) = (Vec::new(), Vec::new());
+        for (user, matched) in users {
+            let matched = matched.filter(|matched| !needs_names || matched.by_name.is_empty());
+            match matched.ok_or_else(|| UserWalk::new(segment, user)) {
+                Ok(matched) => decided.push(matched),
+                Err(Some(walk)) => walks.push(walk),
+                Err(None) => return Ok(false),
             }
         }
-        if !by_name.is_empty() && self.has_searched_names(connection, segment)? {
+        if walks.iter().map(UserWalk::unfound).sum::<u64>() > MAX_LINKED_ROWS {
             return Ok(false);
         }
-        for group in matching {
+        decided.iter().for_each(|matched| self.add_matched(matched));
+        self.walks = walks;
+        Ok(true)
+    }
+
+    /// The groups of a user that match; `None` if the user's rows have to be read.
+    fn match_user<'a, 'b>(&self, user: &'a UserSums<'b>) -> Option<MatchedGroups<'a, 'b>> {
+        if user.groups.is_empty() {
+            return None;
+        }
+        let mut matched = MatchedGroups::default();
+        for group in &user.groups {
+            match self.query.matches_group(group) {
+                GroupMatch::No => {}
+                GroupMatch::Yes => matched.whole.push(group),
+                GroupMatch::ByName => matched.by_name.push(group),
+                GroupMatch::ByAccount => return None,
+            }
+        }
+        Some(matched)
+    }
+
+    fn add_matched(&mut self, matched: &MatchedGroups<'_, '_>) {
+        for group in &matched.whole {
             let SumGroup { uid, model, operation, sum, .. } = group;
             let (name, (closed_unix_ns, _)) = (group.name.unwrap_or_default(), sum.closed_range());
             let fields =
@@ -238,10 +307,9 @@ impl SumScan {
             self.sums.add_sum(&fields, sum);
         }
         if self.query.filter.name.is_none() {
-            by_name.into_iter().for_each(|group| self.sums.add_other(&group.sum));
+            matched.by_name.iter().for_each(|group| self.sums.add_other(&group.sum));
         }
         self.query.note_progress();
-        Ok(true)
     }
 
     /// Whether an account of a full segment may have the name that is searched for, or that of a group. As long as there is
@@ -373,11 +441,12 @@ impl SumScan {
             self.next = first - 1;
             return Ok(Some(Step::Seek));
         };
-        let UserSums { previous, groups, .. } = user;
-        if !self.add_groups(connection, segment, groups.iter())? {
+        let Some(matched) = self.match_user(user) else { return Ok(None) };
+        if !matched.by_name.is_empty() && self.has_searched_names(connection, segment)? {
             return Ok(None);
         }
-        self.next = (*previous).min(first - 1);
+        self.add_matched(&matched);
+        self.next = user.previous.min(first - 1);
         // The link skips accounts that were lost before it was made.
         let from = self.next.max(self.range.first_id - 1) + 1;
         self.lost += u64::from(self.range.has_gap_within(from, first - 1));

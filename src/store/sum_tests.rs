@@ -15,7 +15,7 @@ use super::sum_query::SumQuery;
 use super::sum_scan::{SumRange, SumResult, SumScan};
 use super::tests::{Fixture, START, account_of, append_and_wait, settings, store, wait_until};
 
-fn begin(database: &Database, query: SumQuery) -> SumScan {
+pub(super) fn begin(database: &Database, query: SumQuery) -> SumScan {
     let range = SumRange::new(&database.index, database.identity.id, query.uid);
     SumScan::begin(query, range, &database.connection).unwrap()
 }

@@ -8,8 +8,8 @@ use wattspan_client::account::{
 };
 
 use super::account_record::{
-    FORMAT_VERSION, decode_grade, decode_state, skip_texts, skip_varints, stored_text, take_byte, take_bytes,
-    take_option, take_varint,
+    FORMAT_VERSION, decode_grade, decode_state, skip_texts, skip_varints, take_byte, take_bytes, take_option,
+    take_text_bytes, take_varint,
 };
 use crate::domain::Grade;
 
@@ -143,12 +143,6 @@ fn parse_count(text: &str) -> Option<u64> {
 
 fn text(bytes: Option<&[u8]>) -> Option<Option<&str>> {
     bytes.map(std::str::from_utf8).transpose().ok()
-}
-
-fn take_text_bytes<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let text = stored_text(from)?;
-    skip_texts(from, 1)?;
-    Some(text)
 }
 
 fn count_domains(mut layout: &[u8]) -> Option<usize> {

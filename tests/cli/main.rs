@@ -31,4 +31,6 @@ mod power_cuts;
 mod private_files;
 mod prometheus;
 mod serve;
+#[cfg(target_os = "linux")]
+mod slow_disks;
 mod top;

@@ -10,7 +10,7 @@ pub mod power_cut;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,6 +42,7 @@ pub const MAX_HANG: Duration = Duration::from_secs(15);
 pub struct FaultyDisk {
     session: Option<BackgroundSession>,
     behavior: Arc<AtomicU8>,
+    is_hanging: Arc<AtomicBool>,
     record: Arc<Mutex<Vec<DiskOp>>>,
     mount_point: TempDir,
 }
@@ -51,14 +52,15 @@ impl FaultyDisk {
     pub fn mount() -> Option<Self> {
         let mount_point = tempfile::tempdir().unwrap();
         let behavior = Arc::new(AtomicU8::new(WriteBehavior::Succeed as u8));
-        let record = Arc::default();
+        let (is_hanging, record) = (Arc::default(), Arc::default());
         let files = Files {
             behavior: Arc::clone(&behavior),
+            is_hanging: Arc::clone(&is_hanging),
             record: Arc::clone(&record),
             contents: Mutex::default(),
         };
         match fuser::spawn_mount(files, mount_point.path(), &Config::default()) {
-            Ok(session) => Some(Self { session: Some(session), behavior, record, mount_point }),
+            Ok(session) => Some(Self { session: Some(session), behavior, is_hanging, record, mount_point }),
             Err(error) => {
                 crate::support::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
@@ -102,6 +104,11 @@ impl FaultyDisk {
         std::mem::take(&mut *self.record.lock().unwrap())
     }
 
+    /// Whether an operation waits for its answer.
+    pub fn is_hanging(&self) -> bool {
+        self.is_hanging.load(Ordering::SeqCst)
+    }
+
     /// Sets the result of all writes from now on.
     pub fn set(&self, behavior: WriteBehavior) {
         self.behavior.store(behavior as u8, Ordering::SeqCst);
@@ -129,6 +136,7 @@ struct Contents {
 
 struct Files {
     behavior: Arc<AtomicU8>,
+    is_hanging: Arc<AtomicBool>,
     record: Arc<Mutex<Vec<DiskOp>>>,
     contents: Mutex<Contents>,
 }
@@ -140,6 +148,12 @@ impl Files {
 
     /// Whether a write succeeds.
     fn accepts_write(&self) -> bool {
+        let accepts = self.wait_for_behavior();
+        self.is_hanging.store(false, Ordering::SeqCst);
+        accepts
+    }
+
+    fn wait_for_behavior(&self) -> bool {
         let until = Instant::now() + MAX_HANG;
         loop {
             if Instant::now() > until {
@@ -148,7 +162,10 @@ impl Files {
             match self.behavior.load(Ordering::SeqCst) {
                 behavior if behavior == WriteBehavior::Fail as u8 => return false,
                 behavior if behavior != WriteBehavior::Hang as u8 => return true,
-                _ => std::thread::sleep(Duration::from_millis(5)),
+                _ => {
+                    self.is_hanging.store(true, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
         }
     }

@@ -127,6 +127,11 @@ impl MeterConnector {
 
     /// Connects to a daemon, for queries about other programs, which an embedded meter cannot answer.
     pub fn connect_daemon(options: &MeterOptions) -> Result<Client, CliError> {
+        Ok(Client::connect(&Self::daemon_socket(options)?)?)
+    }
+
+    /// The sockets of [`Self::connect_daemon`].
+    pub fn daemon_socket(options: &MeterOptions) -> Result<SocketPath, CliError> {
         let embedded_only = [("--replay", options.replay.is_some()), ("--config", options.config.is_some())];
         if let Some((flag, _)) = embedded_only.into_iter().find(|(_, given)| *given) {
             let reason =
@@ -139,8 +144,7 @@ impl MeterConnector {
                 ),
             ));
         }
-        let place = options.socket.clone().map_or_else(SocketPath::from_env, SocketPath::Explicit);
-        Ok(Client::connect(&place)?)
+        Ok(options.socket.clone().map_or_else(SocketPath::from_env, SocketPath::Explicit))
     }
 
     fn start_embedded(

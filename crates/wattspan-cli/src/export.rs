@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
+use wattspan_client::Client;
 use wattspan_export::{ExportFormat, ExportSettings, ExportSummary, Exporter};
 
 use super::connect::{MeterConnector, MeterOptions};
@@ -115,9 +116,9 @@ fn export_files(options: &MeterOptions, args: &FileExportArgs) -> Result<u8, Cli
 }
 
 fn run_once(options: &MeterOptions, exporter: &mut Exporter) -> Result<ExportSummary, CliError> {
-    let client = MeterConnector::connect_daemon(options)?;
+    let place = MeterConnector::daemon_socket(options)?;
     let mut report = |message: &str| output::eprint_message(message);
-    exporter.run(&client, &mut report).map_err(to_cli_error)
+    exporter.run(&mut || Client::connect(&place), &mut report).map_err(to_cli_error)
 }
 
 fn print_summary(

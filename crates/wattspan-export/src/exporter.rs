@@ -35,6 +35,9 @@ const BALANCE_DIRECTORY: &str = "_balance";
 /// The accounts of a call.
 const ROWS_PER_CALL: i64 = 4096;
 
+/// The connections that may be lost one after another without a range being exported.
+const MAX_LOST_CONNECTIONS: u32 = 3;
+
 /// What to export, and where to.
 #[derive(Debug, Clone)]
 pub struct ExportSettings {
@@ -139,23 +142,49 @@ impl Exporter {
         Ok(Self { settings, state_file, state })
     }
 
-    /// Exports all accounts that are stored now. `report` gets a message for each run of numbers without an account and for
-    /// another database, before the state file is beyond it: an error after that does not hide it.
+    /// Exports all accounts that are stored now, over a connection of `connect`. `report` gets a message for each run of numbers
+    /// without an account and for another database, before the state file is beyond it: an error after that does not hide it.
+    ///
+    /// The daemon closes the connection of a client that does not read for some time, such as one whose disk hangs; then the export
+    /// continues over a new one.
     ///
     /// # Errors
     /// A call failed, or a file cannot be written. The next run continues.
     pub fn run(
         &mut self,
-        client: &Client,
+        connect: &mut dyn FnMut() -> Result<Client, ClientError>,
         report: &mut dyn FnMut(&str),
     ) -> Result<ExportSummary, ExportError> {
+        let (mut summary, mut lost) = (ExportSummary::default(), 0);
+        loop {
+            let before = self.state.clone();
+            let result = self.export_over(&connect()?, &mut summary, report);
+            if self.state != before {
+                lost = 0;
+            }
+            match result {
+                Err(ExportError::Client(ClientError::ConnectionClosed)) if lost < MAX_LOST_CONNECTIONS => {
+                    lost += 1;
+                    report("the daemon closed the connection; the export continues over a new one");
+                }
+                result => return result.map(|()| summary),
+            }
+        }
+    }
+
+    /// Exports what is stored over one connection.
+    fn export_over(
+        &mut self,
+        client: &Client,
+        summary: &mut ExportSummary,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<(), ExportError> {
         if client.info()?.access < Access::Telemetry {
             let needs = Access::Telemetry.as_str().to_owned();
             return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
         }
-        let mut summary = ExportSummary::default();
         loop {
-            match self.export_ranges(client, &mut summary, report) {
+            match self.export_ranges(client, summary, report) {
                 Err(ExportError::Client(ClientError::Method(MethodError::InvalidValue {
                     field, ..
                 }))) if field == "database" && self.state.database.is_some() => {
@@ -168,8 +197,7 @@ impl Exporter {
                 result => break result?,
             }
         }
-        self.write_balance(client)?;
-        Ok(summary)
+        self.write_balance(client)
     }
 
     /// Exports ranges until no account is left.
@@ -423,6 +451,11 @@ pub(super) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::E
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn account(number: u64) -> Account {
@@ -516,14 +549,7 @@ mod tests {
     #[test]
     fn numbers_without_an_account_are_reported_before_the_state_is_beyond_them() {
         let dir = tempfile::tempdir().unwrap();
-        let settings = ExportSettings {
-            format: ExportFormat::Jsonl,
-            directory: dir.path().to_owned(),
-            state: None,
-            host: "node-7".into(),
-            attributes: Vec::new(),
-        };
-        let mut exporter = Exporter::open(settings).unwrap();
+        let mut exporter = exporter_to(dir.path());
         let state = exporter.state_file.path().to_owned();
         let gap = Gap { first: Some(1), last: Some(4), reason: GapReason::Deleted };
         let end =
@@ -538,5 +564,83 @@ mod tests {
         exporter.export_range(contents, &end, &mut ExportSummary::default(), &mut report).unwrap();
         assert_eq!(messages, [describe_gap(&gap)]);
         assert_eq!(exporter.state.after, 5);
+    }
+
+    /// A daemon that has stored `stored` accounts, two in each reply, and closes a connection after some replies.
+    fn daemon(stored: u64, replies: usize) -> Client {
+        let (client_end, mut daemon_end) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            let mut calls = BufReader::new(daemon_end.try_clone().unwrap()).split(0);
+            for _ in 0..replies {
+                let Some(Ok(call)) = calls.next() else { return };
+                let call: Value = serde_json::from_slice(&call).unwrap();
+                let after = call["parameters"]["after"].as_u64();
+                let reply = after.map_or_else(info, |after| accounts_after(after, stored));
+                let message = format!("{}\0", json!({ "parameters": reply }));
+                if daemon_end.write_all(message.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        Client::from_stream(client_end).unwrap()
+    }
+
+    fn info() -> Value {
+        json!({
+            "version": "0", "boot_id": "b", "now_ns": 1, "horizon_ns": 1, "history_ns": 1, "domains": [],
+            "absent": [], "access": "telemetry",
+        })
+    }
+
+    fn accounts_after(after: u64, stored: u64) -> Value {
+        let last = stored.min(after + 2);
+        let accounts: Vec<Account> = (after + 1..=last).map(account).collect();
+        json!({ "accounts": accounts, "after": last, "at_end": last == stored, "database": "uuid" })
+    }
+
+    fn exporter_to(directory: &Path) -> Exporter {
+        let settings = ExportSettings {
+            format: ExportFormat::Jsonl,
+            directory: directory.to_owned(),
+            state: None,
+            host: "node-7".into(),
+            attributes: Vec::new(),
+        };
+        Exporter::open(settings).unwrap()
+    }
+
+    #[test]
+    fn an_export_continues_over_a_new_connection_where_the_daemon_closed_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut exporter = exporter_to(dir.path());
+        // A range ends after 64 replies: the first connection is closed within the second range, others in the first call.
+        let mut connections = [67, 0, 1, 1000].into_iter();
+        let mut connect = || Ok(daemon(300, connections.next().unwrap()));
+        let mut messages = Vec::new();
+        let mut report = |message: &str| messages.push(message.to_owned());
+        let exported = exporter.run(&mut connect, &mut report);
+        assert_eq!(exported.unwrap(), ExportSummary { accounts: 300, files: 3 });
+        assert_eq!(messages.len(), 3);
+        let partition = fs::read_dir(dir.path()).unwrap().flatten().find(|entry| entry.path().is_dir());
+        let mut names: Vec<String> = fs::read_dir(partition.unwrap().path().join("host=node-7"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["uuid-1-128.jsonl", "uuid-129-256.jsonl", "uuid-257-300.jsonl"]);
+    }
+
+    #[test]
+    fn an_export_ends_where_one_connection_after_another_is_lost_without_progress() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut exporter = exporter_to(dir.path());
+        let mut connections = 0;
+        let mut connect = || {
+            connections += 1;
+            Ok(daemon(300, 3))
+        };
+        let error = exporter.run(&mut connect, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, ExportError::Client(ClientError::ConnectionClosed)), "{error}");
+        assert_eq!(connections, 4);
     }
 }
