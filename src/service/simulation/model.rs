@@ -1,7 +1,11 @@
 //! What the service must know of each span, and its true shares, computed from the calls and the power alone.
 
-use super::counter::{CEILING_MW, SharedCounter, lock};
+use std::collections::BTreeSet;
+
 use wattspan_client::account::{Account, Share, SpanState};
+use wattspan_client::protocol::SpanSums;
+
+use super::counter::{CEILING_MW, SharedCounter, lock};
 
 /// The state of a span after the calls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,4 +234,18 @@ pub(super) fn check_truth(
             phase.name
         );
     }
+}
+
+/// What a user has read of the stored accounts.
+#[derive(Debug, Default)]
+pub(super) struct Follower {
+    pub(super) after: u64,
+    pub(super) database: Option<String>,
+    pub(super) seen: BTreeSet<(u32, String)>,
+    pub(super) without_energy: u64,
+    pub(super) energy_uj: u64,
+    /// The last page was the end of the list.
+    pub(super) is_at_end: bool,
+    /// The reply of the sums before.
+    pub(super) last_sums: Option<SpanSums>,
 }

@@ -9,9 +9,8 @@ use wattspan_client::protocol::{Access, MethodError, SpanCounts};
 
 use super::counter::{self, SharedCounter, SimulatedCounter, SlowReads, lock};
 use super::machine::{self, Machine, MachineSettings, OPEN_SPANS_PER_USER};
-use super::model::{self, CheckedShares, ModelState, SpanModel};
+use super::model::{self, CheckedShares, Follower, ModelState, SpanModel};
 use super::random::Random;
-use super::stored_calls::{self, Follower};
 use crate::clock::Clock;
 use crate::sampler::SamplerSettings;
 use crate::service::access::Peer;
@@ -271,7 +270,7 @@ impl Simulation {
             self.close_connection(user);
         }
         self.run_on(15 * SECOND_NS);
-        stored_calls::check_all(self);
+        self.check_followers();
         self.figures.simulated_ns += self.clock.now_ns() - START_NS;
         assert_eq!(self.waiting, BTreeMap::new(), "replies are missing");
         let unsettled: Vec<&SpanModel> = self
@@ -515,9 +514,8 @@ impl Simulation {
         for (reply_to, result) in self.machine().service.take_store_replies() {
             match self.waiting.remove(&(reply_to.connection, reply_to.slot)) {
                 Some(Waiting::Query(uid, span)) => self.check_stored(uid, &span, result),
-                Some(Waiting::After(user)) => stored_calls::check_page(self, user, result),
-                Some(Waiting::Sums(user)) => stored_calls::check_sums(self, user, result),
-                waiting => panic!("{reply_to:?}: {waiting:?} {result:?}"),
+                Some(waiting) => self.check_stored_reply(&waiting, result),
+                None => panic!("{reply_to:?}: {result:?}"),
             }
         }
     }

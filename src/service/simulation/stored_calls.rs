@@ -3,28 +3,28 @@
 //! A follower of each user gets each stored account that the user may see once, over faults of the disk and restarts. At the
 //! end of a run it has every account that was reported as durable, and the sums are those of its accounts.
 
-use std::collections::BTreeSet;
-
 use wattspan_client::account::Account;
-use wattspan_client::protocol::{ListSpans, MethodError, SpanAccounts, SpanSums, SumSpans};
+use wattspan_client::protocol::{ListSpans, MethodError, SpanAccounts, SumSpans};
 
 use super::schedule::{Simulation, Waiting};
 use crate::service::reply::{MethodResult, Reply};
 
 const MS_NS: u64 = 1_000_000;
 
-/// What a user has read of the stored accounts.
-#[derive(Debug, Default)]
-pub(super) struct Follower {
-    after: u64,
-    database: Option<String>,
-    seen: BTreeSet<(u32, String)>,
-    without_energy: u64,
-    energy_uj: u64,
-    /// The last page was the end of the list.
-    is_at_end: bool,
-    /// The reply of the sums before.
-    last_sums: Option<SpanSums>,
+impl Simulation {
+    /// Checks the reply to a list or to sums of a user.
+    pub(super) fn check_stored_reply(&mut self, waiting: &Waiting, result: MethodResult) {
+        match waiting {
+            Waiting::After(user) => check_page(self, *user, result),
+            Waiting::Sums(user) => check_sums(self, *user, result),
+            other => panic!("{other:?} {result:?}"),
+        }
+    }
+
+    /// Reads what the followers have left, and compares it with what was reported.
+    pub(super) fn check_followers(&mut self) {
+        check_all(self);
+    }
 }
 
 /// Lists accounts after the last one that the user has read, unless such a call waits.
@@ -78,7 +78,7 @@ fn check_refusal(run: &mut Simulation, user: usize, error: &MethodError) {
 }
 
 /// Checks the reply to a list.
-pub(super) fn check_page(run: &mut Simulation, user: usize, result: MethodResult) {
+fn check_page(run: &mut Simulation, user: usize, result: MethodResult) {
     let page = match result {
         Ok(Reply::Encoded(message)) => Reply::decode_accounts(&message).expect("a page"),
         Ok(other) => panic!("{other:?}"),
@@ -110,7 +110,7 @@ fn check_listed(run: &mut Simulation, user: usize, account: &Account) {
 }
 
 /// Checks the reply to sums: they only grow, because nothing is deleted.
-pub(super) fn check_sums(run: &mut Simulation, user: usize, result: MethodResult) {
+fn check_sums(run: &mut Simulation, user: usize, result: MethodResult) {
     let sums = match result {
         Ok(Reply::Sums(sums)) => *sums,
         Ok(other) => panic!("{other:?}"),
@@ -128,7 +128,7 @@ pub(super) fn check_sums(run: &mut Simulation, user: usize, result: MethodResult
 }
 
 /// Reads what is left, and compares it with what was reported.
-pub(super) fn check_all(run: &mut Simulation) {
+fn check_all(run: &mut Simulation) {
     if !run.kind.has_store || run.kind.max_age_s < 86_400 {
         return;
     }
