@@ -682,8 +682,8 @@ mod tests {
         Some(format!("span{}", key.0))
     }
 
-    fn open_key((span, entry): (&Box<str>, &SpanEntry)) -> Option<(SpanKey, String)> {
-        if let SpanEntry::Open(open) = entry { Some((open.key, span.to_string())) } else { None }
+    fn open_key((span, entry): (impl AsRef<str>, &SpanEntry)) -> Option<(SpanKey, String)> {
+        if let SpanEntry::Open(open) = entry { Some((open.key, span.as_ref().to_owned())) } else { None }
     }
 
     fn settle_span(registry: &mut SpanRegistry, peer: &Peer, span: &str, key: u64) {
