@@ -3,7 +3,7 @@
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::fake_nvml::{Knob, Library};
+use crate::fake_nvml::{Driver, Knob, Library};
 use wattspan::config::Config;
 use wattspan::embedded::EmbeddedMeter;
 use wattspan_client::Client;
@@ -111,6 +111,31 @@ fn under_mig_no_process_has_a_share_of_the_board_and_the_reason_is_given() {
         absent.reason.contains("no process share") && absent.reason.contains("MIG")
     };
     assert!(absent.iter().any(names_the_reason), "{absent:?}");
+}
+
+#[test]
+fn a_board_without_utilization_by_process_is_opened_again_after_ever_longer_waits() {
+    let library = Library::new(1);
+    let (_meter, client) = start_meter(&library);
+    let one = SleepProcess::new();
+    let is_reported = |client: &Client| {
+        let absent = client.info().unwrap().absent;
+        absent.iter().any(|absent| absent.reason.starts_with("gpu-0: no process share"))
+    };
+    let before = library.get_global(Driver::Inits);
+    let started = Instant::now();
+    let opening = OpenSpan { process: Some(one.pid() as i64), ..OpenSpan::default() };
+    let span = client.open_span_with(opening).unwrap();
+    while !is_reported(&client) {
+        assert!(started.elapsed() < Duration::from_secs(30), "no reason is reported");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(2500));
+    drop(span.close().unwrap());
+    let inits = library.get_global(Driver::Inits) - before;
+    // At once, after 1 s, 3 s, 7 s and so on; in the seconds since the request, not five times in each.
+    let waits = (started.elapsed().as_secs_f64() + 1.0).log2() as u64;
+    assert!((1..=waits + 1).contains(&inits), "opened {inits} times in {:?}", started.elapsed());
 }
 
 #[test]

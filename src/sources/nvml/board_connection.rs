@@ -6,6 +6,8 @@
 use std::ffi::OsString;
 use std::thread;
 
+use nvml_wrapper::error::NvmlError;
+
 use super::board_ffi::NvmlBoard;
 
 const MIN_BACKOFF_NS: u64 = 1_000_000_000;
@@ -27,15 +29,31 @@ impl BoardConnection {
         Self { library, uuid, board: Some(board), backoff_ns: MIN_BACKOFF_NS, retry_at_ns: 0 }
     }
 
-    /// The board. Reconnects if it is disconnected and the delay is over. May block in the driver.
+    /// Creates the connection to a board that is opened at the first use.
+    pub fn unopened(library: OsString, uuid: String) -> Self {
+        Self { library, uuid, board: None, backoff_ns: MIN_BACKOFF_NS, retry_at_ns: 0 }
+    }
+
+    /// The board; `None` during a delay, and while it cannot be opened. May block in the driver.
     pub fn board(&mut self, now_ns: u64) -> Option<&NvmlBoard> {
+        self.connect(now_ns).ok().flatten()
+    }
+
+    /// The board, opened if it is disconnected and the delay is over; `None` during the delay. May block in the driver.
+    ///
+    /// # Errors
+    /// The board cannot be opened. The next delay has begun.
+    pub fn connect(&mut self, now_ns: u64) -> Result<Option<&NvmlBoard>, NvmlError> {
         if self.board.is_none() && now_ns >= self.retry_at_ns {
             match NvmlBoard::find(&self.library, &self.uuid) {
                 Ok(board) => self.board = Some(board),
-                Err(_) => self.disconnect(now_ns),
+                Err(error) => {
+                    self.disconnect(now_ns);
+                    return Err(error);
+                }
             }
         }
-        self.board.as_ref()
+        Ok(self.board.as_ref())
     }
 
     /// Records a successful read.

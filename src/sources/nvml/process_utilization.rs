@@ -16,6 +16,7 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::clock::monotonic_ns;
 
+use super::board_connection::BoardConnection;
 use super::board_ffi::{DEFAULT_LIBRARY, NvmlBoard};
 
 /// Shortest useful period of calls.
@@ -47,10 +48,8 @@ impl ProcessUtilization {
         let (requests, receiver) = sync_channel(1);
         let report = Arc::new(Mutex::new(None));
         let shared_report = Arc::clone(&report);
-        let run = move || {
-            UtilizationPoller { library, uuid, board: None, last_query_ns: 0, last_sample_us: 0 }
-                .run(&receiver, &shared_report)
-        };
+        let connection = BoardConnection::unopened(library, uuid);
+        let run = move || UtilizationPoller::new(connection).run(&receiver, &shared_report);
         thread::Builder::new().name("nvml-use".into()).spawn(run).ok()?;
         Some(Self { requests, report })
     }
@@ -68,9 +67,9 @@ impl ProcessUtilization {
 }
 
 struct UtilizationPoller {
-    library: OsString,
-    uuid: String,
-    board: Option<NvmlBoard>,
+    connection: BoardConnection,
+    /// Why there is no report during the connection's delay.
+    failure: Option<String>,
     /// The instant of the last call; 0: none since the board was opened.
     last_query_ns: u64,
     /// The latest sample's time stamp, on the driver's clock.
@@ -78,10 +77,14 @@ struct UtilizationPoller {
 }
 
 impl UtilizationPoller {
+    fn new(connection: BoardConnection) -> Self {
+        Self { connection, failure: None, last_query_ns: 0, last_sample_us: 0 }
+    }
+
     fn run(mut self, receiver: &Receiver<()>, report: &Mutex<Option<UtilizationReport>>) {
         // Ends when the sender is dropped.
         while receiver.recv().is_ok() {
-            let new_report = self.poll();
+            let new_report = self.poll(monotonic_ns());
             if let (Some(new_report), Ok(mut report)) = (new_report, report.lock()) {
                 *report = Some(merge(report.take(), new_report));
             }
@@ -89,49 +92,67 @@ impl UtilizationPoller {
         }
     }
 
-    fn poll(&mut self) -> Option<UtilizationReport> {
-        match self.query() {
-            Ok(report) => report,
-            Err(error) => {
-                (self.board, self.last_query_ns) = (None, 0);
-                Some(UtilizationReport::Unavailable(error_reason(&error)))
-            }
-        }
+    /// Queries the board. After a failure the board is opened again after ever longer delays: opening it loads each of the
+    /// library's symbols, and a board that does not support the query fails each time.
+    fn poll(&mut self, now_ns: u64) -> Option<UtilizationReport> {
+        let times = (self.last_query_ns, self.last_sample_us);
+        let error = match self.connection.connect(now_ns) {
+            Ok(None) => return self.failure.clone().map(UtilizationReport::Unavailable),
+            // The connection's delay has begun.
+            Err(error) => error,
+            Ok(Some(board)) => match query(board, times, now_ns) {
+                Ok(answer) => return Some(self.record(answer, now_ns)),
+                Err(error) => {
+                    self.connection.disconnect(now_ns);
+                    error
+                }
+            },
+        };
+        self.last_query_ns = 0;
+        let failure = self.failure.insert(error_reason(&error));
+        Some(UtilizationReport::Unavailable(failure.clone()))
     }
 
-    fn query(&mut self) -> Result<Option<UtilizationReport>, NvmlError> {
-        if self.board.is_none() {
-            self.board = Some(NvmlBoard::find(&self.library, &self.uuid)?);
-        }
-        let Some(board) = &self.board else { return Ok(None) };
-        let device = board.device();
-        if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
-            return Ok(Some(UtilizationReport::Unavailable(
-                "MIG is enabled: NVML reports no per-process use of a whole board".into(),
-            )));
-        }
-        let now_ns = monotonic_ns();
-        let samples = match device.process_utilization_stats(self.last_sample_us) {
-            // nvml.h: no process has used the board since the last call.
-            Err(NvmlError::NotFound) => Vec::new(),
-            samples => samples?,
-        };
-        self.last_sample_us =
-            samples.iter().map(|sample| sample.timestamp).fold(self.last_sample_us, u64::max);
-        let since_ns = std::mem::replace(&mut self.last_query_ns, now_ns);
-        if since_ns == 0 {
-            // The first report covers a time of unknown length.
-            return Ok(Some(UtilizationReport::Measured(now_ns, HashMap::new())));
-        }
-        let past_us = now_ns.saturating_sub(since_ns) / 1000;
-        let mut means: HashMap<u32, (u64, u64)> = HashMap::new();
-        for sample in samples.iter().take(MAX_PROCESSES) {
-            let sums = means.entry(sample.pid).or_default();
-            *sums = (sums.0 + u64::from(sample.sm_util.min(100)), sums.1 + 1);
-        }
-        let used = means.into_iter().map(|(pid, (sum, count))| (pid, sum * past_us / count));
-        Ok(Some(UtilizationReport::Measured(now_ns, used.collect())))
+    fn record(&mut self, answer: BoardAnswer, now_ns: u64) -> UtilizationReport {
+        self.connection.reset_backoff();
+        (self.last_query_ns, self.last_sample_us) = (now_ns, answer.last_sample_us);
+        answer.report
     }
+}
+
+/// What a board has answered.
+struct BoardAnswer {
+    report: UtilizationReport,
+    /// The latest sample's time stamp, on the driver's clock.
+    last_sample_us: u64,
+}
+
+/// The use of a board since `times`, the instant of the last query and the time stamp of the last sample.
+fn query(board: &NvmlBoard, times: (u64, u64), now_ns: u64) -> Result<BoardAnswer, NvmlError> {
+    let ((since_ns, last_sample_us), device) = (times, board.device());
+    if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
+        let reason = "MIG is enabled: NVML reports no per-process use of a whole board".into();
+        return Ok(BoardAnswer { report: UtilizationReport::Unavailable(reason), last_sample_us });
+    }
+    let samples = match device.process_utilization_stats(last_sample_us) {
+        // nvml.h: no process has used the board since the last call.
+        Err(NvmlError::NotFound) => Vec::new(),
+        samples => samples?,
+    };
+    let last_sample_us = samples.iter().map(|sample| sample.timestamp).fold(last_sample_us, u64::max);
+    if since_ns == 0 {
+        // The first report covers a time of unknown length.
+        let report = UtilizationReport::Measured(now_ns, HashMap::new());
+        return Ok(BoardAnswer { report, last_sample_us });
+    }
+    let past_us = now_ns.saturating_sub(since_ns) / 1000;
+    let mut means: HashMap<u32, (u64, u64)> = HashMap::new();
+    for sample in samples.iter().take(MAX_PROCESSES) {
+        let sums = means.entry(sample.pid).or_default();
+        *sums = (sums.0 + u64::from(sample.sm_util.min(100)), sums.1 + 1);
+    }
+    let used = means.into_iter().map(|(pid, (sum, count))| (pid, sum * past_us / count));
+    Ok(BoardAnswer { report: UtilizationReport::Measured(now_ns, used.collect()), last_sample_us })
 }
 
 /// Merges a report that was not taken yet with a new one.
