@@ -357,9 +357,14 @@ impl Attributor {
         !self.process_shares.is_empty()
     }
 
-    /// Whether a span is closed but not settled, so that a usage sample that covers its end is needed soon.
+    /// Whether a span is closed but not settled.
     pub fn has_closing_spans(&self) -> bool {
         self.oldest_close_ns.is_some()
+    }
+
+    /// Whether a span is closed after `ns` but not settled: a usage sample at `ns` does not cover its end.
+    pub fn has_closed_after(&self, ns: u64) -> bool {
+        self.has_closing_spans() && self.newest_close_ns > ns
     }
 
     /// Adds a usage sample. The samples of a basis come in the order of time.
@@ -475,15 +480,53 @@ impl Attributor {
     pub fn next_settle_ns(&self) -> Option<u64> {
         const MIN_PAUSE_NS: u64 = 1_000_000;
         const MAX_PAUSE_NS: u64 = 10_000_000;
-        let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
-        if due_ns > self.last_settle_ns {
-            return Some(due_ns);
+        self.oldest_close_ns?;
+        // The newest close that may settle by now, and the first of the others.
+        let (mut possible_ns, mut next_ns) = (None, u64::MAX);
+        for ready_ns in self.pending_settle_times() {
+            match ready_ns > self.last_settle_ns {
+                true => next_ns = next_ns.min(ready_ns),
+                false => possible_ns = possible_ns.max(Some(ready_ns)),
+            }
         }
-        let next = self.timelines.iter().filter_map(|timeline| timeline.next_horizon_ns(&self.queue)).min();
-        let due_ns = next.map(|limit_ns| limit_ns + self.settings.horizon_ns);
-        let waited_ns = self.last_settle_ns.saturating_sub(self.newest_close_ns + self.settings.horizon_ns);
-        let pause_ns = (waited_ns / 4).clamp(MIN_PAUSE_NS, MAX_PAUSE_NS);
-        Some(due_ns.unwrap_or(self.last_settle_ns + pause_ns).max(self.last_settle_ns + 1))
+        let Some(possible_ns) = possible_ns else { return Some(next_ns) };
+        let known = self.timelines.iter().filter_map(|timeline| timeline.next_horizon_ns(&self.queue)).min();
+        let pause_ns = ((self.last_settle_ns - possible_ns) / 4).clamp(MIN_PAUSE_NS, MAX_PAUSE_NS);
+        let due_ns = match known {
+            Some(limit_ns) => limit_ns + self.settings.horizon_ns,
+            None => self.last_settle_ns + pause_ns,
+        };
+        Some(due_ns.max(self.last_settle_ns + 1).min(next_ns))
+    }
+
+    /// The instant before which no span settles; `None` while no span is closing.
+    pub fn earliest_settle_ns(&self) -> Option<u64> {
+        self.oldest_close_ns.and_then(|_| self.pending_settle_times().min())
+    }
+
+    /// For each close that some domain has not passed, the instant before which its span cannot settle: the horizon has
+    /// reached it, and a counter of the span can have shown an update that is certainly later. Of many edges only the first
+    /// ones are examined.
+    fn pending_settle_times(&self) -> impl Iterator<Item = u64> {
+        const MAX_EXAMINED: usize = 64;
+        let pending = self.queue.edges.items_from(0);
+        let mut lag_of_scope = (0, 0);
+        let closes = pending.iter().take(MAX_EXAMINED).filter(|edge| edge.kind == EdgeKind::Close);
+        let ready_times = closes.map(move |edge| {
+            if lag_of_scope.0 != edge.scope {
+                lag_of_scope = (edge.scope, self.longest_lag_ns(edge.scope));
+            }
+            edge.at_ns + lag_of_scope.1.max(self.settings.horizon_ns + 1)
+        });
+        // No later edge can settle before the first that is not examined.
+        ready_times.chain(pending.get(MAX_EXAMINED).map(|edge| edge.at_ns))
+    }
+
+    /// The longest time after an edge in which a counter of these domains cannot show an update that is certainly later.
+    fn longest_lag_ns(&self, scope: u64) -> u64 {
+        let live = domains_of(scope & self.live_domains);
+        let lags = live.map(|domain| self.timelines[domain].update_detector.min_wait_ns());
+        lags.max().unwrap_or(0)
     }
 
     /// The time before which a message has no effect.
@@ -706,9 +749,93 @@ mod tests {
             looks += 1;
         }
         assert!((40..90).contains(&looks) && settled.is_empty(), "{looks} looks in half a second");
-        attributor.close(now_ns, keys[1], now_ns, BTreeMap::new(), false).unwrap();
+        let close_ns = now_ns;
+        attributor.close(close_ns, keys[1], close_ns, BTreeMap::new(), false).unwrap();
+        // Not before the horizon, then at once and again soon.
+        let ready_ns = close_ns + attributor.settings.horizon_ns + 1;
+        let mut later = std::iter::from_fn(|| {
+            now_ns = attributor.next_settle_ns().expect("both close");
+            attributor.settle(now_ns, &mut settled);
+            Some(now_ns)
+        });
+        assert!(later.any(|look_ns| look_ns >= ready_ns));
+        assert_eq!(now_ns, ready_ns);
         let wait_ns = attributor.next_settle_ns().expect("both close") - now_ns;
         assert!(wait_ns <= 1_000_000, "{wait_ns}");
+    }
+
+    /// Of a counter that moves every 100 ms and shows an update `LAG_NS` later, read every 20 ms.
+    const LAG_NS: u64 = 110_000_000;
+
+    fn read_lagging(attributor: &mut Attributor, domain: usize, at_ns: u64) {
+        let energy_uj = (at_ns - LAG_NS) / 100_000_000 * 5_000_000;
+        let reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
+        attributor.add_reading(domain, at_ns - 100, at_ns, &reading);
+    }
+
+    /// An attributor of a counter without lag and one that lags, with readings of both up to `NOW_NS`.
+    fn with_lagging_counter() -> Attributor {
+        let domains = vec![gpu("quick"), Domain { latency_ns: LAG_NS, ..gpu("gpu-0") }];
+        let mut attributor = Attributor::new(domains, AttributionSettings::default());
+        read_lagging(&mut attributor, 1, NOW_NS);
+        attributor
+    }
+
+    #[test]
+    fn a_span_on_a_counter_that_lags_is_not_looked_for_before_it_can_settle() {
+        let (mut attributor, mut now_ns, mut settled, mut looks) =
+            (with_lagging_counter(), NOW_NS, Vec::new(), 0);
+        let span = NewSpan { domains: Some(vec![1]), ..NewSpan::new("s", NOW_NS) };
+        let key = attributor.open(NOW_NS, span).unwrap();
+        let close_ns = NOW_NS + 33_000_000;
+        attributor.close(close_ns, key, close_ns, BTreeMap::new(), false).unwrap();
+        assert_eq!(attributor.earliest_settle_ns(), Some(close_ns + LAG_NS));
+        let mut read_ns = NOW_NS;
+        while settled.is_empty() {
+            now_ns = attributor.next_settle_ns().expect("a span that closes");
+            while read_ns + 20_000_000 <= now_ns {
+                read_ns += 20_000_000;
+                read_lagging(&mut attributor, 1, read_ns);
+            }
+            attributor.settle(now_ns, &mut settled);
+            looks += 1;
+        }
+        assert!(now_ns > close_ns + LAG_NS, "{}", now_ns - close_ns);
+        // The account settles with the first reading that allows it, at most a hundredth second later.
+        assert!(now_ns - read_ns <= 10_000_000, "{} after the reading", now_ns - read_ns);
+        assert!((2..30).contains(&looks), "{looks}");
+        assert_eq!(attributor.earliest_settle_ns(), None);
+    }
+
+    #[test]
+    fn a_span_without_the_lagging_counter_or_with_a_lost_one_is_looked_for_at_the_horizon() {
+        let mut attributor = with_lagging_counter();
+        let horizon_ns = attributor.settings.horizon_ns;
+        let open = |attributor: &mut Attributor, domains| {
+            attributor.open(NOW_NS, NewSpan { domains, ..NewSpan::new("s", NOW_NS) }).unwrap()
+        };
+        let (all, quick) = (open(&mut attributor, None), open(&mut attributor, Some(vec![0])));
+        attributor.close(NOW_NS + 1, all, NOW_NS + 1, BTreeMap::new(), false).unwrap();
+        assert_eq!(attributor.next_settle_ns(), Some(NOW_NS + 1 + LAG_NS));
+        attributor.close(NOW_NS + 7, quick, NOW_NS + 7, BTreeMap::new(), false).unwrap();
+        assert_eq!(attributor.next_settle_ns(), Some(NOW_NS + 7 + horizon_ns + 1));
+        attributor.domains().set_live(1, false);
+        assert_eq!(attributor.next_settle_ns(), Some(NOW_NS + 1 + horizon_ns + 1));
+    }
+
+    #[test]
+    fn no_look_is_too_late_where_many_edges_wait() {
+        let mut attributor = with_lagging_counter();
+        let open = |attributor: &mut Attributor, domains| {
+            attributor.open(NOW_NS, NewSpan { domains, ..NewSpan::new("s", NOW_NS) }).unwrap()
+        };
+        for _ in 0..200 {
+            open(&mut attributor, None);
+        }
+        let quick = open(&mut attributor, Some(vec![0]));
+        attributor.close(NOW_NS + 7, quick, NOW_NS + 7, BTreeMap::new(), false).unwrap();
+        let due_ns = attributor.next_settle_ns().expect("a span that closes");
+        assert!(due_ns <= NOW_NS + 7 + attributor.settings.horizon_ns + 1, "{}", due_ns - NOW_NS);
     }
 
     #[test]

@@ -101,6 +101,12 @@ impl UpdateDetector {
             .max(self.update_interval_ns.unwrap_or(0).saturating_mul(10))
     }
 
+    /// The time after an instant in which no reading can show an update that is certainly later: the lag. None where readings
+    /// have the instant of their value.
+    pub(crate) fn min_wait_ns(&self) -> u64 {
+        self.last_reading.filter(|last| last.reading.stamp_ns == 0).map_or(0, |_| self.latency_ns)
+    }
+
     /// Adds a reading. Returns a counter update if the counter moved or timed out.
     pub(crate) fn add_reading(
         &mut self,

@@ -225,20 +225,26 @@ impl Service {
     pub fn next_poll_ns(&self, now_ns: u64) -> u64 {
         /// While spans are open: the delay of WatchSpans and of readings.
         const ACTIVE_POLL_NS: u64 = 20_000_000;
-        /// While nothing happens to the open spans: few readings come, and no account is due.
+        /// While nothing happens to the open spans: few readings come, and no account can be due.
         const QUIET_POLL_NS: u64 = 200_000_000;
+        /// More edges than this are passed on soon, so that few wait.
+        const MAX_WAITING_EDGES: usize = 64;
         /// Otherwise: only the readings of the idle rate are to be processed.
         const IDLE_POLL_NS: u64 = 1_000_000_000;
         if !self.store_replies.is_empty() {
             return now_ns;
         }
-        let is_quiet = self.spans.attributor().pending_edge_count() == 0 && self.collector.has_few_readings();
-        let latest_ns = now_ns
-            + match (self.is_fast, is_quiet) {
-                (true, false) => ACTIVE_POLL_NS,
-                (true, true) => QUIET_POLL_NS,
-                (false, _) => IDLE_POLL_NS,
-            };
+        let attributor = self.spans.attributor();
+        let is_quiet =
+            attributor.pending_edge_count() <= MAX_WAITING_EDGES && self.collector.has_few_readings();
+        let latest_ns = match (self.is_fast, is_quiet) {
+            (true, false) => now_ns + ACTIVE_POLL_NS,
+            (true, true) => {
+                let settle_ns = attributor.earliest_settle_ns().unwrap_or(u64::MAX);
+                settle_ns.clamp(now_ns + ACTIVE_POLL_NS, now_ns + QUIET_POLL_NS)
+            }
+            (false, _) => now_ns + IDLE_POLL_NS,
+        };
         self.spans.next_poll_ns(now_ns, latest_ns)
     }
 

@@ -1,9 +1,10 @@
 //! CPU and GPU time of the processes and control groups that spans report on.
 //!
 //! Owns the watched subjects and the sampling schedule: one sample soon after a span with a new subject opens, one
-//! before a closed span settles, ten per second while spans are open, five where their processes rest, none without spans. The samples cost at most a
-//! fiftieth of a CPU, or a tenth while new subjects keep coming. A caller may watch its own user's processes, and all
-//! with telemetry access; the identity of the caller's process comes from the transport, never from a message.
+//! after each close before the span settles, ten per second while spans are open, five where their processes rest, none
+//! without spans. The samples cost at most a fiftieth of a CPU, or a tenth while new subjects keep coming. A caller may watch
+//! its own user's processes, and all with telemetry access; the identity of the caller's process comes from the transport,
+//! never from a message.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -20,7 +21,8 @@ use crate::process_usage::{
 use crate::sources::nvml;
 use crate::sources::nvml::process_utilization::{ProcessUtilization, UtilizationReport};
 
-/// The time between samples while spans are open, while no subject runs, and while closed spans are not settled.
+/// The time between samples while spans are open, while no subject runs, and while no sample covers the end of a closed
+/// span.
 const OPEN_INTERVAL_NS: u64 = 100_000_000;
 const RESTING_INTERVAL_NS: u64 = 200_000_000;
 const CLOSING_INTERVAL_NS: u64 = 10_000_000;
@@ -43,6 +45,8 @@ pub(crate) struct ProcessTracker {
     sample_cost_ns: u64,
     /// A subject has no sample yet.
     has_new_target: bool,
+    /// The subjects at the last sample.
+    sampled_targets: Vec<TargetUsage>,
     /// The time that all subjects had used at the last sample.
     used_ns: u64,
     /// No subject had run at the last sample since the one before. Unknown where boards are split.
@@ -60,6 +64,7 @@ impl ProcessTracker {
             sampled_ns: None,
             sample_cost_ns: 0,
             has_new_target: false,
+            sampled_targets: Vec::new(),
             used_ns: 0,
             is_resting: false,
             swept_ns: 0,
@@ -126,7 +131,14 @@ impl ProcessTracker {
     /// report no time by process.
     pub(crate) fn sample_if_due(&mut self, now_ns: u64, attributor: &mut Attributor) -> Vec<Absent> {
         let is_due = self.sample_due_ns(attributor).is_some_and(|due_ns| due_ns <= now_ns);
-        let unavailable = if is_due { self.sample(now_ns, attributor) } else { Vec::new() };
+        let unavailable = match is_due {
+            true => self.sample(now_ns, attributor),
+            // A report that has come since counts before the account settles.
+            false if attributor.has_closing_spans() => {
+                self.gpus.record_reports(&self.watcher, &self.sampled_targets, attributor)
+            }
+            false => Vec::new(),
+        };
         self.sweep(now_ns, attributor);
         unavailable
     }
@@ -136,7 +148,8 @@ impl ProcessTracker {
         if !attributor.has_subjects() || !attributor.is_busy() {
             return None;
         }
-        let (interval_ns, cost_factor) = match (self.has_new_target, attributor.has_closing_spans()) {
+        let is_end_uncovered = attributor.has_closed_after(self.sampled_ns.unwrap_or(0));
+        let (interval_ns, cost_factor) = match (self.has_new_target, is_end_uncovered) {
             (true, _) => (CLOSING_INTERVAL_NS, NEW_TARGET_COST_FACTOR),
             (false, true) => (CLOSING_INTERVAL_NS, COST_FACTOR),
             (false, false) if self.is_resting => (RESTING_INTERVAL_NS, COST_FACTOR),
@@ -180,7 +193,10 @@ impl ProcessTracker {
         } else {
             self.sample_cost_ns.midpoint(cost_ns.min(self.sample_cost_ns * 4))
         };
-        self.gpus.sample(&self.watcher, &targets, attributor)
+        self.gpus.request_reports();
+        let unavailable = self.gpus.record_reports(&self.watcher, &targets, attributor);
+        self.sampled_targets = targets;
+        unavailable
     }
 
     /// Drops subjects that have had no span for a whole interval.
@@ -327,9 +343,18 @@ impl GpuProcessUsage {
         self.boards.extend(domains.filter_map(board));
     }
 
-    /// Records what the boards have reported, and requests the next reports. Returns the boards that report no
-    /// process times.
-    fn sample(
+    /// Requests the next reports of all boards.
+    fn request_reports(&mut self) {
+        for board in &mut self.boards {
+            if board.process_time.is_none() {
+                board.process_time = ProcessUtilization::spawn(self.library.as_ref(), board.uuid.clone());
+            }
+            board.process_time.iter().for_each(ProcessUtilization::request);
+        }
+    }
+
+    /// Records what the boards have reported since the last call. Returns the boards that report no process times.
+    fn record_reports(
         &mut self,
         watcher: &ProcessWatcher,
         targets: &[TargetUsage],
@@ -337,11 +362,7 @@ impl GpuProcessUsage {
     ) -> Vec<Absent> {
         let mut unavailable = Vec::new();
         for (board, basis) in self.boards.iter_mut().zip(1..) {
-            if board.process_time.is_none() {
-                board.process_time = ProcessUtilization::spawn(self.library.as_ref(), board.uuid.clone());
-            }
             let Some(process_time) = &board.process_time else { continue };
-            process_time.request();
             match process_time.take_report() {
                 None => {}
                 Some(UtilizationReport::Measured(at_ns, used)) => {
