@@ -1,9 +1,10 @@
 //! Cost of eight NVIDIA boards next to two CPU sockets, and delays that slow calls into their driver cause elsewhere.
 //!
-//! Measures the daemon's CPU time by thread while a span is open at the default rates, and the lateness of a CPU
-//! source's ticks while boards respond in 7 ms. The boards belong to the tests' fake library, with a configured cost
-//! per read; the sockets are powercap trees in memory, whose counters a thread of the bench moves each 976.6 µs. The
-//! daemon is the program itself.
+//! Measures the daemon's CPU time and wake-ups by thread while a span is open at the default rates, and the lateness of a
+//! CPU source's ticks while boards respond in 7 ms. The boards belong to the tests' fake library, with a configured cost
+//! per read, and report that the bench uses half of each; the sockets are powercap trees in memory, whose counters a thread
+//! of the bench moves each 976.6 µs. The daemon is the program itself and no child of the bench, as on a real machine: the
+//! processes of a span would contain it.
 //!
 //! Run with `cargo bench --bench gpus` on a quiet machine, as root for real-time ticks; on a busy one under `chrt -f 20`,
 //! since late counters have no phase and are read at the fixed rate.
@@ -12,12 +13,13 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::sampler::{self, Sampler, TickStats};
 use wattspan::sources::{SourceSettings, discover};
@@ -32,6 +34,15 @@ use table::Table;
 
 const BOARDS: u64 = 8;
 const EDGES_PER_SECOND: u32 = 8;
+
+/// Parts of the daemon, and how the names of their threads begin.
+const PARTS: [(&str, &str); 5] = [
+    ("the boards' threads", "sampler-nvml"),
+    ("the sockets' threads", "sampler-powerca"),
+    ("the use of boards by process", "nvml-use"),
+    ("the server", "wattspand"),
+    ("the store", "store"),
+];
 
 fn main() -> ExitCode {
     let seconds =
@@ -59,7 +70,8 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
         let client = Client::from_stream(UnixStream::connect(&daemon.socket)?)?;
         let span = client.open_span("bench")?;
         std::thread::sleep(Duration::from_secs(2));
-        let (began, before) = (Instant::now(), daemon.spent()?);
+        let reads_before = [SOCKETS, "nvml"].map(|source| reads_of(&client, source));
+        let (began, before) = (Instant::now(), daemon.usage()?);
         let mut other = None;
         while began.elapsed() < each {
             std::thread::sleep(Duration::from_secs(1) / EDGES_PER_SECOND);
@@ -71,17 +83,29 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
                 }
             };
         }
-        let (passed, after) = (began.elapsed(), daemon.spent()?);
-        let percent = |thread: &str| {
-            100.0 * (of(&after, thread) - of(&before, thread)) as f64 / passed.as_nanos() as f64
-        };
+        let (passed, after) = (began.elapsed(), daemon.usage()?);
+        let used = |thread: &str| of(&after, thread).since(of(&before, thread));
+        let percent = |used: ThreadUsage| 100.0 * used.cpu_ns as f64 / passed.as_nanos() as f64;
         let label = format!("{what}: daemon, 1 span, {EDGES_PER_SECOND} edges/s: CPU");
-        table.at_most(&label, Some(percent("")), 3.0, "%");
-        table.note("  of it the boards' threads", Some(percent("sampler-nvml")), "%");
-        table.note("  of it the sockets' threads", Some(percent(&format!("sampler-{SOCKETS:.7}"))), "%");
+        table.at_most(&label, Some(percent(used(""))), 3.0, "%");
+        for (part, thread) in PARTS {
+            table.note(&format!("  of it {part}"), Some(percent(used(thread))), "%");
+            let wake_ups = used(thread).wake_ups as f64 / passed.as_secs_f64();
+            table.note("    wake-ups", Some(wake_ups), "/s");
+        }
+        for (source, before) in [SOCKETS, "nvml"].into_iter().zip(reads_before) {
+            let reads = reads_of(&client, source)? - before?;
+            table.note(&format!("  reads of {source}"), Some(reads as f64 / passed.as_secs_f64()), "/s");
+        }
         drop(span.close()?);
     }
     delays(&mut table, each)
+}
+
+/// How often the source's counters were read so far.
+fn reads_of(client: &Client, source: &str) -> Result<u64, wattspan_client::ClientError> {
+    let samplers = client.info()?.samplers.into_iter();
+    Ok(samplers.filter(|sampler| sampler.source == source).map(|sampler| sampler.ticks).sum())
 }
 
 /// A CPU source's lateness next to boards that respond in 7 ms, against its lateness without them.
@@ -139,7 +163,13 @@ const SOCKETS: &str = "powercap";
 
 fn machine(knob: Knob, ns: u64) -> std::io::Result<Machine> {
     let library = Library::new(BOARDS);
-    (0..BOARDS).for_each(|board| library.set(board, knob, ns));
+    let this_process = u64::from(std::process::id());
+    for board in 0..BOARDS {
+        library.set(board, knob, ns);
+        library.set(board, Knob::ProcessUsageSupported, 1);
+        library.set(board, Knob::UserA, this_process);
+        library.set(board, Knob::UserAPercent, 50);
+    }
     let memory = Path::new("/dev/shm");
     let tree = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
     let mut counters = Vec::new();
@@ -200,41 +230,47 @@ impl Drop for MovingCounters {
 
 /// The program on this machine; killed on drop.
 struct Daemon {
-    child: Child,
+    pid: Pid,
     socket: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Daemon {
-    fn start(machine: &Machine) -> std::io::Result<Self> {
+    fn start(machine: &Machine) -> Result<Self, Box<dyn std::error::Error>> {
         let folder = tempfile::tempdir()?;
         let (socket, config) = (folder.path().join("run/wattspan.sock"), folder.path().join("wattspan.toml"));
-        fs::write(&config, format!("[source]\nenabled = [\"{}\", \"nvml\"]\n", SOCKETS))?;
-        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+        fs::write(&config, format!("[source]\nenabled = [\"{SOCKETS}\", \"nvml\"]\n"))?;
+        // Its parent ends at once.
+        let output = Command::new("sh")
+            .args(["-c", r#""$0" "$@" >/dev/null 2>&1 & echo $!"#, env!("CARGO_BIN_EXE_wattspand")])
             .args(["--config".as_ref(), config.as_os_str(), "--socket".as_ref(), socket.as_os_str()])
             .args(["--sysfs-root".as_ref(), machine.tree.path().as_os_str()])
             .args(["--state-dir".as_ref(), folder.path().join("state").as_os_str()])
             .args(["--nvml-library".as_ref(), machine.library.path().as_os_str()])
-            .stderr(Stdio::null())
-            .spawn()?;
+            .output()?;
+        let pid = String::from_utf8(output.stdout)?.trim().parse().ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or("the daemon did not start")?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while !socket.exists() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(Self { child, socket, _folder: folder })
+        Ok(Self { pid, socket, _folder: folder })
     }
 
-    /// Nanoseconds of CPU time by thread name.
-    fn spent(&self) -> std::io::Result<Vec<(String, u64)>> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()))?;
+    /// What each thread has used so far, by its name.
+    fn usage(&self) -> std::io::Result<Vec<(String, ThreadUsage)>> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero()))?;
         tasks
             .map(|task| {
                 let task = task?.path();
                 let name = fs::read_to_string(task.join("comm"))?;
                 let spent = fs::read_to_string(task.join("schedstat"))?;
-                let spent_ns =
-                    spent.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or(0);
-                Ok((name.trim().to_owned(), spent_ns))
+                let cpu_ns = spent.split_whitespace().next().and_then(|text| text.parse().ok());
+                let status = fs::read_to_string(task.join("status"))?;
+                let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+                let wake_ups = waits.and_then(|text| text.trim().parse().ok());
+                let usage = ThreadUsage { cpu_ns: cpu_ns.unwrap_or(0), wake_ups: wake_ups.unwrap_or(0) };
+                Ok((name.trim().to_owned(), usage))
             })
             .collect()
     }
@@ -243,12 +279,32 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It may have exited already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = kill_process(self.pid, Signal::KILL);
     }
 }
 
-/// The CPU time of all threads whose name begins with `thread`.
-fn of(spent: &[(String, u64)], thread: &str) -> u64 {
-    spent.iter().filter(|(name, _)| name.starts_with(thread)).map(|(_, ns)| ns).sum()
+/// CPU time and voluntary waits.
+#[derive(Clone, Copy, Default)]
+struct ThreadUsage {
+    cpu_ns: u64,
+    wake_ups: u64,
+}
+
+impl ThreadUsage {
+    /// A thread may have ended since.
+    fn since(self, before: Self) -> Self {
+        Self {
+            cpu_ns: self.cpu_ns.saturating_sub(before.cpu_ns),
+            wake_ups: self.wake_ups.saturating_sub(before.wake_ups),
+        }
+    }
+}
+
+/// What all threads have used whose name begins with `thread`.
+fn of(usages: &[(String, ThreadUsage)], thread: &str) -> ThreadUsage {
+    let named = usages.iter().filter(|(name, _)| name.starts_with(thread));
+    named.fold(ThreadUsage::default(), |sum, (_, usage)| ThreadUsage {
+        cpu_ns: sum.cpu_ns + usage.cpu_ns,
+        wake_ups: sum.wake_ups + usage.wake_ups,
+    })
 }
