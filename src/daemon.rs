@@ -6,12 +6,13 @@ use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use libc::{SIGHUP, SIGINT, SIGTERM};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use wattspan_client::protocol::ProcessPrivileges;
 use wattspan_system::private_file;
@@ -46,28 +47,36 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs the daemon. A start without resources under a service manager ends only after a wait.
 fn run(flags: &Flags) -> Result<()> {
+    let mut stop = None;
+    let Err(cause) = serve(flags, &mut stop) else { return Ok(()) };
+    // Not by the connection to the service manager, which takes a descriptor.
+    let is_managed = std::env::var_os("NOTIFY_SOCKET").is_some();
+    if is_managed && is_resource_shortage(&cause) && wait_for_resources(&cause, stop.as_ref()) {
+        return Ok(());
+    }
+    Err(cause)
+}
+
+/// Starts and serves. `stop`: the stream of signals that end the daemon, until the server has it.
+fn serve(flags: &Flags, stop: &mut Option<UnixStream>) -> Result<()> {
     let owner = AcceptedOwner::for_this_process();
     let config = Config::load(flags, owner)?;
     if flags.check {
         return print_configuration(&config);
     }
     raise_descriptor_limit(config.limits.connections + dbus::MAX_DESCRIPTORS);
-    let stop = signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
+    *stop = Some(signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?);
     let reload = signal_stream(&[SIGHUP]).context("cannot listen for signals")?;
     let manager = ServiceManager::from_environment();
-    let is_managed = manager.is_present();
     let StartedDaemon { service, listeners, socket_file, recording, bus } =
-        start(flags, owner, config, manager).inspect_err(|cause| {
-            if is_managed && is_resource_shortage(cause) {
-                wait_for_resources(&stop);
-            }
-        })?;
+        start(flags, owner, config, manager)?;
     let (bus, forwarded) = bus.unzip();
     let sockets = ServerSockets {
         listeners,
         forwarded,
-        stop: Some(stop),
+        stop: stop.take(),
         reload: Some(reload),
         ..ServerSockets::default()
     };
@@ -128,15 +137,25 @@ fn start(
 /// within a minute (`StartLimitBurst=`), and only version 254 and later can wait longer after each (`RestartSteps=`).
 pub const SHORTAGE_WAIT: Duration = Duration::from_millis(12_500);
 
-/// Waits until there may be resources again, or until the daemon must stop.
-fn wait_for_resources(stop: &UnixStream) {
-    log_event(
-        &FAILED,
-        "no memory, thread or descriptor is left: waits 12 s, so that the service manager tries again",
-    );
-    let mut sockets = [PollFd::new(stop, PollFlags::IN)];
-    // A signal that ends the wait has made the socket readable.
-    let _ = poll(&mut sockets, Timespec::try_from(SHORTAGE_WAIT).ok().as_ref());
+/// Waits until there may be resources again. Returns whether the daemon was stopped meanwhile. Without the stream, whose
+/// creation may have failed, a signal has its default action.
+fn wait_for_resources(cause: &anyhow::Error, stop: Option<&UnixStream>) -> bool {
+    let message = "waits 12 s, so that the service manager tries again";
+    log_event(&FAILED, &format!("{cause:#}: no memory, thread or descriptor is left: {message}"));
+    let Some(stop) = stop else {
+        std::thread::sleep(SHORTAGE_WAIT);
+        return false;
+    };
+    let until = Instant::now() + SHORTAGE_WAIT;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut sockets = [PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut sockets, Timespec::try_from(left).ok().as_ref()) {
+            // Another signal, such as that of a reload.
+            Err(Errno::INTR) => {}
+            ended => return ended.is_ok_and(|count| count > 0),
+        }
+    }
 }
 
 /// Prints the configuration that applies, and how long the store keeps accounts with it.

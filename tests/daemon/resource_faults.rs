@@ -324,25 +324,46 @@ fn no_failed_allocation_of_sqlite_ends_the_daemon_or_loses_an_account() {
     fail_sqlite(rounds(500));
 }
 
-#[test]
-fn a_start_without_threads_under_a_service_manager_waits_before_it_ends() {
-    let (faults, dir) = (fault_library(), tempfile::tempdir().unwrap());
+/// A start that fails under a service manager: it says so and waits, also over `signal`; SIGTERM stops it.
+fn check_wait(what: &str, setup: &str, fail: impl FnOnce(), clear: impl FnOnce(), signal: Option<Signal>) {
+    let dir = tempfile::tempdir().unwrap();
     let (notify, pid_file) = (dir.path().join("notify"), dir.path().join("pid"));
     let _manager = UnixDatagram::bind(&notify).unwrap();
     let (notify, pid) = (notify.display(), pid_file.display());
-    let setup = format!("{}\nexport NOTIFY_SOCKET='{notify}'\necho $$ >'{pid}'", faults.setup());
+    let setup = format!("export NOTIFY_SOCKET='{notify}'\necho $$ >'{pid}'\n{setup}");
     let mut daemon = start(&setup, "");
     daemon.kill();
-    faults.fail(Fault::Thread, 0, u64::MAX, 0);
+    fail();
     let log = daemon.socket().parent().unwrap().with_file_name("log");
     let stopping = std::thread::spawn(move || {
         wait_until("it waits", || std::fs::read_to_string(&log).unwrap().contains("waits 12 s"));
-        let pid = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+        let text = std::fs::read_to_string(pid_file).unwrap();
+        let pid = Pid::from_raw(text.trim().parse().unwrap()).unwrap();
+        signal.into_iter().for_each(|signal| kill_process(pid, signal).unwrap());
+        std::thread::sleep(Duration::from_secs(1));
+        kill_process(pid, Signal::TERM).expect("it waits still");
     });
-    let status = daemon.try_restart().expect_err("it has no thread");
+    let status = daemon.try_restart().expect_err("it cannot start");
     stopping.join().unwrap();
-    assert_eq!(status.code(), Some(EX_OSERR), "{}", daemon.log());
+    clear();
+    // After the whole wait it would be that of a failed start.
+    assert_eq!(status.code(), Some(0), "{what}: {}", daemon.log());
+}
+
+#[test]
+fn a_start_without_threads_under_a_service_manager_waits_until_it_is_stopped() {
+    let faults = fault_library();
+    let fail = || faults.fail(Fault::Thread, 0, u64::MAX, 0);
+    check_wait("threads", &faults.setup(), fail, || faults.clear(Fault::Thread), Some(Signal::HUP));
+}
+
+/// So few that the second stream for signals fails, and the connection to the service manager would.
+#[test]
+fn a_start_without_descriptors_under_a_service_manager_waits_until_it_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = dir.path().join("few");
+    let setup = format!("if [ -e '{}' ]; then ulimit -n 7; fi", few.display());
+    check_wait("descriptors", &setup, || std::fs::write(&few, "").unwrap(), || (), None);
 }
 
 /// A start without one of its threads, and without any from one on: it says so and ends, or serves.
