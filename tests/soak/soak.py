@@ -126,8 +126,9 @@ class Watcher(Repeating):
 
     def finish(self):
         self.ended = True
-        with contextlib.suppress(OSError):
-            self.client.stream.shutdown(socket.SHUT_RDWR)
+        if self.client is not None:
+            with contextlib.suppress(OSError):
+                self.client.stream.shutdown(socket.SHUT_RDWR)
         super().finish()
 
     def serve(self, client):
