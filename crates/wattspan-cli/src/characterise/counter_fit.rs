@@ -137,11 +137,14 @@ fn quantum_uj(updates: &[Update]) -> Option<f64> {
     }
     let steps: Vec<f64> = steps.into_iter().map(|step| step as f64).collect();
     let is_multiple = |step: f64, unit: f64| (step - (step / unit).round() * unit).abs() <= ROUNDING_UJ;
-    (1..=MAX_PARTS)
-        .map(|parts| steps[0] / f64::from(parts))
-        .take_while(|unit| *unit >= MIN_QUANTUM_UJ)
-        .filter_map(|unit| refine_unit(unit, &steps))
-        .find(|unit| steps.iter().all(|step| is_multiple(*step, *unit)))
+    // A step far smaller than the others is too inexact for them: then a larger one is divided.
+    (0..MIN_DIFFERENT_STEPS).find_map(|first| {
+        (1..=MAX_PARTS)
+            .map(|parts| steps[first] / f64::from(parts))
+            .take_while(|unit| *unit >= MIN_QUANTUM_UJ)
+            .filter_map(|unit| refine_unit(unit, &steps[first..]))
+            .find(|unit| steps.iter().all(|step| is_multiple(*step, *unit)))
+    })
 }
 
 /// The unit near `unit` that fits the steps, which ascend: each one fixes it better. `None` where one is no multiple.
@@ -342,5 +345,22 @@ mod tests {
         assert_near(fast.lag.unwrap().lag_ns, 0, 2 * MS);
         let stuck = Counter { idle_w: 0.0, load_w: 0.0, ..COUNTER }.profile();
         assert_eq!(stuck, CounterProfile { resolution_ns: stuck.resolution_ns, ..CounterProfile::default() });
+    }
+
+    #[test]
+    fn the_quantum_is_found_beside_a_step_of_few_quanta() {
+        let unit_uj = 1e6 / 16_384.0;
+        let parts = [20, 33_000, 33_017, 40_111, 52_340, 61_007, 77_777, 90_001, 110_003, 140_001_u64];
+        let ends = parts.iter().scan(1_000_u64, |sum, parts| {
+            *sum += parts;
+            Some(*sum)
+        });
+        let first = std::iter::once(1_000).chain(ends);
+        let updates: Vec<Update> = first
+            .zip(0..)
+            .map(|(sum, at_ns)| Update { after_ns: at_ns, at_ns, energy_uj: (sum as f64 * unit_uj) as u64 })
+            .collect();
+        let found_uj = quantum_uj(&updates).expect("a quantum");
+        assert!((found_uj - unit_uj).abs() < 0.01, "{found_uj}");
     }
 }
