@@ -103,7 +103,9 @@ impl UtilizationPoller {
             Ok(Some(board)) => match query(board, times, now_ns) {
                 Ok(answer) => return Some(self.record(answer, now_ns)),
                 Err(error) => {
-                    self.connection.disconnect(now_ns);
+                    if is_lasting(&error) {
+                        self.connection.disconnect(now_ns);
+                    }
                     error
                 }
             },
@@ -166,6 +168,19 @@ fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> Utilizati
         }
         (_, now) => now,
     }
+}
+
+/// Whether the next query of the open board would fail too. Others concern one query: a process may begin between the two calls
+/// that give the number of samples and the samples.
+fn is_lasting(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::NotSupported
+            | NvmlError::FunctionNotFound
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::GpuLost
+            | NvmlError::Uninitialized
+    )
 }
 
 fn error_reason(error: &NvmlError) -> String {
