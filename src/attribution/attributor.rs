@@ -518,8 +518,10 @@ impl Attributor {
             }
             edge.at_ns + lag_of_scope.1.max(self.settings.horizon_ns + 1)
         });
-        // No later edge can settle before the first that is not examined.
-        ready_times.chain(pending.get(MAX_EXAMINED).map(|edge| edge.at_ns))
+        // No later edge can settle before the first that is not examined, and the newest one waits for the horizon.
+        let others = pending.get(MAX_EXAMINED).map(|edge| edge.at_ns);
+        let newest = others.map(|_| self.newest_close_ns + self.settings.horizon_ns + 1);
+        ready_times.chain(others).chain(newest)
     }
 
     /// The longest time after an edge in which a counter of these domains cannot show an update that is certainly later.
@@ -835,7 +837,16 @@ mod tests {
         let quick = open(&mut attributor, Some(vec![0]));
         attributor.close(NOW_NS + 7, quick, NOW_NS + 7, BTreeMap::new(), false).unwrap();
         let due_ns = attributor.next_settle_ns().expect("a span that closes");
-        assert!(due_ns <= NOW_NS + 7 + attributor.settings.horizon_ns + 1, "{}", due_ns - NOW_NS);
+        let ready_ns = NOW_NS + 7 + attributor.settings.horizon_ns + 1;
+        assert!(due_ns <= ready_ns, "{}", due_ns - NOW_NS);
+        // Much later than the oldest edges, and at once when the newest close may settle.
+        let ready_ns = ready_ns + 50_000_000;
+        let late = open(&mut attributor, Some(vec![0]));
+        let close_ns = NOW_NS + 50_000_007;
+        attributor.close(close_ns, late, close_ns, BTreeMap::new(), false).unwrap();
+        attributor.settle(ready_ns, &mut Vec::new());
+        let pause_ns = attributor.next_settle_ns().expect("a span that closes") - ready_ns;
+        assert!(pause_ns <= 1_000_000, "{pause_ns}");
     }
 
     #[test]
