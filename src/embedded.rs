@@ -40,7 +40,7 @@ pub enum MeterUse {
     Any,
     /// Spans of commands that are started next, on one connection: no CPU time is used for the test of the counters.
     Commands,
-    /// The same for one span: the counters are not read after what concerns its close.
+    /// The same for one span: a counter that has never moved is read at its edges and at the idle rate.
     OneCommand,
 }
 

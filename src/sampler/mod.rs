@@ -191,11 +191,6 @@ impl Sampler {
         self.shared.report_edge(edge_ns);
     }
 
-    /// Sets whether a span is open. Cheap enough for every message.
-    pub fn set_span_open(&self, is_open: bool) {
-        self.shared.set_span_open(is_open);
-    }
-
     /// Sets whether the source is read at its fixed rate even where its counters' phases are known, for a recording.
     pub fn set_fixed_rate(&self, fixed: bool) {
         self.shared.set_fixed_rate(fixed);

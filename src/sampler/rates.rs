@@ -23,7 +23,7 @@ pub struct SamplerSettings {
     /// Read at `rate_hz` even where reads at edges would do.
     pub fixed_rate: bool,
     /// One span is measured. A source is read at its idle rate and at edges only, also during a characterisation, while none of
-    /// its counters has ever moved, and once each has moved past the span's close.
+    /// its counters has ever moved.
     pub serves_one_span: bool,
     /// The length of a characterisation, at the start or requested later.
     pub characterisation_ns: u64,

@@ -227,13 +227,6 @@ impl ReadSchedule {
         self.is_eligible && any_locked && all_known
     }
 
-    /// Whether every counter that moves has moved after `ns` for certain, so that no later read changes what is known of it.
-    pub fn has_moved_after(&self, ns: u64, now_ns: u64) -> bool {
-        let has_moved =
-            |domain: &DomainSchedule| domain.lock.has_moved_after(ns) || self.is_still(domain, now_ns);
-        self.is_eligible && self.domains.iter().all(has_moved)
-    }
-
     /// Whether a time of frequent reads may find the phase of a counter that moves.
     pub fn needs_survey(&self, now_ns: u64) -> bool {
         let is_unknown = |domain: &DomainSchedule| {

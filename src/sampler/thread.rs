@@ -62,8 +62,6 @@ pub(super) struct EdgeNotice {
     is_edge_driven: AtomicBool,
     /// The thread wants to be woken for each edge.
     wakes_wanted: AtomicBool,
-    /// Where it is not, a thread that serves one span may rest.
-    is_span_open: AtomicBool,
 }
 
 impl SamplerShared {
@@ -110,13 +108,6 @@ impl SamplerShared {
             && self.stats.asleep_until_ns() > edge_ns.saturating_add(WAKE_SLACK_NS)
         {
             self.wakeup.notify();
-        }
-    }
-
-    /// Sets whether a span is open. The edge that follows wakes the thread where it rests.
-    pub(super) fn set_span_open(&self, is_open: bool) {
-        if self.edges.is_span_open.load(Ordering::Relaxed) != is_open {
-            self.edges.is_span_open.store(is_open, Ordering::Relaxed);
         }
     }
 
@@ -258,11 +249,8 @@ impl SamplerThread {
         reader.schedule.observe_edges(self.edges_seen, now_ns);
         let edge_ns = edges.newest_ns.load(Ordering::Relaxed);
         if self.serves_one_span && !is_fixed {
-            let is_past_close = self.edges_seen > 0
-                && !edges.is_span_open.load(Ordering::Relaxed)
-                && reader.schedule.has_moved_after(edge_ns, now_ns);
             let last_read_ns = reader.schedule.last_read_ns();
-            if last_read_ns >= edge_ns && (is_past_close || reader.schedule.is_unmoved()) {
+            if last_read_ns >= edge_ns && reader.schedule.is_unmoved() {
                 edges.wakes_wanted.store(true, Ordering::Relaxed);
                 self.planned_ns = last_read_ns + self.rates.period_ns(Speed::Slow);
                 return NextStep::Sleep(self.planned_ns);

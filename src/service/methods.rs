@@ -38,10 +38,7 @@ impl Service {
         let new_span =
             NewSpan { name, attributes, weight, domains, ..NewSpan::new(span.clone(), requested_ns) };
         let (clock, collector) = (&self.clock, &self.collector);
-        let report_edge = |at_ns| {
-            collector.set_span_open(true);
-            collector.report_edge(at_ns, now_ns);
-        };
+        let report_edge = |at_ns| collector.report_edge(at_ns, now_ns);
         self.spans.open(clock, now_ns, caller, &call, new_span, report_edge)?;
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
@@ -89,7 +86,7 @@ impl Service {
         let requested_ns = self.validate_edge(call.at_ns, now_ns)?;
         let (attributes, reply_to) = (call.attributes.unwrap_or_default(), wait.then_some(caller.reply_to));
         let at_ns = self.spans.close(now_ns, &open, requested_ns, attributes, reply_to)?;
-        self.report_closing_edge(at_ns, now_ns);
+        self.collector.report_edge(at_ns, now_ns);
         if wait {
             return Ok(AccountOutcome::Deferred);
         }
@@ -104,14 +101,8 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.spans.find_open(peer, span)?;
         self.spans.cancel(now_ns, &open)?;
-        self.report_closing_edge(now_ns, now_ns);
+        self.collector.report_edge(now_ns, now_ns);
         Ok(())
-    }
-
-    /// Reports the edge of a span that is not open any more.
-    fn report_closing_edge(&self, at_ns: u64, now_ns: u64) {
-        self.collector.set_span_open(self.spans.attributor().open_span_count() > 0);
-        self.collector.report_edge(at_ns, now_ns);
     }
 
     /// Closes the open spans of a closed connection as abandoned: a few now, the others in the next polls.

@@ -389,11 +389,6 @@ impl ReadingCollector {
         self.readers.iter().for_each(|reader| reader.sampler.report_edge(edge_ns));
     }
 
-    /// Sets whether a span is open.
-    pub fn set_span_open(&self, is_open: bool) {
-        self.readers.iter().for_each(|reader| reader.sampler.set_span_open(is_open));
-    }
-
     /// Sets the configured assumptions about domains, for readings from now on.
     pub fn set_assumptions(&mut self, assumptions: AssumptionSettings) {
         self.domains.iter_mut().for_each(|metered| metered.configure_assumptions(&assumptions));
