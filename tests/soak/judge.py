@@ -40,7 +40,7 @@ def judge_memory(samples):
 
 
 def judge_descriptors_and_threads(samples, end):
-    """While the store is open, as a full disk and few descriptors close it; and at rest, against a daemon that just began."""
+    """While the store is open, which a full disk closes; and at rest, against a daemon that just began."""
     faults = []
     open_store = [[sample for sample in part if sample["durable"]] for part in thirds(samples)]
     if not all(open_store):
