@@ -251,6 +251,11 @@ impl Attributor {
         self.open_count
     }
 
+    /// The name by which clients call an unsettled span.
+    pub fn span_id(&self, key: SpanKey) -> Option<&str> {
+        self.spans.get(key).map(|span| &*span.id)
+    }
+
     /// The account so far of an unsettled span.
     ///
     /// # Errors

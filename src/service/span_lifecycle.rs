@@ -284,7 +284,7 @@ impl SpanLifecycle {
     /// Closes some of the abandoned spans; the others wait for the next polls, so that no client waits for them. Each ends when
     /// its connection was closed, or at the horizon if that is later.
     pub(crate) fn close_abandoned(&mut self, now_ns: u64) {
-        let name_of = |key| self.attributor.account(now_ns, key).ok().map(|account| account.span);
+        let name_of = |key| self.attributor.span_id(key).map(str::to_owned);
         for (open, at_ns) in self.registry.take_abandoned(ABANDONED_PER_TURN, name_of) {
             let edge = self.edge_from(open.key, at_ns, now_ns);
             // Cannot fail: the span is open, and an abandoned close is valid at any instant.
