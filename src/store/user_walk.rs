@@ -21,14 +21,6 @@ pub(super) struct UserWalk {
     unfound: u64,
 }
 
-/// Where a turn continues.
-enum Step {
-    /// The row read next is the one to consider next.
-    Next,
-    /// The search is to be repeated from `next`.
-    Seek,
-}
-
 impl UserWalk {
     /// The walk over the accounts of a user; `None` if the stored sums are of a form that does not have their number.
     pub fn new(segment: i64, user: &UserSums<'_>) -> Option<Self> {
@@ -93,8 +85,9 @@ impl UserWalk {
         while let Some(row) = rows.next()? {
             rows_read += 1;
             let id = row.get_ref(0)?.as_i64().unwrap_or(self.next);
-            let step = self.take(AccountRow::read(row, layouts).as_ref(), id, show);
-            if self.is_over(first_id) || matches!(step, Step::Seek) {
+            self.take(AccountRow::read(row, layouts).as_ref(), id, show);
+            // Where the link skips rows, the search is repeated from there.
+            if self.is_over(first_id) || self.next != id - 1 {
                 return Ok(rows_read);
             }
         }
@@ -111,13 +104,12 @@ impl UserWalk {
         stored: Option<&AccountRow<'_>>,
         id: i64,
         show: &mut dyn FnMut(&AccountRow<'_>) -> bool,
-    ) -> Step {
+    ) {
         self.next = id - 1;
-        let Some(stored) = stored.filter(|stored| stored.columns.uid == self.uid) else { return Step::Next };
+        let Some(stored) = stored.filter(|stored| stored.columns.uid == self.uid) else { return };
         if show(stored) {
             self.unfound = self.unfound.saturating_sub(1);
         }
         self.next = stored.previous.min(id - 1);
-        if self.next == id - 1 { Step::Next } else { Step::Seek }
     }
 }
