@@ -22,26 +22,20 @@ use super::rapl_limits::{self, RaplLimits};
 use super::rapl_model::{RaplModel, RegisterUnit};
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
-use super::{Inventory, OpenedSource, Source, SourceSettings, is_resource_shortage, rapl};
+use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 
 /// The zones of `/sys/class/powercap` with a readable energy counter, each a domain.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
-    let no_zone = match list_zones(&class) {
+    let remedy = "load the driver: sudo modprobe intel_rapl_msr";
+    match list_zones(&class) {
         Ok(listed) if listed.layers.is_empty() && listed.unusable.is_empty() => {
-            format!("no RAPL zone in {}", class.display())
+            found.add_absent(NAME, format!("no RAPL zone in {}; {remedy}", class.display()));
         }
-        Ok(listed) => {
-            open_layers(settings, listed, clock, &mut found);
-            return found;
-        }
-        Err(error) => {
-            found.is_short_of_resources = is_resource_shortage(&error);
-            format!("{}: {error}", class.display())
-        }
-    };
-    found.add_absent(NAME, format!("{no_zone}; load the driver: sudo modprobe intel_rapl_msr"));
+        Ok(listed) => open_layers(settings, listed, clock, &mut found),
+        Err(error) => found.add_failed(NAME, &error, format!("{}: {error}; {remedy}", class.display())),
+    }
     found
 }
 

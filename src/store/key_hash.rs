@@ -57,7 +57,7 @@ impl Hasher for KeyHasher {
             rest = after;
         }
         if !rest.is_empty() {
-            // The length, which std adds before the bytes, tells zeros from no bytes.
+            // Zeros at the end count as bytes: a slice hashes its length before them.
             let mut pair = [0; 16];
             pair[..rest.len()].copy_from_slice(rest);
             let pair = u128::from_le_bytes(pair);
