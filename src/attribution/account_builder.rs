@@ -146,7 +146,8 @@ struct Totals {
     error_uj: Total,
     /// The worst grade.
     grade: Option<Grade>,
-    unknown_ns: u64,
+    /// Some time of a share is unknown.
+    has_unknown_time: bool,
 }
 
 impl Totals {
@@ -154,14 +155,15 @@ impl Totals {
     fn of<'a>(counted: impl Iterator<Item = &'a Share>) -> Self {
         let none = Total { sum: 0, is_known: true };
         let (share_uj, window_uj, idle_uj, error_uj) = (none, none, none, none);
-        let mut totals = Self { share_uj, window_uj, idle_uj, error_uj, grade: None, unknown_ns: 0 };
+        let mut totals =
+            Self { share_uj, window_uj, idle_uj, error_uj, grade: None, has_unknown_time: false };
         for share in counted {
             totals.share_uj.add(share.share_uj);
             totals.window_uj.add(share.window_uj);
             totals.idle_uj.add(share.idle_uj);
             totals.error_uj.add(share.error_uj);
             totals.grade = totals.grade.max(Some(share.grade));
-            totals.unknown_ns |= share.unknown_ns;
+            totals.has_unknown_time |= share.unknown_ns != 0;
         }
         totals
     }
@@ -191,7 +193,7 @@ fn build(
     let counted = shares.iter().zip(domains_of(span.scope)).filter(is_counted).map(|(share, _)| share);
     let totals = Totals::of(counted);
     // A final sum that lacks some time would look complete.
-    let is_whole = !is_final || totals.unknown_ns == 0;
+    let is_whole = !is_final || !totals.has_unknown_time;
     let total = |sum: Total| totals.total(sum).filter(|_| is_whole);
     let share_uj = total(totals.share_uj);
     Account {
