@@ -27,15 +27,17 @@ def thirds(samples):
 
 
 def judge_memory(samples):
+    """Anonymous memory alone: pages of the program file are read when code first runs, such as that of a rare fault."""
     faults = []
     for program in ("daemon", "jsonl", "prometheus"):
         before, after = (
-            [sample["processes"][program]["rss_bytes"] for sample in part if program in sample["processes"]]
+            [sample["processes"][program]["anonymous_bytes"] for sample in part if program in sample["processes"]]
             for part in thirds(samples)
         )
         limit = median(before) * MEMORY_GROWTH + MEMORY_GROWTH_BYTES
         if median(after) > limit:
-            faults.append(f"memory of {program} grows: {median(before)} bytes, then {median(after)}, limit {limit:.0f}")
+            values = f"{median(before)} bytes, then {median(after)}, limit {limit:.0f}"
+            faults.append(f"anonymous memory of {program} grows: {values}")
     return faults
 
 
@@ -194,7 +196,7 @@ def read_records(directory):
 def good_records():
     domain = {"domain": "psys", "settled_uj": 50, "abandoned_uj": 10, "not_kept_uj": 0, "open_uj": 0, "rounding_uj": 0}
     balance = {**domain, "measured_uj": 100, "attributed_uj": 60, "unattributed_uj": 40}
-    process = {"rss_bytes": 20 << 20, "descriptors": 30, "threads": 8}
+    process = {"anonymous_bytes": 20 << 20, "descriptors": 30, "threads": 8}
     samples = [
         {
             "t_s": float(at),
@@ -231,14 +233,14 @@ def plant(records, name):
     samples = records["samples"]
     daemons = [sample["processes"]["daemon"] for sample in samples]
     for at, process in enumerate(daemons):
-        process["rss_bytes"] += (at << 19) * (name == "memory")
+        process["anonymous_bytes"] += (at << 19) * (name == "memory")
         process["descriptors"] += at // 2 * (name == "descriptors")
         process["threads"] += at // 2 * (name == "threads")
         process["descriptors"] -= 5 * (not samples[at]["durable"])
         samples[at]["lateness_p99_ns"] *= 10 if name == "lateness" and at >= 24 else 1
     if name == "exporter's memory":
         for at, sample in enumerate(samples):
-            sample["processes"]["jsonl"]["rss_bytes"] += at << 19
+            sample["processes"]["jsonl"]["anonymous_bytes"] += at << 19
     if name == "disk":
         samples[20]["disk_bytes"] = 100 << 20
     if name == "balance":
@@ -273,8 +275,8 @@ def plant(records, name):
 
 # What is planted, and words of the sentence that must be found.
 PLANTED = {
-    "memory": "memory of daemon",
-    "exporter's memory": "memory of jsonl",
+    "memory": "anonymous memory of daemon",
+    "exporter's memory": "anonymous memory of jsonl",
     "descriptors": "descriptors of the daemon grow",
     "threads": "threads of the daemon grow",
     "descriptors at rest": "descriptors of the daemon without clients: 21",

@@ -51,7 +51,7 @@ def of_process(program, key, unit):
 
 def figures(samples, events):
     programs = ("daemon", "jsonl", "prometheus")
-    memory = {name: of_process(name, "rss_bytes", 1e6) for name in programs}
+    memory = {name: of_process(name, "anonymous_bytes", 1e6) for name in programs}
     counts = {key: of_process("daemon", key, 1) for key in ("descriptors", "threads")}
     cpu = {"daemon": of_process("daemon", "cpu_s", 1)}
     lateness = {
@@ -60,7 +60,7 @@ def figures(samples, events):
     }
     return "\n".join(
         (
-            figure(samples, events, "Memory", "MB", memory),
+            figure(samples, events, "Anonymous memory", "MB", memory),
             figure(samples, events, "Descriptors and threads of the daemon", "", counts),
             figure(
                 samples,

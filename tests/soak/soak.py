@@ -167,7 +167,7 @@ def process_figures(pid):
     values = dict(line.split(":", 1) for line in status)
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return {
-        "rss_bytes": int(values["VmRSS"].split()[0]) * 1024,
+        "anonymous_bytes": int(values["RssAnon"].split()[0]) * 1024,
         "threads": int(values["Threads"]),
         "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
         "cpu_s": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
