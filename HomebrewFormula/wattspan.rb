@@ -11,6 +11,7 @@ class Wattspan < Formula
 
   def install
     system "cargo", "install", *std_cargo_args
+    system "cargo", "install", *std_cargo_args(path: "crates/wattspan-cli")
     generate_completions_from_executable(bin/"wattspan", "generate", "completions", shells: [:bash, :zsh, :fish])
     (buildpath/"man").mkpath
     system bin/"wattspan", "generate", "man", buildpath/"man"

@@ -3,7 +3,7 @@
 
     benches/fleet.py DIR [--rows 10000000] [--engine duckdb --engine spark] [--master URL]
 
-DIR gets the accounts of 20 hosts and 7 days (tests/fleet/generate.py; 100 bytes a row), unless it has some. Prints seconds and
+DIR gets the accounts of 20 hosts and 7 days (tests/fleet/generate.py; 76 bytes a row), unless it has some. Prints seconds and
 CPU seconds of each query: for DuckDB those of its process, for Spark those of its tasks. The engines' rows are compared. Needs
 the packages of tests/fleet/requirements.txt and pyspark; tests/fleet/check.sh says where it unpacks them.
 """

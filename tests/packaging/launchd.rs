@@ -22,6 +22,31 @@ fn parsed(plist: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The names of the programs of the package in a folder.
+fn programs(package: &str) -> Vec<String> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(package).join("Cargo.toml");
+    let manifest: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
+    let bins = manifest["bin"].as_array().unwrap();
+    bins.iter().map(|bin| bin["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_homebrew_formula_installs_the_package_of_each_program_that_it_runs() {
+    let formula = Path::new(env!("CARGO_MANIFEST_DIR")).join("HomebrewFormula/wattspan.rb");
+    let formula = fs::read_to_string(formula).unwrap();
+    let installed: Vec<String> = formula
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("system \"cargo\", \"install\", *std_cargo_args"))
+        .flat_map(|rest| {
+            programs(rest.strip_prefix("(path: \"").map_or(".", |rest| rest.trim_end_matches("\")")))
+        })
+        .collect();
+    assert_eq!(installed, ["wattspand", "wattspan"]);
+    for used in formula.split("bin/\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(installed.iter().any(|name| name == used), "{used} is not installed");
+    }
+}
+
 #[test]
 fn the_plist_has_only_keys_of_launchds_with_values_of_their_types() {
     let plist = parsed(&folder().join(format!("{LABEL}.plist")));
