@@ -79,6 +79,10 @@ impl StateDir {
         if !is_own(&found) {
             return unsafe_dir("belongs to another user", "choose a state_dir of the daemon's own user");
         }
+        const STICKY: u32 = 0o1000;
+        if found.mode() & 0o022 != 0 && found.mode() & STICKY != 0 {
+            return unsafe_dir("is for the files of all users", "set state_dir to a directory in it");
+        }
         if found.mode() & 0o022 != 0 {
             return unsafe_dir("can be written by others", "remove the write permission: chmod go-w");
         }
@@ -281,7 +285,9 @@ mod tests {
         assert_rejected(&real, "second hard link");
         fs::remove_file(real.join("ledger.sqlite-wal")).unwrap();
         fs::set_permissions(&real, PermissionsExt::from_mode(0o770)).unwrap();
-        assert_rejected(&real, "written by others");
+        assert_rejected(&real, "written by others; remove the write permission");
+        fs::set_permissions(&real, PermissionsExt::from_mode(0o1777)).unwrap();
+        assert_rejected(&real, "files of all users; set state_dir to a directory in it");
         fs::write(dir.path().join("file"), "").unwrap();
         assert_rejected(&dir.path().join("file"), "is not a directory");
         if rustix::process::geteuid().is_root() {
