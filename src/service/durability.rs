@@ -279,6 +279,9 @@ impl Durability {
         if self.is_failing() {
             // The latest accounts are in memory, and GetInfo reports the failure; a single span may be on disk only.
             return match kind {
+                QueryKind::List(request) if request.is_continued() => {
+                    Err(store_unavailable(self.failure_reason()))
+                }
                 QueryKind::List(_) | QueryKind::Page => Ok(false),
                 QueryKind::Span(_) | QueryKind::Forward => Err(store_unavailable(self.failure_reason())),
             };
@@ -374,6 +377,9 @@ impl Durability {
                 };
                 self.account_pages.push(AccountPage { connection: reply_to.connection, result });
                 return None;
+            }
+            (QueryKind::List(request), QueryOutcome::Skipped(reason)) if request.is_continued() => {
+                Err(store_unavailable(reason))
             }
             (QueryKind::List(request), QueryOutcome::Skipped(_)) => {
                 let mark = |account: &Account, number| self.mark_durability(account, number);

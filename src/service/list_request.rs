@@ -104,6 +104,11 @@ impl ListRequest {
         self.filter.state == Some(SpanState::Open)
     }
 
+    /// Whether it goes on after an earlier page, of which memory has none.
+    pub(crate) fn is_continued(&self) -> bool {
+        self.cursor.is_some()
+    }
+
     /// The latest remembered accounts that match, the latest last. `mark_durability` sets the state of each account from
     /// its number in the store. A request with a cursor gets none: memory holds the first page only.
     pub(crate) fn remembered_accounts(

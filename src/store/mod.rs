@@ -205,6 +205,8 @@ impl Store {
     pub fn append(&mut self, account: &Account, journal_key: Option<u64>, urgent: bool) -> bool {
         if !self.has_room() {
             self.not_kept += 1;
+            // A row that stayed would be extended by the clocks of later records, although the span has ended.
+            journal_key.into_iter().for_each(|key| self.delete_journal(key));
             return false;
         }
         let row = self.batch.pack(account, &mut self.layouts);

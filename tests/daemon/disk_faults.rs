@@ -171,6 +171,58 @@ fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
 }
 
 #[test]
+fn a_span_for_which_there_was_no_room_gets_no_energy_after_its_close() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let configuration = format!("state_dir = {:?}\n[ledger]\nwaiting_megabytes = 1\n", disk.path());
+    let mut daemon = TestDaemon::start_with_config(STEADY_MACHINE, &configuration);
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
+    client.open("long");
+    client.open("other");
+    // Long enough for the open spans to be written to disk.
+    sleep_ms(2500);
+    disk.set(WriteBehavior::Fail);
+    for at in 0.. {
+        assert_eq!(close_state(&mut client, &format!("fills{at}"))["durable"], false);
+        if keeping(&daemon)["not_kept"].as_u64() > Some(0) {
+            break;
+        }
+    }
+    let account = client.close_and_settle("long");
+    assert_eq!(account["durable"], false);
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+    // Long enough for the clocks of the span that is still open to be written.
+    sleep_ms(2500);
+    daemon.kill();
+    daemon.restart();
+    wait_until("the open spans are recovered", || daemon.log().contains("stopped unexpectedly"));
+    assert!(daemon.log().contains("while 1 spans were open"), "{}", daemon.log());
+    let listed = daemon.client().call("ListSpans", json!({ "limit": 4096, "name": "long" }))["accounts"].take();
+    assert_eq!(listed, json!([]), "its account was answered as not kept: {account}");
+}
+
+#[test]
+fn a_list_that_goes_on_while_the_disk_fails_is_refused_and_not_ended() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    for span in ["first", "second", "third"] {
+        assert_eq!(close_state(&mut client, span)["durable"], true, "{}", daemon.log());
+    }
+    let page = client.call("ListSpans", json!({ "limit": 1 }));
+    let next = json!({ "limit": 1, "before": page["before"] });
+    assert!(page["before"].is_u64(), "{page}");
+    disk.set(WriteBehavior::Fail);
+    assert_eq!(close_state(&mut client, "during")["durable"], false);
+    assert_eq!(client.call_error("ListSpans", next.clone()).0, "StoreUnavailable");
+    assert_eq!(client.call("ListSpans", json!({ "limit": 1 }))["accounts"][0]["span"], "during", "from memory");
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+    assert_eq!(client.call("ListSpans", next)["accounts"][0]["span"], "second");
+}
+
+#[test]
 fn a_hanging_disk_delays_no_answer_for_long() {
     let Some(disk) = FaultyDisk::mount() else { return };
     let daemon = start_daemon_on(disk.path());
