@@ -173,6 +173,28 @@ fn a_commands_exit_status_passes_through() {
 }
 
 #[test]
+fn the_status_passes_through_also_where_the_parent_ignores_the_end_of_children() {
+    let fixture = CliFixture::new();
+    let ignore = "import os, signal, sys\n\
+                  signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n\
+                  os.execv(sys.argv[1], sys.argv[1:])";
+    for (script, status) in [("exit 0", 0), ("exit 3", 3)] {
+        let wattspan = fixture.wattspan(&["run", "-r", "2", "--json", "-o", "-", "--", "sh", "-c"]);
+        let output = Command::new("python3")
+            .args(["-c", ignore])
+            .arg(wattspan.get_program())
+            .args(wattspan.get_args())
+            .arg(script)
+            .env("XDG_RUNTIME_DIR", fixture.dir.path())
+            .env_remove("WATTSPAN_SOCKET")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", text(&output.stderr));
+        assert_eq!(json(&output.stdout)["runs"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
 fn a_command_that_does_not_start_gives_what_a_shell_gives() {
     let fixture = CliFixture::new();
     let missing = fixture.output(&["run", "--", "/nonexistent/program"]);

@@ -198,7 +198,8 @@ fn a_span_for_which_there_was_no_room_gets_no_energy_after_its_close() {
     daemon.restart();
     wait_until("the open spans are recovered", || daemon.log().contains("stopped unexpectedly"));
     assert!(daemon.log().contains("while 1 spans were open"), "{}", daemon.log());
-    let listed = daemon.client().call("ListSpans", json!({ "limit": 4096, "name": "long" }))["accounts"].take();
+    let listed =
+        daemon.client().call("ListSpans", json!({ "limit": 4096, "name": "long" }))["accounts"].take();
     assert_eq!(listed, json!([]), "its account was answered as not kept: {account}");
 }
 
@@ -216,7 +217,11 @@ fn a_list_that_goes_on_while_the_disk_fails_is_refused_and_not_ended() {
     disk.set(WriteBehavior::Fail);
     assert_eq!(close_state(&mut client, "during")["durable"], false);
     assert_eq!(client.call_error("ListSpans", next.clone()).0, "StoreUnavailable");
-    assert_eq!(client.call("ListSpans", json!({ "limit": 1 }))["accounts"][0]["span"], "during", "from memory");
+    assert_eq!(
+        client.call("ListSpans", json!({ "limit": 1 }))["accounts"][0]["span"],
+        "during",
+        "from memory"
+    );
     disk.set(WriteBehavior::Succeed);
     wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
     assert_eq!(client.call("ListSpans", next)["accounts"][0]["span"], "second");

@@ -102,6 +102,7 @@ pub enum Command {
 
 /// Entry point of the program.
 pub fn main() -> ExitCode {
+    signal_ffi::keep_exit_statuses();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.exit_code() != 0 => {

@@ -42,6 +42,13 @@ pub fn install_handlers() -> SignalForwarder {
     SignalForwarder { previous_actions }
 }
 
+/// Sets SIGCHLD to its default. A parent may have ignored it, which this process inherits: then the kernel discards the
+/// exit statuses of children.
+pub fn keep_exit_statuses() {
+    // SAFETY: SIG_DFL is a valid action, and no other thread runs yet that could set another.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 impl SignalForwarder {
     /// Forwards signals to `command` from now on. `None` stops forwarding: the command has ended, and its ID may be reused.
     pub fn set_target(&self, command: Option<Pid>) {
