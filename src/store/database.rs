@@ -274,6 +274,11 @@ impl Database {
         Ok(self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
     }
 
+    /// Copies the whole write-ahead log to the database file, and empties it. No other connection may be open.
+    pub fn empty_log(&self) -> Result<(), DatabaseError> {
+        Ok(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    }
+
     /// The changes of the index since the last call.
     pub fn take_index_update(&mut self) -> (IndexUpdate, usize) {
         (self.index.take_update(), self.layouts.len())
