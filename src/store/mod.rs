@@ -349,3 +349,5 @@ pub(crate) mod stepped;
 mod sum_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unreadable_page_tests;
