@@ -70,6 +70,15 @@ fn blocks_that_cannot_be_read_are_unknown() {
 }
 
 #[test]
+fn a_list_reads_rows_where_the_latest_accounts_of_users_cannot_be_read() {
+    let (fixture, database, truth) = two_segments(true);
+    let uid = truth.accounts[&9].0.uid;
+    let database = reopen_without_block(&fixture, database, block_key(0, HEADS));
+    assert_eq!(all_spans(&database, Some(uid), "absent"), [""; 0]);
+    assert_eq!(all_spans(&database, Some(uid), "own-8"), ["s8"]);
+}
+
+#[test]
 fn retention_passes_accounts_that_cannot_be_read() {
     // More than a segment: the page is not in the open one.
     const ACCOUNTS: i64 = 20_000;
