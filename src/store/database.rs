@@ -30,6 +30,7 @@ use super::migration;
 use super::retention_state::Retention;
 use super::schema::{
     CREATE_LAYOUT_TABLE, CREATE_TABLES, DatabaseError, SCHEMA_VERSION, check_schema, open_connection,
+    unless_corrupt,
 };
 use super::segment_filter;
 use super::settings::{StoreSettings, SyncMode};
@@ -109,7 +110,7 @@ impl Database {
     /// there is more.
     pub fn build_filters(&mut self) -> Result<bool, DatabaseError> {
         let Some(build) = &mut self.filter_build else {
-            return Ok(self.group_build.step(&self.connection, self.index.last_id)?);
+            return self.group_build.step(&self.connection, self.index.last_id);
         };
         let has_more = build.step(&self.connection, &self.layouts, self.index.first_id)?;
         if !has_more {
@@ -274,6 +275,11 @@ impl Database {
         Ok(self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
     }
 
+    /// Copies the whole write-ahead log to the database file, and empties it. No other connection may be open.
+    pub fn empty_log(&self) -> Result<(), DatabaseError> {
+        Ok(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    }
+
     /// The changes of the index since the last call.
     pub fn take_index_update(&mut self) -> (IndexUpdate, usize) {
         (self.index.take_update(), self.layouts.len())
@@ -294,9 +300,9 @@ impl Database {
         self.index = AccountIndex::empty();
         self.load_gaps()?;
         self.load_last_id()?;
-        let oldest = self.oldest_id()?;
         self.retention = Retention::load(&self.connection)?;
         let first_unknown = self.retention.first == 0;
+        let oldest = if first_unknown { self.oldest_id()? } else { self.retention.first };
         if first_unknown {
             // It is unknown which accounts were deleted: a gap of one ID before the oldest stands for those that may
             // be lost.
@@ -337,11 +343,11 @@ impl Database {
         Ok(())
     }
 
-    /// The lowest ID on disk, within the range that an undamaged database can have.
+    /// The lowest ID on disk, within the range that an undamaged database can have; 1 if it cannot be read.
     fn oldest_id(&self) -> Result<i64, DatabaseError> {
         let sql = "SELECT min(id) FROM account";
-        let lowest = self.connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0))?;
-        Ok(lowest.unwrap_or(1).clamp(1, self.index.last_id + 1))
+        let lowest = unless_corrupt(self.connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)))?;
+        Ok(lowest.flatten().unwrap_or(1).clamp(1, self.index.last_id + 1))
     }
 
     /// Includes lost accounts after the last one in the range of IDs and in the running time.
@@ -400,10 +406,8 @@ impl Database {
         let mut segment = segment_of(index.last_id + 1) - 1;
         while segment >= segment_of(index.first_id) {
             let key = account_index::block_key(segment, HEADS);
-            let bytes = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional()?;
-            if let Some(bytes) = &bytes {
-                let Some(block) = account_index::strip_checksum(key, bytes) else { return Ok(()) };
-                for (uid, id) in account_index::decode_heads(block) {
+            if let Some(block) = segment_filter::read_block(&mut statement, key)? {
+                for (uid, id) in account_index::decode_heads(&block) {
                     index.heads.entry(uid).or_insert(id);
                 }
                 break;

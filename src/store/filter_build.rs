@@ -10,8 +10,8 @@ use rusqlite::Connection;
 
 use super::account_index::{block_key, segment_start};
 use super::account_table::{ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable};
-use super::schema::DatabaseError;
-use super::segment_filter::{FIRST_FILTER_BLOCK, add_values, encode_filter};
+use super::schema::{DatabaseError, unless_corrupt};
+use super::segment_filter::{FIRST_FILTER_BLOCK, add_values, encode_filter, write_blocks};
 use super::segment_sums::SegmentSums;
 use super::sum_blocks::{self, FIRST_SUM_BLOCK};
 
@@ -53,7 +53,10 @@ impl FilterBuild {
         let keys = [FIRST_FILTER_BLOCK, FIRST_SUM_BLOCK].map(|block| block_key(self.segment, block));
         let sql = "SELECT count(*) FROM block WHERE id IN (?1, ?2)";
         let is_new_segment = self.next_id == segment_start(self.segment);
-        if is_new_segment && connection.query_row(sql, keys, |row| row.get::<_, i64>(0))? == 2 {
+        // A segment whose blocks cannot be read gets no others: they have the same keys.
+        if is_new_segment
+            && unless_corrupt(connection.query_row(sql, keys, |row| row.get::<_, i64>(0)))?.unwrap_or(2) == 2
+        {
             self.next_segment();
             return Ok(true);
         }
@@ -66,12 +69,9 @@ impl FilterBuild {
         }
         self.next_id = until;
         if until == end {
-            let transaction = connection.unchecked_transaction()?;
             let sum_blocks = sum_blocks::encode(self.segment, &self.sums);
-            for (key, block) in encode_filter(self.segment, &self.values).into_iter().chain(sum_blocks) {
-                transaction.execute("INSERT OR REPLACE INTO block VALUES (?1, ?2)", (key, block))?;
-            }
-            transaction.commit()?;
+            let blocks = encode_filter(self.segment, &self.values).into_iter().chain(sum_blocks);
+            unless_corrupt(write_blocks(connection, blocks))?;
             self.next_segment();
         }
         Ok(true)

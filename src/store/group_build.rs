@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use rusqlite::Connection;
 
 use super::account_index::segment_of;
+use super::schema::DatabaseError;
 use super::segment_filter::{group_levels, write_group};
 
 /// The number of groups that one step considers.
@@ -28,7 +29,7 @@ impl GroupBuild {
     }
 
     /// Builds at most one filter; returns whether there may be more. `last_id` is the last account.
-    pub(super) fn step(&mut self, connection: &Connection, last_id: i64) -> rusqlite::Result<bool> {
+    pub(super) fn step(&mut self, connection: &Connection, last_id: i64) -> Result<bool, DatabaseError> {
         let open_segment = segment_of(last_id + 1);
         for segment in self.seen_below..open_segment {
             self.queue.extend(group_levels(segment).map(|level| (level, segment)));

@@ -52,6 +52,7 @@ mod sum_scan;
 mod sum_threads;
 mod summed_account;
 mod time;
+mod unconfirmed_write;
 mod user_groups;
 mod user_walk;
 mod writer_thread;
@@ -350,3 +351,5 @@ pub(crate) mod stepped;
 mod sum_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unreadable_page_tests;

@@ -264,9 +264,8 @@ impl<'a> AccountScan<'a> {
         };
         let key = block_key(segment - 1, account_index::HEADS);
         let mut statement = self.database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
-        let bytes = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional()?;
-        let heads = bytes.as_deref().and_then(|bytes| account_index::strip_checksum(key, bytes));
-        Ok(heads.map(|block| account_index::decode_heads(block).get(&uid).copied().unwrap_or(0)))
+        let heads = segment_filter::read_block(&mut statement, key)?;
+        Ok(heads.map(|block| account_index::decode_heads(&block).get(&uid).copied().unwrap_or(0)))
     }
 
     /// Moves past the row that was read.

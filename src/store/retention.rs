@@ -10,7 +10,7 @@ use super::account_table::{ACCOUNT_COLUMNS, AccountRow};
 use super::database::Database;
 use super::forecast::{RATE_WINDOW_S, RetentionForecast};
 use super::retention_state::{DeletionReason, DeletionRun, Retention};
-use super::schema::DatabaseError;
+use super::schema::{DatabaseError, unless_corrupt};
 use super::settings::StoreSettings;
 use super::time::{ClockReading, CommitTime, format_duration, format_utc};
 
@@ -54,8 +54,8 @@ pub(super) fn run_step(
     }
     let first = database.index.first_id;
     let next = target.min(first + MAX_DELETED_PER_STEP);
-    let from_s = first_row_from(database, first)?.map(|(_, commit_time)| commit_time.kept_s);
-    let to_s = first_row_from(database, next - 1)?.map(|(_, commit_time)| commit_time.kept_s).or(from_s);
+    let from_s = time_from(database, first)?.map(|commit_time| commit_time.kept_s);
+    let to_s = time_from(database, next - 1)?.map(|commit_time| commit_time.kept_s).or(from_s);
     let run = database.retention.run.get_or_insert(DeletionRun {
         reason,
         first,
@@ -109,7 +109,7 @@ fn advance_day(
     let mut deleted_to_s = oldest_s;
     if day_end_s > 0 {
         let next = first_id_since(database, day_end_s)?;
-        let latest = first_row_from(database, next - 1)?.map(|(_, commit_time)| commit_time.kept_s);
+        let latest = time_from(database, next - 1)?.map(|commit_time| commit_time.kept_s);
         if latest.is_some_and(|kept_s| unix_s.saturating_sub(kept_s) >= age_s) {
             (database.retention.expired_below, deleted_to_s) = (next, deleted_to_s.max(day_end_s));
         }
@@ -119,19 +119,29 @@ fn advance_day(
     Ok(())
 }
 
-/// Deletes the accounts below this ID, with their index blocks and gaps.
+/// Deletes the accounts below this ID, with their index blocks and gaps. Where a page of them cannot be read, they are only
+/// deleted from the range of IDs, and their pages stay in use.
 fn delete_below(database: &mut Database, next: i64) -> Result<(), DatabaseError> {
-    let transaction = database.connection.transaction()?;
-    transaction.execute("DELETE FROM account WHERE id < ?1", [next])?;
-    // Names of deleted accounts stay until their whole segment is deleted; a look-up skips them.
-    let blocks = account_index::block_key(account_index::segment_of(next), 0);
-    transaction.execute("DELETE FROM block WHERE id < ?1", [blocks])?;
-    transaction.execute("DELETE FROM gap WHERE last < ?1", [next])?;
+    let first = database.index.first_id;
     database.retention.first = next;
-    database.retention.save(&transaction)?;
-    transaction.commit()?;
+    let rows_deleted = delete_rows(database, first, next);
+    if unless_corrupt(rows_deleted)?.is_none() {
+        database.retention.save(&database.connection)?;
+    }
     database.index.set_first_id(next);
     Ok(())
+}
+
+/// What was left below `first` is on pages that cannot be read, or next to them.
+fn delete_rows(database: &mut Database, first: i64, next: i64) -> rusqlite::Result<()> {
+    let transaction = database.connection.transaction()?;
+    transaction.execute("DELETE FROM account WHERE id >= ?1 AND id < ?2", [first, next])?;
+    // Names of deleted accounts stay until their whole segment is deleted; a look-up skips them.
+    let blocks = [first, next].map(|id| account_index::block_key(account_index::segment_of(id), 0));
+    transaction.execute("DELETE FROM block WHERE id >= ?1 AND id < ?2", blocks)?;
+    transaction.execute("DELETE FROM gap WHERE last < ?1", [next])?;
+    database.retention.save(&transaction)?;
+    transaction.commit()
 }
 
 fn finish_deletion_run(
@@ -167,15 +177,26 @@ fn finish_deletion_run(
     Ok(())
 }
 
-/// The first valid account from this ID on, with its times; only a few rows are read.
-fn first_row_from(database: &Database, id: i64) -> Result<Option<(i64, CommitTime)>, DatabaseError> {
+/// The times of the first valid account from this ID on; only a few rows are read. Where they cannot be read, it is a later one.
+fn time_from(database: &Database, id: i64) -> Result<Option<CommitTime>, DatabaseError> {
+    let mut distance = 0;
+    while id + distance <= database.index.last_id {
+        if let Some(found) = unless_corrupt(first_time_from(database, id + distance))? {
+            return Ok(found);
+        }
+        distance = (distance * 2).max(1);
+    }
+    Ok(None)
+}
+
+fn first_time_from(database: &Database, id: i64) -> rusqlite::Result<Option<CommitTime>> {
     const MAX_ROWS_SCANNED: i64 = 64;
     let sql = format!("SELECT {ACCOUNT_COLUMNS} WHERE id >= ?1 ORDER BY id LIMIT {MAX_ROWS_SCANNED}");
     let mut statement = database.connection.prepare(&sql)?;
     let mut rows = statement.query([id])?;
     while let Some(row) = rows.next()? {
-        if let Some(AccountRow { id, kept_s, running_s, .. }) = AccountRow::read(row, &database.layouts) {
-            return Ok(Some((id, CommitTime { kept_s, running_s })));
+        if let Some(AccountRow { kept_s, running_s, .. }) = AccountRow::read(row, &database.layouts) {
+            return Ok(Some(CommitTime { kept_s, running_s }));
         }
     }
     Ok(None)
@@ -186,7 +207,7 @@ fn running_s_of(database: &Database, id: i64) -> Result<Option<i64>, DatabaseErr
     if let Some(gap) = database.index.gap_within(id, id) {
         return Ok(Some(gap.running_s));
     }
-    Ok(first_row_from(database, id)?.map(|(_, commit_time)| commit_time.running_s))
+    Ok(time_from(database, id)?.map(|commit_time| commit_time.running_s))
 }
 
 /// The lowest ID of an account that was stored at this running time or later.
@@ -231,7 +252,11 @@ fn vacuum_step(database: &mut Database) -> Result<bool, DatabaseError> {
         return Ok(false);
     }
     let mut vacuum = database.connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
-    let mut freed = vacuum.query([])?;
-    while freed.next()?.is_some() {}
-    Ok(true)
+    let mut free = || {
+        let mut freed = vacuum.query([])?;
+        while freed.next()?.is_some() {}
+        Ok(())
+    };
+    // Free pages stay where the pages that would be moved cannot be read; new accounts use them.
+    Ok(unless_corrupt(free())?.is_some())
 }

@@ -76,6 +76,14 @@ impl DatabaseError {
     }
 }
 
+/// The result of an operation; `None` where SQLite cannot read a page that it needs, for those which the store can do without.
+pub(super) fn unless_corrupt<T>(result: rusqlite::Result<T>) -> Result<Option<T>, DatabaseError> {
+    match result.map_err(DatabaseError::Sqlite) {
+        Err(error) if error.is_corruption() => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 /// Opens the connection that writes; returns it with the version of the schema, 0 for an empty file.
 ///
 /// No other connection of this process may have the file open: they share the index of the write-ahead log in memory, so that

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Statement};
 
 use super::account_index::{self, HEADS, block_key};
 use super::account_record::stored_text;
-use super::schema::DatabaseError;
+use super::schema::{DatabaseError, unless_corrupt};
 
 /// The attributes that name a model: of the proxy (OpenTelemetry), and of `wattspan ipw`.
 const MODEL_ATTRIBUTES: [&str; 2] = ["gen_ai.request.model", "model"];
@@ -110,15 +110,26 @@ pub(super) fn group_levels(last_segment: i64) -> impl Iterator<Item = u32> {
 
 /// Writes the filter of one group from those of its parts; returns whether it was written. There is none if a part is missing
 /// or damaged, or if there are too many values.
-pub(super) fn write_group(connection: &Connection, level: u32, last_segment: i64) -> rusqlite::Result<bool> {
+pub(super) fn write_group(
+    connection: &Connection,
+    level: u32,
+    last_segment: i64,
+) -> Result<bool, DatabaseError> {
     // What cannot be read is left to the searches, which report it.
     let Ok(Some(values)) = values_of_parts(connection, level, last_segment) else { return Ok(false) };
+    Ok(unless_corrupt(write_blocks(connection, encode_sorted(last_segment, level, &values)))?.is_some())
+}
+
+/// Writes blocks in one transaction.
+pub(super) fn write_blocks(
+    connection: &Connection,
+    blocks: impl IntoIterator<Item = (i64, Vec<u8>)>,
+) -> rusqlite::Result<()> {
     let transaction = connection.unchecked_transaction()?;
-    for (key, block) in encode_sorted(last_segment, level, &values) {
+    for (key, block) in blocks {
         transaction.execute("INSERT OR REPLACE INTO block VALUES (?1, ?2)", (key, block))?;
     }
-    transaction.commit()?;
-    Ok(true)
+    transaction.commit()
 }
 
 /// The values of a group that has no filter yet.
@@ -156,12 +167,8 @@ pub(super) const END_OF_FILTER_BLOCKS: u32 = FIRST_FILTER_BLOCK + (MAX_LEVEL + 1
 
 /// Reads a block without its checksum; `None` if it is missing or damaged.
 pub(super) fn read_block(statement: &mut Statement<'_>, key: i64) -> Result<Option<Vec<u8>>, DatabaseError> {
-    let found = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();
-    let bytes = match found.map_err(DatabaseError::Sqlite) {
-        Err(error) if error.is_corruption() => None,
-        found => found?,
-    };
-    let Some(mut bytes) = bytes else { return Ok(None) };
+    let found = unless_corrupt(statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional())?;
+    let Some(mut bytes) = found.flatten() else { return Ok(None) };
     let length = account_index::strip_checksum(key, &bytes).map(<[u8]>::len);
     bytes.truncate(length.unwrap_or_default());
     Ok(length.map(|_| bytes))

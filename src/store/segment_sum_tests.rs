@@ -81,8 +81,8 @@ fn varied(at: u64, has_own_name: bool, random: &mut Random) -> Account {
 
 /// The stored accounts with their IDs, as the test has written them.
 #[derive(Default)]
-struct Truth {
-    accounts: BTreeMap<i64, (Account, Vec<u8>, Vec<u8>)>,
+pub(super) struct Truth {
+    pub(super) accounts: BTreeMap<i64, (Account, Vec<u8>, Vec<u8>)>,
 }
 
 impl Truth {
@@ -231,7 +231,7 @@ fn delete_below(database: &Database, first_id: i64) {
 }
 
 /// Two full segments and an account, within five minutes.
-fn two_segments(has_own_name: bool) -> (Fixture, Database, Truth) {
+pub(super) fn two_segments(has_own_name: bool) -> (Fixture, Database, Truth) {
     let count = segment_ids(1).1 + 1;
     let (mut random, mut truth, mut fixture) = (Random(7), Truth::default(), Fixture::new());
     let mut database = fixture.open();

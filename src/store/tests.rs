@@ -87,6 +87,25 @@ fn accounts_read_back_equal_after_a_restart() {
 }
 
 #[test]
+fn an_account_that_was_written_to_an_unlinked_log_is_stored_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let mut first = store(&settings);
+    append_and_wait(&mut first, &account("a"));
+    std::fs::remove_file(settings.directory.join("ledger.sqlite-wal")).unwrap();
+    for span in ["b", "c"] {
+        append_and_wait(&mut first, &account(span));
+    }
+    let all = list_query(None, Filter::default(), 9);
+    assert_eq!(span_names(&query_store(&mut first, all.clone())), ["c", "b", "a"]);
+    assert_eq!(first.waiting_bytes(), 0);
+    drop(first);
+    let mut second = store(&settings);
+    assert_eq!(span_names(&query_store(&mut second, all)), ["c", "b", "a"]);
+    assert_eq!(second.health().reason, None);
+}
+
+#[test]
 fn a_user_finds_own_accounts_only_and_telemetry_its_own_first() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = store(&settings(dir.path()));
@@ -318,7 +337,7 @@ fn only_the_journal_of_another_process_is_recovered() {
 pub(super) struct Fixture {
     pub(super) dir: tempfile::TempDir,
     pub(super) settings: StoreSettings,
-    now: ClockReading,
+    pub(super) now: ClockReading,
     layouts: LayoutCache,
 }
 

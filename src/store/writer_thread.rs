@@ -24,6 +24,7 @@ use super::shared::{StoreShared, WorkReceiver};
 use super::state_dir::{FileIds, StateDir, StateDirError};
 use super::sum_threads::SumThreads;
 use super::time::ClockReading;
+use super::unconfirmed_write::UnconfirmedWrite;
 use crate::clock::Clock;
 
 /// The interval between attempts to open the database after a failure.
@@ -83,6 +84,8 @@ pub(super) struct WriterThread {
     own_files: Vec<(u64, u64)>,
     /// Batches that are not on disk yet.
     uncommitted: VecDeque<Batch>,
+    /// The last write, until it has succeeded or the database shows whether it has.
+    unconfirmed: Option<UnconfirmedWrite>,
     failing: bool,
     retry_at_ns: u64,
     retention_at_ns: u64,
@@ -116,6 +119,7 @@ impl WriterThread {
             open_files: None,
             own_files: Vec::new(),
             uncommitted: VecDeque::new(),
+            unconfirmed: None,
             failing: false,
             retry_at_ns: now_ns,
             retention_at_ns: now_ns + RETENTION_STEP_INTERVAL_NS,
@@ -138,10 +142,10 @@ impl WriterThread {
         let due_ns = if self.database.is_some() { self.retention_at_ns } else { self.retry_at_ns };
         let deadline = Instant::now() + self.clock.time_until(due_ns);
         let shutdown = self.work.take_batches(deadline, &mut self.uncommitted);
+        let wake = self.uncommitted.iter().any(|batch| batch.urgent);
         if self.database.is_none() && (self.clock.now_ns() >= self.retry_at_ns || shutdown) {
             self.attempt(Self::open);
         }
-        let wake = self.uncommitted.iter().any(|batch| batch.urgent);
         self.attempt(Self::write);
         if wake {
             self.shared.wake();
@@ -201,6 +205,13 @@ impl WriterThread {
         let now = ClockReading::of(&self.clock);
         let mut database = Database::open(&file, mark_file, &self.settings, now)?;
         let open_files = state_dir.file_ids()?;
+        let is_written = self.unconfirmed.as_ref().is_some_and(|write| write.is_in(&database));
+        if is_written {
+            // Its sync may have failed, and a second one would succeed without writing the log.
+            database.empty_log()?;
+        } else {
+            self.unconfirmed = None;
+        }
         let new_gaps = std::mem::take(&mut database.new_gaps);
         if !self.own_files.contains(&open_files.database) {
             let interrupted = database.recover(now)?;
@@ -224,6 +235,9 @@ impl WriterThread {
         let (_, layouts) = database.take_index_update();
         self.access.open(opened, database.index.full_update(), layouts);
         self.database = Some(database);
+        if is_written {
+            self.finish_write();
+        }
         for gap in new_gaps {
             (self.log)(&format!("the store in {} is incomplete: {gap}", self.directory()));
         }
@@ -237,21 +251,13 @@ impl WriterThread {
         let (Some(database), false) = (&mut self.database, self.uncommitted.is_empty()) else {
             return Ok(());
         };
+        self.unconfirmed = Some(UnconfirmedWrite::new(database, &self.uncommitted));
         database.write(self.uncommitted.make_contiguous(), ClockReading::of(&self.clock))?;
-        // If a file was replaced, this commit is lost: the batches stay queued and are written again to the new file.
+        // If a file was replaced, this commit may be lost: the batches stay queued, and are written again unless the database
+        // that is opened next has them.
         self.check_open_files()?;
-        let Some(database) = &mut self.database else { return Ok(()) };
-        let marked = database.write_mark();
-        let last = self.uncommitted.back().map_or(0, |batch| batch.last_number);
-        let memory_bytes = self.uncommitted.iter().map(Batch::memory_bytes).sum();
-        self.ops_since_retention += self.uncommitted.iter().map(|batch| batch.ops.len()).sum::<usize>();
-        for sum in self.uncommitted.iter_mut().flat_map(|batch| batch.sums.drain(..)) {
-            self.sums.begin(database, sum);
-        }
-        self.uncommitted.clear();
-        let (update, layouts) = database.take_index_update();
-        self.access.publish(Some(last), update, layouts);
-        self.shared.set_committed(last, memory_bytes);
+        let marked = self.database.as_ref().map_or(Ok(()), Database::write_mark);
+        self.finish_write();
         marked?;
         self.request_sync()?;
         if let (true, Some(database)) = (self.failing, &self.database) {
@@ -259,6 +265,21 @@ impl WriterThread {
             self.set_durable(bytes);
         }
         Ok(())
+    }
+
+    /// Removes the batches of a write that is in the database, and begins the sums that waited for them.
+    fn finish_write(&mut self) {
+        let (Some(write), Some(database)) = (self.unconfirmed.take(), &mut self.database) else { return };
+        let written: Vec<Batch> = self.uncommitted.drain(..write.batches).collect();
+        let last = written.last().map_or(0, |batch| batch.last_number);
+        let memory_bytes = written.iter().map(Batch::memory_bytes).sum();
+        self.ops_since_retention += written.iter().map(|batch| batch.ops.len()).sum::<usize>();
+        for sum in written.into_iter().flat_map(|batch| batch.sums) {
+            self.sums.begin(database, sum);
+        }
+        let (update, layouts) = database.take_index_update();
+        self.access.publish(Some(last), update, layouts);
+        self.shared.set_committed(last, memory_bytes);
     }
 
     /// Requests a sync of the commits so far. A failed sync may have lost accounts that were answered as durable, and a

@@ -147,6 +147,30 @@ fn after_an_io_error_the_file_is_opened_anew_and_nothing_that_was_answered_is_lo
 }
 
 #[test]
+fn an_account_whose_sync_failed_is_stored_once() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let config = format!("state_dir = {:?}\n[ledger]\nsync = \"full\"\n", disk.path());
+    let mut daemon = TestDaemon::start_with_config(STEADY_MACHINE, &config);
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
+    // All of the commit is written to the log, whose sync fails. So do the syncs of the attempts that follow.
+    disk.set(WriteBehavior::FailSync);
+    assert_eq!(close_state(&mut client, "during")["durable"], false);
+    assert_eq!(close_state(&mut client, "next")["durable"], false);
+    sleep_ms(2500);
+    assert_eq!(keeping(&daemon)["durable"], false, "a sync is due");
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+    assert_eq!(close_state(&mut client, "after")["durable"], true);
+    daemon.kill();
+    daemon.restart();
+    let listed = daemon.client().call("ListSpans", json!({ "limit": 100 }))["accounts"].take();
+    let spans = listed.as_array().unwrap().iter().map(|account| account["span"].as_str().unwrap());
+    assert_eq!(spans.collect::<Vec<_>>(), ["before", "during", "next", "after"]);
+    assert!(!daemon.log().contains("incomplete"), "{}", daemon.log());
+}
+
+#[test]
 fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
     let Some(disk) = FaultyDisk::mount() else { return };
     let mut daemon = start_daemon_on(disk.path());

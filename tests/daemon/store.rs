@@ -561,6 +561,27 @@ fn an_account_in_a_database_that_was_unlinked_is_not_durable() {
     }
 }
 
+#[test]
+fn an_account_that_was_written_to_an_unlinked_log_is_stored_once() {
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "a")["durable"], true);
+    std::fs::remove_file(daemon.state().join("ledger.sqlite-wal")).unwrap();
+    let removed = close_state(&mut client, "b");
+    assert_eq!(removed["durable"], false);
+    wait_until("the database is open again", || keeping(&daemon)["durable"] == true);
+    // The end of the connection copied its log to the database, which was not unlinked.
+    assert_eq!(names(&list(&mut client, json!({}))), ["b", "a"]);
+    assert_eq!(close_state(&mut client, "c")["durable"], true);
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    assert_eq!(names(&list(&mut client, json!({}))), ["c", "b", "a"]);
+    let found = client.call("GetSpan", json!({ "span": "b" }))["account"].take();
+    assert_eq!((&found["durable"], &found["share_uj"]), (&json!(true), &removed["share_uj"]));
+    assert!(!daemon.log().contains("incomplete"), "{}", daemon.log());
+}
+
 /// The output of a `wattspan` command, both streams on one line.
 fn wattspan(daemon: &TestDaemon, arguments: &[&str]) -> String {
     let mut command = std::process::Command::new(programs::wattspan());
