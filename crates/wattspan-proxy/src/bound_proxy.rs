@@ -96,7 +96,7 @@ impl BoundProxy {
         let watched_server = watch_server(settings.server_process.as_ref())?;
         let server_process = ServerProcessTracker::new(settings.server_process.clone(), log_sink);
         let (span_client, calls) =
-            SpanClient::new(settings.account_timeout, Arc::clone(&counters), server_process);
+            SpanClient::new(settings.account_timeout, Arc::clone(&counters), log_sink, server_process);
         let pool_settings = PoolSettings { http2_only: settings.http2_only };
         let proxy = Proxy {
             upstream: settings.upstream.clone(),

@@ -265,16 +265,17 @@ mod tests {
         }
     }
 
+    fn client() -> (SpanClient, CallReceiver) {
+        let log = LogSink::new(|_| ());
+        SpanClient::new(Duration::ZERO, Arc::default(), log, ServerProcessTracker::new(None, log))
+    }
+
     #[tokio::test]
     async fn the_socket_that_answered_is_logged() {
         let directory = tempfile::tempdir().unwrap();
         let paths = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
         let listener = UnixListener::bind(&paths[1]).unwrap();
-        let (client, calls) = SpanClient::new(
-            Duration::ZERO,
-            Arc::default(),
-            ServerProcessTracker::new(None, LogSink::new(|_| ())),
-        );
+        let (client, calls) = client();
         let logged = Mutex::new(String::new());
         let log = |line: &str| logged.lock().unwrap().push_str(line);
         let daemon = async {
@@ -296,11 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_lost_with_a_connection_leave_the_queue() {
-        let (client, mut calls) = SpanClient::new(
-            Duration::ZERO,
-            Arc::default(),
-            ServerProcessTracker::new(None, LogSink::new(|_| ())),
-        );
+        let (client, mut calls) = client();
         client.state.set_generation(1);
         // Twice MAX_QUEUED_CALLS, in batches whose connection is lost before they are written.
         for _ in 0..128 {
