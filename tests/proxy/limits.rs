@@ -95,3 +95,13 @@ fn a_close_whose_attributes_exceed_a_limit_ends_its_own_span_only() {
     assert_eq!(counters.abandoned, 0, "{counters:?}");
     assert!(counters.closed > 0, "{counters:?}");
 }
+
+#[test]
+fn a_refused_span_is_logged_with_the_settings_that_limit_it() {
+    let limits = "open_spans_per_user = 4\n";
+    let Some(run) = a_hundred_of_a_limited_user(limits, 20) else { return };
+    wait_until("the refusal is logged", || run.proxy.log().contains("limits.open_spans_per_user"));
+    let counters = run.proxy.stop();
+    counters.assert_ended();
+    assert!(counters.refused > 0 && counters.closed > 0, "{counters:?}");
+}

@@ -221,7 +221,13 @@ fn handle_messages(
         let message = buffer.get(from..from + length).unwrap_or_default();
         let reply_handler = pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         match reply_handler.ok_or("the daemon sent a reply without a call")? {
-            ReplyHandler::Open(server) => server.handle_open_reply(message)?,
+            ReplyHandler::Open(server) => {
+                if let Some(error) = server.handle_open_reply(message)? {
+                    state.refused_spans_log.write_line(&format!(
+                        "a request is not measured: the daemon refused its span: {error}"
+                    ));
+                }
+            }
             ReplyHandler::End(pending_end) => {
                 state.record_account_latency(pending_end.queued_at.elapsed());
                 pending_end.handle_reply(message)?;

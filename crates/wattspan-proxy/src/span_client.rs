@@ -27,6 +27,11 @@ const MAX_QUEUED_CALLS: usize = 16_384;
 /// After this many consecutive late accounts, responses do not wait until an account is in time again.
 const MAX_CONSECUTIVE_TIMEOUTS: u32 = 3;
 
+/// Why the daemon has no span that the proxy opened. OpenSpan has no reply, except for one that names the server's
+/// process, so that the settings stand here with which the daemon limits the proxy's user.
+const NOT_OPENED: &str = "it was not opened, most likely because of a limit of the proxy's user \
+                          (limits.open_spans_per_user, span_memory_bytes_per_user, notes_bytes_per_user, calls_per_s)";
+
 /// How a span ended.
 #[derive(Debug)]
 pub enum SpanOutcome {
@@ -34,7 +39,7 @@ pub enum SpanOutcome {
     Settled(Box<Account>),
     /// The daemon cancelled the span.
     Cancelled,
-    /// The daemon has no such open span, for this reason.
+    /// The daemon did not open the span, or has closed it already, for this reason.
     Refused(String),
     /// The connection was lost.
     Lost,
@@ -123,6 +128,12 @@ impl PendingEnd {
     pub fn handle_reply(mut self, message: &[u8]) -> Result<(), String> {
         match (self.parse_reply(message)?, self.bare_close.take()) {
             (EndReply::Ended(outcome), _) => {
+                if let SpanOutcome::Refused(reason) = &outcome {
+                    let log = &self.client.state.refused_spans_log;
+                    log.write_line(&format!(
+                        "a request is not measured: the daemon refused its span: {reason}"
+                    ));
+                }
                 self.resolve(outcome);
                 Ok(())
             }
@@ -157,7 +168,10 @@ impl PendingEnd {
         };
         match outcome.map_err(invalid)? {
             Ok(outcome) => Ok(EndReply::Ended(outcome)),
-            Err(error @ (MethodError::NoSuchSpan { .. } | MethodError::AlreadyClosed { .. })) => {
+            Err(MethodError::NoSuchSpan { .. }) => {
+                Ok(EndReply::Ended(SpanOutcome::Refused(NOT_OPENED.to_owned())))
+            }
+            Err(error @ MethodError::AlreadyClosed { .. }) => {
                 Ok(EndReply::Ended(SpanOutcome::Refused(error.to_string())))
             }
             Err(error) if are_attributes_refused(&error) => Ok(EndReply::AttributesRefused(error)),
@@ -225,6 +239,7 @@ pub struct SpanClientState {
     pub account_timeout: Duration,
     pub counters: Arc<ProxyCounters>,
     refused_attributes_log: RateLimitedLog,
+    pub refused_spans_log: RateLimitedLog,
 }
 
 /// The sending end of the queue.
@@ -253,6 +268,7 @@ impl SpanClient {
             account_timeout,
             counters,
             refused_attributes_log: RateLimitedLog::new(log),
+            refused_spans_log: RateLimitedLog::new(log),
         };
         (SpanClient { calls, state: Arc::new(state), server_process: Arc::new(server_process) }, receiver)
     }
