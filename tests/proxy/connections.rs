@@ -70,6 +70,42 @@ fn connections_without_a_complete_head_are_closed_and_others_stay() {
 }
 
 #[test]
+fn an_inference_whose_body_stops_gets_408_and_its_span_is_cancelled() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub =
+        StubServer::new(|mut connection| while connection.read_request().is_some() && connection.send(OK) {});
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::start(&upstream, &daemon.socket(), &["--body-timeout", "3000"]).wait_for_daemon();
+    let open = |path: &str, head: &str, body: &str| {
+        let mut connection = HttpConnection::connect(proxy.address);
+        connection.send(format!("POST {path} HTTP/1.1\r\nHost: t\r\n{head}\r\n\r\n{body}").as_bytes());
+        connection
+    };
+    let mut other_path = open("/v1/files", "Content-Length: 4", "ab");
+    let mut stopped = [
+        open("/v1/chat/completions", "Content-Length: 4", ""),
+        open("/v1/chat/completions", "Content-Length: 4", "ab"),
+        open("/v1/chat/completions", "Transfer-Encoding: chunked", "2\r\nab\r\n"),
+        open("/v1/chat/completions", "Expect: 100-continue\r\nContent-Length: 4", ""),
+    ];
+    // Longer than the timeout in all, and never without a byte for as long.
+    let mut slow = open("/v1/chat/completions", "Content-Length: 8", "");
+    for _ in 0..8 {
+        support::sleep_ms(500);
+        slow.send(b"x");
+    }
+    assert_eq!(status(&mut slow), Some(200));
+    for connection in &mut stopped {
+        assert_eq!(status(connection), Some(408));
+        assert_closed(connection, "after the timeout");
+    }
+    other_path.send(b"cd");
+    assert_eq!(status(&mut other_path), Some(200));
+    let counters = proxy.stop();
+    assert_eq!((counters.opened, counters.closed, counters.cancelled), (5, 1, 4), "{counters:?}");
+}
+
+#[test]
 fn connections_beyond_the_limit_get_503_until_one_ends() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let (release, released) = mpsc::channel::<()>();

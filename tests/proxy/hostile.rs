@@ -253,6 +253,37 @@ fn tunnel(proxy: &TestProxy) -> HttpConnection {
 }
 
 #[test]
+fn requests_cannot_leave_the_measurement_by_an_upgrade_to_another_http() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub = StubServer::new(|mut connection| {
+        while let Some(request) = connection.read_request() {
+            let offers = request.header("upgrade").is_some() || request.header("http2-settings").is_some();
+            connection.send(if offers {
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+            } else {
+                OK
+            });
+        }
+    });
+    let proxy =
+        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &[]).wait_for_daemon();
+    let offers = ["h2c", "H2C", "websocket, h2c", "h2c;q=1", "h2c,\u{e9}", "HTTP/2.0", "TLS/1.2"];
+    for offer in offers {
+        for path in ["/v1/chat/completions", "/v1/models"] {
+            let mut connection = HttpConnection::connect(proxy.address);
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: t\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {offer}\r\n\
+                 HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nContent-Length: 2\r\n\r\n{{}}"
+            );
+            connection.send(head.as_bytes());
+            assert_eq!(connection.read_reply().map(|reply| reply.status()), Some(200), "{offer} {path}");
+        }
+    }
+    let counters = proxy.stop();
+    assert_eq!((counters.opened, counters.closed), (offers.len() as u64, offers.len() as u64));
+}
+
+#[test]
 fn a_connection_whose_protocol_changed_counts_as_long_as_it_is_open() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let stub = repeating();

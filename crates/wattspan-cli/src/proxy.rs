@@ -7,8 +7,8 @@ use std::time::Duration;
 use wattspan_client::SocketPath;
 use wattspan_http::BaseUrl;
 use wattspan_proxy::{
-    AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT,
-    ListenAddress, ProxySettings, ServerProcess,
+    AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_BODY_TIMEOUT,
+    DEFAULT_HEAD_TIMEOUT, ListenAddress, ProxySettings, ServerProcess,
 };
 
 use super::connect::MeterOptions;
@@ -66,6 +66,10 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_HEAD_TIMEOUT.as_millis() as u64,
           value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     head_timeout: u64,
+    /// Maximum time without a byte of the body of an inference request, which then gets status 408
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_BODY_TIMEOUT.as_millis() as u64,
+          value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    body_timeout: u64,
     /// Maximum number of concurrent connections; further ones wait for --head-timeout, then get status 503
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
@@ -118,6 +122,7 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
         custom_paths: args.paths.clone(),
         max_connections: args.connections as usize,
         head_timeout: Duration::from_millis(args.head_timeout),
+        body_timeout: Duration::from_millis(args.body_timeout),
     };
     let proxy = BoundProxy::new(settings, eprint_message)?;
     let counters = proxy.counters();

@@ -1,14 +1,16 @@
 //! Hop-by-hop headers, which belong to one connection and not to the message (RFC 9110, section 7.6.1).
 //!
-//! Invariant: no hop-by-hop header reaches the next hop, so that a client cannot make it drop or reframe a message.
+//! Invariant: no hop-by-hop header reaches the next hop, so that a client cannot make it drop or reframe a message, and
+//! no offer of a protocol in which further requests would follow unread.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// Headers that are hop-by-hop even if `Connection` does not list them.
-const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
+const HOP_BY_HOP_HEADERS: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
@@ -19,10 +21,13 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
 /// Headers that frame or route a message; they stay even if `Connection` lists them.
 const PROTECTED_HEADERS: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::TRAILER];
 
+/// Protocols in which HTTP requests follow, by the first word of their names: other versions of HTTP, and HTTP over TLS.
+const PROTOCOLS_WITH_REQUESTS: [&[u8]; 4] = [b"h2c", b"h2", b"http", b"tls"];
+
 /// The connection options of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectionOptions {
-    /// The value of `Upgrade`, if `Connection` lists `upgrade`.
+    /// The value of `Upgrade`, if `Connection` lists `upgrade` and no HTTP requests can follow in the offered protocols.
     pub upgrade: Option<HeaderValue>,
     /// The sender accepts trailers.
     pub trailers: bool,
@@ -35,7 +40,8 @@ pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
         .filter(|name| !PROTECTED_HEADERS.contains(name))
         .collect();
     let trailers = header_tokens(headers, header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| named.contains(&header::UPGRADE));
+    let upgrade = headers.get(header::UPGRADE).cloned();
+    let upgrade = upgrade.filter(|offer| named.contains(&header::UPGRADE) && !offers_requests(offer));
     let is_removed = |name: &HeaderName| HOP_BY_HOP_HEADERS.contains(name) || named.contains(name);
     if headers.keys().any(is_removed) {
         // The removal of single headers would change the order of the others.
@@ -61,6 +67,13 @@ pub fn set_connection_options(headers: &mut HeaderMap, options: &ConnectionOptio
     if options.trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether an offer of protocols, also a malformed one, names one in which HTTP requests follow.
+fn offers_requests(offer: &HeaderValue) -> bool {
+    let is_separator = |byte: &u8| matches!(byte, b',' | b';' | b'/' | b' ' | b'\t');
+    let mut words = offer.as_bytes().split(is_separator);
+    words.any(|word| PROTOCOLS_WITH_REQUESTS.iter().any(|protocol| word.eq_ignore_ascii_case(protocol)))
 }
 
 fn header_tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
@@ -105,6 +118,22 @@ mod tests {
         assert!(requested.is_empty());
         set_connection_options(&mut requested, &options);
         assert_eq!(requested, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn an_upgrade_to_a_protocol_with_requests_is_not_passed_on() {
+        for offer in ["h2c", "H2C", "websocket, h2c", "websocket,\tH2c", "h2c;q=1", "HTTP/2.0", "tls/1.3"] {
+            let mut map = headers(&[
+                ("connection", "Upgrade"),
+                ("upgrade", offer),
+                ("http2-settings", "AAMAAABk"),
+                ("host", "h"),
+            ]);
+            assert_eq!(strip(&mut map).upgrade, None, "{offer}");
+            assert_eq!(map, headers(&[("host", "h")]), "{offer}");
+        }
+        let mut other = headers(&[("connection", "upgrade"), ("upgrade", "websocket, x-h2c")]);
+        assert_eq!(strip(&mut other).upgrade, Some(HeaderValue::from_static("websocket, x-h2c")));
     }
 
     #[test]

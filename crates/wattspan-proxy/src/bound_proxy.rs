@@ -30,6 +30,9 @@ pub const DEFAULT_ACCOUNT_TIMEOUT: Duration = Duration::from_millis(250);
 /// Default of [`ProxySettings::head_timeout`].
 pub const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Default of [`ProxySettings::body_timeout`].
+pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long open requests may continue after the proxy received its stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,6 +72,8 @@ pub struct ProxySettings {
     pub max_connections: usize,
     /// The time for the head of a request, from its first byte.
     pub head_timeout: Duration,
+    /// How long the body of an inference request may send nothing.
+    pub body_timeout: Duration,
 }
 
 /// The text of the reply to connections beyond the limit.
@@ -96,7 +101,7 @@ impl BoundProxy {
         let watched_server = watch_server(settings.server_process.as_ref())?;
         let server_process = ServerProcessTracker::new(settings.server_process.clone(), log_sink);
         let (span_client, calls) =
-            SpanClient::new(settings.account_timeout, Arc::clone(&counters), server_process);
+            SpanClient::new(settings.account_timeout, Arc::clone(&counters), log_sink, server_process);
         let pool_settings = PoolSettings { http2_only: settings.http2_only };
         let proxy = Proxy {
             upstream: settings.upstream.clone(),
@@ -106,6 +111,7 @@ impl BoundProxy {
             annotation_policy: AnnotationPolicy::new(settings.annotate_all, settings.annotate_group.clone()),
             weigh_by_tokens: settings.weigh_by_tokens,
             hash_prompts: settings.hash_prompts,
+            body_timeout: settings.body_timeout,
             span_client,
             token_weights: TokenWeights::default(),
             counters,

@@ -5,6 +5,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use wattspan_http::connection_pool::ConnectionPool;
@@ -40,6 +41,8 @@ pub struct Proxy {
     pub annotation_policy: AnnotationPolicy,
     pub weigh_by_tokens: bool,
     pub hash_prompts: bool,
+    /// How long the body of an inference request may send nothing.
+    pub body_timeout: Duration,
     pub span_client: SpanClient,
     pub token_weights: TokenWeights,
     pub counters: Arc<ProxyCounters>,

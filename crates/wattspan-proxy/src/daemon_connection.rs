@@ -221,7 +221,13 @@ fn handle_messages(
         let message = buffer.get(from..from + length).unwrap_or_default();
         let reply_handler = pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         match reply_handler.ok_or("the daemon sent a reply without a call")? {
-            ReplyHandler::Open(server) => server.handle_open_reply(message)?,
+            ReplyHandler::Open(server) => {
+                if let Some(error) = server.handle_open_reply(message)? {
+                    state.refused_spans_log.write_line(&format!(
+                        "a request is not measured: the daemon refused its span: {error}"
+                    ));
+                }
+            }
             ReplyHandler::End(pending_end) => {
                 state.record_account_latency(pending_end.queued_at.elapsed());
                 pending_end.handle_reply(message)?;
@@ -265,16 +271,17 @@ mod tests {
         }
     }
 
+    fn client() -> (SpanClient, CallReceiver) {
+        let log = LogSink::new(|_| ());
+        SpanClient::new(Duration::ZERO, Arc::default(), log, ServerProcessTracker::new(None, log))
+    }
+
     #[tokio::test]
     async fn the_socket_that_answered_is_logged() {
         let directory = tempfile::tempdir().unwrap();
         let paths = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
         let listener = UnixListener::bind(&paths[1]).unwrap();
-        let (client, calls) = SpanClient::new(
-            Duration::ZERO,
-            Arc::default(),
-            ServerProcessTracker::new(None, LogSink::new(|_| ())),
-        );
+        let (client, calls) = client();
         let logged = Mutex::new(String::new());
         let log = |line: &str| logged.lock().unwrap().push_str(line);
         let daemon = async {
@@ -296,11 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_lost_with_a_connection_leave_the_queue() {
-        let (client, mut calls) = SpanClient::new(
-            Duration::ZERO,
-            Arc::default(),
-            ServerProcessTracker::new(None, LogSink::new(|_| ())),
-        );
+        let (client, mut calls) = client();
         client.state.set_generation(1);
         // Twice MAX_QUEUED_CALLS, in batches whose connection is lost before they are written.
         for _ in 0..128 {

@@ -2,7 +2,7 @@
 //!
 //! The span of an inference request opens when the request arrives and closes at the end of the response. A request
 //! that the server cannot have received gets status 502, and its span is cancelled; where the server may have received
-//! it, the span is closed. A failure of the daemon never fails a request, and the wait for its account is bounded.
+//! it, the span is closed. One whose body stops arriving gets status 408, and its span is cancelled. A failure of the daemon never fails a request, and the wait for its account is bounded.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,15 @@ use wattspan_http::transfer_encoding::{self, TransferEncodingError};
 use wattspan_http::{BoxBody, full_body, hop_by_hop};
 use wattspan_system::escape::printable_ascii;
 
+use super::body_timer::BodyTimer;
 use super::context::{ClientContext, Proxy};
 use super::measured_response;
 use super::request_span::RequestSpan;
 use super::route::Operation;
 use super::trace_context::TraceContext;
-use super::upstream_request::{ClientCapabilities, RequestEnd, RequestedModel, build_upstream_request};
+use super::upstream_request::{
+    BodyTimeoutError, ClientCapabilities, MeasuredBody, RequestEnd, RequestedModel, build_upstream_request,
+};
 
 /// The header in which a client names its span.
 const NAME_HEADER: &str = "wattspan-name";
@@ -66,7 +69,10 @@ async fn forward_measured(
         &proxy.upstream,
         client.informational.as_ref(),
         request,
-        Some(requested_model.clone()),
+        Some(MeasuredBody {
+            requested_model: requested_model.clone(),
+            timer: BodyTimer::new(proxy.body_timeout),
+        }),
     ) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -143,7 +149,7 @@ fn span_attributes(
 
 /// The server sent no usable response.
 struct UpstreamError {
-    /// The server cannot have received the request: there was no connection to it.
+    /// The server cannot have received all of the request: there was no connection to it, or the body timed out.
     unsent: bool,
     /// What the client receives instead.
     response: Response<BoxBody>,
@@ -170,6 +176,9 @@ async fn send_upstream(
                 Ok(()) => return Ok((head, body)),
                 Err(reason) => (false, format!("the framing of its reply is ambiguous: {reason}")),
             }
+        }
+        Err(_) if request_end.has_timed_out() => {
+            return Err(UpstreamError { unsent: true, response: refuse_slow_body() });
         }
         Err(error) => (error.is_connect(), error_chain(&error)),
     };
@@ -218,6 +227,13 @@ fn refuse_framing(error: TransferEncodingError) -> Response<BoxBody> {
         TransferEncodingError::Unsupported => StatusCode::NOT_IMPLEMENTED,
     };
     let mut reply = error_response(status, &error.to_string());
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    reply
+}
+
+/// The response to a request whose body stopped arriving. The connection ends with it.
+fn refuse_slow_body() -> Response<BoxBody> {
+    let mut reply = error_response(StatusCode::REQUEST_TIMEOUT, &BodyTimeoutError.to_string());
     reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }

@@ -1,7 +1,8 @@
 //! Accepts client connections and serves HTTP/1.1 or HTTP/2 on them.
 //!
 //! Owns the limits that protect clients from each other: the number of connections, the time and size of a request
-//! head, the streams of one connection.
+//! head, the streams of one connection. The body of an inference request, which holds a span, has a limit in
+//! `body_timer`; other bodies have none.
 
 use std::convert::Infallible;
 use std::io;

@@ -15,6 +15,7 @@
 
 mod annotation;
 mod annotation_policy;
+mod body_timer;
 mod bound_proxy;
 mod client_io;
 mod connection_limit;
@@ -50,7 +51,9 @@ mod upstream_request;
 mod usage_inserter;
 
 pub use annotation_policy::AnnotationGroup;
-pub use bound_proxy::{BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_HEAD_TIMEOUT, ProxySettings};
+pub use bound_proxy::{
+    BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, DEFAULT_BODY_TIMEOUT, DEFAULT_HEAD_TIMEOUT, ProxySettings,
+};
 pub use client_io::ClientIo;
 pub use connection_limit::ConnectionLimit;
 pub use context::AnnotationMode;

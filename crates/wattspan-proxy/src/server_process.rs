@@ -91,11 +91,11 @@ impl ServerProcessTracker {
     }
 
     /// Handles the reply to an OpenSpan that named the process. After a refusal of the process itself, spans stop
-    /// naming it: every request would be unmeasured.
+    /// naming it: every request would be unmeasured. Returns an error that concerns the span instead.
     ///
     /// # Errors
     /// The connection must be closed: the reply is invalid.
-    pub fn handle_open_reply(&self, message: &[u8]) -> Result<(), String> {
+    pub fn handle_open_reply(&self, message: &[u8]) -> Result<Option<MethodError>, String> {
         let unreadable = |error| format!("invalid reply of the daemon to OpenSpan: {error}");
         let reply = IncomingReply::parse(message).map_err(unreadable)?;
         match reply.into_result::<OpenedSpan>().map_err(unreadable)? {
@@ -104,10 +104,9 @@ impl ServerProcessTracker {
             // The connection has access to OpenSpan (the reply to GetInfo), so the process causes this error.
             Err(error @ MethodError::AccessDenied { .. }) => self.forget(&error.to_string()),
             Err(error) if is_control_group_error(&error) => self.suspend(&error),
-            // Other errors concern the span; the reply to its end reports them.
-            Err(_) => {}
+            Err(error) => return Ok(Some(error)),
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -162,7 +161,11 @@ mod tests {
             ("InvalidValue", r#"{"field":"name","reason":"x"}"#),
             ("QuotaExceeded", r#"{"quota":"calls a second","limit":2}"#),
         ] {
-            assert!(is_still_named(process(), &error_reply(name, parameters)), "{name} {parameters}");
+            let message = error_reply(name, parameters);
+            assert!(is_still_named(process(), &message), "{name} {parameters}");
+            let tracker = ServerProcessTracker::new(Some(process()), LogSink::new(|_| ()));
+            let error = tracker.handle_open_reply(message.as_bytes()).unwrap();
+            assert!(error.is_some(), "{name}: the refusal of the span is logged");
         }
         let gone = |field| error_reply("InvalidValue", &format!(r#"{{"field":"{field}","reason":"gone"}}"#));
         assert!(!is_still_named(process(), &gone("process")));

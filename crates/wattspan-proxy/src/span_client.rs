@@ -18,6 +18,7 @@ use wattspan_client::protocol::{
 };
 
 use super::counters::ProxyCounters;
+use super::log::{LogSink, RateLimitedLog};
 use super::server_process::ServerProcessTracker;
 
 /// The length of the queue from which no more spans are opened. The daemon handles some 100,000 calls a second.
@@ -26,6 +27,11 @@ const MAX_QUEUED_CALLS: usize = 16_384;
 /// After this many consecutive late accounts, responses do not wait until an account is in time again.
 const MAX_CONSECUTIVE_TIMEOUTS: u32 = 3;
 
+/// Why the daemon has no span that the proxy opened. OpenSpan has no reply, except for one that names the server's
+/// process, so that the settings stand here with which the daemon limits the proxy's user.
+const NOT_OPENED: &str = "it was not opened, most likely because of a limit of the proxy's user \
+                          (limits.open_spans_per_user, span_memory_bytes_per_user, notes_bytes_per_user, calls_per_s)";
+
 /// How a span ended.
 #[derive(Debug)]
 pub enum SpanOutcome {
@@ -33,7 +39,7 @@ pub enum SpanOutcome {
     Settled(Box<Account>),
     /// The daemon cancelled the span.
     Cancelled,
-    /// The daemon has no such open span, for this reason.
+    /// The daemon did not open the span, or has closed it already, for this reason.
     Refused(String),
     /// The connection was lost.
     Lost,
@@ -85,29 +91,70 @@ pub enum EndKind {
 /// A span's end whose reply is awaited.
 pub struct PendingEnd {
     kind: EndKind,
+    /// The close without its attributes, where it has any: the daemon limits those, and never the close itself.
+    bare_close: Option<BareClose>,
     outcome_sender: Option<oneshot::Sender<SpanOutcome>>,
-    counters: Arc<ProxyCounters>,
+    client: SpanClient,
     pub queued_at: Instant,
 }
 
+/// A CloseSpan without attributes, and the connection of its span.
+struct BareClose {
+    generation: u64,
+    request: CloseSpan,
+}
+
+/// The reply to the end of a span.
+enum EndReply {
+    /// The span has ended, or never existed.
+    Ended(SpanOutcome),
+    /// The span is still open: its close has attributes that exceed a limit.
+    AttributesRefused(MethodError),
+}
+
 impl PendingEnd {
-    pub fn new(kind: EndKind, counters: Arc<ProxyCounters>) -> (Self, oneshot::Receiver<SpanOutcome>) {
+    fn new(kind: EndKind, client: SpanClient) -> (Self, oneshot::Receiver<SpanOutcome>) {
         let (sender, receiver) = oneshot::channel();
-        (PendingEnd { kind, outcome_sender: Some(sender), counters, queued_at: Instant::now() }, receiver)
+        let queued_at = Instant::now();
+        let bare_close = None;
+        (PendingEnd { kind, bare_close, outcome_sender: Some(sender), client, queued_at }, receiver)
     }
 
-    /// Sends the outcome to the receiver.
+    /// Sends the outcome to the receiver, or queues the close again without the attributes that the daemon refused.
     ///
     /// # Errors
     /// The connection must be closed: the reply is invalid, or the span is still open. A span that stays open takes
     /// energy from the others, and only the end of the connection ends it.
     pub fn handle_reply(mut self, message: &[u8]) -> Result<(), String> {
-        let outcome = self.parse_reply(message)?;
-        self.resolve(outcome);
-        Ok(())
+        match (self.parse_reply(message)?, self.bare_close.take()) {
+            (EndReply::Ended(outcome), _) => {
+                if let SpanOutcome::Refused(reason) = &outcome {
+                    let log = &self.client.state.refused_spans_log;
+                    log.write_line(&format!(
+                        "a request is not measured: the daemon refused its span: {reason}"
+                    ));
+                }
+                self.resolve(outcome);
+                Ok(())
+            }
+            (EndReply::AttributesRefused(error), Some(close)) => {
+                self.close_without_attributes(close, &error);
+                Ok(())
+            }
+            (EndReply::AttributesRefused(error), None) => Err(not_ended(&error)),
+        }
     }
 
-    fn parse_reply(&self, message: &[u8]) -> Result<SpanOutcome, String> {
+    fn close_without_attributes(mut self, close: BareClose, error: &MethodError) {
+        let client = self.client.clone();
+        client.state.refused_attributes_log.write_line(&format!(
+            "the daemon refused the attributes of a request, whose span is closed without its attributes: {error}"
+        ));
+        self.queued_at = Instant::now();
+        client.send(DaemonCall::with_reply(close.generation, close.request, ReplyHandler::End(self)));
+    }
+
+    fn parse_reply(&self, message: &[u8]) -> Result<EndReply, String> {
         let invalid =
             |error: ParseReplyError| format!("invalid reply of the daemon to the end of a span: {error}");
         let reply = IncomingReply::parse(message).map_err(invalid)?;
@@ -120,21 +167,26 @@ impl PendingEnd {
             }
         };
         match outcome.map_err(invalid)? {
-            Ok(outcome) => Ok(outcome),
-            Err(error @ (MethodError::NoSuchSpan { .. } | MethodError::AlreadyClosed { .. })) => {
-                Ok(SpanOutcome::Refused(error.to_string()))
+            Ok(outcome) => Ok(EndReply::Ended(outcome)),
+            Err(MethodError::NoSuchSpan { .. }) => {
+                Ok(EndReply::Ended(SpanOutcome::Refused(NOT_OPENED.to_owned())))
             }
-            Err(error) => Err(format!("the daemon did not end a span: {error}")),
+            Err(error @ MethodError::AlreadyClosed { .. }) => {
+                Ok(EndReply::Ended(SpanOutcome::Refused(error.to_string())))
+            }
+            Err(error) if are_attributes_refused(&error) => Ok(EndReply::AttributesRefused(error)),
+            Err(error) => Err(not_ended(&error)),
         }
     }
 
     fn resolve(&mut self, outcome: SpanOutcome) {
         let Some(sender) = self.outcome_sender.take() else { return };
+        let counters = &self.client.state.counters;
         match &outcome {
-            SpanOutcome::Settled(_) => self.counters.closed.increment(),
-            SpanOutcome::Cancelled => self.counters.cancelled.increment(),
-            SpanOutcome::Refused(_) => self.counters.refused.increment(),
-            SpanOutcome::Lost => self.counters.abandoned.increment(),
+            SpanOutcome::Settled(_) => counters.closed.increment(),
+            SpanOutcome::Cancelled => counters.cancelled.increment(),
+            SpanOutcome::Refused(_) => counters.refused.increment(),
+            SpanOutcome::Lost => counters.abandoned.increment(),
         }
         // The receiver may be dropped already, so the outcome is counted here.
         let _ = sender.send(outcome);
@@ -144,6 +196,19 @@ impl PendingEnd {
 impl Drop for PendingEnd {
     fn drop(&mut self) {
         self.resolve(SpanOutcome::Lost);
+    }
+}
+
+fn not_ended(error: &MethodError) -> String {
+    format!("the daemon did not end a span: {error}")
+}
+
+/// Whether a close without attributes can succeed. After a refusal for the number of calls it would be one more call.
+fn are_attributes_refused(error: &MethodError) -> bool {
+    match error {
+        MethodError::QuotaExceeded { quota, .. } => !quota.starts_with("calls"),
+        MethodError::InvalidValue { field, .. } => field == "attributes",
+        _ => false,
     }
 }
 
@@ -173,6 +238,8 @@ pub struct SpanClientState {
     consecutive_timeouts: AtomicU32,
     pub account_timeout: Duration,
     pub counters: Arc<ProxyCounters>,
+    refused_attributes_log: RateLimitedLog,
+    pub refused_spans_log: RateLimitedLog,
 }
 
 /// The sending end of the queue.
@@ -190,6 +257,7 @@ impl SpanClient {
     pub fn new(
         account_timeout: Duration,
         counters: Arc<ProxyCounters>,
+        log: LogSink,
         server_process: ServerProcessTracker,
     ) -> (Self, CallReceiver) {
         let (calls, receiver) = mpsc::unbounded_channel();
@@ -199,6 +267,8 @@ impl SpanClient {
             consecutive_timeouts: AtomicU32::new(0),
             account_timeout,
             counters,
+            refused_attributes_log: RateLimitedLog::new(log),
+            refused_spans_log: RateLimitedLog::new(log),
         };
         (SpanClient { calls, state: Arc::new(state), server_process: Arc::new(server_process) }, receiver)
     }
@@ -297,15 +367,19 @@ impl SpanHandle {
 
     /// Queues the close of the span.
     pub fn close(self, request: CloseSpan) -> PendingClose {
-        let (pending_end, outcome) = PendingEnd::new(EndKind::Close, Arc::clone(&self.client.state.counters));
+        let (mut pending_end, outcome) = PendingEnd::new(EndKind::Close, self.client.clone());
         let request = CloseSpan { span: self.id, wait_settled: Some(true), ..request };
+        pending_end.bare_close = request.attributes.is_some().then(|| BareClose {
+            generation: self.generation,
+            request: CloseSpan { attributes: None, span: request.span.clone(), ..request },
+        });
         self.client.send(DaemonCall::with_reply(self.generation, request, ReplyHandler::End(pending_end)));
         PendingClose { outcome, state: Arc::clone(&self.client.state) }
     }
 
     /// Queues the cancellation of the span.
     pub fn cancel(self) {
-        let (pending_end, _) = PendingEnd::new(EndKind::Cancel, Arc::clone(&self.client.state.counters));
+        let (pending_end, _) = PendingEnd::new(EndKind::Cancel, self.client.clone());
         self.client.send(DaemonCall::with_reply(
             self.generation,
             CancelSpan { span: self.id },
@@ -350,14 +424,10 @@ impl PendingClose {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::LogSink;
 
     fn client() -> (SpanClient, CallReceiver) {
-        SpanClient::new(
-            Duration::from_millis(5),
-            Arc::default(),
-            ServerProcessTracker::new(None, LogSink::new(|_| ())),
-        )
+        let log = LogSink::new(|_| ());
+        SpanClient::new(Duration::from_millis(5), Arc::default(), log, ServerProcessTracker::new(None, log))
     }
 
     #[test]
@@ -412,8 +482,9 @@ mod tests {
     }
 
     fn handle_reply(kind: EndKind, message: &str) -> (Result<(), String>, Arc<ProxyCounters>) {
-        let counters = Arc::new(ProxyCounters::default());
-        let (pending, _outcome) = PendingEnd::new(kind, Arc::clone(&counters));
+        let (client, _calls) = client();
+        let counters = Arc::clone(&client.state.counters);
+        let (pending, _outcome) = PendingEnd::new(kind, client);
         (pending.handle_reply(message.as_bytes()), counters)
     }
 
@@ -435,5 +506,37 @@ mod tests {
                 assert_eq!((counters.refused.get(), counters.abandoned.get()), (0, 1), "{message}");
             }
         }
+    }
+
+    /// The end of a span that the next call in the queue awaits, and that call.
+    fn next_end(calls: &mut CallReceiver) -> (PendingEnd, String) {
+        let call = calls.try_recv().unwrap();
+        let mut bytes = Vec::new();
+        (call.encode)(&mut bytes);
+        assert_eq!(call.generation, 1);
+        let Some(ReplyHandler::End(pending_end)) = call.reply_handler else { panic!("no end of a span") };
+        (pending_end, String::from_utf8(bytes).unwrap())
+    }
+
+    #[test]
+    fn a_close_whose_attributes_are_refused_is_queued_once_more_without_them() {
+        let (client, mut calls) = client();
+        client.state.set_generation(1);
+        let span = client.open_span("a".into(), OpenSpan::default).unwrap();
+        let _open = calls.try_recv().unwrap();
+        let attributes = Some([("key".to_owned(), "value".to_owned())].into());
+        let pending_close = span.close(CloseSpan { attributes, at_ns: Some(7), ..CloseSpan::default() });
+        let refusal = r#"{"error":"org.wattspan.Meter.QuotaExceeded","parameters":{"quota":"bytes of memory of one user's spans","limit":20000}}"#;
+        let (first, call) = next_end(&mut calls);
+        assert!(call.contains(r#""key":"value""#), "{call}");
+        first.handle_reply(refusal.as_bytes()).unwrap();
+        let (second, call) = next_end(&mut calls);
+        assert!(call.contains(r#""at_ns":7"#) && call.contains(r#""wait_settled":true"#), "{call}");
+        assert!(!call.contains("attributes"), "{call}");
+        assert_eq!(client.state.counters.ended_spans(), 0);
+        assert!(second.handle_reply(refusal.as_bytes()).is_err(), "the span is still open");
+        assert!(calls.try_recv().is_err());
+        assert_eq!((client.state.counters.abandoned.get(), client.state.counters.ended_spans()), (1, 1));
+        drop(pending_close);
     }
 }

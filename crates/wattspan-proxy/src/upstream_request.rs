@@ -4,6 +4,7 @@
 //! request with `Expect: 100-continue`; other informational responses are sent to the client. Of the body only the name
 //! of the model is stored, and on demand a hash of the prompt.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use wattspan_http::hop_by_hop::{self, ConnectionOptions};
 use wattspan_http::prompt_hash::PromptHasher;
 use wattspan_http::{BaseUrl, BodyError, BoxBody};
 
+use super::body_timer::BodyTimer;
 use super::client_io::InformationalSender;
 use super::json_scanner::JsonScanner;
 
@@ -35,17 +37,28 @@ pub struct ClientCapabilities {
     pub request_end: RequestEnd,
 }
 
-/// Whether the client's request has been read to its end.
+/// Whether the client's request has been read to its end, or its body has timed out.
 #[derive(Debug, Clone, Default)]
-pub struct RequestEnd(Arc<AtomicBool>);
+pub struct RequestEnd {
+    reached: Arc<AtomicBool>,
+    timed_out: Arc<AtomicBool>,
+}
 
 impl RequestEnd {
     pub fn is_reached(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    pub fn has_timed_out(&self) -> bool {
+        self.timed_out.load(Ordering::Relaxed)
     }
 
     fn set_reached(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.reached.store(true, Ordering::Relaxed);
+    }
+
+    fn set_timed_out(&self) {
+        self.timed_out.store(true, Ordering::Relaxed);
     }
 }
 
@@ -57,7 +70,25 @@ impl ClientCapabilities {
     }
 }
 
-/// Builds the request for `upstream`; `requested_model` reads its body.
+/// No byte of the request's body arrived for the timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyTimeoutError;
+
+impl fmt::Display for BodyTimeoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the rest of the request's body did not arrive (--body-timeout)")
+    }
+}
+
+impl std::error::Error for BodyTimeoutError {}
+
+/// The parts of an inference request's body that concern its span.
+pub struct MeasuredBody {
+    pub requested_model: RequestedModel,
+    pub timer: BodyTimer,
+}
+
+/// Builds the request for `upstream`; `measured` reads the body of an inference request and limits its time.
 ///
 /// # Errors
 /// The base URL and the path together are no valid URL.
@@ -65,7 +96,7 @@ pub fn build_upstream_request(
     upstream: &BaseUrl,
     informational: Option<&InformationalSender>,
     mut request: Request<Incoming>,
-    requested_model: Option<RequestedModel>,
+    measured: Option<MeasuredBody>,
 ) -> Result<(Request<BoxBody>, ClientCapabilities), http::Error> {
     let version = request.version();
     let options = hop_by_hop::strip(request.headers_mut());
@@ -81,7 +112,7 @@ pub fn build_upstream_request(
     hop_by_hop::set_connection_options(&mut head.headers, &options);
     head.headers.insert(header::HOST, upstream.host_header());
     join_cookies(&mut head.headers);
-    let body = RequestBody::new(body, gate, requested_model);
+    let body = RequestBody::new(body, gate, measured);
     let request_end = body.end.clone();
     let body = body.boxed_unsync();
     let mut request = Request::from_parts(head, body);
@@ -152,6 +183,29 @@ impl RequestedModel {
     }
 }
 
+impl MeasuredBody {
+    /// Reads what arrived, or fails where nothing has for the timeout.
+    fn observe(
+        &mut self,
+        polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), BodyTimeoutError> {
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                // HTTP/2 has data frames without a byte.
+                if let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) {
+                    self.timer.reset();
+                    self.requested_model.scan(data);
+                }
+            }
+            Poll::Ready(_) => {}
+            Poll::Pending if self.timer.poll_expired(cx).is_ready() => return Err(BodyTimeoutError),
+            Poll::Pending => {}
+        }
+        Ok(())
+    }
+}
+
 /// Delays the body until "100 Continue" or [`CONTINUE_TIMEOUT`].
 pub struct ContinueGate {
     /// `None` after the drop of the sender: the receiver must not be polled again then.
@@ -190,17 +244,17 @@ impl ContinueGate {
 pub struct RequestBody {
     inner: Incoming,
     gate: Option<ContinueGate>,
-    requested_model: Option<RequestedModel>,
+    measured: Option<MeasuredBody>,
     end: RequestEnd,
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, gate: Option<ContinueGate>, requested_model: Option<RequestedModel>) -> Self {
+    pub fn new(inner: Incoming, gate: Option<ContinueGate>, measured: Option<MeasuredBody>) -> Self {
         let end = RequestEnd::default();
         if inner.is_end_stream() {
             end.set_reached();
         }
-        RequestBody { inner, gate, requested_model, end }
+        RequestBody { inner, gate, measured, end }
     }
 }
 
@@ -219,10 +273,11 @@ impl Body for RequestBody {
             }
         }
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(requested_model)) = (&polled, &self.requested_model)
-            && let Some(data) = frame.data_ref()
+        if let Some(measured) = &mut self.measured
+            && measured.observe(&polled, cx).is_err()
         {
-            requested_model.scan(data);
+            self.end.set_timed_out();
+            return Poll::Ready(Some(Err(BodyTimeoutError.into())));
         }
         if matches!(polled, Poll::Ready(None)) || self.inner.is_end_stream() {
             self.end.set_reached();
