@@ -6,7 +6,7 @@ use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, run_spans_until_it_
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -152,6 +152,43 @@ fn the_balance_of_a_day_is_replaced_and_its_attributed_part_is_that_of_the_accou
     assert_eq!(files(&dir.path().join("jsonl/_balance")).len(), 2);
     export(&daemon, "trace", &dir.path().join("trace"));
     assert!(!dir.path().join("trace/_balance").exists());
+}
+
+/// A process that is killed on drop.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_export_with_an_interval_goes_on_when_the_reader_of_its_output_is_gone() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    let said = dir.path().join("said");
+    for (prefix, reads_errors) in [("a", true), ("b", false)] {
+        let to = dir.path().join(prefix);
+        std::fs::create_dir(&to).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = export_command(&daemon, "jsonl", &to);
+        if reads_errors {
+            command.stderr(std::fs::File::create(&said).unwrap());
+        } else {
+            command.stderr(writer.try_clone().unwrap());
+        }
+        run_spans(&mut client, &format!("{prefix}first"), 1);
+        let mut exporter = Killed(command.args(["--every", "1s"]).stdout(writer).spawn().unwrap());
+        wait_until("the first account is exported", || files(&to).len() == 1);
+        run_spans(&mut client, &format!("{prefix}second"), 1);
+        wait_until("the second account is exported", || files(&to).len() == 2);
+        assert!(exporter.0.try_wait().unwrap().is_none(), "it runs until it is interrupted");
+    }
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(said.contains("standard output: Broken pipe"), "{said}");
 }
 
 #[test]
