@@ -75,6 +75,12 @@ fn files(to: &Path) -> Vec<PathBuf> {
     hosts.iter().flat_map(|host| entries(host)).collect()
 }
 
+/// The numbers of the accounts in files of JSON lines.
+fn numbers(files: &[PathBuf]) -> Vec<u64> {
+    let rows = python(READ_JSONL, files);
+    rows.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect()
+}
+
 fn database(client: &mut TestClient) -> String {
     client.call("GetInfo", json!({}))["keeping"]["database"].as_str().unwrap().to_owned()
 }
@@ -246,17 +252,53 @@ fn a_range_in_the_state_is_repeated_unchanged_and_a_complete_file_is_kept() {
     let written = files(dir.path());
     let names: Vec<&str> = written.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, [format!("{id}-2-4.jsonl"), format!("{id}-5-6.jsonl")]);
-    let numbers = |rows: &Value| -> Vec<u64> {
-        rows.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect()
-    };
-    assert_eq!(numbers(&python(READ_JSONL, &written)), [2, 3, 4, 5, 6]);
+    assert_eq!(numbers(&written), [2, 3, 4, 5, 6]);
     // As a kill between the file and the state leaves it: the file may have accounts that were deleted since.
     std::fs::write(&written[0], "complete\n").unwrap();
     std::fs::write(&state, range.to_string()).unwrap();
     std::fs::remove_file(&written[1]).unwrap();
     export(&daemon, "jsonl", dir.path());
     assert_eq!(std::fs::read_to_string(&written[0]).unwrap(), "complete\n");
-    assert_eq!(numbers(&python(READ_JSONL, &files(dir.path())[1..])), [5, 6]);
+    assert_eq!(numbers(&files(dir.path())[1..]), [5, 6]);
+}
+
+#[test]
+fn a_damaged_state_is_refused_and_no_account_is_exported_twice() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 3);
+    export(&daemon, "jsonl", dir.path());
+    run_spans(&mut client, "b", 1);
+    let state = dir.path().join(".wattspan-export-jsonl.json");
+    let intact = std::fs::read_to_string(&state).unwrap();
+    let id = database(&mut client);
+    let digit = if id.ends_with('0') { "1" } else { "0" };
+    let other_id = format!("{}{digit}", &id[..id.len() - 1]);
+    for damaged in [
+        intact.replace(&id, &other_id),
+        intact.replace("\"after\":3", "\"after\":2"),
+        intact[..intact.len() - 2].to_owned(),
+        String::new(),
+    ] {
+        assert_ne!(damaged, intact);
+        std::fs::write(&state, &damaged).unwrap();
+        let output = export_command(&daemon, "jsonl", dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{damaged}: {said}");
+        assert!(said.contains(state.to_str().unwrap()) && said.contains("restore it"), "{said}");
+        assert_eq!(std::fs::read_to_string(&state).unwrap(), damaged, "it is kept for a repair");
+        assert_eq!(numbers(&files(dir.path())), [1, 2, 3]);
+    }
+    std::fs::write(&state, &intact).unwrap();
+    export(&daemon, "jsonl", dir.path());
+    assert_eq!(numbers(&files(dir.path())), [1, 2, 3, 4]);
+    let mut otlp = Command::new(programs::wattspan());
+    otlp.args(["export", "otlp", "--endpoint", "http://127.0.0.1:1", "--state"]).arg(&state);
+    std::fs::write(&state, "{\"after\":3,\"checksum\":1}").unwrap();
+    let output = otlp.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("checksum") && said.contains("restore it"), "{said}");
 }
 
 #[test]

@@ -35,6 +35,10 @@ const BALANCE_DIRECTORY: &str = "_balance";
 /// The accounts of a call.
 const ROWS_PER_CALL: i64 = 4096;
 
+/// What to do with a state that cannot be read. Without it all stored accounts would be exported again.
+const STATE_REMEDY: &str = "restore it, or export to an empty directory with a new state, or remove it together with the files of \
+                            this export: all accounts that are still stored are then exported again";
+
 /// The connections that may be lost one after another without a range being exported.
 const MAX_LOST_CONNECTIONS: u32 = 3;
 
@@ -138,7 +142,7 @@ impl Exporter {
         let state_file = StateFile::lock(path.clone())
             .map_err(file_error("lock", &path))?
             .ok_or(ExportError::Locked(path.clone()))?;
-        let state = state_file.read().map_err(file_error("read", &path))?;
+        let state = state_file.read(STATE_REMEDY).map_err(file_error("read", &path))?;
         Ok(Self { settings, state_file, state })
     }
 
@@ -275,7 +279,7 @@ impl Exporter {
         summary: &mut ExportSummary,
         report: &mut dyn FnMut(&str),
     ) -> Result<(), ExportError> {
-        let first = self.state.after + 1;
+        let first = self.state.after.saturating_add(1);
         if end.last >= first && !contents.is_empty() {
             let range = NumberRange { first, last: end.last };
             let database = Some(end.database.clone());
@@ -557,7 +561,7 @@ mod tests {
         let contents = BTreeMap::from([(0, FileContent::Accounts(vec![account(5)]))]);
         let mut messages = Vec::new();
         let mut report = |message: &str| {
-            let stored: ExportState = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+            let stored: ExportState = crate::state::parse(&fs::read(&state).unwrap()).unwrap();
             assert_eq!(stored.after, 0);
             messages.push(message.to_owned());
         };
@@ -621,13 +625,21 @@ mod tests {
         let exported = exporter.run(&mut connect, &mut report);
         assert_eq!(exported.unwrap(), ExportSummary { accounts: 300, files: 3 });
         assert_eq!(messages.len(), 3);
-        let partition = fs::read_dir(dir.path()).unwrap().flatten().find(|entry| entry.path().is_dir());
-        let mut names: Vec<String> = fs::read_dir(partition.unwrap().path().join("host=node-7"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
+        let names = names_in(&date_directory(dir.path()).join("host=node-7"));
         assert_eq!(names, ["uuid-1-128.jsonl", "uuid-129-256.jsonl", "uuid-257-300.jsonl"]);
+    }
+
+    /// The directory of the day on which all accounts closed.
+    fn date_directory(directory: &Path) -> PathBuf {
+        directory.join(format!("date={}", partition::date(partition::closing_day(&account(1)))))
+    }
+
+    fn names_in(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     #[test]
