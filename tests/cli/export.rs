@@ -13,8 +13,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 fn export_command(daemon: &TestDaemon, format: &str, to: &Path) -> Command {
+    export_command_on("node-7", daemon, format, to)
+}
+
+fn export_command_on(host: &str, daemon: &TestDaemon, format: &str, to: &Path) -> Command {
     let mut command = Command::new(programs::wattspan());
-    command.arg("--socket").arg(daemon.socket()).args(["export", format, "--host", "node-7", "--to"]).arg(to);
+    command.arg("--socket").arg(daemon.socket()).args(["export", format, "--host", host, "--to"]).arg(to);
     command.stdin(Stdio::null());
     command
 }
@@ -260,6 +264,28 @@ fn a_range_in_the_state_is_repeated_unchanged_and_a_complete_file_is_kept() {
     export(&daemon, "jsonl", dir.path());
     assert_eq!(std::fs::read_to_string(&written[0]).unwrap(), "complete\n");
     assert_eq!(numbers(&files(dir.path())[1..]), [5, 6]);
+}
+
+#[test]
+fn a_repeated_range_stays_with_its_host_when_the_machine_has_another_name() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 6);
+    let range = json!({ "first": 1, "last": 4, "host": "node-7" });
+    let state = json!({ "database": database(&mut client), "after": 0, "range": range }).to_string();
+    let state_file = dir.path().join(".wattspan-export-jsonl.json");
+    std::fs::write(&state_file, &state).unwrap();
+    export(&daemon, "jsonl", dir.path());
+    // As a kill between the file of the range and the state leaves it.
+    std::fs::write(&state_file, &state).unwrap();
+    std::fs::remove_file(&files(dir.path())[1]).unwrap();
+    assert!(export_command_on("b", &daemon, "jsonl", dir.path()).output().unwrap().status.success());
+    let mut found = numbers(&files(dir.path()));
+    found.sort_unstable();
+    assert_eq!(found, [1, 2, 3, 4, 5, 6]);
+    let hosts = files(dir.path());
+    let hosts: Vec<&Path> = hosts.iter().map(|path| path.parent().unwrap()).collect();
+    assert!(hosts[0].ends_with("host=b") && hosts[1].ends_with("host=node-7"), "{hosts:?}");
 }
 
 #[test]

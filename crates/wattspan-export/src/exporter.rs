@@ -281,10 +281,12 @@ impl Exporter {
     ) -> Result<(), ExportError> {
         let first = self.state.after.saturating_add(1);
         if end.last >= first && !contents.is_empty() {
-            let range = NumberRange { first, last: end.last };
+            let begun_on = self.state.range.as_ref().and_then(|range| range.host.clone());
+            let host = begun_on.unwrap_or_else(|| self.settings.host.clone());
+            let range = NumberRange { first, last: end.last, host: Some(host.clone()) };
             let database = Some(end.database.clone());
-            self.save(ExportState { database, after: self.state.after, range: Some(range) })?;
-            summary.files += self.write_files(contents, &end.database, range)?;
+            self.save(ExportState { database, after: self.state.after, range: Some(range.clone()) })?;
+            summary.files += self.write_files(contents, &end.database, &range, &host)?;
             summary.accounts += end.accounts;
         }
         end.gaps.iter().for_each(|gap| report(&describe_gap(gap)));
@@ -304,10 +306,11 @@ impl Exporter {
         &self,
         contents: BTreeMap<u64, FileContent>,
         database: &str,
-        range: NumberRange,
+        range: &NumberRange,
+        host: &str,
     ) -> Result<u64, ExportError> {
-        let ExportSettings { format, directory, host, attributes, .. } = &self.settings;
-        let NumberRange { first, last } = range;
+        let ExportSettings { format, directory, attributes, .. } = &self.settings;
+        let NumberRange { first, last, .. } = range;
         let name = format!("{database}-{first}-{last}.{}", format.extension());
         let count = contents.len() as u64;
         for (day, content) in contents {
@@ -356,7 +359,7 @@ fn read_range(
 ) -> Result<RangeEnd, ExportError> {
     let mut range =
         RangeEnd { accounts: 0, gaps: Vec::new(), database: String::new(), last: state.after, at_end: false };
-    let end = state.range.map(|range| range.last);
+    let end = state.range.as_ref().map(|range| range.last);
     let (mut replies, mut bytes) = (0, 0);
     // A repeated range is read to its end, however long it is: a shorter one would have files of other names.
     while !range.at_end
@@ -507,7 +510,7 @@ mod tests {
     #[test]
     fn a_repeated_range_is_read_to_its_end_and_not_beyond() {
         let repeated = |last| {
-            let range = Some(NumberRange { first: 11, last });
+            let range = Some(NumberRange { first: 11, last, host: None });
             ExportState { database: Some("uuid".into()), after: 10, range }
         };
         assert_eq!(read(&repeated(40_000), 50_000, 4096, 100), (39_990, 40_000, false));
@@ -603,11 +606,15 @@ mod tests {
     }
 
     fn exporter_to(directory: &Path) -> Exporter {
+        exporter_on("node-7", directory)
+    }
+
+    fn exporter_on(host: &str, directory: &Path) -> Exporter {
         let settings = ExportSettings {
             format: ExportFormat::Jsonl,
             directory: directory.to_owned(),
             state: None,
-            host: "node-7".into(),
+            host: host.into(),
             attributes: Vec::new(),
         };
         Exporter::open(settings).unwrap()
@@ -640,6 +647,21 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_range_is_repeated_under_the_host_that_it_was_begun_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let date = date_directory(dir.path());
+        // A file in the place of the partition: the state has the range, and its file cannot be written.
+        fs::write(&date, "").unwrap();
+        let mut connect = || Ok(daemon(300, 1000));
+        exporter_to(dir.path()).run(&mut connect, &mut |_| {}).unwrap_err();
+        fs::remove_file(&date).unwrap();
+        let exported = exporter_on("other", dir.path()).run(&mut connect, &mut |_| {});
+        assert_eq!(exported.unwrap(), ExportSummary { accounts: 300, files: 3 });
+        assert_eq!(names_in(&date.join("host=node-7")), ["uuid-1-128.jsonl"]);
+        assert_eq!(names_in(&date.join("host=other")), ["uuid-129-256.jsonl", "uuid-257-300.jsonl"]);
     }
 
     #[test]

@@ -19,10 +19,13 @@ const MAX_STATE_BYTES: u64 = 1 << 20;
 const CHECKSUM_FIELD: &str = "checksum";
 
 /// A range of numbers, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NumberRange {
     pub first: u64,
     pub last: u64,
+    /// The host of its files: under another one a repeated range would stand twice. Absent in states of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<String>,
 }
 
 /// What is stored.
@@ -131,7 +134,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
         let file = StateFile::lock(path.clone()).unwrap().unwrap();
-        let range = Some(NumberRange { first: 8, last: 9 });
+        let range = Some(NumberRange { first: 8, last: 9, host: Some("node-7".into()) });
         let state = ExportState { database: Some("0d3c-8a".into()), after: 7, range };
         // As an earlier version wrote it.
         fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
@@ -152,7 +155,7 @@ mod tests {
         let path = dir.path().join("state.json");
         let file = StateFile::lock(path.clone()).unwrap().unwrap();
         assert_eq!(file.read::<ExportState>(REMEDY).unwrap(), ExportState::default());
-        let range = Some(NumberRange { first: 8, last: 9 });
+        let range = Some(NumberRange { first: 8, last: 9, host: Some("node-7".into()) });
         let state = ExportState { database: Some("uuid".into()), after: 7, range };
         file.write(&state).unwrap();
         assert_eq!(file.read::<ExportState>(REMEDY).unwrap(), state);
