@@ -6,15 +6,19 @@ use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, run_spans_until_it_
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 fn export_command(daemon: &TestDaemon, format: &str, to: &Path) -> Command {
+    export_command_on("node-7", daemon, format, to)
+}
+
+fn export_command_on(host: &str, daemon: &TestDaemon, format: &str, to: &Path) -> Command {
     let mut command = Command::new(programs::wattspan());
-    command.arg("--socket").arg(daemon.socket()).args(["export", format, "--host", "node-7", "--to"]).arg(to);
+    command.arg("--socket").arg(daemon.socket()).args(["export", format, "--host", host, "--to"]).arg(to);
     command.stdin(Stdio::null());
     command
 }
@@ -73,6 +77,12 @@ fn files(to: &Path) -> Vec<PathBuf> {
     };
     let hosts: Vec<PathBuf> = entries(to).iter().flat_map(|date| entries(date)).collect();
     hosts.iter().flat_map(|host| entries(host)).collect()
+}
+
+/// The numbers of the accounts in files of JSON lines.
+fn numbers(files: &[PathBuf]) -> Vec<u64> {
+    let rows = python(READ_JSONL, files);
+    rows.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect()
 }
 
 fn database(client: &mut TestClient) -> String {
@@ -154,6 +164,43 @@ fn the_balance_of_a_day_is_replaced_and_its_attributed_part_is_that_of_the_accou
     assert!(!dir.path().join("trace/_balance").exists());
 }
 
+/// A process that is killed on drop.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_export_with_an_interval_goes_on_when_the_reader_of_its_output_is_gone() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    let said = dir.path().join("said");
+    for (prefix, reads_errors) in [("a", true), ("b", false)] {
+        let to = dir.path().join(prefix);
+        std::fs::create_dir(&to).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = export_command(&daemon, "jsonl", &to);
+        if reads_errors {
+            command.stderr(std::fs::File::create(&said).unwrap());
+        } else {
+            command.stderr(writer.try_clone().unwrap());
+        }
+        run_spans(&mut client, &format!("{prefix}first"), 1);
+        let mut exporter = Killed(command.args(["--every", "1s"]).stdout(writer).spawn().unwrap());
+        wait_until("the first account is exported", || files(&to).len() == 1);
+        run_spans(&mut client, &format!("{prefix}second"), 1);
+        wait_until("the second account is exported", || files(&to).len() == 2);
+        assert!(exporter.0.try_wait().unwrap().is_none(), "it runs until it is interrupted");
+    }
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(said.contains("standard output: Broken pipe"), "{said}");
+}
+
 #[test]
 fn a_relative_directory_is_made_where_the_export_runs() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
@@ -209,17 +256,75 @@ fn a_range_in_the_state_is_repeated_unchanged_and_a_complete_file_is_kept() {
     let written = files(dir.path());
     let names: Vec<&str> = written.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, [format!("{id}-2-4.jsonl"), format!("{id}-5-6.jsonl")]);
-    let numbers = |rows: &Value| -> Vec<u64> {
-        rows.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect()
-    };
-    assert_eq!(numbers(&python(READ_JSONL, &written)), [2, 3, 4, 5, 6]);
+    assert_eq!(numbers(&written), [2, 3, 4, 5, 6]);
     // As a kill between the file and the state leaves it: the file may have accounts that were deleted since.
     std::fs::write(&written[0], "complete\n").unwrap();
     std::fs::write(&state, range.to_string()).unwrap();
     std::fs::remove_file(&written[1]).unwrap();
     export(&daemon, "jsonl", dir.path());
     assert_eq!(std::fs::read_to_string(&written[0]).unwrap(), "complete\n");
-    assert_eq!(numbers(&python(READ_JSONL, &files(dir.path())[1..])), [5, 6]);
+    assert_eq!(numbers(&files(dir.path())[1..]), [5, 6]);
+}
+
+#[test]
+fn a_repeated_range_stays_with_its_host_when_the_machine_has_another_name() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 6);
+    let range = json!({ "first": 1, "last": 4, "host": "node-7" });
+    let state = json!({ "database": database(&mut client), "after": 0, "range": range }).to_string();
+    let state_file = dir.path().join(".wattspan-export-jsonl.json");
+    std::fs::write(&state_file, &state).unwrap();
+    export(&daemon, "jsonl", dir.path());
+    // As a kill between the file of the range and the state leaves it.
+    std::fs::write(&state_file, &state).unwrap();
+    std::fs::remove_file(&files(dir.path())[1]).unwrap();
+    assert!(export_command_on("b", &daemon, "jsonl", dir.path()).output().unwrap().status.success());
+    let mut found = numbers(&files(dir.path()));
+    found.sort_unstable();
+    assert_eq!(found, [1, 2, 3, 4, 5, 6]);
+    let hosts = files(dir.path());
+    let hosts: Vec<&Path> = hosts.iter().map(|path| path.parent().unwrap()).collect();
+    assert!(hosts[0].ends_with("host=b") && hosts[1].ends_with("host=node-7"), "{hosts:?}");
+}
+
+#[test]
+fn a_damaged_state_is_refused_and_no_account_is_exported_twice() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 3);
+    export(&daemon, "jsonl", dir.path());
+    run_spans(&mut client, "b", 1);
+    let state = dir.path().join(".wattspan-export-jsonl.json");
+    let intact = std::fs::read_to_string(&state).unwrap();
+    let id = database(&mut client);
+    let digit = if id.ends_with('0') { "1" } else { "0" };
+    let other_id = format!("{}{digit}", &id[..id.len() - 1]);
+    for damaged in [
+        intact.replace(&id, &other_id),
+        intact.replace("\"after\":3", "\"after\":2"),
+        intact[..intact.len() - 2].to_owned(),
+        String::new(),
+    ] {
+        assert_ne!(damaged, intact);
+        std::fs::write(&state, &damaged).unwrap();
+        let output = export_command(&daemon, "jsonl", dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{damaged}: {said}");
+        assert!(said.contains(state.to_str().unwrap()) && said.contains("restore it"), "{said}");
+        assert_eq!(std::fs::read_to_string(&state).unwrap(), damaged, "it is kept for a repair");
+        assert_eq!(numbers(&files(dir.path())), [1, 2, 3]);
+    }
+    std::fs::write(&state, &intact).unwrap();
+    export(&daemon, "jsonl", dir.path());
+    assert_eq!(numbers(&files(dir.path())), [1, 2, 3, 4]);
+    let mut otlp = Command::new(programs::wattspan());
+    otlp.args(["export", "otlp", "--endpoint", "http://127.0.0.1:1", "--state"]).arg(&state);
+    std::fs::write(&state, "{\"after\":3,\"checksum\":1}").unwrap();
+    let output = otlp.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("checksum") && said.contains("restore it"), "{said}");
 }
 
 #[test]

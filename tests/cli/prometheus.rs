@@ -477,12 +477,21 @@ fn another_database_adds_to_the_totals_and_is_counted() {
 fn a_state_that_cannot_be_written_or_read_changes_nothing_that_is_shown() {
     let (daemon, dir) = (TestDaemon::start(STEADY_MACHINE), tempfile::tempdir().unwrap());
     let state = dir.path().join("state.json");
-    std::fs::write(&state, "{\"after\": 1").unwrap();
-    let refused = Exporter::command(&daemon, dir.path(), &[]).output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("cannot read"), "{said}");
-    assert_eq!(std::fs::read_to_string(&state).unwrap(), "{\"after\": 1", "it is kept for a repair");
-    std::fs::remove_file(&state).unwrap();
+    let refuses = |damaged: &str| {
+        std::fs::write(&state, damaged).unwrap();
+        let refused = Exporter::command(&daemon, dir.path(), &[]).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot read") && said.contains("restore it"), "{said}");
+        assert_eq!(std::fs::read_to_string(&state).unwrap(), damaged, "it is kept for a repair");
+        std::fs::remove_file(&state).unwrap();
+    };
+    refuses("{\"after\": 1");
+    let exporter = Exporter::start(&daemon, dir.path(), &[]);
+    next_snapshot(dir.path());
+    drop(exporter);
+    let intact = std::fs::read_to_string(&state).unwrap();
+    refuses(&intact.replace("\"new_databases\":0", "\"new_databases\":1"));
     let _exporter = Exporter::start(&daemon, dir.path(), &[]);
     let shown = next_snapshot(dir.path());
     // A directory where the file's temporary name would be: no write succeeds, as on a full disk.

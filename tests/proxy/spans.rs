@@ -598,13 +598,15 @@ fn no_span_is_lost_while_the_daemon_is_killed_and_comes_back() {
 
 #[test]
 fn the_proxy_needs_a_daemon_and_says_so() {
-    let output = std::process::Command::new(programs::wattspan())
-        .args(["proxy", "--upstream", "http://127.0.0.1:1", "--replay"])
-        .arg(Path::new("machine.toml"))
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("needs a daemon"));
+    for flag in ["--replay", "--config"] {
+        let output = std::process::Command::new(programs::wattspan())
+            .args(["proxy", "--upstream", "http://127.0.0.1:1", flag])
+            .arg(Path::new("machine.toml"))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flag}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("needs a daemon"), "{flag}");
+    }
 }
 
 /// The fields of an account that belong to a process share.

@@ -106,7 +106,14 @@ fn export_files(options: &MeterOptions, args: &FileExportArgs) -> Result<u8, Cli
             return Ok(OK);
         };
         match result {
-            Ok(summary) if summary.files > 0 => print_summary(options, args, &summary)?,
+            Ok(summary) if summary.files > 0 => {
+                // The accounts are in their files, whether or not the summary is read.
+                if let Err(error) = print_summary(options, args, &summary) {
+                    output::eprint_message(&format!(
+                        "cannot write the summary to standard output: {error}; the export goes on"
+                    ));
+                }
+            }
             Ok(_) => {}
             // The daemon may be restarting, or the disk full: the next turn continues with the same range.
             Err(error) => output::eprint_message(&format!("{error}; the export is repeated")),

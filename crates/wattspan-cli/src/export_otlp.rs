@@ -138,7 +138,7 @@ fn settings(args: &OtlpArgs) -> Result<OtlpSettings, CliError> {
     if url.ends_with("/v1/traces") || url.ends_with("/v1/metrics") {
         return Err(CliError::new(USAGE, format!("--endpoint {url}: leave out /v1/…, which is appended")));
     }
-    if !args.endpoint.is_tls() && !args.headers.is_empty() && !is_loopback(&url) {
+    if !args.endpoint.is_tls() && !args.headers.is_empty() && !args.endpoint.is_loopback() {
         output::eprint_message(&format!("{url} has no TLS: the network can read the headers"));
     }
     let headers = args.headers.iter().map(HeaderFile::read).collect::<Result<_, _>>()?;
@@ -160,12 +160,6 @@ fn settings(args: &OtlpArgs) -> Result<OtlpSettings, CliError> {
         backoff: Backoff::default(),
         retry_limit: args.every.is_none().then_some(RETRY_LIMIT),
     })
-}
-
-fn is_loopback(url: &str) -> bool {
-    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
-    ["127.", "localhost:", "localhost/", "[::1]"].iter().any(|own| host.starts_with(own))
-        || host == "localhost"
 }
 
 /// `wattspan/otlp-URL.json` in the user's directory for states.
@@ -264,7 +258,5 @@ mod tests {
         assert_eq!(state_name("http://127.0.0.1:4318"), "otlp-http___127.0.0.1_4318.json");
         assert_ne!(state_name("https://h/a"), state_name("https://h/b"));
         assert_eq!(Path::new(&state_name("https://h/../x")).components().count(), 1);
-        assert!(is_loopback("http://127.0.0.1:4318") && is_loopback("http://localhost"));
-        assert!(!is_loopback("http://localhost.example:4318") && !is_loopback("http://10.0.0.1"));
     }
 }

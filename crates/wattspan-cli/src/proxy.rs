@@ -96,9 +96,8 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
     if options.replay.is_some() || options.config.is_some() {
         let hint =
             "start a daemon: wattspand, or wattspand --replay FILE --socket PATH for a simulated machine";
-        return Err(
-            anyhow::anyhow!("the proxy needs a daemon and does not measure in this process; {hint}").into()
-        );
+        let message = format!("the proxy needs a daemon and does not measure in this process; {hint}");
+        return Err(CliError::new(USAGE, message));
     }
     let descriptor_limit = raise_descriptor_limit();
     let settings = ProxySettings {

@@ -35,6 +35,10 @@ const BALANCE_DIRECTORY: &str = "_balance";
 /// The accounts of a call.
 const ROWS_PER_CALL: i64 = 4096;
 
+/// What to do with a state that cannot be read. Without it all stored accounts would be exported again.
+const STATE_REMEDY: &str = "restore it, or export to an empty directory with a new state, or remove it together with the files of \
+                            this export: all accounts that are still stored are then exported again";
+
 /// The connections that may be lost one after another without a range being exported.
 const MAX_LOST_CONNECTIONS: u32 = 3;
 
@@ -138,7 +142,7 @@ impl Exporter {
         let state_file = StateFile::lock(path.clone())
             .map_err(file_error("lock", &path))?
             .ok_or(ExportError::Locked(path.clone()))?;
-        let state = state_file.read().map_err(file_error("read", &path))?;
+        let state = state_file.read(STATE_REMEDY).map_err(file_error("read", &path))?;
         Ok(Self { settings, state_file, state })
     }
 
@@ -275,12 +279,14 @@ impl Exporter {
         summary: &mut ExportSummary,
         report: &mut dyn FnMut(&str),
     ) -> Result<(), ExportError> {
-        let first = self.state.after + 1;
+        let first = self.state.after.saturating_add(1);
         if end.last >= first && !contents.is_empty() {
-            let range = NumberRange { first, last: end.last };
+            let begun_on = self.state.range.as_ref().and_then(|range| range.host.clone());
+            let host = begun_on.unwrap_or_else(|| self.settings.host.clone());
+            let range = NumberRange { first, last: end.last, host: Some(host.clone()) };
             let database = Some(end.database.clone());
-            self.save(ExportState { database, after: self.state.after, range: Some(range) })?;
-            summary.files += self.write_files(contents, &end.database, range)?;
+            self.save(ExportState { database, after: self.state.after, range: Some(range.clone()) })?;
+            summary.files += self.write_files(contents, &end.database, &range, &host)?;
             summary.accounts += end.accounts;
         }
         end.gaps.iter().for_each(|gap| report(&describe_gap(gap)));
@@ -300,10 +306,11 @@ impl Exporter {
         &self,
         contents: BTreeMap<u64, FileContent>,
         database: &str,
-        range: NumberRange,
+        range: &NumberRange,
+        host: &str,
     ) -> Result<u64, ExportError> {
-        let ExportSettings { format, directory, host, attributes, .. } = &self.settings;
-        let NumberRange { first, last } = range;
+        let ExportSettings { format, directory, attributes, .. } = &self.settings;
+        let NumberRange { first, last, .. } = range;
         let name = format!("{database}-{first}-{last}.{}", format.extension());
         let count = contents.len() as u64;
         for (day, content) in contents {
@@ -352,7 +359,7 @@ fn read_range(
 ) -> Result<RangeEnd, ExportError> {
     let mut range =
         RangeEnd { accounts: 0, gaps: Vec::new(), database: String::new(), last: state.after, at_end: false };
-    let end = state.range.map(|range| range.last);
+    let end = state.range.as_ref().map(|range| range.last);
     let (mut replies, mut bytes) = (0, 0);
     // A repeated range is read to its end, however long it is: a shorter one would have files of other names.
     while !range.at_end
@@ -503,7 +510,7 @@ mod tests {
     #[test]
     fn a_repeated_range_is_read_to_its_end_and_not_beyond() {
         let repeated = |last| {
-            let range = Some(NumberRange { first: 11, last });
+            let range = Some(NumberRange { first: 11, last, host: None });
             ExportState { database: Some("uuid".into()), after: 10, range }
         };
         assert_eq!(read(&repeated(40_000), 50_000, 4096, 100), (39_990, 40_000, false));
@@ -557,7 +564,7 @@ mod tests {
         let contents = BTreeMap::from([(0, FileContent::Accounts(vec![account(5)]))]);
         let mut messages = Vec::new();
         let mut report = |message: &str| {
-            let stored: ExportState = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+            let stored: ExportState = crate::state::parse(&fs::read(&state).unwrap()).unwrap();
             assert_eq!(stored.after, 0);
             messages.push(message.to_owned());
         };
@@ -599,11 +606,15 @@ mod tests {
     }
 
     fn exporter_to(directory: &Path) -> Exporter {
+        exporter_on("node-7", directory)
+    }
+
+    fn exporter_on(host: &str, directory: &Path) -> Exporter {
         let settings = ExportSettings {
             format: ExportFormat::Jsonl,
             directory: directory.to_owned(),
             state: None,
-            host: "node-7".into(),
+            host: host.into(),
             attributes: Vec::new(),
         };
         Exporter::open(settings).unwrap()
@@ -621,13 +632,36 @@ mod tests {
         let exported = exporter.run(&mut connect, &mut report);
         assert_eq!(exported.unwrap(), ExportSummary { accounts: 300, files: 3 });
         assert_eq!(messages.len(), 3);
-        let partition = fs::read_dir(dir.path()).unwrap().flatten().find(|entry| entry.path().is_dir());
-        let mut names: Vec<String> = fs::read_dir(partition.unwrap().path().join("host=node-7"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
+        let names = names_in(&date_directory(dir.path()).join("host=node-7"));
         assert_eq!(names, ["uuid-1-128.jsonl", "uuid-129-256.jsonl", "uuid-257-300.jsonl"]);
+    }
+
+    /// The directory of the day on which all accounts closed.
+    fn date_directory(directory: &Path) -> PathBuf {
+        directory.join(format!("date={}", partition::date(partition::closing_day(&account(1)))))
+    }
+
+    fn names_in(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_range_is_repeated_under_the_host_that_it_was_begun_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let date = date_directory(dir.path());
+        // A file in the place of the partition: the state has the range, and its file cannot be written.
+        fs::write(&date, "").unwrap();
+        let mut connect = || Ok(daemon(300, 1000));
+        exporter_to(dir.path()).run(&mut connect, &mut |_| {}).unwrap_err();
+        fs::remove_file(&date).unwrap();
+        let exported = exporter_on("other", dir.path()).run(&mut connect, &mut |_| {});
+        assert_eq!(exported.unwrap(), ExportSummary { accounts: 300, files: 3 });
+        assert_eq!(names_in(&date.join("host=node-7")), ["uuid-1-128.jsonl"]);
+        assert_eq!(names_in(&date.join("host=other")), ["uuid-129-256.jsonl", "uuid-257-300.jsonl"]);
     }
 
     #[test]

@@ -12,10 +12,10 @@ use super::otlp::otlp_exporter::OtlpState;
 use super::otlp::spans::{EncodedSpan, request_body};
 use super::prometheus::totals_state::TotalsState;
 use super::prometheus::{ModelLabels, SpanGroup};
-use super::state::ExportState;
+use super::state::{self, ExportState};
 
 fn rewritten<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Option<String> {
-    let state: T = serde_json::from_slice(bytes).ok()?;
+    let state: T = state::parse(bytes).ok()?;
     serde_json::to_string(&state).ok()
 }
 
@@ -31,7 +31,7 @@ pub fn otlp_state(bytes: &[u8]) -> Option<String> {
 
 /// The totals of the Prometheus exporter after an account was added; without one as they are written again.
 pub fn totals_state(bytes: &[u8], account: Option<&Account>) -> Option<String> {
-    let mut state: TotalsState = serde_json::from_slice(bytes).ok()?;
+    let mut state: TotalsState = state::parse(bytes).ok()?;
     if let Some(account) = account {
         state.add(account, &ModelLabels::First, &mut SpanGroup::lookup(""));
     }

@@ -3,6 +3,7 @@
 //! Invariant: it has no query, fragment, or user name and password, which would appear in logs.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -35,6 +36,14 @@ impl BaseUrl {
     /// Whether the scheme is HTTPS.
     pub fn is_tls(&self) -> bool {
         self.scheme == Scheme::HTTPS
+    }
+
+    /// Whether the host is `localhost` or a loopback address. No other name is resolved.
+    pub fn is_loopback(&self) -> bool {
+        let host = self.authority.host();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|address| address.to_canonical().is_loopback())
     }
 
     /// The value of the `Host` header.
@@ -119,6 +128,29 @@ mod tests {
         assert_eq!(above("http://h/openai/v1"), "http://h/openai");
         assert_eq!(above("http://h/v1/x"), "http://h/v1/x");
         assert_eq!(above("http://h"), "http://h");
+    }
+
+    #[test]
+    fn the_host_is_loopback_by_its_address_or_name_and_not_by_its_beginning() {
+        let is_loopback = |text: &str| text.parse::<BaseUrl>().unwrap().is_loopback();
+        for own in [
+            "http://127.0.0.1:4318",
+            "http://127.9.9.9/v1",
+            "http://[::1]:1",
+            "http://[::ffff:127.0.0.1]",
+            "http://LOCALHOST:80/a",
+        ] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in [
+            "http://127.0.0.1.evil.example",
+            "http://127.evil.example:4318",
+            "http://localhost.example:4318",
+            "http://10.0.0.1/localhost",
+            "http://[2001:db8::1]",
+        ] {
+            assert!(!is_loopback(other), "{other}");
+        }
     }
 
     #[test]

@@ -24,6 +24,10 @@ const SPANS_PER_REQUEST: i64 = 512;
 /// The bytes of a request, about; a longer span is sent alone. Collectors accept 4 MB or more.
 const BYTES_PER_REQUEST: usize = 1 << 20;
 
+/// What to do with a state that cannot be read.
+const STATE_REMEDY: &str =
+    "restore it, or remove it: all accounts that are still stored are then sent again, with the same IDs";
+
 const TRACES: &str = "/v1/traces";
 const METRICS: &str = "/v1/metrics";
 
@@ -141,7 +145,7 @@ impl OtlpExporter {
         let state_file = StateFile::lock(path.clone())
             .map_err(file_error("lock", &path))?
             .ok_or(ExportError::Locked(path.clone()))?;
-        let state = state_file.read().map_err(file_error("read", &path))?;
+        let state = state_file.read(STATE_REMEDY).map_err(file_error("read", &path))?;
         let collector = Collector::new(settings.collector.clone()).map_err(OtlpError::Setup)?;
         Ok(Self { settings, collector, state_file, state })
     }

@@ -48,7 +48,9 @@ impl DomainTotals {
         let base_uj = self.base_attributed_uj.saturating_add(self.base_unattributed_uj);
         let energy_uj = base_uj.saturating_add(balance.measured_uj).max(before_uj);
         let attributed_uj = self.base_attributed_uj.saturating_add(balance.attributed_uj);
-        self.attributed_uj = attributed_uj.clamp(self.attributed_uj, energy_uj - self.unattributed_uj);
+        // The parts of a damaged state may add to more than 64 bits.
+        let most_uj = energy_uj.saturating_sub(self.unattributed_uj).max(self.attributed_uj);
+        self.attributed_uj = attributed_uj.clamp(self.attributed_uj, most_uj);
         self.unattributed_uj = energy_uj - self.attributed_uj;
         energy_uj - before_uj
     }
@@ -247,6 +249,16 @@ mod tests {
         // A machine that started again may give the same clock to its daemon.
         let other = DaemonLife { boot_id: "c".into(), ..life(2) };
         assert_eq!(update(&mut totals, other, 1, 1), (77, 35));
+    }
+
+    #[test]
+    fn parts_of_a_damaged_state_that_add_to_more_than_64_bits_are_bounded() {
+        let mut totals = MachineTotals::default();
+        update(&mut totals, life(1), 70, 30);
+        let damaged = totals.domains.get_mut("a").unwrap();
+        (damaged.attributed_uj, damaged.unattributed_uj) = (u64::MAX, 5);
+        assert_eq!(update(&mut totals, life(1), 80, 30), (u64::MAX, 0));
+        assert_eq!(update(&mut totals, life(2), 80, 30), (u64::MAX, 0));
     }
 
     #[test]

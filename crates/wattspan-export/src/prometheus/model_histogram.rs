@@ -48,7 +48,7 @@ impl ModelHistogram {
     }
 
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// The sum in the unit of the metric.

@@ -24,6 +24,10 @@ use crate::state::StateFile;
 /// The accounts of a call; a reply has at most about 1 MB.
 const ACCOUNTS_PER_CALL: i64 = 4096;
 
+/// What to do with a state that cannot be read.
+const STATE_REMEDY: &str =
+    "restore it, or remove it: the totals then begin again with the accounts that are still stored";
+
 /// The replies after which the totals are stored, so that a kill during the first read of a large database costs little.
 const REPLIES_PER_STORE: usize = 64;
 
@@ -109,7 +113,7 @@ impl MetricsUpdater {
         let state_file = StateFile::lock(path.clone())
             .map_err(file_error("lock", path))?
             .ok_or_else(|| PrometheusError::Locked(path.clone()))?;
-        let totals: TotalsState = state_file.read().map_err(file_error("read", path))?;
+        let totals: TotalsState = state_file.read(STATE_REMEDY).map_err(file_error("read", path))?;
         let latest = LatestSnapshot::default();
         latest.set(Snapshot { totals: totals.clone(), ..Snapshot::default() });
         Ok(Self { settings, state_file, totals, latest, last_reply: None, last_message: None })
@@ -192,7 +196,10 @@ impl MetricsUpdater {
         let watts = |uj: u64| uj as f64 * 1e3 / interval_ns as f64;
         let domains = &self.totals.machine.domains;
         let is_counted = |name: &String| domains.get(name).is_some_and(|totals| totals.counted);
-        let host_uj = gained.iter().filter(|(name, _)| is_counted(name)).map(|(_, uj)| uj).sum();
+        let host_uj = gained
+            .iter()
+            .filter(|(name, _)| is_counted(name))
+            .fold(0, |sum: u64, (_, uj)| sum.saturating_add(*uj));
         current.host_power_w = Some(watts(host_uj));
         current.power_w = gained.into_iter().map(|(name, uj)| (name, watts(uj))).collect();
     }
