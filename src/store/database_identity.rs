@@ -5,11 +5,12 @@
 
 use std::fmt;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::account_index;
 use super::position_cipher::PositionCipher;
 use super::schema::DatabaseError;
+use super::segment_filter;
 
 /// The key in the block table, after all blocks of segments.
 const IDENTITY_BLOCK: i64 = i64::MAX - 127;
@@ -48,14 +49,9 @@ pub(super) struct DatabaseIdentity {
 impl DatabaseIdentity {
     /// Reads the identity; creates it if there is none.
     pub fn load_or_create(connection: &Connection) -> Result<Self, DatabaseError> {
-        let sql = "SELECT bytes FROM block WHERE id = ?1";
-        let stored = connection.query_row(sql, [IDENTITY_BLOCK], |row| row.get::<_, Vec<u8>>(0)).optional();
-        let stored = match stored.map_err(DatabaseError::Sqlite) {
-            Err(error) if error.is_corruption() => None,
-            stored => stored?,
-        };
-        let sound = stored.as_deref().and_then(|bytes| account_index::strip_checksum(IDENTITY_BLOCK, bytes));
-        if let Some(block) = sound.and_then(|block| block.try_into().ok()) {
+        let mut statement = connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+        let sound = segment_filter::read_block(&mut statement, IDENTITY_BLOCK)?;
+        if let Some(block) = sound.and_then(|block| block.as_slice().try_into().ok()) {
             return Ok(Self::decode(block));
         }
         let mut block = connection.query_row("SELECT randomblob(32)", [], |row| row.get::<_, Vec<u8>>(0))?;

@@ -5,20 +5,17 @@
 //! and no numbers, because a number counts all users' accounts; its scan reads no row of another user where the index is
 //! sound, and its position moves with its own accounts and with gaps only.
 
-use rusqlite::{OptionalExtension, Statement};
+use rusqlite::Statement;
 use serde::Serialize;
 use wattspan_client::account::{Account, Gap, GapReason};
 use wattspan_client::protocol::{MESSAGE_TERMINATOR, MethodReply, WatchedSpan};
 
-use super::account_index::{
-    self, AccountIndex, BUCKETS, HEADS, NameEntry, block_key, segment_of, segment_start,
-};
+use super::account_index::{self, AccountIndex, BUCKETS, NameEntry, block_key, segment_of, segment_start};
 use super::account_json;
 use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow};
 use super::database_identity::{DatabaseId, DatabaseIdentity};
 use super::read_view::ReadView;
-use super::schema::DatabaseError;
 use super::segment_filter::{self, FilterLookup};
 
 /// What is before the accounts of a list's reply.
@@ -313,7 +310,7 @@ impl ForwardScan {
                 let own = |entry: &&NameEntry| entry.uid == uid && entry.id >= self.next;
                 self.candidates.extend(index.open_segment.iter().rev().filter(own).map(|entry| entry.id));
             }
-            Some(uid) => match latest_of_user(database, uid, segment)? {
+            Some(uid) => match database.latest_of_user(uid, segment)? {
                 Some(latest) => self.chain = Some((latest, 0)),
                 None => self.read_all_rows(),
             },
@@ -464,32 +461,17 @@ fn end_list(reply: &mut Vec<u8>, end: &ListEnd<'_>) {
     reply.extend_from_slice(&[b'}', MESSAGE_TERMINATOR]);
 }
 
-/// The latest account of a user as of the end of a full segment, 0 if there was none; `None`: unknown, because the block is absent or damaged.
-fn latest_of_user(database: &ReadView<'_>, uid: u32, segment: i64) -> Result<Option<i64>, ReadError> {
-    let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
-    let heads = read_block(&mut statement, block_key(segment, HEADS))?;
-    Ok(heads.map(|heads| account_index::decode_heads(&heads).get(&uid).copied().unwrap_or(0)))
-}
-
 /// The IDs of a user's accounts in a full segment, the lowest last; `None`: unknown, because a block is absent or damaged.
 fn ids_of_user(database: &ReadView<'_>, uid: u32, segment: i64) -> Result<Option<Vec<i64>>, ReadError> {
     let mut statement = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
     let mut ids = Vec::new();
     for bucket in 0..BUCKETS {
-        let Some(names) = read_block(&mut statement, block_key(segment, bucket))? else { return Ok(None) };
+        let Some(names) = segment_filter::read_block(&mut statement, block_key(segment, bucket))? else {
+            return Ok(None);
+        };
         let own = account_index::decode_names(segment, &names).filter(|entry| entry.uid == uid);
         ids.extend(own.map(|entry| entry.id));
     }
     ids.sort_unstable_by_key(|id| std::cmp::Reverse(*id));
     Ok(Some(ids))
-}
-
-/// Reads a block without its checksum; `None` if it is absent or damaged.
-fn read_block(statement: &mut Statement<'_>, key: i64) -> Result<Option<Vec<u8>>, ReadError> {
-    let stored = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional();
-    let stored = match stored.map_err(DatabaseError::Sqlite) {
-        Err(error) if error.is_corruption() => None,
-        stored => stored?,
-    };
-    Ok(stored.as_deref().and_then(|bytes| account_index::strip_checksum(key, bytes)).map(<[u8]>::to_vec))
 }

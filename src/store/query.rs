@@ -3,7 +3,7 @@
 //! One query reads a bounded number of rows, and each of its turns fewer; a list that ends early returns a cursor. The query contains the users whose accounts may be returned. Invariant: damaged or lost accounts are never
 //! skipped silently. A list ends before them, and fails if they come first.
 
-use rusqlite::{OptionalExtension, Statement};
+use rusqlite::Statement;
 use wattspan_client::account::Account;
 
 use super::account_index::{self, Damage, block_key, bucket, segment_of, segment_start};
@@ -262,10 +262,7 @@ impl<'a> AccountScan<'a> {
         let Some(uid) = self.uid.filter(|_| before >= self.database.index.first_id) else {
             return Ok(Some(before));
         };
-        let key = block_key(segment - 1, account_index::HEADS);
-        let mut statement = self.database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
-        let heads = segment_filter::read_block(&mut statement, key)?;
-        Ok(heads.map(|block| account_index::decode_heads(&block).get(&uid).copied().unwrap_or(0)))
+        self.database.latest_of_user(uid, segment - 1)
     }
 
     /// Moves past the row that was read.
@@ -340,13 +337,8 @@ impl<'a> NameLookup<'a> {
         }
         let (first, last) = (segment_start(segment).max(index.first_id), segment_start(segment + 1) - 1);
         let block = block_key(segment, bucket(hash));
-        let bytes = self.block.query_row([block], |row| row.get::<_, Vec<u8>>(0)).optional();
-        let bytes = match bytes.map_err(DatabaseError::Sqlite) {
-            Err(error) if error.is_corruption() => None,
-            bytes => bytes?,
-        };
-        if let Some(block) = bytes.as_deref().and_then(|bytes| account_index::strip_checksum(block, bytes)) {
-            return Ok(Ok(account_index::candidates(segment, block, hash, uid)));
+        if let Some(block) = segment_filter::read_block(&mut self.block, block)? {
+            return Ok(Ok(account_index::candidates(segment, &block, hash, uid)));
         }
         let lost = index.gaps.iter().find(|gap| gap.first <= first && gap.last >= last);
         Ok(Err(lost.map_or(Damage::Corrupt { first, last }, |gap| Damage::Lost(*gap))))

@@ -5,7 +5,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::checksum::Checksum;
-use super::schema::DatabaseError;
+use super::schema::{DatabaseError, unless_corrupt};
 
 /// The IDs that were deleted, and those that may be.
 #[derive(Debug, Default)]
@@ -48,10 +48,7 @@ impl Retention {
         let sql = "SELECT first, day_began_s, day_end_s, crc FROM retention WHERE id = 1";
         let read =
             |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)?]);
-        let row = match connection.query_row(sql, [], read).optional().map_err(DatabaseError::Sqlite) {
-            Err(error) if error.is_corruption() => None,
-            row => row?,
-        };
+        let row = unless_corrupt(connection.query_row(sql, [], read).optional())?.flatten();
         let sound =
             row.filter(|[first, began, end, crc]| *crc == i64::from(checksum([*first, *began, *end])));
         let [first, day_began_s, day_end_s, _] = sound.unwrap_or_default();

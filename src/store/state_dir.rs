@@ -80,11 +80,12 @@ impl StateDir {
             return unsafe_dir("belongs to another user", "choose a state_dir of the daemon's own user");
         }
         const STICKY: u32 = 0o1000;
-        if found.mode() & 0o022 != 0 && found.mode() & STICKY != 0 {
-            return unsafe_dir("is for the files of all users", "set state_dir to a directory in it");
-        }
         if found.mode() & 0o022 != 0 {
-            return unsafe_dir("can be written by others", "remove the write permission: chmod go-w");
+            return if found.mode() & STICKY != 0 {
+                unsafe_dir("is for the files of all users", "set state_dir to a directory in it")
+            } else {
+                unsafe_dir("can be written by others", "remove the write permission: chmod go-w")
+            };
         }
         let directory = directory.canonicalize().map_err(io_error("read the attributes of"))?;
         let lock = acquire_lock(&directory)?;

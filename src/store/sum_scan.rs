@@ -18,7 +18,7 @@ use super::account_sums::{AccountSums, GroupFields, GroupedSums};
 use super::account_table::{ACCOUNT_COLUMNS, AccountColumns, AccountRow, LayoutTable};
 use super::database_identity::DatabaseId;
 use super::retention_state::Retention;
-use super::schema::DatabaseError;
+use super::schema::{DatabaseError, unless_corrupt};
 use super::segment_filter;
 use super::segment_sums::{StoredSums, SumGroup, UserSums};
 use super::sum_blocks;
@@ -367,10 +367,7 @@ impl SumScan {
                 .and_then(|row| AccountRow::read(row, layouts))
                 .and_then(|stored| add_account(query, sums, &stored)))
         })();
-        let added = match added.map_err(DatabaseError::Sqlite) {
-            Err(error) if error.is_corruption() => None,
-            added => added?,
-        };
+        let added = unless_corrupt(added)?.flatten();
         self.rows_read += 1;
         self.damaged += u64::from(added.is_none());
         self.next = id + 1;
@@ -570,10 +567,7 @@ fn first_stored_since(
                 .and_then(|row| AccountRow::read(row, layouts))
                 .map(|stored| (stored.id, stored.kept_s)))
         })();
-        let found = match found.map_err(DatabaseError::Sqlite) {
-            Err(error) if error.is_corruption() => None,
-            found => found?,
-        };
+        let found = unless_corrupt(found)?.flatten();
         match found {
             Some((id, kept_s)) if kept_s < since_s => low = id + 1,
             _ => high = middle,
