@@ -223,9 +223,7 @@ fn handle_messages(
         match reply_handler.ok_or("the daemon sent a reply without a call")? {
             ReplyHandler::Open(server) => {
                 if let Some(error) = server.handle_open_reply(message)? {
-                    state.refused_spans_log.write_line(&format!(
-                        "a request is not measured: the daemon refused its span: {error}"
-                    ));
+                    state.log_refused_span(&error);
                 }
             }
             ReplyHandler::End(pending_end) => {

@@ -2,7 +2,8 @@
 //!
 //! The span of an inference request opens when the request arrives and closes at the end of the response. A request
 //! that the server cannot have received gets status 502, and its span is cancelled; where the server may have received
-//! it, the span is closed. One whose body stops arriving gets status 408, and its span is cancelled. A failure of the daemon never fails a request, and the wait for its account is bounded.
+//! it, the span is closed. One whose body stops arriving gets status 408, and its span is cancelled. A failure of the
+//! daemon never fails a request, and the wait for its account is bounded.
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,7 @@
 //! is added to a full queue; every end has one outcome, [`SpanOutcome::Lost`] where its call is dropped, and is
 //! counted once.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -129,10 +130,7 @@ impl PendingEnd {
         match (self.parse_reply(message)?, self.bare_close.take()) {
             (EndReply::Ended(outcome), _) => {
                 if let SpanOutcome::Refused(reason) = &outcome {
-                    let log = &self.client.state.refused_spans_log;
-                    log.write_line(&format!(
-                        "a request is not measured: the daemon refused its span: {reason}"
-                    ));
+                    self.client.state.log_refused_span(reason);
                 }
                 self.resolve(outcome);
                 Ok(())
@@ -239,7 +237,7 @@ pub struct SpanClientState {
     pub account_timeout: Duration,
     pub counters: Arc<ProxyCounters>,
     refused_attributes_log: RateLimitedLog,
-    pub refused_spans_log: RateLimitedLog,
+    refused_spans_log: RateLimitedLog,
 }
 
 /// The sending end of the queue.
@@ -310,6 +308,12 @@ impl SpanClient {
 }
 
 impl SpanClientState {
+    /// Logs why a request has no span.
+    pub fn log_refused_span(&self, reason: &dyn fmt::Display) {
+        self.refused_spans_log
+            .write_line(&format!("a request is not measured: the daemon refused its span: {reason}"));
+    }
+
     /// The number of the current connection; 0 while there is none.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)

@@ -4,7 +4,6 @@
 //! request with `Expect: 100-continue`; other informational responses are sent to the client. Of the body only the name
 //! of the model is stored, and on demand a hash of the prompt.
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,26 +38,29 @@ pub struct ClientCapabilities {
 
 /// Whether the client's request has been read to its end, or its body has timed out.
 #[derive(Debug, Clone, Default)]
-pub struct RequestEnd {
-    reached: Arc<AtomicBool>,
-    timed_out: Arc<AtomicBool>,
+pub struct RequestEnd(Arc<RequestEndFlags>);
+
+#[derive(Debug, Default)]
+struct RequestEndFlags {
+    reached: AtomicBool,
+    timed_out: AtomicBool,
 }
 
 impl RequestEnd {
     pub fn is_reached(&self) -> bool {
-        self.reached.load(Ordering::Relaxed)
+        self.0.reached.load(Ordering::Relaxed)
     }
 
     pub fn has_timed_out(&self) -> bool {
-        self.timed_out.load(Ordering::Relaxed)
+        self.0.timed_out.load(Ordering::Relaxed)
     }
 
     fn set_reached(&self) {
-        self.reached.store(true, Ordering::Relaxed);
+        self.0.reached.store(true, Ordering::Relaxed);
     }
 
     fn set_timed_out(&self) {
-        self.timed_out.store(true, Ordering::Relaxed);
+        self.0.timed_out.store(true, Ordering::Relaxed);
     }
 }
 
@@ -71,16 +73,9 @@ impl ClientCapabilities {
 }
 
 /// No byte of the request's body arrived for the timeout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
+#[error("the rest of the request's body did not arrive (--body-timeout)")]
 pub struct BodyTimeoutError;
-
-impl fmt::Display for BodyTimeoutError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the rest of the request's body did not arrive (--body-timeout)")
-    }
-}
-
-impl std::error::Error for BodyTimeoutError {}
 
 /// The parts of an inference request's body that concern its span.
 pub struct MeasuredBody {
