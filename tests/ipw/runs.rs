@@ -670,7 +670,9 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
     let judge = |more: &[&str]| {
         let mut command = fixture.command("score");
         command
-            .args(["good", "--replay", "machine.toml", "--url", &fixture.llm.url(), "--model", "judge"])
+            .arg("good")
+            .args(LONG_HORIZON_ARGS)
+            .args(["--url", &fixture.llm.url(), "--model", "judge"])
             .args(more);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", output_text(&output));
