@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::fake::FakeSysfs;
+use crate::support::wait_until;
 use wattspan::clock::Clock;
 use wattspan::domain::{EnergyReading, Grade};
 use wattspan::sources::{Inventory, SourceSettings, discover};
@@ -109,10 +110,15 @@ fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
     fake_sysfs.zone("intel-rapl:1", "psys", ESU_14, 77);
     let running = CounterThread::start(&fake_sysfs, &[("intel-rapl:0", 300)]);
     // On a busy machine the other thread may not run during one observation.
-    let found = (0..50)
-        .map(|_| discover(&fake_sysfs.settings(&["powercap", "estimate"]), &Clock::Machine))
-        .find(|found| found.opened[0].advanced[0])
-        .unwrap();
+    let settings = fake_sysfs.settings(&["powercap", "estimate"]);
+    let mut found = discover(&settings, &Clock::Machine);
+    wait_until("the counter is seen to advance", || {
+        let advanced = found.opened[0].advanced[0];
+        if !advanced {
+            found = discover(&settings, &Clock::Machine);
+        }
+        advanced
+    });
     drop(running);
     assert_eq!(shape(&found), [("powercap:package-0".to_owned(), true), ("powercap:psys".to_owned(), false)]);
     assert_eq!(reason(&found, "estimate"), "not needed: package-0 has a live counter");
