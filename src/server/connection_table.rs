@@ -49,11 +49,10 @@ impl ConnectionTable {
         (connection.id() == id).then_some(index)
     }
 
-    /// Applies a new policy to all connections. Returns the indexes of the subscribers whose access changed.
+    /// Applies a new policy to all connections. Returns the indexes of those whose access changed.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> Vec<usize> {
         let changed = |(index, slot): (usize, &mut Option<ClientConnection>)| {
-            let connection = slot.as_mut()?;
-            (connection.apply_policy(policy) && connection.subscription().is_some()).then_some(index)
+            slot.as_mut()?.apply_policy(policy).then_some(index)
         };
         self.slots.iter_mut().enumerate().filter_map(changed).collect()
     }

@@ -388,15 +388,23 @@ impl SocketServer {
         }
     }
 
-    /// Applies new limits and a new policy to existing connections too. Closes subscribers whose access
-    /// changed.
+    /// Applies new limits and a new policy to existing connections too. Where access changed, closes subscribers, and ends the
+    /// queries that may see less now.
     fn apply_policy(&mut self) {
         let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
         self.acceptor.iter_mut().for_each(|acceptor| acceptor.apply_policy(policy, limits.clone()));
-        self.forwarded.iter_mut().for_each(|forwarded| forwarded.apply_policy(&policy));
-        for index in self.connections.apply_policy(&policy) {
-            self.finish_slice(index, ControlFlow::Break(()));
+        for (id, peer) in self.forwarded.iter_mut().flat_map(|forwarded| forwarded.apply_policy(&policy)) {
+            self.service.apply_access(id, &peer);
         }
+        for index in self.connections.apply_policy(&policy) {
+            let Some(connection) = self.connections.get_mut(index) else { continue };
+            self.service.apply_access(connection.id(), connection.peer());
+            if connection.subscription().is_some() {
+                self.finish_slice(index, ControlFlow::Break(()));
+            }
+        }
+        // The next poll delivers the replies of the calls that were ended.
+        self.next_poll_ns = self.service.now_ns();
     }
 
     fn add_connection(&mut self, accepted: AcceptedConnection) -> io::Result<()> {
@@ -648,4 +656,116 @@ fn encode_domain_stream_item(tick: &DomainSnapshot) -> Vec<u8> {
     let mut reply = Vec::new();
     MethodReply::continued(tick).encode(&mut reply);
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::mpsc::channel;
+
+    use wattspan_client::protocol::{MethodName, ProcessPrivileges, SumSpans};
+    use wattspan_system::unix_socket::PeerCredentials;
+
+    use super::super::{ForwardedCall, forwarded_calls};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::{AccessGroups, Config, gid_by_name};
+    use crate::service::test_parts::{no_readings, store_settings};
+    use crate::service::{DaemonControl, Request, ServiceBuilder, StartupSettings};
+    use crate::store::stepped::{self, SteppedStore};
+    use crate::systemd::notify::ServiceManager;
+
+    /// The groups are those that every Linux has.
+    fn config(telemetry_group: &str) -> Config {
+        let (span_group, telemetry_group) = ("daemon".to_owned(), telemetry_group.to_owned());
+        let access = AccessGroups { coarse_group: None, span_group, telemetry_group };
+        Config { access, ..Config::default() }
+    }
+
+    fn credentials(uid: u32, group: &str) -> PeerCredentials {
+        PeerCredentials { uid, gid: uid, groups: vec![gid_by_name(group).unwrap()] }
+    }
+
+    /// A server whose configuration gives telemetry access to the group `bin` until a reload, and a store without threads.
+    fn server(directory: &std::path::Path, sockets: ServerSockets) -> (SocketServer, SteppedStore) {
+        let clock = Clock::manual(5_000_000_000);
+        let (store, mut steps) = stepped::start(store_settings(&directory.join("state")), clock.clone());
+        steps.run();
+        let start = config("bin");
+        let control = DaemonControl::new(
+            start.clone(),
+            Box::new(|| Ok(config("games"))),
+            ServiceManager::default(),
+            |_| (),
+        );
+        let settings = StartupSettings::from_config(&start).service;
+        let builder = ServiceBuilder::with_collector(no_readings(), Vec::new(), settings, clock);
+        let builder = builder.daemon(control, ProcessPrivileges::default()).store(store, |_| ());
+        (SocketServer::new(builder.build().unwrap(), sockets).unwrap(), steps)
+    }
+
+    /// A connection of a peer with these credentials.
+    fn connect(server: &mut SocketServer, credentials: PeerCredentials) -> UnixStream {
+        let (client, stream) = UnixStream::pair().unwrap();
+        [&client, &stream].into_iter().for_each(|end| end.set_nonblocking(true).unwrap());
+        let peer = server.service.policy().peer_of(&credentials);
+        server.add_connection(AcceptedConnection { stream, peer, credentials, pid: None }).unwrap();
+        client
+    }
+
+    /// Performs calls without parameters over the connection of this index.
+    fn call(server: &mut SocketServer, mut client: &UnixStream, index: usize, methods: &[&str]) {
+        for method in methods {
+            write!(client, "{{\"method\":\"org.wattspan.Meter.{method}\",\"parameters\":{{}}}}\0").unwrap();
+        }
+        let key = FIRST_CONNECTION_KEY + index;
+        server.handle(&[Readiness { key, is_readable: true, is_interrupted: false }]).unwrap();
+    }
+
+    /// The replies that a client has got since the last call.
+    fn replies(mut client: &UnixStream) -> Vec<serde_json::Value> {
+        let mut bytes = [0; 4096];
+        let length = client.read(&mut bytes).unwrap_or(0);
+        let messages = bytes[..length].split(|byte| *byte == 0).filter(|message| !message.is_empty());
+        messages.map(|message| serde_json::from_slice(message).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_reload_that_takes_access_away_ends_the_queries_that_wait_for_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, receiver) = forwarded_calls();
+        let listeners = vec![UnixListener::bind(dir.path().join("socket")).unwrap()];
+        let sockets = ServerSockets { listeners, forwarded: Some(receiver), ..ServerSockets::default() };
+        let (mut server, mut store) = server(dir.path(), sockets);
+        let reduced = connect(&mut server, credentials(1000, "bin"));
+        let kept = connect(&mut server, credentials(1001, "daemon"));
+        let root = connect(&mut server, PeerCredentials { uid: 0, gid: 0, groups: Vec::new() });
+        let over_bus = sender.connect(credentials(1002, "bin"), None);
+        let (result_sender, results) = channel();
+        over_bus.call(ForwardedCall {
+            method: MethodName::SumSpans,
+            request: Ok(Request::SumSpans(SumSpans::default())),
+            oneway: false,
+            reply: Box::new(move |result| result_sender.send(result).unwrap()),
+        });
+        call(&mut server, &reduced, 0, &["SumSpans", "ListSpans"]);
+        call(&mut server, &kept, 1, &["SumSpans", "ListSpans"]);
+        assert!(
+            [&reduced, &kept].into_iter().all(|client| replies(client).is_empty()),
+            "the store has not run"
+        );
+        call(&mut server, &root, 2, &["Reload"]);
+        assert_eq!(replies(&root)[0]["parameters"]["changed"][0], "access.telemetry_group");
+        let denied = serde_json::json!({
+            "error": "org.wattspan.Meter.AccessDenied", "parameters": { "needs": "telemetry" }
+        });
+        assert_eq!(replies(&reduced), [denied.clone(), denied]);
+        assert_eq!(results.try_recv(), Ok(Err(MethodError::AccessDenied { needs: "telemetry".into() })));
+        store.run();
+        server.handle(&[]).unwrap();
+        let answers = replies(&kept);
+        assert_eq!(answers[0]["parameters"]["total"]["accounts"], 0, "{answers:?}");
+        assert_eq!(answers[1]["parameters"]["accounts"], serde_json::json!([]), "{answers:?}");
+        assert!(replies(&reduced).is_empty(), "each call has one reply");
+    }
 }

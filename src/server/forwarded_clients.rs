@@ -16,7 +16,7 @@ use super::fair_scheduler::FairScheduler;
 use super::forwarded_calls::{
     ForwardedCall, ForwardedClientId, ForwardedEvent, ForwardedReceiver, ReplySender,
 };
-use crate::service::access::AccessPolicy;
+use crate::service::access::{AccessPolicy, Peer};
 use crate::service::caller::{Caller, ConnectionId, ReplyTo};
 use crate::service::{MethodResult, Request, Service};
 
@@ -199,10 +199,12 @@ impl ForwardedClients {
         }
     }
 
-    /// Applies a new policy to the clients.
-    pub fn apply_policy(&mut self, policy: &AccessPolicy) {
-        for (_, identity) in self.clients.values_mut().filter_map(|known| known.connection.as_mut()) {
-            identity.apply_policy(policy);
-        }
+    /// Applies a new policy to the clients. Returns those whose access changed.
+    pub fn apply_policy(&mut self, policy: &AccessPolicy) -> Vec<(ConnectionId, Peer)> {
+        let connections = self.clients.values_mut().filter_map(|known| known.connection.as_mut());
+        let changed = |(id, identity): &mut (ConnectionId, PeerIdentity)| {
+            identity.apply_policy(policy).then_some((*id, identity.peer))
+        };
+        connections.filter_map(changed).collect()
     }
 }

@@ -29,7 +29,19 @@ pub fn required_access(method: MethodName) -> Access {
 /// # Errors
 /// `AccessDenied` with the access that the method needs.
 pub fn authorize(peer: &Peer, method: MethodName) -> Result<(), MethodError> {
-    let needs = required_access(method);
+    require(peer, required_access(method))
+}
+
+/// Checks that a peer still has the access with which it made a call: the reply to a query has what that access may see.
+///
+/// # Errors
+/// `AccessDenied` with the access at the call.
+pub(crate) fn check_not_reduced(now: &Peer, at_call: &Peer) -> Result<(), MethodError> {
+    // No query sees more than with telemetry access.
+    require(now, at_call.access.min(Access::Telemetry))
+}
+
+fn require(peer: &Peer, needs: Access) -> Result<(), MethodError> {
     if peer.access < needs {
         return Err(MethodError::AccessDenied { needs: needs.as_str().to_owned() });
     }
@@ -164,6 +176,23 @@ mod tests {
     fn a_group_that_does_not_exist_has_no_members() {
         let none = AccessPolicy { coarse_gid: None, span_gid: None, telemetry_gid: None, ..POLICY };
         assert_eq!(none.peer_of(&PeerCredentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
+    }
+
+    #[test]
+    fn a_call_that_waits_is_denied_only_if_its_caller_may_see_less_now() {
+        let peer = |access| Peer { uid: 5, access, unlimited: false };
+        let check = |at_call, now| check_not_reduced(&peer(now), &peer(at_call));
+        let denied = |needs: Access| Err(MethodError::AccessDenied { needs: needs.as_str().to_owned() });
+        assert_eq!(check(Access::Coarse, Access::None), denied(Access::Coarse));
+        assert_eq!(check(Access::Telemetry, Access::Span), denied(Access::Telemetry));
+        assert_eq!(check(Access::Admin, Access::Span), denied(Access::Telemetry));
+        for (at_call, now) in [
+            (Access::Span, Access::Span),
+            (Access::Coarse, Access::Telemetry),
+            (Access::Admin, Access::Telemetry),
+        ] {
+            assert_eq!(check(at_call, now), Ok(()));
+        }
     }
 
     #[test]

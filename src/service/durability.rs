@@ -11,7 +11,7 @@ use std::time::Duration;
 use wattspan_client::account::{Account, SpanState};
 use wattspan_client::protocol::{self, Access, MethodError, SpanAccounts};
 
-use super::access::{Peer, is_visible_to};
+use super::access::{self, Peer, is_visible_to};
 use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::cursor::CursorCipher;
 use super::domain_energy::DomainEnergy;
@@ -336,6 +336,27 @@ impl Durability {
         let number = self.sums.insert(caller, &query, open, now_ns)?;
         self.store.begin_sums(number, query);
         Ok(())
+    }
+
+    /// Ends the queries and sums of a connection whose peer has less access now than at the call.
+    pub(crate) fn apply_access(
+        &mut self,
+        connection: ConnectionId,
+        peer: &Peer,
+        replies: &mut Vec<DeferredReply>,
+    ) {
+        self.sums.apply_access(connection, peer, replies);
+        self.pending_queries.retain(|_, pending| {
+            // A page belongs to a stream, which ends with its connection.
+            let is_page = matches!(pending.kind, QueryKind::Page);
+            if is_page || pending.reply_to.connection != connection {
+                return true;
+            }
+            let checked = access::check_not_reduced(peer, &pending.peer);
+            let is_allowed = checked.is_ok();
+            replies.extend(checked.err().map(|error| (pending.reply_to, Err(error))));
+            is_allowed
+        });
     }
 
     /// Ends the sums that are computed for a closed connection.

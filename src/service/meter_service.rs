@@ -260,6 +260,11 @@ impl Service {
         self.spans.submit_query(self.clock.now_ns(), caller, query, QueryKind::Page).unwrap_or(false)
     }
 
+    /// Ends the queries of a connection whose peer has less access now than at the call. The replies come with the next poll.
+    pub fn apply_access(&mut self, connection: ConnectionId, peer: &Peer) {
+        self.spans.apply_access(connection, peer, &mut self.store_replies);
+    }
+
     /// Ends the sums that are computed for a closed connection.
     pub fn cancel_sums(&mut self, connection: ConnectionId) {
         self.spans.cancel_sums(connection);

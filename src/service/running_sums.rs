@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wattspan_client::protocol::MethodError;
 
-use super::access::Peer;
+use super::access::{self, Peer};
 use super::caller::{Caller, ConnectionId, ReplyTo};
 use super::reply::{MethodResult, Reply};
 use crate::store::{MAX_RUNNING_SUMS, QueryError, SumQuery, SumResult};
@@ -35,6 +35,15 @@ struct RunningSum {
     progress: Arc<AtomicU64>,
     last_progress: u64,
     progress_ns: u64,
+}
+
+impl RunningSum {
+    /// Ends the call; returns its reply.
+    fn fail(&mut self, error: MethodError) -> (ReplyTo, MethodResult) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+        self.is_answered = true;
+        (self.reply_to, Err(error))
+    }
 }
 
 impl RunningSums {
@@ -90,9 +99,22 @@ impl RunningSums {
     /// Ends all calls, with this error.
     pub(crate) fn fail_all(&mut self, error: &MethodError, replies: &mut Vec<(ReplyTo, MethodResult)>) {
         for sum in self.running.values_mut().filter(|sum| !sum.is_answered) {
-            sum.is_cancelled.store(true, Ordering::Relaxed);
-            sum.is_answered = true;
-            replies.push((sum.reply_to, Err(error.clone())));
+            replies.push(sum.fail(error.clone()));
+        }
+    }
+
+    /// Ends the calls of a connection whose peer has less access now than at the call.
+    pub(crate) fn apply_access(
+        &mut self,
+        connection: ConnectionId,
+        peer: &Peer,
+        replies: &mut Vec<(ReplyTo, MethodResult)>,
+    ) {
+        let of_connection = self.running.values_mut().filter(|sum| sum.reply_to.connection == connection);
+        for sum in of_connection.filter(|sum| !sum.is_answered) {
+            if let Err(error) = access::check_not_reduced(peer, &sum.peer) {
+                replies.push(sum.fail(error));
+            }
         }
     }
 
@@ -104,9 +126,7 @@ impl RunningSums {
                 (sum.last_progress, sum.progress_ns) = (progress, now_ns);
             }
             if now_ns.saturating_sub(sum.progress_ns) > STALL_TIMEOUT_NS {
-                sum.is_cancelled.store(true, Ordering::Relaxed);
-                sum.is_answered = true;
-                replies.push((sum.reply_to, Err(not_responding())));
+                replies.push(sum.fail(not_responding()));
             }
         }
     }

@@ -623,6 +623,18 @@ impl SpanLifecycle {
         durability.begin_sums(caller, query, open as u64, now_ns).map(|()| true)
     }
 
+    /// Ends the queries of a connection whose peer has less access now than at the call.
+    pub(crate) fn apply_access(
+        &mut self,
+        connection: ConnectionId,
+        peer: &Peer,
+        replies: &mut Vec<DeferredReply>,
+    ) {
+        if let Some(durability) = &mut self.durability {
+            durability.apply_access(connection, peer, replies);
+        }
+    }
+
     /// Ends the sums that are computed for a closed connection.
     pub(crate) fn cancel_sums(&mut self, connection: ConnectionId) {
         if let Some(durability) = &mut self.durability {

@@ -3,12 +3,15 @@
 //! One query reads a bounded number of rows, and each of its turns fewer; a list that ends early returns a cursor. The query contains the users whose accounts may be returned. Invariant: damaged or lost accounts are never
 //! skipped silently. A list ends before them, and fails if they come first.
 
+use std::ops::ControlFlow;
+
 use rusqlite::Statement;
 use wattspan_client::account::Account;
 
 use super::account_index::{self, Damage, block_key, bucket, segment_of, segment_start};
 use super::account_read::{Filter, MAX_ROWS_READ, ROWS_PER_TURN, ReadError, decode_account};
 use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, name_bytes};
+use super::database_identity::DatabaseId;
 use super::forward_scan::{ForwardQuery, ForwardReply, ForwardScan};
 use super::read_view::ReadView;
 use super::schema::DatabaseError;
@@ -16,6 +19,10 @@ use super::segment_filter::{self, FilterLookup};
 
 /// The maximum bytes of accounts in one result, so that the response stays below a megabyte.
 const MAX_RESULT_BYTES: usize = 256 * 1024;
+
+/// The maximum number of blocks and rows that one turn of a look-up by name reads. Each may be on a page of its own, so that it is
+/// lower than [`ROWS_PER_TURN`].
+const LOOKUPS_PER_TURN: usize = 64;
 
 /// What the store looks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,22 +107,30 @@ pub(super) struct RunningQuery {
     position: Option<(i64, i64)>,
     /// The scan of a [`StoreQuery::Forward`] after its first turn.
     forward: Option<Box<ForwardScan>>,
+    /// The position of a [`StoreQuery::Span`] after its first turn.
+    search: Option<NameSearch>,
 }
 
 impl RunningQuery {
     pub(super) fn new(query: StoreQuery) -> Self {
-        Self { query, result: QueryResult::default(), rows_read: 0, bytes: 0, position: None, forward: None }
+        let result = QueryResult::default();
+        Self { query, result, rows_read: 0, bytes: 0, position: None, forward: None, search: None }
     }
 
     /// Reads at most [`ROWS_PER_TURN`] rows; returns the result at the end.
     pub(super) fn run_turn(&mut self, database: &ReadView<'_>) -> Result<Option<QueryResult>, ReadError> {
         let list = match &self.query {
             StoreQuery::Span { uid, all_users, span } => {
-                let mut lookup = NameLookup::new(database)?;
-                let mut found = lookup.latest(span, Some(*uid))?;
-                if found.is_none() && *all_users {
-                    found = lookup.latest(span, None)?;
+                let begin = || NameSearch::new(database, Some(*uid));
+                let mut search =
+                    self.search.take().filter(|search| search.is_in(database)).unwrap_or_else(begin);
+                let flow = NameLookup::new(database)?.run_turn(span, &mut search)?;
+                if flow == ControlFlow::Break(None) && *all_users && search.uid.is_some() {
+                    self.search = Some(NameSearch::new(database, None));
+                    return Ok(None);
                 }
+                self.search = Some(search);
+                let ControlFlow::Break(found) = flow else { return Ok(None) };
                 let accounts = found.into_iter().collect();
                 return Ok(Some(QueryResult { accounts, ..QueryResult::default() }));
             }
@@ -272,6 +287,33 @@ impl<'a> AccountScan<'a> {
     }
 }
 
+/// The position of a look-up by name between two turns.
+#[derive(Debug)]
+struct NameSearch {
+    /// Another database has other IDs.
+    database: DatabaseId,
+    /// The user whose accounts are searched; `None` for all users.
+    uid: Option<u32>,
+    /// The segment to search next, downwards.
+    segment: i64,
+    /// The lowest ID that was considered. Accounts that are stored after the begin of the search are not.
+    above: i64,
+    /// The first damage, if a match after it would be valid.
+    damage: Option<Damage>,
+}
+
+impl NameSearch {
+    fn new(database: &ReadView<'_>, uid: Option<u32>) -> Self {
+        let above = database.index.last_id + 1;
+        Self { database: database.identity.id, uid, segment: segment_of(above), above, damage: None }
+    }
+
+    /// Whether the position is one in this database.
+    fn is_in(&self, database: &ReadView<'_>) -> bool {
+        self.database == database.identity.id && self.above <= database.index.last_id + 1
+    }
+}
+
 /// A look-up by name, with its statements.
 struct NameLookup<'a> {
     database: &'a ReadView<'a>,
@@ -286,41 +328,68 @@ impl<'a> NameLookup<'a> {
         Ok(Self { database, row, block })
     }
 
-    /// The latest account of this name, of one user (only that user's rows are read) or of all users. Damage before
-    /// the first match is an error: the latest account may be lost. A generated name is unique, so that a match after
-    /// damage is valid.
-    fn latest(&mut self, span: &str, uid: Option<u32>) -> Result<Option<Account>, ReadError> {
-        let (database, index) = (self.database, &self.database.index);
-        let name = SpanName::parse(span);
-        let is_unique = matches!(name, SpanName::Generated(_));
-        let hash = account_index::name_hash(name_bytes(name.as_value()));
-        let mut first_damage = None;
-        let mut above = index.last_id + 1;
-        for segment in (segment_of(index.first_id)..=segment_of(above)).rev() {
-            let candidates = match self.candidates(segment, hash, uid)? {
-                Ok(candidates) => candidates,
-                Err(damage) if is_unique => {
-                    first_damage = first_damage.or(Some(damage));
-                    continue;
-                }
-                Err(damage) => return Err(ReadError::Damaged(damage)),
-            };
-            for id in candidates.into_iter().filter(|id| *id >= index.first_id) {
-                let gap = index.gap_within(id, above - 1).map(|gap| Damage::Lost(*gap));
-                if let Some(damage) = gap.filter(|_| !is_unique) {
-                    return Err(ReadError::Damaged(damage));
-                }
-                above = id;
-                let Some(account) = database.read_row(&mut self.row, id, decode_account)? else {
-                    return Err(ReadError::Damaged(Damage::Corrupt { first: id, last: id }));
-                };
-                if account.span == span && uid.is_none_or(|uid| uid == account.uid) {
-                    return Ok(Some(account));
-                }
+    /// Searches for the latest account of this name, of one user (only that user's rows are read) or of all users, and breaks at the
+    /// end. Damage before the first match is an error: the latest account may be lost. A generated name is unique, so that a match
+    /// after damage is valid.
+    fn run_turn(
+        &mut self,
+        span: &str,
+        search: &mut NameSearch,
+    ) -> Result<ControlFlow<Option<Account>>, ReadError> {
+        let index = &self.database.index;
+        let mut lookups_left = LOOKUPS_PER_TURN;
+        while search.segment >= segment_of(index.first_id) {
+            if lookups_left == 0 {
+                return Ok(ControlFlow::Continue(()));
             }
+            lookups_left -= 1;
+            if let Some(flow) = self.search_segment(span, search, &mut lookups_left)? {
+                return Ok(flow);
+            }
+            search.segment -= 1;
         }
         let lost = index.gap_within(index.first_id, index.last_id).map(|gap| Damage::Lost(*gap));
-        lost.or(first_damage).map_or(Ok(None), |damage| Err(ReadError::Damaged(damage)))
+        let damage = lost.or(search.damage);
+        damage.map_or(Ok(ControlFlow::Break(None)), |damage| Err(ReadError::Damaged(damage)))
+    }
+
+    /// Searches one segment; `None` if it has no match.
+    fn search_segment(
+        &mut self,
+        span: &str,
+        search: &mut NameSearch,
+        lookups_left: &mut usize,
+    ) -> Result<Option<ControlFlow<Option<Account>>>, ReadError> {
+        let (database, index) = (self.database, &self.database.index);
+        let (name, ids) = (SpanName::parse(span), index.first_id..search.above);
+        let is_unique = matches!(name, SpanName::Generated(_));
+        let hash = account_index::name_hash(name_bytes(name.as_value()));
+        let candidates = match self.candidates(search.segment, hash, search.uid)? {
+            Ok(candidates) => candidates,
+            Err(damage) if is_unique => {
+                search.damage = search.damage.or(Some(damage));
+                return Ok(None);
+            }
+            Err(damage) => return Err(ReadError::Damaged(damage)),
+        };
+        for id in candidates.into_iter().filter(|id| ids.contains(id)) {
+            if *lookups_left == 0 {
+                return Ok(Some(ControlFlow::Continue(())));
+            }
+            *lookups_left -= 1;
+            let gap = index.gap_within(id, search.above - 1).map(|gap| Damage::Lost(*gap));
+            if let Some(damage) = gap.filter(|_| !is_unique) {
+                return Err(ReadError::Damaged(damage));
+            }
+            search.above = id;
+            let Some(account) = database.read_row(&mut self.row, id, decode_account)? else {
+                return Err(ReadError::Damaged(Damage::Corrupt { first: id, last: id }));
+            };
+            if account.span == span && search.uid.is_none_or(|uid| uid == account.uid) {
+                return Ok(Some(ControlFlow::Break(Some(account))));
+            }
+        }
+        Ok(None)
     }
 
     /// The IDs that a segment has for a hash, the latest first.
@@ -363,9 +432,11 @@ pub(super) mod tests {
 
     use rusqlite::StatementStatus;
 
+    use super::super::account_index::BUCKETS;
     use super::super::account_record::tests::account;
     use super::super::database::Database;
     use super::super::high_water_mark::MarkFile;
+    use super::super::tests::{Fixture, account_of};
     use super::super::time::ClockReading;
     use super::super::{Store, StoreSettings, SyncMode, state_dir};
     use super::*;
@@ -434,8 +505,12 @@ pub(super) mod tests {
     /// The cost of a look-up in SQLite: virtual machine steps, and runs of statements.
     fn lookup_cost(database: &Database, span: &str) -> (bool, [i32; 2]) {
         let view = view(database);
-        let mut lookup = NameLookup::new(&view).unwrap();
-        let found = lookup.latest(span, Some(OWN)).unwrap();
+        let (mut lookup, mut search) = (NameLookup::new(&view).unwrap(), NameSearch::new(&view, Some(OWN)));
+        let found = loop {
+            if let ControlFlow::Break(found) = lookup.run_turn(span, &mut search).unwrap() {
+                break found;
+            }
+        };
         let sum = |of| [&lookup.row, &lookup.block].iter().map(|statement| statement.get_status(of)).sum();
         (found.is_some(), [sum(StatementStatus::VmStep), sum(StatementStatus::Run)])
     }
@@ -453,6 +528,93 @@ pub(super) mod tests {
         assert!(found && own > missing, "the count sees the work of a row that is read");
         let query = StoreQuery::Span { uid: OWN, all_users: true, span: "o7".into() };
         assert_eq!(run(&database, &query).unwrap().accounts[0].uid, OTHER);
+    }
+
+    /// Writes the empty name blocks of these segments, as if they had accounts with other names only.
+    fn add_segments(database: &mut Database, segments: std::ops::Range<i64>) {
+        let buckets = segments.clone().flat_map(|segment| (0..BUCKETS).map(move |bucket| (segment, bucket)));
+        let keys = buckets.map(|(segment, bucket)| block_key(segment, bucket));
+        let blocks = keys.map(|key| (key, account_index::append_checksum(key, Vec::new())));
+        segment_filter::write_blocks(&database.connection, blocks).unwrap();
+        database.index.seal();
+        database.index.last_id = segment_start(segments.end);
+    }
+
+    fn named(uid: u32, all_users: bool, span: &str) -> RunningQuery {
+        RunningQuery::new(StoreQuery::Span { uid, all_users, span: span.into() })
+    }
+
+    #[test]
+    fn a_lookup_of_a_missing_name_reads_its_blocks_in_turns() {
+        let fixture = Fixture::new();
+        let mut database = fixture.open();
+        let segments = 3 * LOOKUPS_PER_TURN + 7;
+        add_segments(&mut database, 0..segments as i64);
+        let (view, mut blocks) = (view(&database), Vec::new());
+        let mut search = NameSearch::new(&view, Some(OWN));
+        let mut is_over = false;
+        while !is_over {
+            let mut lookup = NameLookup::new(&view).unwrap();
+            is_over = lookup.run_turn("none", &mut search).unwrap() == ControlFlow::Break(None);
+            blocks.push(lookup.block.get_status(StatementStatus::Run) as usize);
+        }
+        // The first segment is the open one, whose names are in memory.
+        assert_eq!(blocks, [LOOKUPS_PER_TURN - 1, LOOKUPS_PER_TURN, LOOKUPS_PER_TURN, 8]);
+        for (all_users, expected) in [(false, 4), (true, 8)] {
+            let mut running = named(OWN, all_users, "none");
+            let turns = (1..).find(|_| running.run_turn(&view).unwrap().is_some());
+            assert_eq!(turns, Some(expected), "all users: {all_users}");
+        }
+    }
+
+    #[test]
+    fn a_lookup_among_equal_hashes_reads_its_rows_in_turns_and_finds_the_latest_match() {
+        let mut fixture = Fixture::new();
+        let mut database = fixture.open();
+        let span = |at: i64| if at == 3 || at == 5 { "wanted".into() } else { format!("s{at}") };
+        let accounts = (0..200).map(|at| Account { name: format!("n{at}"), ..account_of(OWN, span(at)) });
+        fixture.write(&mut database, accounts);
+        let hash = account_index::name_hash(b"wanted");
+        database.index.open_segment.iter_mut().for_each(|entry| entry.hash = hash);
+        let mut running = named(OWN, false, "wanted");
+        let view = view(&database);
+        for _ in 0..3 {
+            assert_eq!(running.run_turn(&view).unwrap(), None, "at most {LOOKUPS_PER_TURN} rows of 200");
+        }
+        let found = running.run_turn(&view).unwrap().unwrap().accounts;
+        assert_eq!(found.iter().map(|account| &account.name[..]).collect::<Vec<_>>(), ["n5"]);
+    }
+
+    #[test]
+    fn a_lookup_continues_over_a_full_segment_a_deletion_and_another_database() {
+        let mut fixture = Fixture::new();
+        let mut database = fixture.open();
+        fixture.write(&mut database, [account_of(OWN, "wanted".into()), account_of(OWN, "other".into())]);
+        let id = account_index::segment_ids(0).0;
+        let names = account_index::encode_blocks(0, &database.index.open_segment);
+        let keyed = (0..).zip(names).map(|(bucket, block)| (block_key(0, bucket), block));
+        segment_filter::write_blocks(&database.connection, keyed).unwrap();
+        let end = 2 * LOOKUPS_PER_TURN as i64;
+        add_segments(&mut database, 1..end);
+        let mut running =
+            [named(OWN, false, "wanted"), named(OWN, false, "wanted"), named(OWN, false, "wanted")];
+        for running in &mut running {
+            assert_eq!(running.run_turn(&view(&database)).unwrap(), None);
+        }
+        let finish = |running: &mut RunningQuery, database: &Database| loop {
+            if let Some(result) = running.run_turn(&view(database)).unwrap() {
+                return result.accounts.into_iter().map(|account| account.span).collect::<Vec<_>>();
+            }
+        };
+        // The open segment is full now, and what is stored from here on is after the begin of the look-up.
+        add_segments(&mut database, end..end + 3);
+        assert_eq!(finish(&mut running[0], &database), ["wanted"]);
+        database.index.set_first_id(id + 1);
+        assert_eq!(finish(&mut running[1], &database), Vec::<String>::new(), "it was deleted");
+        let mut other = Fixture::new();
+        let mut database = other.open();
+        other.write(&mut database, [account_of(OWN, "wanted".into())]);
+        assert_eq!(finish(&mut running[2], &database), ["wanted"]);
     }
 
     fn list(uid: Option<u32>, filter: Filter) -> StoreQuery {

@@ -15,24 +15,28 @@ pub(super) struct UnconfirmedWrite {
     database: DatabaseId,
     /// The number of its batches, the first that are not known to be on disk.
     pub batches: usize,
-    /// The ID of its last account; `None` without accounts: the journal can be written again.
-    last_id: Option<i64>,
+    /// The last ID before it.
+    last_before: i64,
 }
 
 impl UnconfirmedWrite {
-    /// The write of these batches, before it begins.
-    pub fn new(database: &Database, batches: &VecDeque<Batch>) -> Self {
-        let is_account = |op: &&WriteOp| matches!(op, WriteOp::InsertAccount { .. });
-        let accounts = batches.iter().flat_map(|batch| &batch.ops).filter(is_account).count() as i64;
-        let last_id = (accounts > 0).then_some(database.index.last_id + accounts);
-        Self { database: database.identity.id, batches: batches.len(), last_id }
+    /// The write of so many batches, before it begins.
+    pub fn new(database: &Database, batches: usize) -> Self {
+        Self { database: database.identity.id, batches, last_before: database.index.last_id }
     }
 
-    /// Whether it is in this database, to which nothing was written since it was opened.
-    pub fn is_in(&self, database: &Database) -> bool {
-        let index = &database.index;
-        let has = |last: i64| index.last_id >= last && index.gap_within(last, last).is_none();
-        database.identity.id == self.database && self.last_id.is_some_and(has)
+    /// Whether it is in this database, to which nothing was written since it was opened. `batches`: those of the write, and any that
+    /// came after it.
+    pub fn is_in(&self, database: &Database, batches: &VecDeque<Batch>) -> bool {
+        let is_account = |op: &&WriteOp| matches!(op, WriteOp::InsertAccount { .. });
+        let ops = batches.iter().take(self.batches).flat_map(|batch| &batch.ops);
+        let accounts = ops.filter(is_account).count() as i64;
+        let (index, last) = (&database.index, self.last_before + accounts);
+        // Without accounts: the journal can be written again.
+        accounts > 0
+            && database.identity.id == self.database
+            && index.last_id >= last
+            && index.gap_within(last, last).is_none()
     }
 }
 
@@ -58,25 +62,27 @@ mod tests {
         let mut database = fixture.open();
         fixture.write(&mut database, (0..3).map(|at| account_of(1, format!("a{at}"))));
         let (mut one, mut none) = (batch(1), batch(0));
-        let is_in = |write: &UnconfirmedWrite, database: Database| {
+        let is_in = |write: &UnconfirmedWrite, database: Database, batches: &VecDeque<Batch>| {
             drop(database);
-            write.is_in(&fixture.open())
+            write.is_in(&fixture.open(), batches)
         };
-        let write = UnconfirmedWrite::new(&database, &one);
+        let write = UnconfirmedWrite::new(&database, one.len());
         assert_eq!(write.batches, 1);
-        assert!(!is_in(&write, database), "it was not written");
+        assert!(!is_in(&write, database, &one), "it was not written");
         // Without the mark the next ID is one of those that may be lost.
         std::fs::remove_file(fixture.dir.path().join("mark")).unwrap();
         database = fixture.open();
         assert_eq!(database.index.last_id, 4);
-        assert!(!write.is_in(&database), "a gap is no account");
-        let write = UnconfirmedWrite::new(&database, &one);
+        assert!(!write.is_in(&database, &one), "a gap is no account");
+        let write = UnconfirmedWrite::new(&database, one.len());
         database.write(one.make_contiguous(), fixture.now).unwrap();
-        assert!(is_in(&write, database));
-        assert!(!write.is_in(&Fixture::new().open()), "another database");
+        // A batch that came after the write is no part of it.
+        one.extend(batch(1));
+        assert!(is_in(&write, database, &one));
+        assert!(!write.is_in(&Fixture::new().open(), &one), "another database");
         database = fixture.open();
-        let write = UnconfirmedWrite::new(&database, &none);
+        let write = UnconfirmedWrite::new(&database, none.len());
         database.write(none.make_contiguous(), fixture.now).unwrap();
-        assert!(!is_in(&write, database), "a journal is written again");
+        assert!(!is_in(&write, database, &none), "a journal is written again");
     }
 }

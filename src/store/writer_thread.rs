@@ -205,7 +205,8 @@ impl WriterThread {
         let now = ClockReading::of(&self.clock);
         let mut database = Database::open(&file, mark_file, &self.settings, now)?;
         let open_files = state_dir.file_ids()?;
-        let is_written = self.unconfirmed.as_ref().is_some_and(|write| write.is_in(&database));
+        let is_written =
+            self.unconfirmed.as_ref().is_some_and(|write| write.is_in(&database, &self.uncommitted));
         if is_written {
             // Its sync may have failed, and a second one would succeed without writing the log.
             database.empty_log()?;
@@ -251,7 +252,7 @@ impl WriterThread {
         let (Some(database), false) = (&mut self.database, self.uncommitted.is_empty()) else {
             return Ok(());
         };
-        self.unconfirmed = Some(UnconfirmedWrite::new(database, &self.uncommitted));
+        self.unconfirmed = Some(UnconfirmedWrite::new(database, self.uncommitted.len()));
         database.write(self.uncommitted.make_contiguous(), ClockReading::of(&self.clock))?;
         // If a file was replaced, this commit may be lost: the batches stay queued, and are written again unless the database
         // that is opened next has them.
