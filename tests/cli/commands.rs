@@ -396,6 +396,40 @@ fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
 }
 
 #[test]
+fn the_runs_before_one_that_cannot_start_are_reported() {
+    let fixture = CliFixture::new();
+    let once = fixture.dir.path().join("once");
+    // The command removes its own name in the run given last.
+    let run = |last: u32, status: i32, words: &[&str]| {
+        let _ = std::fs::remove_file(&once);
+        std::os::unix::fs::symlink("/bin/sh", &once).unwrap();
+        let count = fixture.dir.path().join("count");
+        let _ = std::fs::remove_file(&count);
+        let once = once.to_str().unwrap();
+        let script = format!(
+            "echo x >> '{0}'; [ $(wc -l < '{0}') != {last} ] || rm \"$0\"; exit {status}",
+            count.display()
+        );
+        fixture.output(&[&["run", "-r", "4"], words, &["--", once, "-c", &script, once]].concat())
+    };
+    let output = run(2, 0, &[]);
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(127), "{printed}");
+    let (report, error) = printed.split_once("wattspan: cannot run").unwrap_or_else(|| panic!("{printed}"));
+    assert!(report.contains("Energy of:") && report.contains(", 2 runs"), "{printed}");
+    assert!(error.contains("once"), "{printed}");
+    let output = run(1, 3, &["--json", "-o", "-"]);
+    assert_eq!(output.status.code(), Some(3), "the first status that is not 0: {}", text(&output.stderr));
+    let json_report = json(&output.stdout);
+    assert_eq!(json_report["exit_status"], 3);
+    let runs = json_report["runs"].as_array().unwrap();
+    assert!(runs.len() == 1 && runs[0]["account"]["share_uj"].is_u64(), "{json_report}");
+    assert!(text(&output.stderr).contains("wattspan: cannot run"), "{}", text(&output.stderr));
+    let output = run(1, 0, &["--json", "-o", "-"]);
+    assert_eq!((output.status.code(), &json(&output.stdout)["exit_status"]), (Some(127), &127.into()));
+}
+
+#[test]
 fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end() {
     let fixture = CliFixture::new();
     // Not INT, QUIT or HUP: if the tests run with those ignored, a shell cannot trap them.
