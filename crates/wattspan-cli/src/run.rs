@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
@@ -14,7 +13,7 @@ use wattspan_client::account::Account;
 use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{DomainStatus, OpenSpan};
 use wattspan_client::{Client, ClientError, SpanGuard};
-use wattspan_system::private_file;
+use wattspan_system::private_file::OpenOutput;
 
 use super::child_process::{self, ChildExit, StartCommandError};
 use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
@@ -74,10 +73,10 @@ impl RunArgs {
 
 /// Runs `wattspan run`.
 pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
-    let output = ReportOutput::open(args.output.as_ref())?;
     let (connector, client) = MeterConnector::open_for_commands(options, args.repeat)?;
     let info = client.info()?;
     ensure_measurable(&info)?;
+    let output = ReportOutput::open(args.output.as_ref())?;
     if !options.json {
         connector.print_fallback_notice();
     }
@@ -226,11 +225,12 @@ fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Ter
     }
 }
 
-/// The destination of the report, opened before the command runs so that an invalid path fails early.
+/// The destination of the report, opened before the command runs so that an invalid path fails early. A file keeps its
+/// content until the report is written.
 enum ReportOutput {
     Stderr,
     Stdout,
-    File(File),
+    File(OpenOutput),
 }
 
 impl ReportOutput {
@@ -238,7 +238,7 @@ impl ReportOutput {
         match path {
             None => Ok(ReportOutput::Stderr),
             Some(path) if path.as_os_str() == "-" => Ok(ReportOutput::Stdout),
-            Some(path) => private_file::create(path)
+            Some(path) => OpenOutput::open(path)
                 .map(ReportOutput::File)
                 .map_err(|error| CliError::new(FAILURE, format!("--output {}: {error}", path.display()))),
         }
@@ -256,7 +256,7 @@ impl ReportOutput {
         match self {
             ReportOutput::Stderr => output::eprint_text(text),
             ReportOutput::Stdout => output::print_text(text),
-            ReportOutput::File(mut file) => Ok(output::write_text(&mut file, text, Terminal::PLAIN)?),
+            ReportOutput::File(file) => Ok(output::write_text(&mut file.emptied()?, text, Terminal::PLAIN)?),
         }
     }
 }
