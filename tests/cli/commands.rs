@@ -681,6 +681,47 @@ fn a_usage_error_is_status_2() {
 }
 
 #[test]
+fn a_url_that_is_refused_is_printed_without_its_password() {
+    let fixture = CliFixture::new();
+    let commands: [&[&str]; 6] = [
+        &["proxy", "--upstream"],
+        &["export", "otlp", "--endpoint"],
+        &["ipw", "run", "--url"],
+        &["ipw", "sweep", "--url"],
+        // In a wrong place.
+        &["proxy"],
+        &[],
+    ];
+    for url in [
+        "http://user:s3cret@node-7:8000",
+        "https://s3cret@node-7/v1",
+        "HTTP://user:a/s3cret@node-7",
+        "http://user:a@s3cret@node-7",
+        "http://user:s3cret@node-7/?key=s3cret#s3cret",
+        "http://user:a?s3cret@node-7",
+        "http://user:a\u{e9} s3cret@node-7",
+    ] {
+        for command in commands {
+            let output = fixture.bare().args(command).arg(url).output().unwrap();
+            let printed = format!("{}{}", text(&output.stdout), text(&output.stderr));
+            assert_eq!(output.status.code(), Some(2), "{command:?} {url}: {printed}");
+            assert!(
+                printed.contains("http://***") || printed.contains("https://***"),
+                "{command:?} {url}: {printed}"
+            );
+            assert!(!printed.contains("cret") && !printed.contains("user:"), "{command:?} {url}: {printed}");
+        }
+    }
+    // Without a scheme, it is a URL by the option only.
+    let output = fixture.bare().args(["proxy", "--upstream", "user:s3cret@node-7:8000"]).output().unwrap();
+    let printed = text(&output.stderr);
+    assert!(printed.contains("'***@node-7:8000'") && !printed.contains("cret"), "{printed}");
+    // Another value with an @ is printed as it is.
+    let output = fixture.bare().args(["proxy", "--body-timeout", "a@b"]).output().unwrap();
+    assert!(text(&output.stderr).contains("'a@b'"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_reading_shows_every_domain_and_the_machine() {
     let fixture = CliFixture::new();
     let output = fixture.output(&["read"]);
