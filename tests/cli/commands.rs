@@ -716,6 +716,12 @@ fn a_url_that_is_refused_is_printed_without_its_password() {
     let output = fixture.bare().args(["proxy", "--upstream", "user:s3cret@node-7:8000"]).output().unwrap();
     let printed = text(&output.stderr);
     assert!(printed.contains("'***@node-7:8000'") && !printed.contains("cret"), "{printed}");
+    // The reason that another option's parser states repeats the value.
+    for url in ["http://user:s3cret@node-7/v1", "http://user:a\"s3cret@node-7/v1"] {
+        let output = fixture.bare().args(["proxy", "--listen", url]).output().unwrap();
+        let printed = text(&output.stderr);
+        assert!(printed.contains("***@node-7/v1") && !printed.contains("cret"), "{printed}");
+    }
     // Another value with an @ is printed as it is.
     let output = fixture.bare().args(["proxy", "--body-timeout", "a@b"]).output().unwrap();
     assert!(text(&output.stderr).contains("'a@b'"), "{}", text(&output.stderr));

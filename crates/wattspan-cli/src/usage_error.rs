@@ -16,10 +16,17 @@ pub fn render_usage_error(mut error: clap::Error) -> String {
         // May repeat the argument in another form.
         error.remove(ContextKind::Suggested);
     }
+    let mut refused = Vec::new();
     for (kind, value) in redacted {
-        error.insert(kind, value);
+        if let Some(ContextValue::String(text)) = error.insert(kind, value) {
+            refused.push(text);
+        }
     }
-    error.render().to_string()
+    // The reason, which an option's parser states, may repeat the argument too, as it is or escaped.
+    refused.iter().fold(error.render().to_string(), |rendered, text| {
+        let redacted = redact_url(text);
+        rendered.replace(text.as_str(), &redacted).replace(&format!("{text:?}"), &format!("{redacted:?}"))
+    })
 }
 
 /// A value without secrets of URLs; `None` where it has none. `is_url`: the refused value is one, also without a scheme.
