@@ -396,6 +396,40 @@ fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
 }
 
 #[test]
+fn the_runs_before_one_that_cannot_start_are_reported() {
+    let fixture = CliFixture::new();
+    let once = fixture.dir.path().join("once");
+    // The command removes its own name in the run given last.
+    let run = |last: u32, status: i32, words: &[&str]| {
+        let _ = std::fs::remove_file(&once);
+        std::os::unix::fs::symlink("/bin/sh", &once).unwrap();
+        let count = fixture.dir.path().join("count");
+        let _ = std::fs::remove_file(&count);
+        let once = once.to_str().unwrap();
+        let script = format!(
+            "echo x >> '{0}'; [ $(wc -l < '{0}') != {last} ] || rm \"$0\"; exit {status}",
+            count.display()
+        );
+        fixture.output(&[&["run", "-r", "4"], words, &["--", once, "-c", &script, once]].concat())
+    };
+    let output = run(2, 0, &[]);
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(127), "{printed}");
+    let (report, error) = printed.split_once("wattspan: cannot run").unwrap_or_else(|| panic!("{printed}"));
+    assert!(report.contains("Energy of:") && report.contains(", 2 runs"), "{printed}");
+    assert!(error.contains("once"), "{printed}");
+    let output = run(1, 3, &["--json", "-o", "-"]);
+    assert_eq!(output.status.code(), Some(3), "the first status that is not 0: {}", text(&output.stderr));
+    let json_report = json(&output.stdout);
+    assert_eq!(json_report["exit_status"], 3);
+    let runs = json_report["runs"].as_array().unwrap();
+    assert!(runs.len() == 1 && runs[0]["account"]["share_uj"].is_u64(), "{json_report}");
+    assert!(text(&output.stderr).contains("wattspan: cannot run"), "{}", text(&output.stderr));
+    let output = run(1, 0, &["--json", "-o", "-"]);
+    assert_eq!((output.status.code(), &json(&output.stdout)["exit_status"]), (Some(127), &127.into()));
+}
+
+#[test]
 fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end() {
     let fixture = CliFixture::new();
     // Not INT, QUIT or HUP: if the tests run with those ignored, a shell cannot trap them.
@@ -644,6 +678,53 @@ fn a_usage_error_is_status_2() {
     for words in [&["run"][..], &["read", "--interval", "0"], &["run", "-r", "0", "true"], &["dance"]] {
         assert_eq!(fixture.output(words).status.code(), Some(2), "{words:?}");
     }
+}
+
+#[test]
+fn a_url_that_is_refused_is_printed_without_its_password() {
+    let fixture = CliFixture::new();
+    let commands: [&[&str]; 6] = [
+        &["proxy", "--upstream"],
+        &["export", "otlp", "--endpoint"],
+        &["ipw", "run", "--url"],
+        &["ipw", "sweep", "--url"],
+        // In a wrong place.
+        &["proxy"],
+        &[],
+    ];
+    for url in [
+        "http://user:s3cret@node-7:8000",
+        "https://s3cret@node-7/v1",
+        "HTTP://user:a/s3cret@node-7",
+        "http://user:a@s3cret@node-7",
+        "http://user:s3cret@node-7/?key=s3cret#s3cret",
+        "http://user:a?s3cret@node-7",
+        "http://user:a\u{e9} s3cret@node-7",
+    ] {
+        for command in commands {
+            let output = fixture.bare().args(command).arg(url).output().unwrap();
+            let printed = format!("{}{}", text(&output.stdout), text(&output.stderr));
+            assert_eq!(output.status.code(), Some(2), "{command:?} {url}: {printed}");
+            assert!(
+                printed.contains("http://***") || printed.contains("https://***"),
+                "{command:?} {url}: {printed}"
+            );
+            assert!(!printed.contains("cret") && !printed.contains("user:"), "{command:?} {url}: {printed}");
+        }
+    }
+    // Without a scheme, it is a URL by the option only.
+    let output = fixture.bare().args(["proxy", "--upstream", "user:s3cret@node-7:8000"]).output().unwrap();
+    let printed = text(&output.stderr);
+    assert!(printed.contains("'***@node-7:8000'") && !printed.contains("cret"), "{printed}");
+    // The reason that another option's parser states repeats the value.
+    for url in ["http://user:s3cret@node-7/v1", "http://user:a\"s3cret@node-7/v1"] {
+        let output = fixture.bare().args(["proxy", "--listen", url]).output().unwrap();
+        let printed = text(&output.stderr);
+        assert!(printed.contains("***@node-7/v1") && !printed.contains("cret"), "{printed}");
+    }
+    // Another value with an @ is printed as it is.
+    let output = fixture.bare().args(["proxy", "--body-timeout", "a@b"]).output().unwrap();
+    assert!(text(&output.stderr).contains("'a@b'"), "{}", text(&output.stderr));
 }
 
 #[test]

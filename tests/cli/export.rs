@@ -328,6 +328,31 @@ fn a_damaged_state_is_refused_and_no_account_is_exported_twice() {
 }
 
 #[test]
+fn a_state_whose_range_does_not_follow_its_accounts_is_refused() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (mut client, dir) = (daemon.client(), tempfile::tempdir().unwrap());
+    run_spans(&mut client, "a", 4);
+    export(&daemon, "jsonl", dir.path());
+    let exported = files(dir.path());
+    let state = dir.path().join(".wattspan-export-jsonl.json");
+    let id = database(&mut client);
+    // Without a checksum, as an earlier version wrote it.
+    for (first, last) in [(2, 2), (2, 4), (4, 3), (5, 6), (1, u64::MAX)] {
+        let range =
+            json!({ "database": id, "after": 3, "range": { "first": first, "last": last } }).to_string();
+        std::fs::write(&state, &range).unwrap();
+        let output = export_command(&daemon, "jsonl", dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{range}: {said}");
+        let reason = format!("its range {first} to {last} does not follow the account 3");
+        assert!(said.contains(&reason) && said.contains("restore it"), "{said}");
+        assert!(said.contains(state.to_str().unwrap()), "{said}");
+        assert_eq!(std::fs::read_to_string(&state).unwrap(), range, "it is kept for a repair");
+        assert_eq!(files(dir.path()), exported);
+    }
+}
+
+#[test]
 fn another_database_is_exported_from_its_first_account() {
     let mut daemon = TestDaemon::start(STEADY_MACHINE);
     let dir = tempfile::tempdir().unwrap();

@@ -130,6 +130,44 @@ fn the_output_of_run_is_the_owners_alone_and_goes_to_devices_and_descriptors_too
 }
 
 #[test]
+fn the_output_of_run_keeps_its_content_until_there_is_a_report() {
+    let dir = fixture_dir();
+    let report = dir.path().join("report.txt");
+    let earlier = "an earlier report\n".repeat(1000);
+    fs::write(&report, &earlier).unwrap();
+    fs::set_permissions(&report, PermissionsExt::from_mode(0o640)).unwrap();
+    let without_a_meter = ["--socket", "missing.sock", "run", "-o", "report.txt", "--", "true"];
+    let without_a_domain =
+        ["--replay", "machine.toml", "run", "-d", "none-9", "-o", "report.txt", "--", "true"];
+    let without_a_command = ["--replay", "machine.toml", "run", "-o", "report.txt", "--", "./missing"];
+    for (words, status) in [(&without_a_meter[..], 4), (&without_a_domain, 1), (&without_a_command, 127)] {
+        let output = wattspan(dir.path(), words);
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {}", output_text(&output));
+        assert!(fs::read_to_string(&report).unwrap() == earlier, "{words:?}");
+    }
+    let new = wattspan(dir.path(), &["--socket", "missing.sock", "run", "-o", "new.txt", "--", "true"]);
+    assert!(!new.status.success() && !dir.path().join("new.txt").exists(), "{}", output_text(&new));
+    let run = |output: &str, script: &str| {
+        wattspan(
+            dir.path(),
+            &["--replay", "machine.toml", "run", "-o", output, "--", "/bin/sh", "-c", script],
+        )
+    };
+    // The command still finds the earlier report; nothing of it is left in the new one, which has the mode of the file.
+    let output = run("report.txt", "cp report.txt found.txt");
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(fs::read_to_string(dir.path().join("found.txt")).unwrap() == earlier);
+    let text = fs::read_to_string(&report).unwrap();
+    assert!(text.contains("Energy of: /bin/sh") && !text.contains("earlier"), "{text}");
+    assert_eq!(mode(&report), 0o640);
+    // A path that cannot be written is refused before the command starts.
+    for path in ["link", "missing/report.txt", "."] {
+        assert_eq!(run(path, "touch ran").status.code(), Some(1), "{path}");
+        assert!(!dir.path().join("ran").exists(), "{path}");
+    }
+}
+
+#[test]
 fn a_run_and_everything_made_of_it_are_the_owners_alone() {
     let dir = fixture_dir();
     let harness = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ipw/harness");

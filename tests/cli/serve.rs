@@ -168,6 +168,30 @@ fn group_row<'a>(message: &'a Value, model: &str) -> &'a Value {
 }
 
 #[test]
+fn a_server_that_cannot_print_its_address_fails() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let socket = daemon.socket().with_file_name("serve.sock");
+    let unix = format!("unix:{}", socket.display());
+    for (listen, json) in [("127.0.0.1:0", false), ("127.0.0.1:0", true), (&unix, false)] {
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(programs::wattspan());
+        command.arg("--socket").arg(daemon.socket()).args(["serve", "--listen", listen]);
+        command.args(json.then_some("--json")).stdout(closed).stderr(Stdio::piped());
+        let mut server = Server { process: command.spawn().unwrap(), listen: String::new(), url: None };
+        let mut status = None;
+        wait_until("it ends", || {
+            status = server.process.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut printed = String::new();
+        server.process.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
+        assert_eq!(status.unwrap().code(), Some(1), "{listen}: {printed}");
+        assert!(printed.contains("cannot print the address"), "{listen}: {printed}");
+    }
+}
+
+#[test]
 fn its_energies_have_the_digits_of_top_and_of_the_accounts() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
     let accounts: Vec<Value> =

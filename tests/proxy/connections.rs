@@ -1,6 +1,6 @@
 //! Connections that send no request, and connections beyond the limit.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::{Mutex, mpsc};
 
 use crate::http_stub::{HttpConnection, StubServer, TestProxy};
@@ -103,6 +103,107 @@ fn an_inference_whose_body_stops_gets_408_and_its_span_is_cancelled() {
     assert_eq!(status(&mut other_path), Some(200));
     let counters = proxy.stop();
     assert_eq!((counters.opened, counters.closed, counters.cancelled), (5, 1, 4), "{counters:?}");
+}
+
+#[test]
+fn an_inference_whose_body_trickles_gets_408_and_one_whose_server_is_slow_goes_on() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let stub = StubServer::new(move |mut connection| {
+        while let Some(mut request) = connection.read_head() {
+            if request.line.contains("/slow/") {
+                let _ = released.lock().unwrap().recv();
+            }
+            connection.read_body(&mut request, false);
+            connection.send(OK);
+        }
+    });
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::start(&upstream, &daemon.socket(), &["--body-timeout", "800"]).wait_for_daemon();
+    let open = |path: &str, length: usize| {
+        let mut connection = HttpConnection::connect(proxy.address);
+        let head = format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\n");
+        connection.send(head.as_bytes());
+        connection
+    };
+    // More than the buffers of the sockets, so that the client waits for the server.
+    const LONG: usize = 64 << 20;
+    let mut slow_server = open("/slow/v1/chat/completions", LONG);
+    let sender = slow_server.stream().try_clone().unwrap();
+    let sender = std::thread::spawn(move || (&sender).write_all(&vec![b'x'; LONG]));
+    let mut trickle = open("/v1/chat/completions", 1 << 20);
+    let drip = trickle.stream().try_clone().unwrap();
+    let drip = std::thread::spawn(move || {
+        while (&drip).write_all(b"x").is_ok() {
+            support::sleep_ms(20);
+        }
+    });
+    let reply = trickle.read_reply().expect("a reply");
+    assert_eq!(reply.status(), 408);
+    assert!(reply.text().contains("ten times --body-timeout"), "not the limit in all: {}", reply.text());
+    assert_closed(&trickle, "after the timeout");
+    drip.join().unwrap();
+    // The same time has passed for this body, in which its server read nothing.
+    drop(release);
+    assert_eq!(status(&mut slow_server), Some(200));
+    sender.join().unwrap().unwrap();
+    let counters = proxy.stop();
+    assert_eq!((counters.opened, counters.closed, counters.cancelled), (2, 1, 1), "{counters:?}");
+}
+
+const EARLY_REPLY: &[u8] =
+    b"HTTP/1.1 413 Payload Too Large\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nfirst,\r\n";
+
+/// A request whose body lacks its second half.
+fn unfinished(proxy: &TestProxy) -> HttpConnection {
+    let mut connection = HttpConnection::connect(proxy.address);
+    connection.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nab");
+    connection
+}
+
+#[test]
+fn a_reply_that_began_before_the_end_of_the_body_is_delivered_whole() {
+    const PIECES: usize = 30;
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub = StubServer::new(|mut connection| {
+        if connection.read_head().is_some() && connection.send(EARLY_REPLY) {
+            // Longer in all than the body may take.
+            for _ in 0..PIECES {
+                support::sleep_ms(200);
+                connection.send(b"2\r\nx,\r\n");
+            }
+            connection.send(b"0\r\n\r\n");
+        }
+    });
+    let upstream = format!("http://{}", stub.address);
+    for annotate in ["off", "headers"] {
+        let flags = ["--body-timeout", "500", "--annotate", annotate];
+        let proxy = TestProxy::start(&upstream, &daemon.socket(), &flags).wait_for_daemon();
+        let reply = unfinished(&proxy).read_reply().expect("a reply");
+        assert_eq!(reply.status(), 413, "{annotate}");
+        assert!(reply.is_complete, "{annotate}: cut after {:?}", reply.text());
+        assert_eq!(reply.text(), format!("first,{}", "x,".repeat(PIECES)), "{annotate}");
+        let counters = proxy.stop();
+        assert_eq!((counters.opened, counters.closed), (1, 1), "{annotate}: {counters:?}");
+    }
+}
+
+#[test]
+fn a_reply_that_stops_before_the_end_of_the_body_ends_its_span() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub = StubServer::new(|mut connection| {
+        if connection.read_head().is_some() && connection.send(EARLY_REPLY) {
+            // A server that goes on only after the end of the body.
+            let _ = connection.read_to_end();
+        }
+    });
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::start(&upstream, &daemon.socket(), &["--body-timeout", "100"]).wait_for_daemon();
+    let reply = unfinished(&proxy).read_reply().expect("a reply");
+    assert_eq!((reply.status(), reply.is_complete, reply.text().as_str()), (413, false, "first,"));
+    let counters = proxy.stop();
+    assert_eq!((counters.opened, counters.closed), (1, 1), "{counters:?}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::fixture::fixture;
 use crate::ground_truth::TestRng;
 use crate::http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, inference_request};
 use crate::support::{SLOW_COUNTER_MACHINE, STEADY_MACHINE, TEST_TIMEOUT, TestDaemon, wait_until};
@@ -93,6 +94,17 @@ fn a_reply_in_one_piece_has_its_energy_in_the_head() {
     assert_eq!(notes["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(notes["parent_span_id"], "00f067aa0ba902b7");
     proxy.stop().assert_balanced();
+}
+
+#[test]
+fn an_encoded_path_is_measured_and_forwarded_unchanged() {
+    let fixture = fixture();
+    let path = "/v1/chat/complet%69ons?a=%41&b=%2f";
+    let request = format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\n{{}}");
+    let reply = ask(&fixture.proxy, request.as_bytes());
+    assert!(reply.status() == 200 && reply.header("wattspan-energy").is_some(), "{reply:?}");
+    let received = fixture.received.lock().unwrap();
+    assert_eq!(received[0].line, format!("POST {path} HTTP/1.1"));
 }
 
 #[test]

@@ -41,7 +41,7 @@ not found, 126 if it could not be executed. If no meter is available, the
 command is not started and the status is 1 to 5 as listed in `wattspan --help`.
 With --repeat, it is the first status that is not 0. A signal that terminates
 the command stops the repetition; so does INT, TERM, HUP or QUIT if the command
-handles it.
+handles it, and a run that cannot start. The report is of the runs that ended.
 
 Signals sent to wattspan are forwarded to the command. The report is printed
 after the command's own output, on standard error.";

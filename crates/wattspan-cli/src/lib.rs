@@ -45,6 +45,7 @@ mod table;
 mod terminal;
 mod termination;
 mod top;
+mod usage_error;
 mod utc_time;
 
 use std::process::ExitCode;
@@ -106,8 +107,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.exit_code() != 0 => {
-            // Without clap's colours: its message repeats the invalid argument unescaped.
-            let _ = output::eprint_text(&error.render().to_string());
+            let _ = output::eprint_text(&usage_error::render_usage_error(error));
             return ExitCode::from(exit_status::USAGE);
         }
         Err(help) => help.exit(),

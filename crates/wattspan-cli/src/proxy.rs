@@ -66,7 +66,8 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_HEAD_TIMEOUT.as_millis() as u64,
           value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     head_timeout: u64,
-    /// Maximum time without a byte of the body of an inference request, which then gets status 408
+    /// Maximum time without a byte of the body of an inference request, which may wait ten times as long in all; then it
+    /// gets status 408
     #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_BODY_TIMEOUT.as_millis() as u64,
           value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     body_timeout: u64,

@@ -2,11 +2,10 @@
 //!
 //! A span opens before the command starts and closes at the instant its end is observed. The report goes to standard error
 //! or to a file, after the command's output. If the meter fails meanwhile, the command's exit status is still passed on,
-//! and the energy is unknown.
+//! and the energy is unknown. Runs that have ended are reported also where a later one cannot start.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
@@ -14,7 +13,7 @@ use wattspan_client::account::Account;
 use wattspan_client::domain::Liveness;
 use wattspan_client::protocol::{DomainStatus, OpenSpan};
 use wattspan_client::{Client, ClientError, SpanGuard};
-use wattspan_system::private_file;
+use wattspan_system::private_file::OpenOutput;
 
 use super::child_process::{self, ChildExit, StartCommandError};
 use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
@@ -74,10 +73,10 @@ impl RunArgs {
 
 /// Runs `wattspan run`.
 pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
-    let output = ReportOutput::open(args.output.as_ref())?;
     let (connector, client) = MeterConnector::open_for_commands(options, args.repeat)?;
     let info = client.info()?;
     ensure_measurable(&info)?;
+    let output = ReportOutput::open(args.output.as_ref())?;
     if !options.json {
         connector.print_fallback_notice();
     }
@@ -85,13 +84,11 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     let first_span = client.open_span_with(args.open_request())?;
     // Kept until the report is printed: a signal may arrive twice, for this process and for its group.
     let signals = signal_ffi::install_handlers();
-    let mut runs = match run_repeatedly(&client, args, first_span, &signals) {
-        Ok(runs) => runs,
-        Err(error) => {
-            eprint_message(&error.to_string());
-            return Ok(error.shell_status());
-        }
-    };
+    let (mut runs, start_error) = run_repeatedly(&client, args, first_span, &signals);
+    if let Some(error) = start_error.as_ref().filter(|_| runs.is_empty()) {
+        eprint_message(&error.to_string());
+        return Ok(error.shell_status());
+    }
     // More update intervals are known after the runs; if the daemon is gone, the earlier ones are used.
     let domains = client.info().unwrap_or(info).domains;
     for run in &mut runs {
@@ -102,7 +99,7 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
             .as_ref()
             .map_or_else(Vec::new, |account| domains_not_in_account(args, account, &domains));
     }
-    let run_report = build_report(args, &connector, runs);
+    let run_report = build_report(args, &connector, runs, start_error.as_ref());
     let text = if options.json {
         output::to_json_line(&run_report)?
     } else {
@@ -112,19 +109,22 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     if let Err(error) = output.write(&text) {
         eprint_message(&format!("cannot write the report: {error}"));
     }
+    if let Some(error) = start_error {
+        eprint_message(&error.to_string());
+    }
     // The process ends next, and an embedded meter with it: to stop its threads one by one would take longer.
     std::mem::forget(connector);
     Ok(run_report.exit_status)
 }
 
-/// Runs the command repeatedly until all runs are done or a termination signal arrives. `first_span` is the span of the
-/// first run.
+/// Runs the command repeatedly until all runs are done, a termination signal arrives, or a run cannot start, for the reason
+/// that is returned. `first_span` is the span of the first run.
 fn run_repeatedly(
     client: &Client,
     args: &RunArgs,
     first_span: SpanGuard<'_>,
     signals: &SignalForwarder,
-) -> Result<Vec<MeasuredRun>, StartCommandError> {
+) -> (Vec<MeasuredRun>, Option<StartCommandError>) {
     let mut runs: Vec<MeasuredRun> = Vec::new();
     let mut span = Ok(first_span);
     loop {
@@ -133,7 +133,7 @@ fn run_repeatedly(
             Err(error) => {
                 // The daemon may be gone; the command's failure is what the user has to know.
                 let _ = span.map(SpanGuard::cancel);
-                return Err(error);
+                return (runs, Some(error));
             }
         };
         let at_ns = i64::try_from(command_run.ended_ns).unwrap_or(i64::MAX);
@@ -156,7 +156,7 @@ fn run_repeatedly(
         // In this order, a termination request is either seen here or kept for the next command.
         signals.discard_pending();
         if signal.is_some() || signals.is_termination_requested() || runs.len() >= args.repeat as usize {
-            return Ok(runs);
+            return (runs, None);
         }
         span = client.open_span_with(args.open_request());
     }
@@ -175,14 +175,21 @@ fn domains_not_in_account(args: &RunArgs, account: &Account, all: &[DomainStatus
     all.iter().filter(is_missing).map(|domain| domain.name.clone()).collect()
 }
 
-fn build_report(args: &RunArgs, connector: &MeterConnector, runs: Vec<MeasuredRun>) -> RunReport {
+fn build_report(
+    args: &RunArgs,
+    connector: &MeterConnector,
+    runs: Vec<MeasuredRun>,
+    start_error: Option<&StartCommandError>,
+) -> RunReport {
+    let start_status = start_error.map(StartCommandError::shell_status);
+    let mut statuses = runs.iter().map(|run| run.exit_status).chain(start_status);
     let statistics_of = |value_of: fn(&Account) -> Option<u64>| {
         SampleStatistics::if_all_known(runs.iter().map(|run| run.account.as_ref().and_then(value_of)))
     };
     RunReport {
         command: args.command().iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         meter: connector.description(),
-        exit_status: runs.iter().map(|run| run.exit_status).find(|&status| status != 0).unwrap_or(0),
+        exit_status: statuses.find(|&status| status != 0).unwrap_or(0),
         share_uj: statistics_of(|account| account.share_uj),
         mean_power_mw: statistics_of(|account| account.mean_power_mw),
         duration_ns: SampleStatistics::if_all_known(runs.iter().map(|run| Some(run.duration_ns))),
@@ -218,11 +225,12 @@ fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Ter
     }
 }
 
-/// The destination of the report, opened before the command runs so that an invalid path fails early.
+/// The destination of the report, opened before the command runs so that an invalid path fails early. A file keeps its
+/// content until the report is written.
 enum ReportOutput {
     Stderr,
     Stdout,
-    File(File),
+    File(OpenOutput),
 }
 
 impl ReportOutput {
@@ -230,7 +238,7 @@ impl ReportOutput {
         match path {
             None => Ok(ReportOutput::Stderr),
             Some(path) if path.as_os_str() == "-" => Ok(ReportOutput::Stdout),
-            Some(path) => private_file::create(path)
+            Some(path) => OpenOutput::open(path)
                 .map(ReportOutput::File)
                 .map_err(|error| CliError::new(FAILURE, format!("--output {}: {error}", path.display()))),
         }
@@ -248,7 +256,7 @@ impl ReportOutput {
         match self {
             ReportOutput::Stderr => output::eprint_text(text),
             ReportOutput::Stdout => output::print_text(text),
-            ReportOutput::File(mut file) => Ok(output::write_text(&mut file, text, Terminal::PLAIN)?),
+            ReportOutput::File(file) => Ok(output::write_text(&mut file.emptied()?, text, Terminal::PLAIN)?),
         }
     }
 }

@@ -142,7 +142,8 @@ impl Exporter {
         let state_file = StateFile::lock(path.clone())
             .map_err(file_error("lock", &path))?
             .ok_or(ExportError::Locked(path.clone()))?;
-        let state = state_file.read(STATE_REMEDY).map_err(file_error("read", &path))?;
+        let state: ExportState = state_file.read(STATE_REMEDY).map_err(file_error("read", &path))?;
+        state.check(STATE_REMEDY).map_err(file_error("read", &path))?;
         Ok(Self { settings, state_file, state })
     }
 

@@ -42,6 +42,28 @@ pub struct ExportState {
     pub range: Option<NumberRange>,
 }
 
+impl ExportState {
+    /// Checks that the range begins with the account after the exported ones. One that ended before them would move the state
+    /// back, so that accounts are exported again; an earlier version's state has no checksum that would show the damage.
+    ///
+    /// # Errors
+    /// The range is another one; the message ends with `remedy`.
+    pub fn check(&self, remedy: &str) -> io::Result<()> {
+        match &self.range {
+            Some(NumberRange { first, last, .. })
+                if last < first || self.after.checked_add(1) != Some(*first) =>
+            {
+                let after = self.after;
+                Err(invalid(
+                    &format!("its range {first} to {last} does not follow the account {after}"),
+                    remedy,
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The locked state file of one export.
 #[derive(Debug)]
 pub struct StateFile {
@@ -72,8 +94,7 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
             Err(error) => return Err(error),
         };
-        parse(&bytes)
-            .map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, format!("{reason}; {remedy}")))
+        parse(&bytes).map_err(|reason| invalid(&reason, remedy))
     }
 
     /// Replaces the state; it is on disk when this returns.
@@ -90,6 +111,11 @@ impl StateFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The error of a state that cannot be used.
+fn invalid(reason: &str, remedy: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{reason}; {remedy}"))
 }
 
 /// Parses a state. One without a checksum is that of an earlier version.

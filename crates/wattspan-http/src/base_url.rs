@@ -9,7 +9,7 @@ use std::str::FromStr;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 
-/// The text is no base URL.
+/// The text is no base URL. Its text here is that of [`redact_url`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseBaseUrlError {
     /// It is no absolute URL.
@@ -21,6 +21,25 @@ pub enum ParseBaseUrlError {
     /// It has a query, a fragment, or a user name and password.
     #[error("{0:?}: a query, a fragment, or a user name and password is not supported; send keys as headers")]
     UnsupportedComponent(String),
+}
+
+/// The text of a URL for a message: without user name, password, query and fragment, which may be secret. The text need not be
+/// valid: a password may contain any character, so that everything before the last `@` is left out.
+pub fn redact_url(text: &str) -> String {
+    const LEFT_OUT: &str = "***";
+    let starts_with =
+        |scheme: &&str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let scheme = ["http://", "https://"].into_iter().find(starts_with).unwrap_or_default();
+    let without_query = |text: &str| match text.find(['?', '#']).and_then(|at| text.get(..=at)) {
+        Some(start) => format!("{start}{LEFT_OUT}"),
+        None => text.to_owned(),
+    };
+    match text.rsplit_once('@') {
+        None => without_query(text),
+        // The @ may be that of a query.
+        Some((before, _)) if before.contains(['?', '#']) => format!("{scheme}{LEFT_OUT}"),
+        Some((_, host)) => format!("{scheme}{LEFT_OUT}@{}", without_query(host)),
+    }
 }
 
 /// A server's base URL.
@@ -77,16 +96,16 @@ impl FromStr for BaseUrl {
     type Err = ParseBaseUrlError;
 
     fn from_str(text: &str) -> Result<Self, ParseBaseUrlError> {
-        let invalid = || ParseBaseUrlError::Invalid(text.to_owned());
+        let invalid = || ParseBaseUrlError::Invalid(redact_url(text));
         if text.contains(['#', '?', '@']) {
-            return Err(ParseBaseUrlError::UnsupportedComponent(text.to_owned()));
+            return Err(ParseBaseUrlError::UnsupportedComponent(redact_url(text)));
         }
         let parts = text.parse::<Uri>().map_err(|_| invalid())?.into_parts();
         let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
             return Err(invalid());
         };
         if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
-            return Err(ParseBaseUrlError::UnsupportedScheme(text.to_owned()));
+            return Err(ParseBaseUrlError::UnsupportedScheme(redact_url(text)));
         }
         if authority.host().is_empty() {
             return Err(invalid());
@@ -150,6 +169,33 @@ mod tests {
             "http://[2001:db8::1]",
         ] {
             assert!(!is_loopback(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn no_error_has_a_password_or_a_query() {
+        for (text, expected) in [
+            ("http://user:s3cret@host:1/a", "http://***@host:1/a"),
+            ("HTTPS://s3cret@host", "https://***@host"),
+            ("user:s3cret@host:1", "***@host:1"),
+            ("ftp://user:s3cret@host", "***@host"),
+            ("s3cret://x@host", "***@host"),
+            // An @, slash, question mark or number sign of the password is not encoded.
+            ("http://user:a@s3cret@host", "http://***@host"),
+            ("http://user:a/s3cret@host", "http://***@host"),
+            ("http://user:a?s3cret@host", "http://***"),
+            ("http://user:a#s3cret@host", "http://***"),
+            ("http://host/?key=s3cret", "http://host/?***"),
+            ("http://host/#s3cret", "http://host/#***"),
+            ("http://user:s3cret@host/a?key=s3cret", "http://***@host/a?***"),
+            ("http://host/?mail=s3cret@host", "http://***"),
+            ("ftp://host", "ftp://host"),
+            ("localhost:8000", "localhost:8000"),
+        ] {
+            assert_eq!(redact_url(text), expected, "{text}");
+            let error = text.parse::<BaseUrl>().unwrap_err();
+            assert!(error.to_string().contains(&format!("{expected:?}")), "{error}");
+            assert!(!format!("{error:?} {error}").contains("s3cret"), "{error:?}");
         }
     }
 

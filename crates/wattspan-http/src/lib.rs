@@ -19,5 +19,5 @@ pub mod reply;
 pub mod sse;
 pub mod transfer_encoding;
 
-pub use base_url::{BaseUrl, ParseBaseUrlError};
+pub use base_url::{BaseUrl, ParseBaseUrlError, redact_url};
 pub use body::{BodyError, BoxBody, BufferedBody, full_body};

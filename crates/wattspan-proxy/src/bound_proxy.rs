@@ -72,7 +72,7 @@ pub struct ProxySettings {
     pub max_connections: usize,
     /// The time for the head of a request, from its first byte.
     pub head_timeout: Duration,
-    /// How long the body of an inference request may send nothing.
+    /// How long the body of an inference request may send nothing; in all it may wait ten times as long.
     pub body_timeout: Duration,
 }
 

@@ -41,7 +41,7 @@ pub struct Proxy {
     pub annotation_policy: AnnotationPolicy,
     pub weigh_by_tokens: bool,
     pub hash_prompts: bool,
-    /// How long the body of an inference request may send nothing.
+    /// How long the body of an inference request may send nothing; in all it may wait ten times as long.
     pub body_timeout: Duration,
     pub span_client: SpanClient,
     pub token_weights: TokenWeights,

@@ -1,9 +1,9 @@
 //! Forwards one request to the server and the response to the client.
 //!
 //! The span of an inference request opens when the request arrives and closes at the end of the response. A request
-//! that the server cannot have received gets status 502, and its span is cancelled; where the server may have received
-//! it, the span is closed. One whose body stops arriving gets status 408, and its span is cancelled. A failure of the
-//! daemon never fails a request, and the wait for its account is bounded.
+//! that the server cannot have received gets status 502, and its span is cancelled; where the server may have
+//! received it, the span is closed. One whose body stops arriving, or trickles, gets status 408, and its span is
+//! cancelled. A failure of the daemon never fails a request, and the wait for its account is bounded.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,15 @@ use wattspan_http::transfer_encoding::{self, TransferEncodingError};
 use wattspan_http::{BoxBody, full_body, hop_by_hop};
 use wattspan_system::escape::printable_ascii;
 
-use super::body_timer::BodyTimer;
+use super::body_timer::{BodyTimeoutError, BodyTimer};
 use super::context::{ClientContext, Proxy};
 use super::measured_response;
+use super::reply_progress::ReplyProgress;
 use super::request_span::RequestSpan;
 use super::route::Operation;
 use super::trace_context::TraceContext;
 use super::upstream_request::{
-    BodyTimeoutError, ClientCapabilities, MeasuredBody, RequestEnd, RequestedModel, build_upstream_request,
+    ClientCapabilities, MeasuredBody, RequestEnd, RequestedModel, build_upstream_request,
 };
 
 /// The header in which a client names its span.
@@ -66,13 +67,14 @@ async fn forward_measured(
     proxy.counters.inferences.increment();
     let mut span = open_span(proxy, &mut request, operation);
     let requested_model = RequestedModel::new(proxy.hash_prompts);
+    let progress = ReplyProgress::default();
     let (request, capabilities) = match build_upstream_request(
         &proxy.upstream,
         client.informational.as_ref(),
         request,
         Some(MeasuredBody {
             requested_model: requested_model.clone(),
-            timer: BodyTimer::new(proxy.body_timeout),
+            timer: BodyTimer::new(proxy.body_timeout, progress.clone()),
         }),
     ) {
         Ok(prepared) => prepared,
@@ -88,7 +90,7 @@ async fn forward_measured(
             if head.status == StatusCode::SWITCHING_PROTOCOLS {
                 return pass_through(client, head, body, capabilities);
             }
-            measured_response::respond(client, head, body, span, &capabilities)
+            measured_response::respond(client, head, progress.observe(body), span, &capabilities)
                 .await
                 .unwrap_or_else(|error| interrupted_response(proxy, &error))
         }
@@ -178,10 +180,12 @@ async fn send_upstream(
                 Err(reason) => (false, format!("the framing of its reply is ambiguous: {reason}")),
             }
         }
-        Err(_) if request_end.has_timed_out() => {
-            return Err(UpstreamError { unsent: true, response: refuse_slow_body() });
+        Err(error) => {
+            if let Some(timeout) = request_end.timeout() {
+                return Err(UpstreamError { unsent: true, response: refuse_slow_body(timeout) });
+            }
+            (error.is_connect(), error_chain(&error))
         }
-        Err(error) => (error.is_connect(), error_chain(&error)),
     };
     proxy.counters.upstream_failures.increment();
     proxy.log.write_line(&format!("no reply from {}: {reason}", proxy.upstream));
@@ -232,9 +236,9 @@ fn refuse_framing(error: TransferEncodingError) -> Response<BoxBody> {
     reply
 }
 
-/// The response to a request whose body stopped arriving. The connection ends with it.
-fn refuse_slow_body() -> Response<BoxBody> {
-    let mut reply = error_response(StatusCode::REQUEST_TIMEOUT, &BodyTimeoutError.to_string());
+/// The response to a request whose body stopped arriving, or trickled. The connection ends with it.
+fn refuse_slow_body(error: BodyTimeoutError) -> Response<BoxBody> {
+    let mut reply = error_response(StatusCode::REQUEST_TIMEOUT, &error.to_string());
     reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }

@@ -36,6 +36,7 @@ mod process_exit;
 #[cfg(not(target_os = "linux"))]
 #[path = "process_exit_unsupported.rs"]
 mod process_exit;
+mod reply_progress;
 mod request_span;
 mod response_reader;
 mod route;

@@ -17,13 +17,13 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use wattspan_http::reply::{DeclaredFormat, ReplyReader};
 use wattspan_http::{BodyError, BoxBody, BufferedBody, hop_by_hop};
 
 use super::annotation::{ENERGY_HEADER, EnergyAnnotation, SPAN_HEADER};
 use super::context::{AnnotationMode, ClientContext};
+use super::reply_progress::ObservedReply;
 use super::request_span::{RequestSpan, WeightedStream};
 use super::response_reader::ResponseReader;
 use super::upstream_request::ClientCapabilities;
@@ -43,7 +43,7 @@ const MAX_BUFFERED_BYTES: u64 = 32 << 10;
 pub async fn respond(
     client: &ClientContext,
     mut head: response::Parts,
-    body: Incoming,
+    body: ObservedReply,
     span: RequestSpan,
     capabilities: &ClientCapabilities,
 ) -> Result<Response<BoxBody>, hyper::Error> {
@@ -134,7 +134,7 @@ enum BufferOutcome {
 /// The response with its energy in the head, or a streamed one where the body exceeds the limits of buffering.
 async fn buffered_response(
     mut head: response::Parts,
-    mut body: Incoming,
+    mut body: ObservedReply,
     stream: Arc<WeightedStream>,
     mut reader: ResponseReader,
     placement: AnnotationPlacement,
@@ -175,7 +175,7 @@ async fn buffered_response(
 }
 
 async fn buffer_body(
-    body: &mut Incoming,
+    body: &mut ObservedReply,
     chunks: &mut VecDeque<Bytes>,
     reader: &mut ResponseReader,
 ) -> BufferOutcome {
@@ -233,7 +233,7 @@ enum StreamState {
 /// The body of a streamed response. It holds one frame at most, or one line with `--annotate usage`: a client that does
 /// not read stops the reads from the server.
 struct StreamedBody {
-    inner: Incoming,
+    inner: ObservedReply,
     stream: Arc<WeightedStream>,
     reader: ResponseReader,
     placement: AnnotationPlacement,
@@ -250,7 +250,7 @@ struct StreamedBody {
 impl StreamedBody {
     /// A body of the chunks `buffered`, which `reader` has read, and then those of `inner`.
     fn new(
-        inner: Incoming,
+        inner: ObservedReply,
         buffered: VecDeque<Bytes>,
         stream: Arc<WeightedStream>,
         reader: ResponseReader,

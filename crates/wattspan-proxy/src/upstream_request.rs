@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use wattspan_http::hop_by_hop::{self, ConnectionOptions};
 use wattspan_http::prompt_hash::PromptHasher;
 use wattspan_http::{BaseUrl, BodyError, BoxBody};
 
-use super::body_timer::BodyTimer;
+use super::body_timer::{BodyTimeoutError, BodyTimer};
 use super::client_io::InformationalSender;
 use super::json_scanner::JsonScanner;
 
@@ -43,7 +43,7 @@ pub struct RequestEnd(Arc<RequestEndFlags>);
 #[derive(Debug, Default)]
 struct RequestEndFlags {
     reached: AtomicBool,
-    timed_out: AtomicBool,
+    timeout: OnceLock<BodyTimeoutError>,
 }
 
 impl RequestEnd {
@@ -51,16 +51,18 @@ impl RequestEnd {
         self.0.reached.load(Ordering::Relaxed)
     }
 
-    pub fn has_timed_out(&self) -> bool {
-        self.0.timed_out.load(Ordering::Relaxed)
+    /// Why the body has timed out, if it has.
+    pub fn timeout(&self) -> Option<BodyTimeoutError> {
+        self.0.timeout.get().copied()
     }
 
     fn set_reached(&self) {
         self.0.reached.store(true, Ordering::Relaxed);
     }
 
-    fn set_timed_out(&self) {
-        self.0.timed_out.store(true, Ordering::Relaxed);
+    fn set_timeout(&self, error: BodyTimeoutError) {
+        // A body that has failed is not polled again.
+        let _ = self.0.timeout.set(error);
     }
 }
 
@@ -71,11 +73,6 @@ impl ClientCapabilities {
             || (self.options.trailers && self.version == Version::HTTP_11 && !has_known_length)
     }
 }
-
-/// No byte of the request's body arrived for the timeout.
-#[derive(Debug, thiserror::Error)]
-#[error("the rest of the request's body did not arrive (--body-timeout)")]
-pub struct BodyTimeoutError;
 
 /// The parts of an inference request's body that concern its span.
 pub struct MeasuredBody {
@@ -179,7 +176,7 @@ impl RequestedModel {
 }
 
 impl MeasuredBody {
-    /// Reads what arrived, or fails where nothing has for the timeout.
+    /// Reads what arrived, or fails where a limit of its time has passed.
     fn observe(
         &mut self,
         polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
@@ -194,8 +191,11 @@ impl MeasuredBody {
                 }
             }
             Poll::Ready(_) => {}
-            Poll::Pending if self.timer.poll_expired(cx).is_ready() => return Err(BodyTimeoutError),
-            Poll::Pending => {}
+            Poll::Pending => {
+                if let Poll::Ready(error) = self.timer.poll_expired(cx) {
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
@@ -269,10 +269,10 @@ impl Body for RequestBody {
         }
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         if let Some(measured) = &mut self.measured
-            && measured.observe(&polled, cx).is_err()
+            && let Err(error) = measured.observe(&polled, cx)
         {
-            self.end.set_timed_out();
-            return Poll::Ready(Some(Err(BodyTimeoutError.into())));
+            self.end.set_timeout(error);
+            return Poll::Ready(Some(Err(error.into())));
         }
         if matches!(polled, Poll::Ready(None)) || self.inner.is_end_stream() {
             self.end.set_reached();

@@ -12,26 +12,51 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+/// An output that is open for writing and still has its previous content.
+#[derive(Debug)]
+pub struct OpenOutput {
+    file: File,
+    /// Whether the parent process opened it: what a redirected file has stays.
+    is_inherited: bool,
+}
+
+impl OpenOutput {
+    /// Opens an output: a new file, an own file, a device or a FIFO.
+    ///
+    /// # Errors
+    /// The system call fails, or the path is a link or a file of another user.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if is_own_descriptor(path) {
+            let file = OpenOptions::new().append(true).open(path)?;
+            return Ok(OpenOutput { file, is_inherited: true });
+        }
+        let file = match open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW) {
+            Err(Errno::LOOP) => open_linked_device(path)?,
+            opened => opened?,
+        };
+        // Not O_TRUNC, which would empty the file before its owner is known.
+        check_ownership(&file.metadata()?)?;
+        Ok(OpenOutput { file, is_inherited: false })
+    }
+
+    /// Removes the previous content of a file.
+    ///
+    /// # Errors
+    /// The system call fails.
+    pub fn emptied(self) -> io::Result<File> {
+        if !self.is_inherited && self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+        }
+        Ok(self.file)
+    }
+}
+
 /// Opens an output for writing: a new file, an own file without its previous content, a device or a FIFO.
 ///
 /// # Errors
-/// The system call fails, or the path is a link or a file of another user.
+/// As for [`OpenOutput::open`].
 pub fn create(path: &Path) -> io::Result<File> {
-    if is_own_descriptor(path) {
-        // The parent process opened it. Append, to keep the content of a redirected file.
-        return OpenOptions::new().append(true).open(path);
-    }
-    let file = match open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW) {
-        Err(Errno::LOOP) => open_linked_device(path)?,
-        opened => opened?,
-    };
-    let metadata = file.metadata()?;
-    check_ownership(&metadata)?;
-    if metadata.is_file() {
-        // Not O_TRUNC, which would empty the file before its owner is known.
-        file.set_len(0)?;
-    }
-    Ok(file)
+    OpenOutput::open(path)?.emptied()
 }
 
 /// Opens a regular file to read it and to add to its end; creates it where it is missing.

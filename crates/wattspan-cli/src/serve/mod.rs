@@ -22,7 +22,7 @@ use serde::Serialize;
 use wattspan_proxy::{ListenAddress, ListenSocket, ProxyListener};
 
 use crate::connect::MeterOptions;
-use crate::exit_status::{CliError, OK};
+use crate::exit_status::{CliError, FAILURE, OK};
 use crate::listen_group::listen_group_gid;
 use crate::output;
 use crate::top::meter_feed::MeterFeed;
@@ -68,7 +68,10 @@ pub fn serve(options: &MeterOptions, args: &ServeArgs) -> Result<u8, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = ProxyListener::new(socket)?;
-        print_address(options, &address, ServeOutput { listen, url })?;
+        // Also where the reader of standard output has gone: without the address, and its token, no browser finds the page.
+        print_address(options, &address, ServeOutput { listen, url }).map_err(|error| {
+            CliError::new(FAILURE, format!("cannot print the address of the page: {error}"))
+        })?;
         if tcp_address.is_some_and(|address| !address.ip().is_loopback()) {
             let notice =
                 "the connection is not encrypted: the token and all figures can be read on the network";
