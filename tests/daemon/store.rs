@@ -434,7 +434,8 @@ impl SavedState {
         for account in &listed {
             assert!(self.accounts.contains(account), "{what}: changed: {account}");
         }
-        assert!(damaged || listed.len() == self.accounts.len(), "{what}: {} listed", listed.len());
+        let is_whole = damaged || listed.len() == self.accounts.len();
+        assert!(is_whole, "{what}: {} listed\n{}", listed.len(), self.daemon.log());
         listed.len()
     }
 }
