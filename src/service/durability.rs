@@ -144,6 +144,14 @@ impl Durability {
         self.store.is_failing() || self.is_stalled
     }
 
+    /// A list of remembered accounts. Where the store fails, an empty one is an error: there may be accounts on disk.
+    ///
+    /// # Errors
+    /// `StoreUnavailable`: there is no account, and the store fails.
+    pub(crate) fn check_remembered(&self, accounts: SpanAccounts) -> Result<SpanAccounts, MethodError> {
+        if self.is_failing() { refuse_empty(accounts, self.failure_reason()) } else { Ok(accounts) }
+    }
+
     /// Why nothing can be written, or what may be lost.
     fn failure_reason(&self) -> Option<String> {
         let health = self.store.health();
@@ -402,9 +410,10 @@ impl Durability {
             (QueryKind::List(request), QueryOutcome::Skipped(reason)) if request.is_continued() => {
                 Err(store_unavailable(reason))
             }
-            (QueryKind::List(request), QueryOutcome::Skipped(_)) => {
+            (QueryKind::List(request), QueryOutcome::Skipped(reason)) => {
                 let mark = |account: &Account, number| self.mark_durability(account, number);
-                Ok(Reply::Accounts(request.remembered_accounts(&peer, registry, mark)))
+                let remembered = request.remembered_accounts(&peer, registry, mark);
+                refuse_empty(remembered, reason).map(Reply::Accounts)
             }
             (QueryKind::Span(_) | QueryKind::Forward, QueryOutcome::Skipped(reason)) => {
                 Err(store_unavailable(reason))
@@ -601,6 +610,11 @@ fn store_unavailable(reason: Option<String>) -> MethodError {
     MethodError::StoreUnavailable {
         reason: reason.unwrap_or_else(|| "the disk does not respond; try again".into()),
     }
+}
+
+/// The list, unless it is empty: of a store that was not read, that would mean that there is no account.
+fn refuse_empty(accounts: SpanAccounts, reason: Option<String>) -> Result<SpanAccounts, MethodError> {
+    if accounts.accounts.is_empty() { Err(store_unavailable(reason)) } else { Ok(accounts) }
 }
 
 fn as_not_durable(account: &Account) -> Account {

@@ -208,7 +208,7 @@ impl Service {
                 return Ok(None);
             }
         }
-        Ok(Some(self.spans.remembered_accounts(peer, &request)))
+        self.spans.remembered_accounts(peer, &request).map(Some)
     }
 
     /// The method SumSpans: the sums of stored accounts of the caller or, with telemetry access, of all users. The reply is sent

@@ -587,9 +587,20 @@ impl SpanLifecycle {
     }
 
     /// The latest remembered accounts that match a request.
-    pub(crate) fn remembered_accounts(&self, peer: &Peer, request: &ListRequest) -> SpanAccounts {
+    ///
+    /// # Errors
+    /// `StoreUnavailable`: there is none, and the store, which may have some, fails.
+    pub(crate) fn remembered_accounts(
+        &self,
+        peer: &Peer,
+        request: &ListRequest,
+    ) -> Result<SpanAccounts, MethodError> {
         let mark = |account: &Account, number| self.mark_durability(account, number);
-        request.remembered_accounts(peer, &self.registry, mark)
+        let accounts = request.remembered_accounts(peer, &self.registry, mark);
+        match &self.durability {
+            Some(durability) => durability.check_remembered(accounts),
+            None => Ok(accounts),
+        }
     }
 
     /// Submits a query to the store; returns false if there is no store or it cannot answer.

@@ -251,6 +251,31 @@ fn a_list_that_goes_on_while_the_disk_fails_is_refused_and_not_ended() {
 }
 
 #[test]
+fn a_list_without_an_account_in_memory_is_refused_while_the_disk_fails() {
+    let Some(disk) = FaultyDisk::mount() else { return };
+    let mut daemon = start_daemon_on(disk.path());
+    let mut client = daemon.client();
+    assert_eq!(close_state(&mut client, "before")["durable"], true, "{}", daemon.log());
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    disk.set(WriteBehavior::Fail);
+    assert_eq!(close_state(&mut client, "during")["durable"], false);
+    let listed = |client: &mut TestClient, filter: Value| -> Vec<Value> {
+        let reply = client.call("ListSpans", filter);
+        reply["accounts"].as_array().unwrap().iter().map(|account| account["span"].clone()).collect()
+    };
+    assert_eq!(listed(&mut client, json!({})), ["during"], "from memory");
+    for filter in [json!({ "state": "abandoned" }), json!({ "since_unix_ns": i64::MAX })] {
+        assert_eq!(client.call_error("ListSpans", filter).0, "StoreUnavailable");
+    }
+    disk.set(WriteBehavior::Succeed);
+    wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
+    assert_eq!(listed(&mut client, json!({})), ["before", "during"]);
+    assert!(listed(&mut client, json!({ "state": "abandoned" })).is_empty(), "the disk has none");
+}
+
+#[test]
 fn a_hanging_disk_delays_no_answer_for_long() {
     let Some(disk) = FaultyDisk::mount() else { return };
     let daemon = start_daemon_on(disk.path());
