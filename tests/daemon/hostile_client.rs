@@ -256,6 +256,7 @@ fn ten_thousand_connections_are_held_or_refused_and_others_are_served() {
 #[test]
 fn a_daemon_without_descriptors_turns_the_newest_away_and_goes_on() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
+    warm_up(&daemon);
     let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
     rustix::process::prlimit(Some(daemon.pid()), rustix::process::Resource::Nofile, limit).unwrap();
     let mut clients: Vec<TestClient> = (0..100).map(|_| daemon.client()).collect();
