@@ -5,6 +5,7 @@ use crate::http_stub;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use crate::fixture::LONG_PATIENCE;
 use crate::ground_truth::TestRng;
 use crate::http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, header_value, short_pause};
 use crate::support::{STEADY_MACHINE, TestDaemon};
@@ -368,7 +369,7 @@ fn run(flags: &[&str], annotated: bool, cases: u64) {
 
 #[test]
 fn a_thousand_replies_are_the_same_with_and_without_the_proxy() {
-    run(&["--annotate", "headers"], true, cases());
+    run(&[["--annotate", "headers"], LONG_PATIENCE].concat(), true, cases());
 }
 
 #[test]

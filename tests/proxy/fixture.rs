@@ -8,6 +8,9 @@ use crate::support::{STEADY_MACHINE, TestDaemon};
 /// What the server answers.
 pub const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// For tests that expect the settled account in each reply: it may take longer than a reply waits by default.
+pub const LONG_PATIENCE: [&str; 2] = ["--patience", "10000"];
+
 /// The programs, and what the server received.
 pub struct ProxyFixture {
     _daemon: TestDaemon,

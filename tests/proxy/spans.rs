@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::fixture::fixture;
+use crate::fixture::{LONG_PATIENCE, fixture};
 use crate::ground_truth::TestRng;
 use crate::http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, inference_request};
 use crate::support::{SLOW_COUNTER_MACHINE, STEADY_MACHINE, TEST_TIMEOUT, TestDaemon, wait_until};
@@ -36,8 +36,11 @@ fn json_reply(body: &str) -> String {
     )
 }
 
+/// Starts a proxy, with long patience unless the flags have another one.
 fn start_proxy(stub: &StubServer, daemon: &TestDaemon, flags: &[&str]) -> TestProxy {
-    TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), flags).wait_for_daemon()
+    let patience: &[&str] = if flags.contains(&"--patience") { &[] } else { &LONG_PATIENCE };
+    let flags = [patience, flags].concat();
+    TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &flags).wait_for_daemon()
 }
 
 fn ask(proxy: &TestProxy, request: &[u8]) -> HttpMessage {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fixture::LONG_PATIENCE;
 use crate::http_stub::{HttpConnection, StubServer, TestProxy, inference_request};
 use crate::support::{STEADY_MACHINE, TestDaemon};
 use bytes::Bytes;
@@ -89,8 +90,8 @@ fn many_streams_of_one_http2_connection_are_each_measured() {
             connection.send(reply.as_bytes());
         }
     });
-    let proxy =
-        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &[]).wait_for_daemon();
+    let proxy = TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &LONG_PATIENCE)
+        .wait_for_daemon();
     runtime().block_on(async {
         let io = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
         let (sender, connection) =
@@ -187,7 +188,8 @@ fn a_tls_server_is_accepted_only_with_a_trusted_certificate() {
     let address = upstream(Some(acceptor));
     let url = format!("https://localhost:{}", address.port());
     let with = |file: &Path| {
-        TestProxy::start_with_env(&url, &daemon.socket(), &[], &[("SSL_CERT_FILE", file)]).wait_for_daemon()
+        let trust = [("SSL_CERT_FILE", file)];
+        TestProxy::start_with_env(&url, &daemon.socket(), &LONG_PATIENCE, &trust).wait_for_daemon()
     };
     let proxy = with(&trusted);
     let mut connection = HttpConnection::connect(proxy.address);
