@@ -239,7 +239,7 @@ fn a_waiting_close_gets_the_provisional_account_when_the_daemon_stops() {
 
 #[test]
 fn a_client_that_reads_gets_every_answer_before_the_daemon_stops() {
-    // Their answers are more than the socket's buffer holds. One domain, because a busy machine has to make them within the
+    // Their answers are more than the socket's buffer holds. Few domains, because a busy machine has to make them within the
     // 4 s that a shutdown may take.
     const CLOSES: usize = 600;
     let mut daemon = TestDaemon::start(STEADY_MACHINE);
