@@ -10,18 +10,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::faulty_fs::{FaultyDisk, WriteBehavior};
+use crate::store::{close_state, keeping, names};
 use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, sleep_ms, wait_until};
 use serde_json::{Value, json};
-
-fn keeping(daemon: &TestDaemon) -> Value {
-    daemon.client().call("GetInfo", json!({}))["keeping"].take()
-}
-
-/// Opens and closes a span; returns its final account.
-fn close_state(client: &mut TestClient, span: &str) -> Value {
-    client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
-    client.close_and_settle(span)
-}
 
 fn start_daemon_on(place: &Path) -> TestDaemon {
     TestDaemon::start_with_config(STEADY_MACHINE, &format!("state_dir = {place:?}\n"))
@@ -261,18 +252,15 @@ fn a_list_without_an_account_in_memory_is_refused_while_the_disk_fails() {
     let mut client = daemon.client();
     disk.set(WriteBehavior::Fail);
     assert_eq!(close_state(&mut client, "during")["durable"], false);
-    let listed = |client: &mut TestClient, filter: Value| -> Vec<Value> {
-        let reply = client.call("ListSpans", filter);
-        reply["accounts"].as_array().unwrap().iter().map(|account| account["span"].clone()).collect()
-    };
-    assert_eq!(listed(&mut client, json!({})), ["during"], "from memory");
+    let list = |client: &mut TestClient, filter: Value| client.call("ListSpans", filter)["accounts"].take();
+    assert_eq!(names(list(&mut client, json!({})).as_array().unwrap()), ["during"], "from memory");
     for filter in [json!({ "state": "abandoned" }), json!({ "since_unix_ns": i64::MAX })] {
         assert_eq!(client.call_error("ListSpans", filter).0, "StoreUnavailable");
     }
     disk.set(WriteBehavior::Succeed);
     wait_until("it can be written again", || keeping(&daemon)["durable"] == true);
-    assert_eq!(listed(&mut client, json!({})), ["before", "during"]);
-    assert!(listed(&mut client, json!({ "state": "abandoned" })).is_empty(), "the disk has none");
+    assert_eq!(names(list(&mut client, json!({})).as_array().unwrap()), ["before", "during"]);
+    assert_eq!(list(&mut client, json!({ "state": "abandoned" })), json!([]), "the disk has none");
 }
 
 #[test]

@@ -29,11 +29,13 @@ fn list(client: &mut TestClient, mut question: Value) -> Vec<Value> {
     }
 }
 
-fn names(accounts: &[Value]) -> Vec<&str> {
+/// The IDs of the accounts.
+pub fn names(accounts: &[Value]) -> Vec<&str> {
     accounts.iter().map(|account| account["span"].as_str().unwrap()).collect()
 }
 
-fn keeping(daemon: &TestDaemon) -> Value {
+/// The state of the store in GetInfo.
+pub fn keeping(daemon: &TestDaemon) -> Value {
     daemon.client().call("GetInfo", json!({}))["keeping"].take()
 }
 
@@ -217,7 +219,7 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
 }
 
 /// Opens and closes a span; returns its final account.
-fn close_state(client: &mut TestClient, span: &str) -> Value {
+pub fn close_state(client: &mut TestClient, span: &str) -> Value {
     client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
     client.close_and_settle(span)
 }

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
+use crate::fixture::LONG_PATIENCE;
 use crate::http_stub::{StubServer, TestProxy};
 use crate::other_user::TestUser;
 use crate::support::{STEADY_MACHINE, TEST_TIMEOUT, TestDaemon};
@@ -75,7 +76,7 @@ impl Setup {
     }
 
     fn proxy_by(&self, command: Command, flags: &[&str]) -> TestProxy {
-        let flags = [&["--annotate", "usage", "--patience", "10000"], flags].concat();
+        let flags = [&["--annotate", "usage"], &LONG_PATIENCE[..], flags].concat();
         let upstream = format!("http://{}", self.server.address);
         TestProxy::start_command(command, &upstream, &self.daemon.socket(), &flags).wait_for_daemon()
     }
@@ -209,7 +210,7 @@ fn the_user_of_an_unprivileged_proxy_sees_its_figures_and_root_does() {
     let owner = TestUser { uid: 12_306, groups: "" };
     let daemon = TestDaemon::start_with_config(STEADY_MACHINE, other_user::GROUPS);
     let upstream = format!("http://{}", setup.server.address);
-    let flags = ["--annotate", "usage", "--patience", "10000"];
+    let flags = [["--annotate", "usage"], LONG_PATIENCE].concat();
     let proxy = TestProxy::start_as_user_with_flags(12_306, "daemon", &upstream, &daemon.socket(), &flags)
         .wait_for_daemon();
     setup.assert_sees(owner, &proxy.at);
