@@ -127,8 +127,6 @@ fn quantum_uj(updates: &[Update]) -> Option<f64> {
     const MIN_DIFFERENT_STEPS: usize = 8;
     const MIN_QUANTUM_UJ: f64 = 12.0;
     const MAX_PARTS: u32 = 1_000_000;
-    /// Both ends of a step are rounded down, and so are those of the step from which the unit follows.
-    const ROUNDING_UJ: f64 = 1.5;
     let mut steps: Vec<u64> = updates.windows(2).map(|pair| pair[1].energy_uj - pair[0].energy_uj).collect();
     steps.sort_unstable();
     steps.dedup();
@@ -136,24 +134,31 @@ fn quantum_uj(updates: &[Update]) -> Option<f64> {
         return None;
     }
     let steps: Vec<f64> = steps.into_iter().map(|step| step as f64).collect();
-    let is_multiple = |step: f64, unit: f64| (step - (step / unit).round() * unit).abs() <= ROUNDING_UJ;
     // A step far smaller than the others is too inexact for them: then a larger one is divided.
     (0..MIN_DIFFERENT_STEPS).find_map(|first| {
+        let (smaller, larger) = steps.split_at(first);
         (1..=MAX_PARTS)
             .map(|parts| steps[first] / f64::from(parts))
             .take_while(|unit| *unit >= MIN_QUANTUM_UJ)
-            .filter_map(|unit| refine_unit(unit, &steps[first..]))
-            .find(|unit| steps.iter().all(|step| is_multiple(*step, *unit)))
+            .find_map(|unit| common_unit(unit, larger.iter().chain(smaller)))
     })
 }
 
-/// The unit near `unit` that fits the steps, which ascend: each one fixes it better. `None` where one is no multiple.
-fn refine_unit(unit: f64, steps: &[f64]) -> Option<f64> {
-    steps.iter().try_fold(unit, |unit, step| {
-        let times = (step / unit).round();
-        let is_near = (step - times * unit).abs() <= unit / 4.0;
-        is_near.then(|| step / times)
-    })
+/// The unit near `unit` of which all steps are multiples; each step fixes it better. `None` where there is none.
+fn common_unit<'a>(unit: f64, mut steps: impl Iterator<Item = &'a f64>) -> Option<f64> {
+    /// Both ends of a step are rounded down, so its error is below one microjoule on either side.
+    const ROUNDING_UJ: f64 = 1.0;
+    let (mut least, mut most) = (0.0_f64, f64::INFINITY);
+    let mut best = unit;
+    steps.try_for_each(|step| {
+        let times = (step / best).round();
+        let is_near = times >= 1.0 && (step - times * best).abs() <= best / 4.0;
+        least = least.max((step - ROUNDING_UJ) / times);
+        most = most.min((step + ROUNDING_UJ) / times);
+        best = least.midpoint(most);
+        (is_near && least <= most).then_some(())
+    })?;
+    Some(best)
 }
 
 /// The lag with which the load explains the steps best; `None` where it does not explain them.
@@ -347,20 +352,47 @@ mod tests {
         assert_eq!(stuck, CounterProfile { resolution_ns: stuck.resolution_ns, ..CounterProfile::default() });
     }
 
-    #[test]
-    fn the_quantum_is_found_beside_a_step_of_few_quanta() {
-        let unit_uj = 1e6 / 16_384.0;
-        let parts = [20, 33_000, 33_017, 40_111, 52_340, 61_007, 77_777, 90_001, 110_003, 140_001_u64];
+    /// The updates of a counter that shows whole microjoules, after these numbers of quanta.
+    fn updates(parts: &[u64], unit_uj: f64) -> Vec<Update> {
         let ends = parts.iter().scan(1_000_u64, |sum, parts| {
             *sum += parts;
             Some(*sum)
         });
-        let first = std::iter::once(1_000).chain(ends);
-        let updates: Vec<Update> = first
+        std::iter::once(1_000)
+            .chain(ends)
             .zip(0..)
             .map(|(sum, at_ns)| Update { after_ns: at_ns, at_ns, energy_uj: (sum as f64 * unit_uj) as u64 })
-            .collect();
-        let found_uj = quantum_uj(&updates).expect("a quantum");
+            .collect()
+    }
+
+    #[test]
+    fn the_quantum_is_found_beside_a_step_of_few_quanta() {
+        let unit_uj = 1e6 / 16_384.0;
+        let parts = [20, 33_000, 33_017, 40_111, 52_340, 61_007, 77_777, 90_001, 110_003, 140_001_u64];
+        let found_uj = quantum_uj(&updates(&parts, unit_uj)).expect("a quantum");
         assert!((found_uj - unit_uj).abs() < 0.01, "{found_uj}");
+    }
+
+    #[test]
+    fn the_quantum_is_found_however_the_ends_of_the_steps_are_rounded() {
+        let mut random = 7_u64;
+        for unit_uj in [1e6 / 16_384.0, 1e6 / 65_536.0, 1e6 / 3_000.0] {
+            for seed in 0..300 {
+                let parts: Vec<u64> = (0..160)
+                    .map(|_| {
+                        random = random
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
+                        let spread = (random >> 33) % 2_000;
+                        if (random >> 20) % 2 == 0 { 32_000 + spread } else { 138_000 + spread }
+                    })
+                    .collect();
+                let found_uj = quantum_uj(&updates(&parts, unit_uj));
+                assert!(
+                    found_uj.is_some_and(|found_uj| (found_uj - unit_uj).abs() < 0.01),
+                    "{unit_uj}, {seed}: {found_uj:?}"
+                );
+            }
+        }
     }
 }
