@@ -3,13 +3,13 @@
 //! Holds connection indexes, not connections. The ticks of one rate lie on one grid of time, so that an update is encoded
 //! once for all its subscribers. A late subscriber skips the missed periods: a burst of old figures has no use.
 
-use wattspan_client::account::Gap;
 use wattspan_client::protocol::{Access, MethodError, WatchDomains};
 
 use crate::service::access::Peer;
 use crate::service::caller::ConnectionId;
 use crate::service::list_request::StartPosition;
-use crate::store::{Filter, ForwardQuery, ForwardReply, ReplyForm};
+use crate::service::stored_stream::StoredStream;
+use crate::store::{ForwardQuery, ForwardReply};
 
 /// Delay of the first tick, until a resting sampler has read again. An earlier tick would pair the current
 /// time with energy up to one second old.
@@ -55,24 +55,8 @@ struct ClientSubscription {
     kind: SubscriptionKind,
     /// Time of the next domain tick; `u64::MAX` for spans.
     due_ns: u64,
-    /// The state of a stream of stored accounts.
-    progress: StoredProgress,
-}
-
-/// How far a stream of stored accounts has come. It has one query in flight, and none until the client has read the items
-/// of the last one, so that a slow client delays only itself and misses nothing.
-#[derive(Debug, Default)]
-struct StoredProgress {
-    position: StartPosition,
-    /// Gaps after the last item.
-    gaps: Vec<Gap>,
-    /// What the store had been passed when the query was submitted.
-    requested: u64,
-    is_in_flight: bool,
-    /// The same, when the stream last came to the end of what was stored; `None`: there may be more.
-    end: Option<u64>,
-    /// The time before which no query is submitted, after one that failed.
-    retry_ns: u64,
+    /// Of a stream of stored accounts.
+    stored: Option<StoredStream>,
 }
 
 impl Subscriptions {
@@ -88,12 +72,11 @@ impl Subscriptions {
             SubscriptionKind::Spans | SubscriptionKind::StoredSpans(_) => u64::MAX,
             SubscriptionKind::Domains { .. } => now_ns + SAMPLER_WAKE_NS,
         };
-        let position = match kind {
-            SubscriptionKind::StoredSpans(position) => position,
-            _ => StartPosition::default(),
+        let stored = match kind {
+            SubscriptionKind::StoredSpans(position) => Some(StoredStream::new(position)),
+            _ => None,
         };
-        let progress = StoredProgress { position, ..StoredProgress::default() };
-        self.list.push(ClientSubscription { index, connection, peer, kind, due_ns, progress });
+        self.list.push(ClientSubscription { index, connection, peer, kind, due_ns, stored });
     }
 
     /// The connection indexes of the streams of stored accounts.
@@ -104,8 +87,8 @@ impl Subscriptions {
         self.list.iter().filter(is_stored).map(|subscription| subscription.index).collect()
     }
 
-    /// The query for the next accounts of a stream of stored ones, unless one is in flight or nothing was passed to the
-    /// store since the last one. The caller calls [`Self::begin_query`] if the store takes it.
+    /// The query for the next accounts of a stream of stored ones, if it needs one. The caller calls [`Self::begin_query`] if the
+    /// store takes it.
     pub fn stored_query(
         &self,
         connection: ConnectionId,
@@ -113,47 +96,26 @@ impl Subscriptions {
         now_ns: u64,
     ) -> Option<(Peer, ForwardQuery)> {
         let subscription = self.list.iter().find(|subscription| subscription.connection == connection)?;
-        let StoredProgress { position, gaps, is_in_flight, end, retry_ns, .. } = &subscription.progress;
-        if *is_in_flight || *end == Some(last_store_number) || now_ns < *retry_ns {
-            return None;
-        }
-        let query = ForwardQuery {
-            uid: subscription.peer.uid_filter(),
-            filter: Filter::default(),
-            limit: usize::MAX,
-            after: position.after,
-            database: position.database,
-            form: ReplyForm::Stream,
-            gaps: gaps.clone(),
-        };
-        Some((subscription.peer, query))
+        let (peer, stream) = (subscription.peer, subscription.stored.as_ref()?);
+        Some((peer, stream.next_query(peer.uid_filter(), last_store_number, now_ns)?))
     }
 
     /// Notes that the query of a stream was submitted.
     pub fn begin_query(&mut self, connection: ConnectionId, last_store_number: u64) {
-        if let Some(progress) = self.stored_progress(connection) {
-            (progress.is_in_flight, progress.requested) = (true, last_store_number);
+        if let Some(stream) = self.stored_stream(connection) {
+            stream.begin_query(last_store_number);
         }
     }
 
-    /// Notes the result of the query of a stream; `None`: it failed, and is repeated after a second.
+    /// Notes the result of the query of a stream; `None`: it failed.
     pub fn end_query(&mut self, connection: ConnectionId, reply: Option<&ForwardReply>, now_ns: u64) {
-        const RETRY_NS: u64 = 1_000_000_000;
-        let Some(progress) = self.stored_progress(connection) else { return };
-        progress.is_in_flight = false;
-        match reply {
-            None => progress.retry_ns = now_ns + RETRY_NS,
-            Some(ForwardReply { after, at_end, database, gaps, .. }) => {
-                progress.position = StartPosition { after: *after, database: Some(*database) };
-                progress.end = at_end.then_some(progress.requested);
-                progress.gaps.clone_from(gaps);
-            }
+        if let Some(stream) = self.stored_stream(connection) {
+            stream.end_query(reply, now_ns);
         }
     }
 
-    fn stored_progress(&mut self, connection: ConnectionId) -> Option<&mut StoredProgress> {
-        let subscription = self.list.iter_mut().find(|subscription| subscription.connection == connection);
-        subscription.map(|subscription| &mut subscription.progress)
+    fn stored_stream(&mut self, connection: ConnectionId) -> Option<&mut StoredStream> {
+        self.list.iter_mut().find(|subscription| subscription.connection == connection)?.stored.as_mut()
     }
 
     /// Removes the subscription of a connection. Returns whether there was one.

@@ -39,6 +39,7 @@ pub(crate) mod span_lifecycle;
 mod span_memory;
 mod span_registry;
 pub(crate) mod startup;
+pub(crate) mod stored_stream;
 mod sum_request;
 #[cfg(test)]
 pub(crate) mod test_parts;

@@ -49,7 +49,7 @@ struct Instant {
 /// Makes one call and checks its answer.
 pub(super) fn make_random(run: &mut Simulation) {
     let user = run.random.below(3) as usize;
-    match run.random.below(36) {
+    match run.random.below(37) {
         0..8 => open(run, user),
         8..11 => mark_phase(run, user),
         11..14 => set_weight(run, user),
@@ -62,6 +62,7 @@ pub(super) fn make_random(run: &mut Simulation) {
         31 | 32 => stored_calls::list_after(run, user),
         33 => stored_calls::sum(run, user),
         34 => reload(run),
+        35 => stored_calls::watch(run, user),
         _ if run.random.one_in(4) => run.close_connection(user),
         _ => {}
     }

@@ -91,7 +91,7 @@ fn random_runs_keep_every_invariant() {
     }
     let figures = run_hours(1, 0.8, 1);
     assert!(figures.shares.bounded > 1_000 && figures.refused > 100 && figures.restarts > 0, "{figures:?}");
-    assert!(figures.listed > 100 && figures.sums > 10, "{figures:?}");
+    assert!(figures.listed > 100 && figures.watched > 100 && figures.sums > 10, "{figures:?}");
 }
 
 #[test]

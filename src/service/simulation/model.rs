@@ -6,6 +6,8 @@ use wattspan_client::account::{Account, Share, SpanState};
 use wattspan_client::protocol::SpanSums;
 
 use super::counter::{CEILING_MW, SharedCounter, lock};
+use crate::service::caller::ConnectionId;
+use crate::service::stored_stream::StoredStream;
 
 /// The state of a span after the calls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,4 +250,23 @@ pub(super) struct Follower {
     pub(super) is_at_end: bool,
     /// The reply of the sums before.
     pub(super) last_sums: Option<SpanSums>,
+}
+
+/// A client that watches the stored accounts.
+#[derive(Debug, Default)]
+pub(super) struct Watcher {
+    pub(super) stream: Option<(ConnectionId, StoredStream)>,
+    /// The position and the database in the last item.
+    pub(super) after: u64,
+    pub(super) database: Option<String>,
+    pub(super) seen: BTreeSet<(u32, String)>,
+    /// The client reads the last page until then.
+    pub(super) reads_until_ns: u64,
+}
+
+impl Watcher {
+    /// The connection ends. An item that was not read is sent again.
+    pub(super) fn disconnect(&mut self) {
+        self.stream = None;
+    }
 }

@@ -9,7 +9,7 @@ use wattspan_client::protocol::{Access, MethodError, SpanCounts};
 
 use super::counter::{self, SharedCounter, SimulatedCounter, SlowReads, lock};
 use super::machine::{self, Machine, MachineSettings, OPEN_SPANS_PER_USER};
-use super::model::{self, CheckedShares, Follower, ModelState, SpanModel};
+use super::model::{self, CheckedShares, Follower, ModelState, SpanModel, Watcher};
 use super::random::Random;
 use crate::clock::Clock;
 use crate::sampler::SamplerSettings;
@@ -62,6 +62,8 @@ pub(super) struct RunFigures {
     /// Accounts in lists after a number, and replies to SumSpans.
     pub(super) listed: u64,
     pub(super) sums: u64,
+    /// Items of streams of stored accounts.
+    pub(super) watched: u64,
     pub(super) shares: CheckedShares,
 }
 
@@ -74,20 +76,22 @@ impl RunFigures {
         self.restarts += other.restarts;
         self.listed += other.listed;
         self.sums += other.sums;
+        self.watched += other.watched;
         self.shares.bounded += other.shares.bounded;
         self.shares.unbounded += other.shares.unbounded;
     }
 
     pub(super) fn describe(&self) -> String {
         format!(
-            "{:.2} simulated hours, {} calls ({} refused), {} final accounts, {} restarts, {} accounts listed, {} sums, {} bounds \
-             held the truth, {} shares had no bound",
+            "{:.2} simulated hours, {} calls ({} refused), {} final accounts, {} restarts, {} accounts listed, {} streamed, {} sums, \
+             {} bounds held the truth, {} shares had no bound",
             self.simulated_ns as f64 / HOUR_NS as f64,
             self.calls,
             self.refused,
             self.accounts,
             self.restarts,
             self.listed,
+            self.watched,
             self.sums,
             self.shares.bounded,
             self.shares.unbounded
@@ -137,6 +141,7 @@ pub(super) struct Simulation {
     pub(super) connections: [u64; 3],
     /// What each user has read of the stored accounts.
     pub(super) followers: [Follower; 3],
+    pub(super) watchers: [Watcher; 3],
     final_accounts: Vec<FinalAccount>,
     /// All final accounts, for a comparison of runs.
     pub(super) history: Vec<Account>,
@@ -199,6 +204,7 @@ impl Simulation {
             next_slot: 0,
             connections: [100, 200, 300],
             followers: Default::default(),
+            watchers: Default::default(),
             final_accounts: Vec::new(),
             history: Vec::new(),
             call_due_ns: START_NS + 2 * SECOND_NS,
@@ -271,6 +277,7 @@ impl Simulation {
         }
         self.run_on(15 * SECOND_NS);
         self.check_followers();
+        self.check_watchers();
         self.figures.simulated_ns += self.clock.now_ns() - START_NS;
         assert_eq!(self.waiting, BTreeMap::new(), "replies are missing");
         let unsettled: Vec<&SpanModel> = self
@@ -308,6 +315,7 @@ impl Simulation {
             }
             self.final_accounts = final_accounts;
             self.check_store_replies();
+            self.advance_watchers();
             if !self.is_draining && self.call_due_ns <= self.clock.now_ns() {
                 self.make_call();
             }
@@ -434,6 +442,7 @@ impl Simulation {
         }
         self.start_machine();
         self.waiting.clear();
+        self.watchers.iter_mut().for_each(Watcher::disconnect);
         for span in &mut self.spans {
             let is_stored = self
                 .finals
