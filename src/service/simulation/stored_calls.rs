@@ -277,20 +277,27 @@ fn check_watchers(run: &mut Simulation) {
         return;
     }
     for user in (0..run.watchers.len()).filter(|user| !run.is_coarse(*user)).collect::<Vec<_>>() {
-        let deadline_ns = run.clock.now_ns() + 60 * SECOND_NS;
-        while !is_at_end(run, user) {
-            assert!(run.clock.now_ns() < deadline_ns, "the stream of user {user} does not come to its end");
-            if run.watchers[user].stream.is_none() {
-                begin_stream(run, user);
-            }
-            run.run_on(50 * MS_NS);
+        check_watcher(run, user);
+        // A new one begins with the first account, and reads more than a page.
+        run.watchers[user] = Watcher::default();
+        check_watcher(run, user);
+    }
+}
+
+fn check_watcher(run: &mut Simulation, user: usize) {
+    let deadline_ns = run.clock.now_ns() + 60 * SECOND_NS;
+    while !is_at_end(run, user) {
+        assert!(run.clock.now_ns() < deadline_ns, "the stream of user {user} does not come to its end");
+        if run.watchers[user].stream.is_none() {
+            begin_stream(run, user);
         }
-        let (peer, watcher) = (run.peer(user), &run.watchers[user]);
-        for (name, account) in &run.finals {
-            let is_visible = peer.uid_filter().is_none_or(|own| own == name.0);
-            let must_be_seen = is_visible && account.durable == Some(true);
-            assert!(!must_be_seen || watcher.seen.contains(name), "durable and not streamed: {account:?}");
-        }
+        run.run_on(50 * MS_NS);
+    }
+    let (peer, watcher) = (run.peer(user), &run.watchers[user]);
+    for (name, account) in &run.finals {
+        let is_visible = peer.uid_filter().is_none_or(|own| own == name.0);
+        let must_be_seen = is_visible && account.durable == Some(true);
+        assert!(!must_be_seen || watcher.seen.contains(name), "durable and not streamed: {account:?}");
     }
 }
 
