@@ -112,10 +112,9 @@ class Daemon(Process):
             return False
 
     def stored(self):
-        """All accounts by number, once none waits for the disk."""
+        """All accounts by number, once none waits for the disk. The last span must have been closed with a wait."""
         client = VarlinkClient(self.socket, TIMEOUT_S)
-        wait_for("settled accounts", lambda: client.call("GetInfo")["keeping"]["waiting"] == 0)
-        time.sleep(1)
+        wait_for("settled accounts", lambda: is_stored(client.call("GetInfo")))
         found, after = {}, 0
         while True:
             page = client.call("ListSpans", after=after, limit=4096)
@@ -124,6 +123,11 @@ class Daemon(Process):
             if page["at_end"]:
                 assert not page.get("gaps"), page["gaps"]
                 return found
+
+
+def is_stored(info):
+    """Whether no span is open, and every settled account is on a disk that works."""
+    return info["spans"]["open"] == 0 and info["keeping"]["durable"] and info["keeping"]["waiting"] == 0
 
 
 class Load(threading.Thread):
@@ -138,30 +142,41 @@ class Load(threading.Thread):
     def run(self):
         try:
             while not self.ended:
-                try:
-                    self.run_spans(VarlinkClient(self.daemon_process.socket, TIMEOUT_S))
-                except OSError:
-                    time.sleep(0.02)
+                self.connect_and(self.run_spans)
         except Exception as error:
             self.error = error
+
+    def connect_and(self, work):
+        """Does it with a connection of its own; returns whether the daemon stayed."""
+        try:
+            work(VarlinkClient(self.daemon_process.socket, TIMEOUT_S))
+            return True
+        except OSError:
+            time.sleep(0.02)
+            return False
 
     def run_spans(self, client):
         while not self.ended:
             begin = time.monotonic()
-            span = client.call("OpenSpan", name=f"request {self.made}", attributes=self.attributes(self.made))["span"]
-            client.call("MarkPhase", span=span, phase="decode")
-            client.call("CloseSpan", span=span)
-            self.made += 1
+            self.run_span(client)
             time.sleep(max(0, begin + 1 / self.per_second - time.monotonic()))
+
+    def run_span(self, client, **close):
+        span = client.call("OpenSpan", name=f"request {self.made}", attributes=self.attributes(self.made))["span"]
+        client.call("MarkPhase", span=span, phase="decode")
+        client.call("CloseSpan", span=span, **close)
+        self.made += 1
 
     def wait_for_more(self, spans):
         before = self.made
         wait_for("load", lambda: self.made >= before + spans or self.error)
 
     def finish(self):
+        """Ends it with a span that has settled, and so have all that were closed before."""
         self.ended = True
         self.join(TIMEOUT_S)
         assert self.error is None, self.error
+        wait_for("the last span", lambda: self.connect_and(lambda client: self.run_span(client, wait_settled=True)))
 
 
 def random_hex(digits):
