@@ -64,7 +64,8 @@ def judge_disk(samples, setup):
 
 
 def judge_lateness(samples):
-    """Lateness of readings, relative to that of a timer of the soak itself: the machine may get busier."""
+    """Lateness of readings, relative to that of a timer of the soak itself: the machine may get busier, or
+    less busy. Both are of all the time since the daemon's start."""
 
     def relative(part):
         return median(sample["lateness_p99_ns"] / max(sample["timer_p99_ns"], 1) for sample in part)
