@@ -432,8 +432,7 @@ class Soak:
         for thread in self.spans:
             thread.finish()
         # The spans of a client that was killed just now close before this one.
-        client = VarlinkClient(self.daemon.socket, TIMEOUT_S)
-        client.call("CloseSpan", span=client.call("OpenSpan", name="last")["span"], wait_settled=True)
+        self.measure_last_span()
         self.daemon.stored()
         self.jsonl.stop(signal.SIGTERM)
         subprocess.run(self.export, check=True, stdout=subprocess.DEVNULL)
@@ -446,13 +445,16 @@ class Soak:
         end["fresh"] = self.figures_without_clients()
         (self.out / "end.json").write_text(json.dumps(end))
 
-    def figures_without_clients(self):
-        """The least figures of the daemon in two seconds without connections, after each of its parts was used once."""
+    def measure_last_span(self):
         client = VarlinkClient(self.daemon.socket, TIMEOUT_S)
         wait_for("the store", lambda: client.call("GetInfo")["keeping"]["durable"])
         client.call("CloseSpan", span=client.call("OpenSpan", name="last")["span"], wait_settled=True)
         client.call("ListSpans", limit=1)
         client.stream.close()
+
+    def figures_without_clients(self):
+        """The least figures of the daemon in two seconds without connections, after each of its parts was used once."""
+        self.measure_last_span()
         found = []
         for _ in range(20):
             time.sleep(0.1)
