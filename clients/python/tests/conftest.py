@@ -149,6 +149,16 @@ def daemon(boot: Callable[..., Daemon]) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def patient_daemon(boot: Callable[..., Daemon]) -> Iterator[Daemon]:
+    """As `daemon`; takes messages that come a second late as they are. For tests of short spans: a daemon that does not
+    run for as long as a span is open moves its opening and its close to one instant."""
+    started = boot(STEADY, "horizon_ms = 1000.0\n")
+    wattspan.configure(started.socket)
+    yield started
+    wattspan.configure("/nonexistent/wattspan.sock")
+
+
+@pytest.fixture
 def no_daemon() -> Iterator[None]:
     """No daemon."""
     wattspan.configure("/nonexistent/wattspan.sock")

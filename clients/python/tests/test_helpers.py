@@ -283,7 +283,7 @@ def exported(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
 
 
 @pytest.mark.parametrize("kind", [SimpleSpanProcessor, BatchSpanProcessor])
-def test_exported_spans_carry_their_final_energy(daemon: Daemon, kind: Any) -> None:
+def test_exported_spans_carry_their_final_energy(patient_daemon: Daemon, kind: Any) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(otel.EnergySpanProcessor(kind(exporter), timeout=60))

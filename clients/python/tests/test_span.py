@@ -90,8 +90,9 @@ def test_two_spans_at_once_share_by_weight(daemon: Daemon) -> None:
         light.end(at)
         heavy.end(at)
         light_j, heavy_j = light.energy_j, heavy.energy_j
-        assert light_j and heavy_j and light_j < heavy_j
-        # On a busy machine a message may arrive after the horizon.
+        # On a busy machine a message may arrive after the horizon, and all of them may be moved to one instant.
+        if not light_j or not heavy_j:
+            return False
         return heavy_j == pytest.approx(3 * light_j, rel=1e-5)
 
     until("shared as 1 to 3", one_to_three)
@@ -114,8 +115,10 @@ def test_nesting_changes_no_other_share_and_loses_nothing(daemon: Daemon) -> Non
     # The only root span, so its energy is the whole window, whatever is nested in it.
     assert account.energy_j == pytest.approx(account.window_j, abs=2e-5)
     assert retrieve.result().nested.share_uj == embed.result().share_uj
-    assert account.own_energy_j is not None and account.energy_j is not None
-    assert account.own_energy_j < account.energy_j / 2
+    # The machine draws 100 W, and the request has them to itself while nothing is open in it.
+    whole_s, retrieve_s, generate_s = (each.duration_s or 0.0 for each in (account, inside[0], inside[2]))
+    assert account.own_energy_j is not None and account.energy_j is not None and account.error_j is not None
+    assert abs(account.own_energy_j - 100 * (whole_s - retrieve_s - generate_s)) <= account.error_j + 1e-6
     gained = {each["domain"]: each["attributed_uj"] for each in wattspan.balance()}
     for each in before:
         gained[each["domain"]] -= each["attributed_uj"]
@@ -143,7 +146,7 @@ def test_a_parent_that_ends_before_its_child_still_gets_its_sum(daemon: Daemon) 
     parent = wattspan.begin("parent")
     child = wattspan.begin("child", parent=parent)
     parent.end()
-    early = parent.result(0.3)
+    early = parent.result(2)
     assert early.nested.share_uj is None and early.energy_j is None and early.nested.reason
     child.end()
     until("summed", lambda: parent.result().energy_j is not None)
