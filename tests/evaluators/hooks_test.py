@@ -30,6 +30,8 @@ DIRECTORY = Path(sys.argv[1])
 CALL_S = 0.15
 QUESTIONS = 6
 BEGAN_UNIX_NS = time.time_ns()
+# For the accounts of a daemon that a busy machine runs late; the case of one that stalls has the usual time.
+usual_wait_s, wattspan.inspect_ai.ACCOUNT_WAIT_S = wattspan.inspect_ai.ACCOUNT_WAIT_S, 30.0
 
 
 class Warnings(logging.Handler):
@@ -209,7 +211,8 @@ def parallel_calls_of_the_same_messages() -> None:
         return solve
 
     def durations_s(sample: dict) -> list[float]:
-        return [(call["closed_ns"] - call["opened_ns"]) / 1e9 for call in sample["calls"]]
+        # A daemon that runs late moves the edges of a call, which shortens it.
+        return [(call["closed_ns"] - call["opened_ns"] + call["moved_ns"]) / 1e9 for call in sample["calls"]]
 
     _, figures = run("same messages", at_once=1, connections=2, solver=twice("slow/model"))
     check_calls(figures, calls_each=2)
@@ -325,6 +328,7 @@ def a_daemon_that_stalls_and_dies() -> None:
                 assert daemon.poll() is None
                 time.sleep(0.05)
             wattspan.inspect_ai.measure(socket=socket)
+            wattspan.inspect_ai.ACCOUNT_WAIT_S = usual_wait_s
             for name, signals in (("stalls", [signal.SIGSTOP, signal.SIGCONT]), ("dies", [signal.SIGKILL])):
                 warnings.texts.clear()
                 log, figures = run(name, at_once=1, solver=interrupted(daemon, signals[0]))
