@@ -94,6 +94,14 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
 
+    def wait_for_disk(self):
+        """Waits until all settled accounts are on disk: a disk that takes seconds for a sync delays no reply."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (keeping := self.call("GetInfo")["keeping"])["durable"] or keeping["waiting"] > 0:
+            if time.monotonic() > deadline:
+                sys.exit(f"the accounts do not reach the disk: {keeping}")
+            time.sleep(0.05)
+
     def accounts(self):
         found, after = [], 0
         while True:
@@ -272,6 +280,7 @@ def check_host(host, directory, programs):
     exports = {form: directory / "hosts" / host / form for form in ["parquet", "csv", "jsonl"]}
     for first in [0, 200]:
         run_spans(daemon, host, first, 200)
+        daemon.wait_for_disk()
         for form, to in exports.items():
             command = [wattspan, "--socket", str(daemon.socket_path), "export", form, "--host", host, "--to", str(to)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
