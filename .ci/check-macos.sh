@@ -30,13 +30,13 @@ unpack() {
         apt-cache show --no-all-versions "$1" 2>/dev/null |
             awk -v re="$2" '/^Depends:/ && !done && match($0, re) { print substr($0, RSTART, RLENGTH); done = 1 }'
     }
-    apt-get update -qq
+    apt-get update -qq -o Acquire::Retries=5
     local std llvm missing
     std=$(depends libstd-rust-web-dev 'libstd-rust-web-[0-9.]+')
     llvm=$(depends "$std" 'libllvm[0-9]+')
     [ -n "$llvm" ] || fail "Debian's lists have no rustc-web"
     say "fetches rustc-web, $std, $llvm"
-    (cd "$kept/debs" && rm -f ./*.deb && apt-get -qq -o APT::Sandbox::User=root download \
+    (cd "$kept/debs" && rm -f ./*.deb && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=5 download \
         rustc-web "$std" libstd-rust-web-dev rust-web-clippy rust-web-src "$llvm")
     for deb in "$kept"/debs/*.deb; do
         case $deb in

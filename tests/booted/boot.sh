@@ -26,8 +26,8 @@ install() {
   command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
   command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
   if [ ${#missing[@]} -gt 0 ]; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    apt-get update -qq -o Acquire::Retries=5
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Acquire::Retries=5 --no-install-recommends "${missing[@]}" >/dev/null
   fi
 }
 
@@ -38,7 +38,7 @@ make_base() {
   local base; base=$(base)
   [ -s "$base" ] && return
   mkdir -p "$cache"
-  mmdebstrap --quiet --format=tar --variant=apt --include="$packages" \
+  mmdebstrap --quiet --format=tar --variant=apt --include="$packages" --aptopt='Acquire::Retries "5"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' "$release" "$base.$$"
   mv "$base.$$" "$base"
 }
