@@ -5,6 +5,8 @@ use crate::programs;
 use crate::support;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use crate::fixture::{LONG_PATIENCE, fixture};
 use crate::ground_truth::TestRng;
 use crate::http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, inference_request};
 use crate::support::{SLOW_COUNTER_MACHINE, STEADY_MACHINE, TEST_TIMEOUT, TestDaemon, wait_until};
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Value, json};
 
 const CHUNK: &str = "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
@@ -185,7 +188,9 @@ fn a_stream_has_its_energy_after_it_and_decode_is_marked_at_the_first_token() {
     let phases = account["phases"].as_array().unwrap();
     assert_eq!(phases.len(), 2, "{account}");
     assert_eq!(phases[1]["name"], "decode");
-    let first = phases[1]["opened_ns"].as_u64().unwrap() - account["opened_ns"].as_u64().unwrap();
+    // A message that reaches a busy daemon after its horizon moves the opening.
+    let opened_ns = account["opened_ns"].as_u64().unwrap() - account["moved_ns"].as_u64().unwrap();
+    let first = phases[1]["opened_ns"].as_u64().unwrap() - opened_ns;
     assert!(first >= 30_000_000, "decode began after {first} ns");
     assert_eq!(comment["prefill_uj"], phases[0]["share_uj"]);
     assert_eq!(account["attributes"]["gen_ai.usage.output_tokens"], "2");
@@ -327,7 +332,7 @@ fn an_unreachable_daemon_fails_no_request_and_is_used_once_it_starts() {
     let reply = ask(&proxy, &inference_request("{}"));
     assert_eq!(reply.status(), 200);
     assert!(reply.text().starts_with(CHUNK) && reply.text().contains("\"unmeasured\""), "{}", reply.text());
-    assert!(proxy.log().contains("no daemon at"), "{}", proxy.log());
+    wait_until("the missing daemon is logged", || proxy.log().contains("no daemon at"));
     let counters = proxy.stop();
     assert_eq!((counters.opened, counters.unmeasured), (0, 1));
 
@@ -369,10 +374,19 @@ fn an_account_that_settles_late_is_pending_and_the_reply_goes_out() {
     assert!(reply.header("wattspan-span").is_some());
 }
 
+/// An address that refuses connections as long as the socket lives: it is bound and does not listen, so that no other test
+/// gets the port.
+fn port_without_server() -> (OwnedFd, SocketAddr) {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = rustix::net::getsockname(&socket).unwrap();
+    (socket, SocketAddr::try_from(address).unwrap())
+}
+
 #[test]
 fn an_unreachable_server_costs_no_energy_and_is_reported() {
     let daemon = TestDaemon::start(STEADY_MACHINE);
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_bound, closed) = port_without_server();
     let proxy = TestProxy::start(&format!("http://{closed}"), &daemon.socket(), &[]).wait_for_daemon();
     let reply = ask(&proxy, &inference_request("{}"));
     assert_eq!(reply.status(), 502);
@@ -383,7 +397,8 @@ fn an_unreachable_server_costs_no_energy_and_is_reported() {
 
 #[test]
 fn energy_before_a_server_disconnect_is_attributed() {
-    let daemon = TestDaemon::start(STEADY_MACHINE);
+    // A daemon that stands still for 50 ms must not move opening and closing to one instant.
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "horizon_ms = 1000.0\n");
     let stub = StubServer::new(|mut connection| {
         connection.read_request();
         support::sleep_ms(50);
