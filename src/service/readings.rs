@@ -20,6 +20,7 @@ use super::power_ceiling::sum_of_parts_mw;
 use crate::attribution::{
     AttributionSettings, Attributor, DomainInputs, ExpectedUpdates, MAX_DOMAINS, NewSpan, SpanKey,
 };
+use crate::clock::Clock;
 use crate::domain::{Absent, Domain, DomainKind, Duplicate, Liveness};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::{self, Sampler};
@@ -62,6 +63,13 @@ struct SamplerReader {
 }
 
 impl SamplerReader {
+    /// Whether its first reading is still to come, and the source does not hang in it.
+    fn awaits_first_reading(&self, clock: &Clock) -> bool {
+        const HANG_NS: u64 = 100_000_000;
+        let hangs = || self.sampler.hung_for_ns(clock.now_ns()).is_some_and(|hung_ns| hung_ns > HANG_NS);
+        self.ring.written_count() == 0 && !hangs()
+    }
+
     fn status(&self, domains: &[MeteredDomain]) -> SamplerStatus {
         let own = domains.iter().skip(self.first_domain).take(self.sample.readings.len());
         let names: Vec<&Domain> = own.map(|metered| &metered.domain).collect();
@@ -327,12 +335,13 @@ impl ReadingCollector {
         self.metered().any(|metered| metered.domain.name == name)
     }
 
-    /// Waits until every source has been read once, so that no span opens before the first reading. The timeout bounds the
-    /// wait for a source that hangs.
-    pub fn wait_for_first_readings(&self) {
-        const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(100);
-        let deadline = Instant::now() + FIRST_READING_TIMEOUT;
-        while self.readers.iter().any(|reader| reader.ring.written_count() == 0) && Instant::now() < deadline
+    /// Waits until every source has been read once, so that no span opens before the first reading; for one that hangs only
+    /// a moment. A busy machine may run the samplers' threads late, and until then nothing hangs.
+    pub fn wait_for_first_readings(&self, clock: &Clock) {
+        const THREADS_TIMEOUT: Duration = Duration::from_secs(5);
+        let deadline = Instant::now() + THREADS_TIMEOUT;
+        while self.readers.iter().any(|reader| reader.awaits_first_reading(clock))
+            && Instant::now() < deadline
         {
             std::thread::sleep(Duration::from_micros(200));
         }
@@ -709,4 +718,71 @@ fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], log: LogFn) {
     };
     let fields = [("WATTSPAN_DOMAIN", copy), ("WATTSPAN_SOURCE", domains[pair.copy].domain.source.as_str())];
     log(&LogEntry { event: &journal::DUPLICATE_DOMAINS, message: &message, fields: &fields });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::domain::{EnergyReading, Grade};
+    use crate::sampler::{SamplerSettings, stepped};
+    use crate::sources::{OpenedSource, Source};
+
+    /// A source that answers a read once the other end of its channel is dropped.
+    struct BlockingSource(Receiver<()>);
+
+    impl Source for BlockingSource {
+        fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+            let _ = self.0.recv();
+            into.fill(EnergyReading { valid: true, ..EnergyReading::default() });
+            None
+        }
+    }
+
+    fn opened(answers: Receiver<()>) -> OpenedSource {
+        let domain = Domain {
+            name: "package-0".into(),
+            kind: DomainKind::Package,
+            source: "blocking".into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        OpenedSource {
+            name: "blocking",
+            source: Box::new(BlockingSource(answers)),
+            domains: vec![domain],
+            cpu: None,
+            max_rate_hz: 1000.0,
+            advanced: vec![true],
+        }
+    }
+
+    /// The number of readings after the wait, with a sampler's thread that begins to run after 300 ms.
+    fn readings_after_wait(answers: Receiver<()>) -> u64 {
+        let clock = Clock::Machine;
+        let (sampler, mut thread) =
+            stepped::start(opened(answers), &SamplerSettings::default(), clock.clone());
+        let collector = ReadingCollector::new(vec![sampler], Vec::new(), |_| ());
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            thread.run_until_asleep();
+        });
+        collector.wait_for_first_readings(&clock);
+        collector.readers[0].ring.written_count()
+    }
+
+    #[test]
+    fn a_service_waits_for_samplers_that_a_busy_machine_runs_late_and_not_for_a_source_that_hangs() {
+        let (hold, answers) = channel();
+        drop(hold);
+        assert!(readings_after_wait(answers) > 0);
+        let (hold, answers) = channel();
+        assert_eq!(readings_after_wait(answers), 0);
+        drop(hold);
+    }
 }

@@ -68,7 +68,7 @@ impl ServiceBuilder {
                 packages,
             });
         }
-        collector.wait_for_first_readings();
+        collector.wait_for_first_readings(&clock);
         Ok(Self::with_collector(collector, found.absent, settings.service, clock))
     }
 
