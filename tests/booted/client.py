@@ -144,6 +144,11 @@ elif verb == "await-close":
     call(meter, "OpenSpan", span="awaited")
     time.sleep(0.1)
     meter.sendall(message("CloseSpan", {"span": "awaited", "wait_settled": True}))
+    # The daemon has read that once the span is no longer open.
+    other = connect()
+    while call(other, "GetSpan", span="awaited")["parameters"]["account"]["state"] == "open":
+        time.sleep(0.02)
+    other.close()
     print("waits", flush=True)
     print(json.dumps(answer(meter)))
 elif verb == "besiege":

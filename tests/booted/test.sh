@@ -245,7 +245,6 @@ restart
 as ann python3 /root/client.py await-close >"$machine/awaited" &
 waiter=$!
 for _ in $(seq 1 100); do grep -q waits "$machine/awaited" && break; sleep 0.05; done
-sleep 0.2
 began=$(ms); in_ systemctl stop wattspand.service 2>/dev/null; took=$(($(ms) - began))
 wait $waiter
 is "$(field 'it["parameters"]["account"]["state"]' <"$machine/awaited")" provisional "stop (${took} ms): who waited has the account so far"
