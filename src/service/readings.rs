@@ -65,7 +65,7 @@ struct SamplerReader {
 impl SamplerReader {
     /// Whether its first reading is still to come, and the source does not hang in it.
     fn awaits_first_reading(&self, clock: &Clock) -> bool {
-        const HANG_NS: u64 = 100_000_000;
+        const HANG_NS: u64 = 1_000_000_000;
         let hangs = || self.sampler.hung_for_ns(clock.now_ns()).is_some_and(|hung_ns| hung_ns > HANG_NS);
         self.ring.written_count() == 0 && !hangs()
     }
@@ -335,8 +335,8 @@ impl ReadingCollector {
         self.metered().any(|metered| metered.domain.name == name)
     }
 
-    /// Waits until every source has been read once, so that no span opens before the first reading; for one that hangs only
-    /// a moment. A busy machine may run the samplers' threads late, and until then nothing hangs.
+    /// Waits until every source has been read once, so that no span opens before the first reading; for one that hangs, a
+    /// second. A busy machine may run the samplers' threads late, and until then nothing hangs.
     pub fn wait_for_first_readings(&self, clock: &Clock) {
         const THREADS_TIMEOUT: Duration = Duration::from_secs(5);
         let deadline = Instant::now() + THREADS_TIMEOUT;
