@@ -2,7 +2,9 @@
 //! the grid, and the refusals.
 
 use crate::programs;
-use crate::support::{STEADY_MACHINE, TestClient, TestDaemon, run_spans_until_it_ends, wait_until};
+use crate::support::{
+    STEADY_MACHINE, TEST_TIMEOUT, TestClient, TestDaemon, run_spans_until_it_ends, wait_until,
+};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -333,17 +335,17 @@ fn values_change_on_the_grid_however_often_they_are_read() {
     let begun = Instant::now();
     let mut texts = BTreeSet::new();
     let (mut scrapes, mut instants) = (0, BTreeSet::new());
-    while begun.elapsed() < 3 * GRID {
+    while begun.elapsed() < 3 * GRID || scrapes < 100 || instants.len() < 2 {
         let text = scrape_text(dir.path());
         instants.insert(snapshot_s(&parse(&text)).to_bits());
         texts.insert(text);
         scrapes += 1;
+        assert!(begun.elapsed() < TEST_TIMEOUT, "{} instants in {scrapes} scrapes", instants.len());
     }
-    assert!(scrapes >= 100, "{scrapes} scrapes");
     assert_eq!(texts.len(), instants.len(), "one text for each instant");
     // One more for an instant that was late, and one for a part of an interval.
     let most = begun.elapsed().as_secs() as usize + 2;
-    assert!((2..=most).contains(&texts.len()), "{} texts", texts.len());
+    assert!(texts.len() <= most, "{} texts of {scrapes} scrapes", texts.len());
 }
 
 fn token_file(dir: &Path, mode: u32) -> PathBuf {
@@ -496,7 +498,7 @@ fn a_state_that_cannot_be_written_or_read_changes_nothing_that_is_shown() {
     let shown = next_snapshot(dir.path());
     // A directory where the file's temporary name would be: no write succeeds, as on a full disk.
     let blocked = dir.path().join(".state.json.tmp");
-    std::fs::create_dir(&blocked).unwrap();
+    wait_until("it writes no file there", || std::fs::create_dir(&blocked).is_ok());
     let mut before = scrape(dir.path());
     wait_until("nothing changes any more", || {
         std::thread::sleep(2 * GRID);
