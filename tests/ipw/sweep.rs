@@ -14,10 +14,14 @@ use crate::support::wait_until;
 
 /// A sweep of two models at one and two queries at a time.
 fn command(fixture: &IpwFixture, more: &[&str]) -> Command {
+    command_of(fixture, ["good-4", "good-8"], more)
+}
+
+fn command_of(fixture: &IpwFixture, models: [&str; 2], more: &[&str]) -> Command {
     let mut command = fixture.command("sweep");
     command
         .args(LONG_HORIZON_ARGS)
-        .args(["--url", &fixture.server_url(), "--model", "good-4", "--model", "good-8"])
+        .args(["--url", &fixture.server_url(), "--model", models[0], "--model", models[1]])
         .args(["-c", "2,1", "-o", "sweep", "--warm-up", "0"])
         .args(more);
     command
@@ -110,9 +114,9 @@ fn a_sweep_has_the_figures_of_its_runs_and_runs_no_finished_point_again() {
 #[test]
 fn a_sweep_that_was_killed_is_continued_by_the_same_command() {
     let fixture = IpwFixture::new();
-    let slow = ["-n", "12", "--retries", "0"];
-    let mut killed = command(&fixture, &slow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // In the second point.
+    // The answers of the second point take seconds together, so that it is killed within it.
+    let sweep = || command_of(&fixture, ["good-150", "good-8"], &["-n", "12", "--retries", "0"]);
+    let mut killed = sweep().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("a point is finished and another one has begun", || {
         let lines = row_lines(&fixture);
         lines.len() == 2 && lines.iter().all(|count| *count > 1) || killed.try_wait().unwrap().is_some()
@@ -122,7 +126,7 @@ fn a_sweep_that_was_killed_is_continued_by_the_same_command() {
     let files = points(&fixture);
     let before: Vec<String> =
         files.iter().map(|path| std::fs::read_to_string(path.join("rows.jsonl")).unwrap()).collect();
-    let output = command(&fixture, &slow).output().unwrap();
+    let output = sweep().output().unwrap();
     let text = output_text(&output);
     assert!(output.status.success(), "{text}");
     assert_eq!(
