@@ -70,7 +70,7 @@ impl InProcessService {
         let start_bounds_ns = (before_ns, monotonic_ns());
         let inventory = Inventory { opened: vec![opened], ..Inventory::default() };
         // On a busy machine messages reach the service late; the test does not measure the load of the test machine.
-        let config = Config { horizon_ms: 500.0, ..Config::default() };
+        let config = Config { horizon_ms: 1000.0, ..Config::default() };
         let settings = StartupSettings::from_config(&config);
         let service = ServiceBuilder::start(settings, inventory, clock, |_| ()).unwrap().build().unwrap();
         let (client_ends, service_ends): (Vec<_>, Vec<_>) =
