@@ -75,7 +75,9 @@ fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
     let (rows, client) = run_metered(&machine, &llm, &["package-0"], &spec, dir.path());
     let accounts = fetch_accounts(&client, &rows);
     let all: Vec<WeightInterval> = accounts.iter().map(weight_interval).collect();
-    let truths: Vec<f64> = all.iter().map(|span| machine.share_uj(0, *span, &all).0).collect();
+    // Each with the doubt that comes from the machine's start, between two looks at the clock.
+    let (truths, doubts_uj): (Vec<f64>, Vec<f64>) =
+        all.iter().map(|span| machine.share_uj(0, *span, &all)).unzip();
     let known = |at: &usize| rows[*at].energy.as_ref().is_some_and(|energy| energy.share_uj.is_some());
     let of = |at: usize| rows[at].energy.as_ref().expect("it is known");
     let mine: Vec<usize> = (0..rows.len()).filter(known).collect();
@@ -87,7 +89,7 @@ fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
     let inside = |at: &&usize| {
         let (share_uj, error_uj) =
             (of(**at).share_uj.unwrap_or(0) as f64, of(**at).error_uj.unwrap_or(0) as f64);
-        (share_uj - truths[**at]).abs() <= error_uj + 1.0
+        (share_uj - truths[**at]).abs() <= error_uj + doubts_uj[**at] + 1.0
     };
     let inside = mine.iter().filter(inside).count();
     let mean_ms = rows.iter().map(|row| row.duration_ns / MS).sum::<u64>() / rows.len() as u64;
