@@ -384,7 +384,7 @@ mod tests {
                             .wrapping_mul(6_364_136_223_846_793_005)
                             .wrapping_add(1_442_695_040_888_963_407);
                         let spread = (random >> 33) % 2_000;
-                        if (random >> 20) % 2 == 0 { 32_000 + spread } else { 138_000 + spread }
+                        if (random >> 20).is_multiple_of(2) { 32_000 + spread } else { 138_000 + spread }
                     })
                     .collect();
                 let found_uj = quantum_uj(&updates(&parts, unit_uj));
