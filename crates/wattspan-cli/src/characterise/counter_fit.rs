@@ -53,6 +53,9 @@ const MIN_UPDATES: usize = 20;
 /// A shorter interval is not seen between samples.
 const MIN_SAMPLES_PER_UPDATE: u64 = 3;
 
+/// After a longer gap between two samples, in usual ones, it is not known when the counter moved.
+const MAX_GAP_SAMPLES: u64 = 4;
+
 /// The largest lag that is searched.
 const MAX_LAG_NS: u64 = 400_000_000;
 
@@ -97,8 +100,27 @@ pub fn fit(samples: &[CounterSample], wave: &LoadWave) -> CounterProfile {
         let deviations = intervals().map(|ns| ns.abs_diff(interval_ns)).collect();
         quantile(deviations, 0.95)
     });
-    profile.lag = fit_lag(&updates, wave);
+    // Within an interval, a gap moves one update by less than that.
+    let longest_gap_ns = (MAX_GAP_SAMPLES * resolution_ns).max(interval_ns.unwrap_or(0));
+    let gap_ends_ns: Vec<u64> = samples
+        .windows(2)
+        .filter(|pair| pair[1].at_ns - pair[0].at_ns > longest_gap_ns)
+        .map(|pair| pair[1].at_ns)
+        .collect();
+    profile.lag = fit_lag(&well_timed_steps(&updates, &gap_ends_ns, longest_gap_ns), wave);
     profile
+}
+
+/// The steps between two updates of which none came within `unsure_ns` after a pause of the samples: it hides when the counter
+/// moved, and the first sample after it may still show the counter as it was before. One step at a wrong time outweighs
+/// hundreds of others.
+fn well_timed_steps(updates: &[Update], gap_ends_ns: &[u64], unsure_ns: u64) -> Vec<[Update; 2]> {
+    let is_well_timed = |update: &Update| {
+        let gaps_before = gap_ends_ns.partition_point(|end_ns| *end_ns <= update.at_ns);
+        gap_ends_ns[..gaps_before].last().is_none_or(|end_ns| update.at_ns - end_ns > unsure_ns)
+    };
+    let pairs = updates.windows(2).filter(|pair| pair.iter().all(is_well_timed));
+    pairs.map(|pair| [pair[0], pair[1]]).collect()
 }
 
 /// The middle of the time in which the update can have happened.
@@ -162,10 +184,10 @@ fn common_unit<'a>(unit: f64, mut steps: impl Iterator<Item = &'a f64>) -> Optio
 }
 
 /// The lag with which the load explains the steps best; `None` where it does not explain them.
-fn fit_lag(updates: &[Update], wave: &LoadWave) -> Option<MeasuredLag> {
+fn fit_lag(steps: &[[Update; 2]], wave: &LoadWave) -> Option<MeasuredLag> {
     let best_of = |from_ns: u64, to_ns: u64, step_ns: u64| {
         let lags = (from_ns..=to_ns).step_by(step_ns as usize);
-        let fits = lags.filter_map(|lag_ns| Some((lag_ns, fit_powers(updates, wave, lag_ns)?)));
+        let fits = lags.filter_map(|lag_ns| Some((lag_ns, fit_powers(steps, wave, lag_ns)?)));
         fits.min_by(|a, b| a.1.rest.total_cmp(&b.1.rest))
     };
     let (near_ns, _) = best_of(0, MAX_LAG_NS, COARSE_STEP_NS)?;
@@ -187,10 +209,10 @@ struct PowerFit {
 }
 
 /// Least squares of ΔE = idle · (Δt − loaded) + load · loaded.
-fn fit_powers(updates: &[Update], wave: &LoadWave, lag_ns: u64) -> Option<PowerFit> {
+fn fit_powers(steps: &[[Update; 2]], wave: &LoadWave, lag_ns: u64) -> Option<PowerFit> {
     let (mut aa, mut ab, mut bb, mut ae, mut be, mut ee) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
     let (mut tt, mut te) = (0.0, 0.0);
-    for pair in updates.windows(2) {
+    for pair in steps {
         let from_ns = middle_ns(&pair[0]) as i64 - lag_ns as i64;
         let to_ns = middle_ns(&pair[1]) as i64 - lag_ns as i64;
         let loaded = wave.loaded_ns(from_ns, to_ns) as f64;
@@ -334,6 +356,28 @@ mod tests {
         // Its mean delay is half of the jitter.
         assert_near(profile.lag.unwrap().lag_ns, 49 * MS, 3 * MS);
         assert_near(profile.update_interval_ns.unwrap(), 20 * MS, MS / 2);
+    }
+
+    #[test]
+    fn a_pause_of_the_samples_does_not_hide_the_lag() {
+        for interval_ns in [20 * MS, 50 * MS] {
+            let (wave, counter) = (wave(), Counter { interval_ns, ..COUNTER });
+            for (from_ms, pause_ms) in
+                [(2_003, 100), (3_010, 300), (5_417, 300), (7_345, 1_000), (8_888, 1_000)]
+            {
+                let pause_ns = START_NS + from_ms * MS..START_NS + (from_ms + pause_ms) * MS;
+                let mut samples = counter.samples(&wave);
+                let before_uj = counter.energy_uj(pause_ns.start, &wave);
+                samples.retain(|sample| !pause_ns.contains(&sample.at_ns));
+                // The first sample after it is that of a reading before it.
+                let first = samples.partition_point(|sample| sample.at_ns < pause_ns.end);
+                samples[first].energy_uj = before_uj;
+                let lag = fit(&samples, &wave).lag;
+                let lag = lag.unwrap_or_else(|| panic!("{interval_ns} ns, {pause_ms} ms from {from_ms} ms"));
+                assert_near(lag.lag_ns, counter.lag_ns, 2 * MS);
+                assert_near(lag.load_mw.unsigned_abs(), 170_000, 3_000);
+            }
+        }
     }
 
     #[test]
