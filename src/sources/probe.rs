@@ -2,8 +2,8 @@
 //!
 //! A counter may be stuck (cloud machines show a `psys` that always reads 0), and two names may show one counter
 //! (`package-0-die-0` and `-die-1` of a Threadripper). The probe is a busy loop on the calling thread, or sleeps where a
-//! command that is started next must not wait for it. It ends when all questions are decided, and after `MAX_PROBE_NS` at
-//! the latest. The sampler's readings decide the remaining pairs, and whether a counter advances under the command's load.
+//! command that is started next must not wait for it. It ends when all questions are decided, or with the first read after
+//! `MAX_PROBE_NS`. The sampler's readings decide the remaining pairs, and whether a counter advances under the command's load.
 
 use std::collections::BTreeSet;
 use std::hint::spin_loop;
@@ -18,7 +18,7 @@ use super::dedup::duplicate_pair::DuplicatePair;
 use super::source::{DomainIndex, OpenedSource};
 use super::source_settings::{ProbeLoad, reads_rapl};
 
-/// Largest duration of the probe. A domain that has not advanced by then is stuck.
+/// The time from the end of the first read to the begin of the last one. A domain that has not advanced by then is stuck.
 const MAX_PROBE_NS: u64 = 40_000_000;
 
 /// Time between two reads: several reads per update of a RAPL counter, which is about one millisecond.
@@ -57,22 +57,55 @@ pub struct ProbeResult {
     pub disagreements: Vec<Disagreement>,
 }
 
+/// The time of a probe, which a test scripts.
+trait ProbeTime {
+    fn now_ns(&self) -> u64;
+    /// Waits between two reads.
+    fn pause(&self, load: ProbeLoad, ns: u64);
+}
+
+struct MachineTime;
+
+impl ProbeTime for MachineTime {
+    fn now_ns(&self) -> u64 {
+        monotonic_ns()
+    }
+
+    fn pause(&self, load: ProbeLoad, ns: u64) {
+        match load {
+            ProbeLoad::BusyLoop => spin(ns),
+            ProbeLoad::Background => thread::sleep(Duration::from_nanos(ns)),
+        }
+    }
+}
+
 /// Reads all domains, fills [`OpenedSource::advanced`] and compares domains. `packages`: the physical packages that the
 /// kernel lists.
 pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>, load: ProbeLoad) -> ProbeResult {
+    probe_in_time(opened, packages, load, &MachineTime)
+}
+
+fn probe_in_time(
+    opened: &mut [OpenedSource],
+    packages: &BTreeSet<u32>,
+    load: ProbeLoad,
+    time: &impl ProbeTime,
+) -> ProbeResult {
     if opened.is_empty() {
         return ProbeResult::default();
     }
-    let begin_ns = monotonic_ns();
     let mut latest = LatestReadings::new(opened);
     let mut questions = ProbeQuestions::new(opened, packages);
+    let mut first_read_ns = None;
     for read in 1.. {
-        latest.read_all(opened);
+        let begin_ns = time.now_ns();
+        latest.read_all(opened, time);
+        // Up to the begin of this read: whatever delays the thread between two reads, the last one is late enough.
+        let elapsed_ns = begin_ns.saturating_sub(*first_read_ns.get_or_insert_with(|| time.now_ns()));
         questions.observe(&latest);
         if read % READS_PER_DECISION == 0 {
             questions.candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
         }
-        let elapsed_ns = monotonic_ns() - begin_ns;
         let is_decided = match load {
             ProbeLoad::BusyLoop => questions.are_decided(),
             ProbeLoad::Background => questions.may_be_left_to_sampler(elapsed_ns),
@@ -80,12 +113,11 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>, load
         if (read >= MIN_READS && is_decided) || elapsed_ns >= MAX_PROBE_NS {
             break;
         }
-        match load {
-            ProbeLoad::BusyLoop => spin(READ_INTERVAL_NS),
-            ProbeLoad::Background => {
-                thread::sleep(Duration::from_nanos(questions.background_interval_ns(elapsed_ns)));
-            }
-        }
+        let interval_ns = match load {
+            ProbeLoad::BusyLoop => READ_INTERVAL_NS,
+            ProbeLoad::Background => questions.background_interval_ns(elapsed_ns),
+        };
+        time.pause(load, interval_ns);
     }
     for domain in &questions.probed {
         opened[domain.index.0].advanced[domain.index.1] = domain.has_moved;
@@ -106,12 +138,12 @@ impl LatestReadings {
         Self { readings: opened.iter().map(of_source).collect(), windows_ns: vec![(0, 0); opened.len()] }
     }
 
-    fn read_all(&mut self, opened: &mut [OpenedSource]) {
+    fn read_all(&mut self, opened: &mut [OpenedSource], time: &impl ProbeTime) {
         let latest = self.readings.iter_mut().zip(&mut self.windows_ns);
         for (source, (readings, window_ns)) in opened.iter_mut().zip(latest) {
-            let before_ns = monotonic_ns();
+            let before_ns = time.now_ns();
             source.source.read(readings);
-            *window_ns = (before_ns, monotonic_ns());
+            *window_ns = (before_ns, time.now_ns());
         }
     }
 
@@ -246,15 +278,36 @@ fn spin(for_ns: u64) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use super::*;
     use crate::domain::DomainKind;
     use crate::sources::Source;
     use crate::sources::source_settings::PERF;
 
+    /// A time that only pauses and slow reads advance.
+    #[derive(Clone, Default)]
+    struct ScriptedTime(Arc<AtomicU64>);
+
+    impl ScriptedTime {
+        fn advance(&self, ns: u64) {
+            self.0.fetch_add(ns, Ordering::Relaxed);
+        }
+    }
+
+    impl ProbeTime for ScriptedTime {
+        fn now_ns(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn pause(&self, _: ProbeLoad, ns: u64) {
+            self.advance(ns);
+        }
+    }
+
     /// Counters of which the first advances at each read, and the second once: this long after its first read.
     struct DelayedSource {
+        time: ScriptedTime,
         delay_ns: u64,
         first_ns: Option<u64>,
         reads: Arc<AtomicUsize>,
@@ -263,7 +316,7 @@ mod tests {
     impl Source for DelayedSource {
         fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
             let reads = self.reads.fetch_add(1, Ordering::Relaxed) as u64;
-            let now_ns = monotonic_ns();
+            let now_ns = self.time.now_ns();
             let elapsed_ns = now_ns - *self.first_ns.get_or_insert(now_ns);
             let energies = [reads, u64::from(reads > 0 && elapsed_ns >= self.delay_ns)];
             for (energy_uj, reading) in energies.into_iter().zip(into) {
@@ -315,7 +368,8 @@ mod tests {
 
     /// All pairs of the probed domains with their states.
     fn states(opened: &mut [OpenedSource]) -> Vec<(usize, usize, Duplicate)> {
-        let result = probe_domains(opened, &BTreeSet::new(), ProbeLoad::BusyLoop);
+        let time = ScriptedTime::default();
+        let result = probe_in_time(opened, &BTreeSet::new(), ProbeLoad::BusyLoop, &time);
         assert!(result.disagreements.is_empty());
         result.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
     }
@@ -341,27 +395,68 @@ mod tests {
         assert_eq!(states(&mut opened), [(0, 1, Duplicate::Undecided)]);
     }
 
+    /// A source whose thread stands still for the whole time of the probe after its first read.
+    struct LateSource(SteppingSource, ScriptedTime);
+
+    impl Source for LateSource {
+        fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+            let window = self.0.read(into);
+            if self.0.2 == 1 {
+                self.1.advance(2 * MAX_PROBE_NS);
+            }
+            window
+        }
+    }
+
+    #[test]
+    fn a_delay_of_the_whole_time_makes_no_live_counter_stuck() {
+        for load in [ProbeLoad::BusyLoop, ProbeLoad::Background] {
+            let (mut opened, time) = (packages(&[&[], &[]]), ScriptedTime::default());
+            let counters = SteppingSource(vec![vec![5, 6, 7], vec![]], vec![0, 0], 0);
+            opened[0].source = Box::new(LateSource(counters, time.clone()));
+            probe_in_time(&mut opened, &BTreeSet::new(), load, &time);
+            assert_eq!(opened[0].advanced, [true, false]);
+        }
+    }
+
+    #[test]
+    fn the_probe_of_this_machine_ends_and_sees_what_advances() {
+        for load in [ProbeLoad::BusyLoop, ProbeLoad::Background] {
+            let mut opened = packages(&[&[5, 6, 7], &[]]);
+            let begin_ns = monotonic_ns();
+            probe_domains(&mut opened, &BTreeSet::new(), load);
+            assert_eq!(opened[0].advanced, [true, false]);
+            assert!(
+                monotonic_ns() - begin_ns >= MAX_PROBE_NS,
+                "a counter that stands still gets the whole time"
+            );
+        }
+    }
+
     /// Reads, and whether each domain advanced, of a probe without load.
     fn background_probe(source: &str, delay_ns: u64) -> (u32, Vec<bool>) {
-        let reads = Arc::new(AtomicUsize::new(0));
+        let (reads, time) = (Arc::new(AtomicUsize::new(0)), ScriptedTime::default());
         let mut opened = packages(&[&[], &[]]);
         opened[0].domains.iter_mut().for_each(|domain| domain.source = source.into());
-        opened[0].source = Box::new(DelayedSource { delay_ns, first_ns: None, reads: Arc::clone(&reads) });
-        probe_domains(&mut opened, &BTreeSet::from([0, 1]), ProbeLoad::Background);
+        let reads_of_source = Arc::clone(&reads);
+        opened[0].source =
+            Box::new(DelayedSource { time: time.clone(), delay_ns, first_ns: None, reads: reads_of_source });
+        probe_in_time(&mut opened, &BTreeSet::from([0, 1]), ProbeLoad::Background, &time);
         (reads.load(Ordering::Relaxed) as u32, opened[0].advanced.clone())
     }
 
     #[test]
     fn without_load_only_counters_slower_than_rapl_get_the_whole_time() {
         assert_eq!(background_probe(PERF, 0), (MIN_READS, vec![true, true]));
-        let (reads, advanced) = background_probe(PERF, u64::MAX);
-        assert_eq!(advanced, [true, false]);
-        let most = (RAPL_TIMEOUT_NS / READ_INTERVAL_NS) as u32 + 1;
-        assert!((MIN_READS..=most).contains(&reads), "{reads} reads");
-        let (reads, advanced) = background_probe("hwmon", 4 * RAPL_TIMEOUT_NS);
-        assert_eq!(advanced, [true, true]);
-        let most = most + (MAX_PROBE_NS / SLOW_READ_INTERVAL_NS) as u32;
-        assert!((MIN_READS..=most).contains(&reads), "{reads} reads");
+        let quick_reads = (RAPL_TIMEOUT_NS / READ_INTERVAL_NS) as u32 + 1;
+        assert_eq!(background_probe(PERF, u64::MAX), (quick_reads, vec![true, false]));
+        let slow_reads = (4 * RAPL_TIMEOUT_NS - RAPL_TIMEOUT_NS).div_ceil(SLOW_READ_INTERVAL_NS) as u32;
+        assert_eq!(
+            background_probe("hwmon", 4 * RAPL_TIMEOUT_NS),
+            (quick_reads + slow_reads, vec![true, true])
+        );
+        let slow_reads = (MAX_PROBE_NS - RAPL_TIMEOUT_NS).div_ceil(SLOW_READ_INTERVAL_NS) as u32;
+        assert_eq!(background_probe("hwmon", u64::MAX), (quick_reads + slow_reads, vec![true, false]));
     }
 
     #[test]
