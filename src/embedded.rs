@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wattspan_client::protocol::DomainStatus;
 use wattspan_client::{Client, ClientError};
@@ -25,9 +25,9 @@ use crate::sources::{self, ProbeLoad, SourceSettings};
 
 pub use crate::sources::mechanism_comparison::{ComparedMechanism, MechanismPair};
 
-/// Timeout and poll interval of the wait for the first reading.
-const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
-const POLL_INTERVAL: Duration = Duration::from_micros(500);
+/// The pauses of the wait for the first reading: a second altogether, or more on a busy machine.
+const MAX_PAUSES: usize = 2_000;
+const PAUSE: Duration = Duration::from_micros(500);
 
 /// Connections created at the start: for calls, a watch and a warm-up. The server accepts no others.
 const CONNECTION_COUNT: usize = 3;
@@ -108,13 +108,15 @@ impl EmbeddedMeter {
 }
 
 /// Waits until every live domain was read once: a span opened before the first reading would have unknown time. A domain
-/// that takes longer than the timeout shows as unknown time in the account.
+/// that takes longer shows as unknown time in the account.
 fn wait_for_first_reading(service: &mut Service) {
     let peer = service.policy().daemon_peer();
-    let deadline = Instant::now() + FIRST_READING_TIMEOUT;
     let unread = |domain: &DomainStatus| domain.liveness == Liveness::Live && domain.energy_uj.is_none();
-    while service.get_info(&peer).domains.iter().any(unread) && Instant::now() < deadline {
-        thread::sleep(POLL_INTERVAL);
+    for _ in 0..MAX_PAUSES {
+        if !service.get_info(&peer).domains.iter().any(unread) {
+            return;
+        }
+        thread::sleep(PAUSE);
     }
 }
 
