@@ -17,7 +17,9 @@ use crate::domain::EnergyReading;
 use crate::service::access::Peer;
 use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid::{self, GRID_NS};
-use crate::service::test_parts::{add_packages, no_readings, service_settings, store_settings};
+use crate::service::test_parts::{
+    add_packages, no_readings, service_settings, store_settings, wait_until_open,
+};
 use crate::service::{Service, ServiceBuilder};
 use crate::store::{Store, StoreQuery};
 
@@ -487,6 +489,7 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     machine.service.shut_down();
     drop(machine);
     let mut next = start();
+    wait_until_open(&next);
     let question = StoreQuery::List { uid: None, filter: Default::default(), limit: 9, before: None };
     assert!(next.submit_query(1, question));
     let mut answers = Vec::new();

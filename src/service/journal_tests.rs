@@ -8,7 +8,7 @@ use wattspan_client::protocol::{Access, CloseSpan, OpenSpan, SetWeight};
 
 use super::access::Peer;
 use super::caller::{AccountOutcome, Caller, ReplyTo};
-use super::test_parts::{add_packages, no_readings, service_settings, store_settings};
+use super::test_parts::{add_packages, no_readings, service_settings, store_settings, wait_until_open};
 use super::{Service, ServiceBuilder};
 use crate::clock::Clock;
 use crate::config::Limits;
@@ -89,6 +89,7 @@ impl Machine {
         let Self { service, directory, .. } = self;
         drop(service);
         let mut next = store(directory.path());
+        wait_until_open(&next);
         let (mut accounts, mut before) = (BTreeMap::new(), None);
         loop {
             let query = StoreQuery::List { uid: None, filter: Default::default(), limit: SPANS, before };

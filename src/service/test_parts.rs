@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::access::AccessPolicy;
 use super::domain_assumptions::AssumptionSettings;
@@ -12,7 +12,7 @@ use crate::attribution::{AttributionSettings, DomainInputs};
 use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, DomainKind, Grade};
 use crate::process_usage::KernelRoots;
-use crate::store::{StoreSettings, SyncMode};
+use crate::store::{Store, StoreSettings, SyncMode};
 
 /// Hashes without random keys.
 pub(crate) type FixedHashes = BuildHasherDefault<DefaultHasher>;
@@ -40,6 +40,16 @@ pub(crate) fn store_settings(directory: &Path) -> StoreSettings {
         sync: SyncMode::Normal,
         sync_interval: Duration::from_secs(1),
         boot_id: String::new(),
+    }
+}
+
+/// Waits until a store has opened its database: on a slow disk the one before it may still write, and holds the directory
+/// until then.
+pub(crate) fn wait_until_open(store: &Store) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !store.health().durable {
+        assert!(Instant::now() < give_up, "the store does not open: {:?}", store.health().reason);
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -30,6 +30,14 @@ pub(super) fn store(settings: &StoreSettings) -> Store {
     Store::start(settings.clone(), |_| ()).unwrap()
 }
 
+/// A store in the directory of one that has ended, once it has opened the database: on a slow disk the other one may still
+/// write, and holds the directory until then.
+pub(super) fn reopened(settings: &StoreSettings) -> Store {
+    let store = store(settings);
+    wait_until("opened", || store.health().durable);
+    store
+}
+
 pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
@@ -79,7 +87,7 @@ fn accounts_read_back_equal_after_a_restart() {
     append_and_wait(&mut first, &given);
     append_and_wait(&mut first, &chosen);
     drop(first);
-    let mut second = store(&settings);
+    let mut second = reopened(&settings);
     for account in [given, chosen] {
         let found = query_store(&mut second, span_query(account.uid, false, &account.span));
         assert_eq!(found.accounts, [account]);
@@ -100,7 +108,7 @@ fn an_account_that_was_written_to_an_unlinked_log_is_stored_once() {
     assert_eq!(span_names(&query_store(&mut first, all.clone())), ["c", "b", "a"]);
     assert_eq!(first.waiting_bytes(), 0);
     drop(first);
-    let mut second = store(&settings);
+    let mut second = reopened(&settings);
     assert_eq!(span_names(&query_store(&mut second, all)), ["c", "b", "a"]);
     assert_eq!(second.health().reason, None);
 }
@@ -184,7 +192,7 @@ fn journalled_spans_of_a_killed_process_become_interrupted_accounts() {
     first.delete_journal(2);
     assert!(first.append(&account("settled"), Some(3), false));
     drop(first);
-    let mut second = store(&settings);
+    let mut second = reopened(&settings);
     let found = query_store(&mut second, list_query(None, Filter::default(), 9));
     assert_eq!(span_names(&found), ["cut", "settled"]);
     assert_eq!(found.accounts[0], interrupted);
@@ -267,7 +275,7 @@ fn the_age_limit_deletes_accounts() {
     append_and_wait(&mut first, &account("a"));
     drop(first);
     thread::sleep(Duration::from_millis(2100));
-    let mut second = store(&settings);
+    let mut second = reopened(&settings);
     wait_until("gone", || {
         query_store(&mut second, list_query(None, Filter::default(), 9)).accounts.is_empty()
     });
@@ -287,7 +295,7 @@ fn layouts_beyond_the_maximum_are_stored_with_their_accounts() {
         assert!(first.append(&with_own_layout(at), None, false));
     }
     drop(first);
-    let mut second = store(&settings);
+    let mut second = reopened(&settings);
     for at in [0, 255, 256, 1099] {
         assert_eq!(
             query_store(&mut second, span_query(1000, false, &format!("s{at}"))).accounts,
@@ -302,6 +310,7 @@ fn only_the_journal_of_another_process_is_recovered() {
     let (mine, other) = (dir.path().join("mine"), dir.path().join("other"));
     let mut dead = store(&settings(&other));
     assert!(dead.write_journal(1, &account("of the dead"), None));
+    dead.shutdown(Duration::from_secs(60));
     drop(dead);
     let settings = settings(&mine);
     let mut living = store(&settings);
