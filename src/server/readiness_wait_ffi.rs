@@ -33,7 +33,8 @@ impl ReadinessWaiter {
         Self { poller_waiter: PollerWaiter::new(poller), raw_events, has_pwait2: true }
     }
 
-    /// Waits until a socket is ready, the poller is notified, or `timeout` has passed; replaces `ready` by what is ready.
+    /// Waits until a socket is ready, the poller is notified, or `timeout` has passed; replaces `ready` by what is ready. A
+    /// signal may end it earlier.
     pub fn wait(&mut self, timeout: Duration, ready: &mut Vec<Readiness>) -> io::Result<()> {
         if !self.has_pwait2 {
             return self.poller_waiter.wait(timeout, ready);
@@ -62,28 +63,25 @@ impl ReadinessWaiter {
         };
         let epoll = self.poller_waiter.poller.as_fd().as_raw_fd();
         let capacity = libc::c_int::try_from(self.raw_events.len()).unwrap_or(libc::c_int::MAX);
-        loop {
-            // SAFETY: the descriptor is the poller's, which `poller_waiter` keeps. The kernel writes at most `capacity` events to the
-            // vector, which has that many, reads the timeout, and keeps neither pointer. There is no signal mask.
-            let count = unsafe {
-                libc::syscall(
-                    libc::SYS_epoll_pwait2,
-                    epoll,
-                    self.raw_events.as_mut_ptr(),
-                    capacity,
-                    &raw const timeout,
-                    std::ptr::null::<libc::sigset_t>(),
-                    0_usize,
-                )
-            };
-            if let Ok(count) = usize::try_from(count) {
-                return Ok(count);
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
+        // SAFETY: the descriptor is the poller's, which `poller_waiter` keeps. The kernel writes at most `capacity` events to the
+        // vector, which has that many, reads the timeout, and keeps neither pointer. There is no signal mask.
+        let count = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                epoll,
+                self.raw_events.as_mut_ptr(),
+                capacity,
+                &raw const timeout,
+                std::ptr::null::<libc::sigset_t>(),
+                0_usize,
+            )
+        };
+        usize::try_from(count).or_else(|_| match io::Error::last_os_error() {
+            // The caller computes the time that is left. To wait anew for the whole of it would put off what is due for as
+            // long as signals come.
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            error => Err(error),
+        })
     }
 }
 
@@ -134,6 +132,26 @@ mod tests {
             drop(other_end);
             waiter.wait(LONG, &mut ready).unwrap();
             assert_eq!(ready, [Readiness { key: 7, is_readable: true, is_interrupted: true }]);
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_although_signals_interrupt_it_all_the_time() {
+        use std::os::unix::thread::JoinHandleExt;
+
+        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::default()).unwrap();
+        for (mut waiter, ..) in waiters() {
+            let waiting = std::thread::spawn(move || {
+                waiter.wait(Duration::from_millis(300), &mut Vec::new()).unwrap();
+            });
+            let give_up = std::time::Instant::now() + Duration::from_secs(20);
+            while !waiting.is_finished() {
+                assert!(std::time::Instant::now() < give_up, "it waits anew after each signal");
+                // SAFETY: the thread is not joined, so that its handle is valid; the signal has a handler.
+                unsafe { libc::pthread_kill(waiting.as_pthread_t(), libc::SIGUSR1) };
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            waiting.join().unwrap();
         }
     }
 
