@@ -90,10 +90,14 @@ fn a_board_is_split_by_what_its_processes_used_of_it() {
     // No process computes: the process share is a known zero.
     library.set(0, Knob::UserAPercent, 0);
     library.set(0, Knob::UserBPercent, 0);
-    std::thread::sleep(Duration::from_millis(600));
-    account(&client, one.pid(), 600);
-    let account = account(&client, one.pid(), 600);
-    assert_eq!(gpu(&account, 0).process_uj, Some(0), "{account:?}");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let account = account(&client, one.pid(), 600);
+        if gpu(&account, 0).process_uj == Some(0) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{account:?}");
+    }
 }
 
 #[test]
@@ -103,14 +107,20 @@ fn under_mig_no_process_has_a_share_of_the_board_and_the_reason_is_given() {
     library.set(0, Knob::ProcessUsageSupported, 1);
     let (_meter, client) = start_meter(&library);
     let one = SleepProcess::new();
-    let account = account(&client, one.pid(), 700);
-    assert_eq!(gpu(&account, 0).process_uj, None);
-    assert!(gpu(&account, 0).share_uj.is_some());
-    let absent = client.info().unwrap().absent;
+    let opening = OpenSpan { process: Some(one.pid() as i64), ..OpenSpan::default() };
+    let span = client.open_span_with(opening).unwrap();
     let names_the_reason = |absent: &wattspan::domain::Absent| {
         absent.reason.contains("no process share") && absent.reason.contains("MIG")
     };
-    assert!(absent.iter().any(names_the_reason), "{absent:?}");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !client.info().unwrap().absent.iter().any(names_the_reason) {
+        assert!(Instant::now() < deadline, "{:?}", client.info().unwrap().absent);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let account = span.close().unwrap();
+    assert_eq!(gpu(&account, 0).process_uj, None);
+    assert!(gpu(&account, 0).share_uj.is_some());
 }
 
 #[test]
