@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -89,16 +89,23 @@ impl FuseMachine {
     pub fn mount(self) -> Option<MountedMachine> {
         let mount_point = tempfile::tempdir().unwrap();
         let (hidden, denied, blocked) = (Arc::default(), Arc::default(), BlockedOpens::default());
+        let listings = ListingCounts::default();
         let tree = Tree {
             nodes: self.nodes,
             hidden: Arc::clone(&hidden),
             denied: Arc::clone(&denied),
             blocked: Arc::clone(&blocked),
+            listings: Arc::clone(&listings),
         };
         match fuser::spawn_mount(tree, mount_point.path(), &Config::default()) {
-            Ok(session) => {
-                Some(MountedMachine { session: Some(session), hidden, denied, blocked, mount_point })
-            }
+            Ok(session) => Some(MountedMachine {
+                session: Some(session),
+                hidden,
+                denied,
+                blocked,
+                listings,
+                mount_point,
+            }),
             Err(error) => {
                 crate::support::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
@@ -110,6 +117,9 @@ impl FuseMachine {
 /// Paths, each with everything below it.
 type PathSet = Arc<Mutex<BTreeSet<PathBuf>>>;
 
+/// How often each folder was listed.
+type ListingCounts = Arc<Mutex<BTreeMap<PathBuf, usize>>>;
+
 /// Paths whose opening blocks, and the replies that are pending.
 type BlockedOpens = Arc<Mutex<(BTreeSet<PathBuf>, Vec<ReplyOpen>)>>;
 
@@ -118,6 +128,7 @@ pub struct MountedMachine {
     hidden: PathSet,
     denied: PathSet,
     blocked: BlockedOpens,
+    listings: ListingCounts,
     mount_point: TempDir,
 }
 
@@ -141,6 +152,11 @@ impl MountedMachine {
     /// Restores a hidden path.
     pub fn show(&self, path: &str) {
         self.hidden.lock().unwrap().remove(Path::new(path));
+    }
+
+    /// How often a folder has been listed.
+    pub fn listings(&self, path: &str) -> usize {
+        self.listings.lock().unwrap().get(Path::new(path)).copied().unwrap_or(0)
     }
 
     /// Blocks every open of a path until [`Self::release`].
@@ -175,6 +191,7 @@ struct Tree {
     hidden: PathSet,
     denied: PathSet,
     blocked: BlockedOpens,
+    listings: ListingCounts,
 }
 
 /// Direct I/O, so that each read of an open descriptor computes the content again.
@@ -277,6 +294,9 @@ impl Filesystem for Tree {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let folder = self.node(ino).map(|(path, _)| path.clone()).unwrap_or_default();
+        if offset == 0 {
+            *self.listings.lock().unwrap().entry(folder.clone()).or_default() += 1;
+        }
         let inside = self
             .nodes
             .iter()

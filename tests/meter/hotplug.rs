@@ -41,6 +41,8 @@ fn start_with(mounted: &MountedMachine, enabled: &[&str], mut config: Config) ->
     let settings = mounted.settings(enabled);
     (config.source.sysfs_root, config.source.proc_root) = (settings.sysfs_root, settings.proc_root);
     config.source.enabled = Some(settings.enabled);
+    // A window begins before a device is found, which takes as long as the machine needs.
+    config.history_s = 120.0;
     EmbeddedMeter::start(&config).unwrap()
 }
 
@@ -221,6 +223,9 @@ fn another_card_of_amd_in_the_slot_is_another_domain_and_the_first_one_stays_los
     let id = Arc::new(AtomicU64::new(1_111));
     let steady = SquareWave::steady(100_000);
     amd_card(&mut machine, 4, "0000:03:00.0", &id, steady);
+    // Only the comparison of the lists looks here.
+    let boards = "sys/bus/pci/drivers/nvidia";
+    machine.text(&format!("{boards}/uevent"), "");
     let Some(mounted) = machine.mount() else { return };
     let parts = ["sys/devices/pci0000:00/0000:03:00.0", "sys/class/drm/card4", "sys/class/hwmon/hwmon4"];
     parts.iter().for_each(|part| mounted.hide(part));
@@ -233,8 +238,9 @@ fn another_card_of_amd_in_the_slot_is_another_domain_and_the_first_one_stays_los
     assert_holds(&measure_span(&client), "amdgpu-0", steady);
     parts.iter().for_each(|part| mounted.hide(part));
     wait_until("it is lost", || !is_live(&client, "amdgpu-0"));
-    // The lists are compared while the slot is empty.
-    std::thread::sleep(Duration::from_secs(4));
+    let listings = mounted.listings(boards);
+    // The first of two is complete when the second begins.
+    wait_until("the lists are compared while the slot is empty", || mounted.listings(boards) > listings + 1);
     id.store(2_222, Ordering::Relaxed);
     parts.iter().for_each(|part| mounted.show(part));
     wait_until("the other card is live", || is_live(&client, "amdgpu-1"));
@@ -364,8 +370,8 @@ fn a_card_without_counter_and_sensor_is_estimated_within_its_limit() {
     machine.text("sys/class/hwmon/hwmon5/name", "xe");
     machine.link("sys/class/hwmon/hwmon5/device", intel);
     machine.text("sys/class/hwmon/hwmon5/power1_max", "100000000");
-    // The first block is idle for a quarter of the time, the second one always.
-    machine.number(&format!("{intel}/tile0/gt0/gtidle/idle_residency_ms"), |at| at / 4 / MS);
+    // The first block is never idle, the second one always: a delay within a read changes neither share.
+    machine.number(&format!("{intel}/tile0/gt0/gtidle/idle_residency_ms"), |_| 4_711);
     machine.number(&format!("{intel}/tile0/gt1/gtidle/idle_residency_ms"), |at| at / MS);
     let Some(mounted) = machine.mount() else { return };
     let meter = start(&mounted, &["amdgpu", "intelgpu"]);
@@ -375,15 +381,13 @@ fn a_card_without_counter_and_sensor_is_estimated_within_its_limit() {
     let account = measure_span(&client);
     let seconds = (account.closed_ns.unwrap() - account.opened_ns) as f64 / 1e9;
     // 11.3 % when idle, all of the limit when busy; the interval is from 0 to the limit.
-    for (name, expected_w, limit_w, tolerance_w) in
-        [("amdgpu-0", 111.3, 200.0, 0.5), ("intelgpu-0", 77.8, 100.0, 5.0)]
-    {
+    for (name, expected_w, limit_w) in [("amdgpu-0", 111.3, 200.0), ("intelgpu-0", 100.0, 100.0)] {
         let domain = status(&client, name).unwrap();
         assert_eq!((domain.grade, domain.counted), (Grade::Estimated, true), "{domain:?}");
         let share = account.domains.iter().find(|share| share.domain == name).unwrap();
         let (shown_w, error_w) =
             (share.share_uj.unwrap() as f64 / 1e6 / seconds, share.error_uj.unwrap() as f64 / 1e6 / seconds);
-        assert!((shown_w - expected_w).abs() <= tolerance_w, "{name}: {shown_w} W");
+        assert!((shown_w - expected_w).abs() <= 0.5, "{name}: {shown_w} W");
         assert!(shown_w - error_w <= 0.0 && shown_w + error_w >= limit_w * 0.999, "{name}: {error_w} W");
         let reasons = client.info().unwrap().absent;
         let is_told = |reason: &str| reason.contains("it is estimated from its power limit");
@@ -422,7 +426,7 @@ fn the_reason_of_a_board_that_fails_stays_until_the_board_opens() {
     library.set_global(Driver::Refusal, 0);
     list_boards(sysfs.path(), &["0000:01:00.0", "0000:41:00.0"]);
     wait_until("the other board is live", || is_live(&client, "gpu-1"));
-    assert!(has_reason(&client, "gpu-0: "));
+    wait_until("the board is reported", || has_reason(&client, "gpu-0: "));
     // The search is repeated.
     let inits = library.get_global(Driver::Inits);
     wait_until("the search is repeated", || library.get_global(Driver::Inits) > inits + 1);
