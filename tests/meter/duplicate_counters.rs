@@ -110,7 +110,8 @@ struct RunningMeter {
 
 fn start(mounted: &MountedMachine) -> RunningMeter {
     let settings = mounted.settings(&["powercap"]);
-    let mut config = Config::default();
+    // Windows begin before a decision, which takes as long as the machine needs.
+    let mut config = Config { history_s: 120.0, ..Config::default() };
     config.source.sysfs_root = settings.sysfs_root;
     config.source.proc_root = settings.proc_root;
     config.source.enabled = Some(settings.enabled);

@@ -60,7 +60,11 @@ impl Daemon {
     fn ready_client(&self) -> Client {
         let mut message = [0; 1_024];
         loop {
-            let length = self.manager.recv(&mut message).expect("READY=1 never came");
+            let length = match self.manager.recv(&mut message) {
+                // The kernel does not restart a read with a timeout (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                received => received.expect("READY=1 never came"),
+            };
             if message[..length].windows(7).any(|part| part == b"READY=1") {
                 break;
             }
@@ -141,13 +145,17 @@ fn a_file_that_blocks_when_opened_delays_no_readiness_and_its_domain_comes_later
             && named(&info, "powercap").is_none()
     });
     assert_total_unknown_for(&across.close().unwrap(), "powercap");
-    let after = measure_span(&client, Duration::from_millis(100));
-    let truth = |wave: SquareWave| {
-        (wave.energy_pj(after.closed_ns.unwrap()) - wave.energy_pj(after.opened_ns)) as f64 / 1e6
-    };
-    let (shown, error) = (after.share_uj.unwrap() as f64, after.error_uj.unwrap() as f64);
-    let truth = truth(PACKAGE) + truth(CARD);
-    assert!((shown - truth).abs() <= error && error < truth, "truth {truth}: {after:?}");
+    // Where the readings at its ends are far apart, as on a busy machine, the error of a short span says nothing.
+    wait_until("a span has a small error", || {
+        let after = measure_span(&client, Duration::from_millis(100));
+        let truth = |wave: SquareWave| {
+            (wave.energy_pj(after.closed_ns.unwrap()) - wave.energy_pj(after.opened_ns)) as f64 / 1e6
+        };
+        let (shown, error) = (after.share_uj.unwrap() as f64, after.error_uj.unwrap() as f64);
+        let truth = truth(PACKAGE) + truth(CARD);
+        assert!((shown - truth).abs() <= error, "truth {truth}: {after:?}");
+        error < truth
+    });
     assert_eq!(client.span_account(&before.span).unwrap().share_uj, None, "settled accounts never change");
     let balance = client.balance().unwrap();
     let package = balance.iter().find(|balance| balance.domain == "package-0").unwrap();
