@@ -25,6 +25,9 @@ const MAX_ACCEPTS_PER_WAKEUP: usize = 32;
 /// Pause of accepting after it failed for want of descriptors, the reserve included, or of memory.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 
+/// How long the reserve descriptor may be missing while clients wait. Other threads return most of theirs within this time.
+const RESERVE_TIMEOUT_NS: u64 = 1_000_000_000;
+
 #[derive(Debug)]
 pub struct AcceptedConnection {
     pub stream: UnixStream,
@@ -39,6 +42,8 @@ pub struct Acceptor {
     listeners: Vec<RegisteredSocket<UnixListener>>,
     listener_key: usize,
     reserve_fd: Option<File>,
+    /// The time since which it is missing, or of the last connection that was closed for it.
+    reserve_missing_ns: Option<u64>,
     resume_at_ns: Option<u64>,
     policy: AccessPolicy,
     limits: Limits,
@@ -67,6 +72,7 @@ impl Acceptor {
             listeners,
             listener_key: key,
             reserve_fd,
+            reserve_missing_ns: None,
             resume_at_ns,
             policy,
             limits,
@@ -160,14 +166,44 @@ impl Acceptor {
         });
         if let Some((stream, _)) = &accepted {
             let _ = stream.set_nonblocking(true);
-            reject(stream, &over_limit("descriptors of the daemon", self.connections));
+            reject(stream, &self.out_of_descriptors());
         }
         let is_shed = accepted.is_some();
         drop(accepted);
-        self.reserve_fd = open_reserve_fd().ok();
-        if self.reserve_fd.is_none() || !is_shed {
+        // Another thread may have taken the descriptor.
+        if self.open_reserve(now_ns).is_err() || !is_shed {
             self.pause(now_ns);
         }
+    }
+
+    /// Opens the reserve descriptor if it is missing.
+    fn open_reserve(&mut self, now_ns: u64) -> io::Result<()> {
+        if self.reserve_fd.is_none() {
+            self.reserve_missing_ns.get_or_insert(now_ns);
+            self.reserve_fd = Some(open_reserve_fd()?);
+        }
+        self.reserve_missing_ns = None;
+        Ok(())
+    }
+
+    /// Opens the reserve descriptor at the end of a pause if it is missing. Returns the refusal with which the newest
+    /// connection is to be closed where this process has had no descriptor for it for `RESERVE_TIMEOUT_NS`: while connections
+    /// hold all descriptors, new clients would wait without a refusal.
+    pub fn regain_reserve(&mut self, now_ns: u64) -> Result<(), MethodError> {
+        if self.resume_at_ns.is_none_or(|at_ns| at_ns > now_ns) {
+            return Ok(());
+        }
+        let Err(cause) = self.open_reserve(now_ns) else { return Ok(()) };
+        let is_over = self.reserve_missing_ns.is_some_and(|since_ns| now_ns - since_ns >= RESERVE_TIMEOUT_NS);
+        if !is_over || cause.raw_os_error() != Some(libc::EMFILE) {
+            return Ok(());
+        }
+        self.reserve_missing_ns = Some(now_ns);
+        Err(self.out_of_descriptors())
+    }
+
+    fn out_of_descriptors(&self) -> MethodError {
+        over_limit("descriptors of the daemon", self.connections)
     }
 
     fn pause(&mut self, now_ns: u64) {
@@ -185,7 +221,8 @@ impl Acceptor {
     pub fn resume(&mut self, now_ns: u64) -> io::Result<()> {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
-            self.reserve_fd = self.reserve_fd.take().or_else(|| open_reserve_fd().ok());
+            // Without it, connections are accepted as long as there are descriptors.
+            let _ = self.open_reserve(now_ns);
             self.set_interest(Event::readable(self.listener_key))?;
         }
         Ok(())

@@ -49,6 +49,12 @@ impl ConnectionTable {
         (connection.id() == id).then_some(index)
     }
 
+    /// The index of the connection that was inserted last.
+    pub fn newest_index(&self) -> Option<usize> {
+        let ids = |(index, slot): (usize, &Option<ClientConnection>)| Some((slot.as_ref()?.id(), index));
+        self.slots.iter().enumerate().filter_map(ids).max().map(|(_, index)| index)
+    }
+
     /// Applies a new policy to all connections. Returns the indexes of those whose access changed.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> Vec<usize> {
         let changed = |(index, slot): (usize, &mut Option<ClientConnection>)| {

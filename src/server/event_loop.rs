@@ -315,6 +315,20 @@ impl SocketServer {
         if now_ns >= self.next_sweep_ns {
             self.close_stalled(now_ns);
         }
+        self.resume_accepting(now_ns)
+    }
+
+    /// Resumes accepting after a pause. Closes the newest connection where the reserve descriptor needs its descriptor.
+    fn resume_accepting(&mut self, now_ns: u64) -> io::Result<()> {
+        let regained = self.acceptor.as_mut().map_or(Ok(()), |acceptor| acceptor.regain_reserve(now_ns));
+        if let (Err(refusal), Some(index)) = (regained, self.connections.newest_index()) {
+            if let Some(connection) = self.connections.get_mut(index) {
+                connection.reject(&refusal);
+                // What its client does not read at once is lost.
+                let _ = connection.progress(&mut self.service);
+            }
+            self.finish_slice(index, ControlFlow::Break(()));
+        }
         self.acceptor.as_mut().map_or(Ok(()), |acceptor| acceptor.resume(now_ns))
     }
 

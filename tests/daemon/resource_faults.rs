@@ -481,6 +481,8 @@ fn exhaust_descriptors(spares: impl Iterator<Item = u64>) {
         answers.extend(under_load(&mut daemon, &format!("r{round}"), |daemon| {
             let mut held = daemon.client();
             held.call("GetInfo", json!({}));
+            // Closed before it where the reserve descriptor needs another one.
+            let _newest = connect(daemon);
             limit(daemon, Resource::Nofile, Some(open_descriptors(daemon) + spare));
             let crowd: Vec<UnixStream> =
                 (0..30).filter_map(|_| UnixStream::connect(daemon.socket()).ok()).collect();
@@ -608,4 +610,44 @@ fn an_accept_without_memory_is_tried_again_after_a_pause() {
     assert!((1..100).contains(&calls), "{calls} calls of accept for one pending connection");
     faults.clear(Fault::Accept);
     waiting.call("GetInfo", json!({}));
+}
+
+/// A new client, and the reply to its first call or the refusal of its connection.
+fn connect(daemon: &TestDaemon) -> (TestClient, Value) {
+    let mut client = daemon.client();
+    client.send_raw(&encode_call("GetInfo", json!({}), &[]));
+    let reply = client.receive().expect("a reply or a refusal");
+    (client, reply)
+}
+
+#[test]
+fn a_lost_reserve_descriptor_is_regained_from_the_newest_connection() {
+    let faults = fault_library();
+    // No thread of a store opens files meanwhile.
+    let daemon = start(&faults.setup(), "[ledger]\nkeep = false\n");
+    limit(&daemon, Resource::Nofile, Some(open_descriptors(&daemon) + 4));
+    let is_refused = |reply: &Value| reply["error"] == "org.wattspan.Meter.QuotaExceeded";
+    let mut held = Vec::new();
+    let mut take_all = || {
+        let (client, reply) = connect(&daemon);
+        let is_full = is_refused(&reply);
+        held.extend((!is_full).then_some(client));
+        is_full
+    };
+    wait_until("all descriptors are taken", &mut take_all);
+    // The next refusal loses the reserve, and a connection takes its descriptor.
+    let begun = Instant::now();
+    faults.fail(Fault::Reserve, 0, u64::MAX, 0);
+    assert!(take_all(), "refused");
+    assert!(!take_all(), "accepted");
+    faults.clear(Fault::Reserve);
+    wait_until("all descriptors are taken again, and the next client is refused", take_all);
+    let mut is_closed = held.into_iter().map(|mut client| {
+        client.send_raw(&encode_call("GetInfo", json!({}), &[]));
+        client.receive().is_none_or(|reply| is_refused(&reply))
+    });
+    assert_eq!(is_closed.next(), Some(false), "the oldest connection stays");
+    // One, and on a slow machine one more after each second without a reserve.
+    let closed = is_closed.filter(|is_closed| *is_closed).count() as u64;
+    assert!((1..=1 + begun.elapsed().as_secs()).contains(&closed), "{closed} closed");
 }

@@ -1,5 +1,5 @@
-/* LD_PRELOAD library: makes calls of pthread_create, the allocator and accept4 fail on request, as a machine without threads
- * or memory does.
+/* LD_PRELOAD library: makes calls of pthread_create, the allocator, accept4 and open of /dev/null fail on request, as a machine
+ * without threads, memory or descriptors does.
  *
  * WATTSPAN_TEST_FAULTS names a file of 64-bit words that the library maps and the test changes at run time: a block of
  * BLOCK words for each kind, then the offsets in the program between which a caller is SQLite (two functions). The calls of
@@ -11,16 +11,18 @@
 #include <fcntl.h>
 #include <link.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { THREAD, MEMORY, SQLITE, ACCEPT, KINDS };
+enum { THREAD, MEMORY, SQLITE, ACCEPT, RESERVE, KINDS };
 enum { PASS, FAIL, MIN_BYTES, CALLS, FAILED, BLOCK };
 enum { SQLITE_RANGES = 2, WORDS = KINDS * BLOCK + 2 * SQLITE_RANGES };
 
@@ -102,6 +104,20 @@ int accept4(int listener, struct sockaddr *restrict address, socklen_t *restrict
   if (!fails(ACCEPT, 0)) return next(listener, address, length, flags);
   errno = ENOMEM;
   return -1;
+}
+
+int open64(const char *path, int flags, ...) {
+  static int (*next)(const char *, int, ...);
+  if (!next) next = (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, "open64");
+  if (strcmp(path, "/dev/null") == 0 && fails(RESERVE, 0)) {
+    errno = EMFILE;
+    return -1;
+  }
+  va_list more;
+  va_start(more, flags);
+  mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+  va_end(more);
+  return next(path, flags, mode);
 }
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument) {

@@ -1,4 +1,5 @@
-//! Failures of threads, memory and `accept` in a daemon: a library for LD_PRELOAD, built by the test that uses it.
+//! Failures of threads, memory, `accept` and the descriptor in reserve in a daemon: a library for LD_PRELOAD, built by the
+//! test that uses it.
 //!
 //! Owns the library, and the file that states which calls of a running daemon fail. See `faults.c`.
 
@@ -20,6 +21,8 @@ pub enum Fault {
     Sqlite,
     /// `accept4` fails with ENOMEM.
     Accept,
+    /// `open` of /dev/null, the descriptor in reserve, fails with EMFILE.
+    Reserve,
 }
 
 /// The words of each kind, in the order of `faults.c`.
@@ -32,7 +35,7 @@ enum Word {
     Failed,
 }
 
-const KINDS: u64 = 4;
+const KINDS: u64 = 5;
 const BLOCK: u64 = 5;
 const SQLITE_ALLOCATORS: [&str; 2] = ["sqlite3MemMalloc", "sqlite3MemRealloc"];
 const WORDS: u64 = KINDS * BLOCK + 2 * SQLITE_ALLOCATORS.len() as u64;
