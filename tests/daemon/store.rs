@@ -616,7 +616,7 @@ fn how_long_accounts_are_kept_at_the_present_rate_is_shown() {
     );
     let check = |daemon: &TestDaemon| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wattspand"));
-        let config = daemon.state().with_file_name("wattspan.toml");
+        let config = daemon.socket().parent().unwrap().with_file_name("wattspan.toml");
         let output =
             command.arg("--check").arg("--config").arg(config).arg("--state-dir").arg(daemon.state());
         let text = String::from_utf8(output.output().unwrap().stdout).unwrap();

@@ -68,6 +68,7 @@ pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct TestDaemon {
     child: Child,
     dir: tempfile::TempDir,
+    memory_dir: tempfile::TempDir,
     /// Shell commands that run in the daemon's process before it, at each start: limits and environment.
     setup: String,
 }
@@ -94,8 +95,9 @@ impl TestDaemon {
         // Tests do not use the host's own bus.
         let bus = if configuration.contains("bus = ") { "" } else { "bus = false\n" };
         std::fs::write(dir.path().join("wattspan.toml"), format!("{bus}{configuration}")).unwrap();
-        let child = set_up_command(dir.path(), setup).spawn().unwrap();
-        let mut daemon = Self { child, dir, setup: setup.to_owned() };
+        let memory_dir = memory_dir();
+        let child = set_up_command(dir.path(), &memory_dir.path().join("state"), setup).spawn().unwrap();
+        let mut daemon = Self { child, dir, memory_dir, setup: setup.to_owned() };
         match daemon.wait_for_socket() {
             Ok(()) => Ok(daemon),
             Err(status) => Err((daemon, status)),
@@ -111,7 +113,7 @@ impl TestDaemon {
 
     /// As [`Self::restart`]; the error is the exit status of a daemon that ended instead of serving.
     pub fn try_restart(&mut self) -> Result<(), ExitStatus> {
-        self.child = set_up_command(self.dir.path(), &self.setup).spawn().unwrap();
+        self.child = set_up_command(self.dir.path(), &self.state(), &self.setup).spawn().unwrap();
         self.wait_for_socket()
     }
 
@@ -136,7 +138,8 @@ impl TestDaemon {
 
     /// Runs a second daemon on the same socket; returns its exit status and output.
     pub fn run_second_daemon(&self) -> (ExitStatus, String) {
-        let output = daemon_command(self.dir.path()).stderr(Stdio::piped()).output().unwrap();
+        let output =
+            command_with_state(self.dir.path(), &self.state()).stderr(Stdio::piped()).output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 
@@ -146,7 +149,7 @@ impl TestDaemon {
 
     /// The state directory, unless the configuration names another one.
     pub fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.memory_dir.path().join("state")
     }
 
     /// The log so far, without the line about the group database, which differs between machines.
@@ -206,10 +209,27 @@ impl Drop for TestDaemon {
     }
 }
 
+/// A directory in memory where there is room, else on the disk.
+///
+/// An account is answered as not durable where the store has not written it within two seconds. On a disk that others write
+/// to, a dozen syncs of a new database may take longer.
+fn memory_dir() -> tempfile::TempDir {
+    const MIN_FREE_BYTES: u64 = 1 << 30;
+    let in_memory = Path::new("/dev/shm");
+    let has_room = rustix::fs::statvfs(in_memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize > MIN_FREE_BYTES);
+    let dir = if has_room { tempfile::tempdir_in(in_memory) } else { tempfile::tempdir() };
+    dir.unwrap()
+}
+
 /// A `wattspand` command for this directory and the machine described there.
 ///
 /// `WATTSPAN_TEST_DAEMON` names another build, for tests for which an unoptimised build is too slow.
 pub fn daemon_command(dir: &Path) -> Command {
+    command_with_state(dir, &dir.join("state"))
+}
+
+/// The same with this state directory, unless the configuration names another one.
+fn command_with_state(dir: &Path, state: &Path) -> Command {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut command =
         Command::new(optimised_daemon().unwrap_or_else(|| env!("CARGO_BIN_EXE_wattspand").into()));
@@ -223,14 +243,14 @@ pub fn daemon_command(dir: &Path) -> Command {
     // A flag would override the test's configuration.
     let configured = std::fs::read_to_string(dir.join("wattspan.toml")).unwrap_or_default();
     if !configured.contains("state_dir") {
-        command.args(["--state-dir".as_ref(), dir.join("state").as_os_str()]);
+        command.args(["--state-dir".as_ref(), state.as_os_str()]);
     }
     command
 }
 
-/// As [`daemon_command`], after shell commands that set the process's limits and environment.
-fn set_up_command(dir: &Path, setup: &str) -> Command {
-    let command = daemon_command(dir);
+/// The same, after shell commands that set the process's limits and environment.
+fn set_up_command(dir: &Path, state: &Path, setup: &str) -> Command {
+    let command = command_with_state(dir, state);
     if setup.is_empty() {
         return command;
     }
