@@ -218,7 +218,7 @@ fn a_client_that_opens_a_span_and_waits_to_be_killed() {
 
 #[test]
 fn a_waiting_close_gets_the_provisional_account_when_the_daemon_stops() {
-    let mut daemon = TestDaemon::start(SLOW_COUNTER_MACHINE);
+    let mut daemon = TestDaemon::start_with_config(SLOW_COUNTER_MACHINE, "patience_ms = 60000\n");
     let mut client = daemon.client();
     client.open("a");
     client.send("CloseSpan", json!({ "span": "a", "wait_settled": true }), &[]);

@@ -107,7 +107,7 @@ fn an_open_span_comes_back_as_interrupted_and_its_name_may_be_used_again() {
 
 #[test]
 fn a_stop_keeps_what_is_open_or_not_settled_as_interrupted() {
-    let mut daemon = TestDaemon::start(SLOW_COUNTER_MACHINE);
+    let mut daemon = TestDaemon::start_with_config(SLOW_COUNTER_MACHINE, "patience_ms = 60000\n");
     let mut client = daemon.client();
     client.open("open");
     client.open("closed");
