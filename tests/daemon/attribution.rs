@@ -157,7 +157,10 @@ fn phases_add_up_to_their_span() {
     assert_eq!(names[names.len() - 2..], ["prefill", "decode"]);
     let sum: u64 = phases.iter().map(|phase| get_u64(phase, "share_uj")).sum();
     assert!(sum.abs_diff(get_u64(&account, "share_uj")) <= phases.len() as u64, "{account}");
-    assert!(get_u64(&phases[names.len() - 1], "share_uj") > get_u64(&phases[names.len() - 2], "share_uj"));
+    for phase in phases {
+        let (from_ns, to_ns) = edges(phase);
+        assert_holds(phase, truth_uj(100.0, from_ns, to_ns));
+    }
 }
 
 #[test]
