@@ -579,13 +579,16 @@ fn a_message_with_descriptors_does_not_reach_the_daemon() {
     let Some((bus, daemon)) = start_on_bus(STEADY_MACHINE, "") else { return };
     block_on(async {
         let client = bus.client().await;
+        let mut socket = daemon.client();
+        wait_until("the ledger is open", || socket.call("GetInfo", json!({}))["keeping"]["durable"] == true);
         client.call_ok("GetInfo", json!([])).await;
         let before = open_descriptors(&daemon);
         let file = std::fs::File::open("/dev/null").unwrap();
         let descriptor = zbus::Fd::from(std::os::fd::OwnedFd::from(file));
         let (name, _) = client.call_any(Some(INTERFACE), "GetSpan", &descriptor).await.unwrap_err();
         assert_eq!(name, "org.freedesktop.DBus.Error.NotSupported");
-        assert_eq!(open_descriptors(&daemon), before);
+        // Other threads open files for a moment.
+        wait_until("none is kept", || open_descriptors(&daemon) <= before);
         client.call_ok("GetInfo", json!([])).await;
     });
 }
