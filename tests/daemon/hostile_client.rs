@@ -418,34 +418,28 @@ fn a_flood_of_oneway_opens_stops_at_the_limit_and_is_settled_when_its_client_goe
 fn a_client_with_expensive_queries_is_scheduled_fairly() {
     const QUESTIONS: usize = 400;
     let daemon = TestDaemon::start(STEADY_MACHINE);
-    let mut costly = daemon.client();
+    let (mut costly, mut other) = (daemon.client(), daemon.client());
     costly.open("fast readings");
     sleep_ms(600);
-    let now_ns = support::get_u64(&costly.call("GetInfo", json!({})), "now_ns");
-    let question = encode_call(
-        "ReadWindow",
-        json!({ "from_ns": now_ns - 500_000_000, "to_ns": now_ns - 100_000_000 }),
-        &[],
-    );
-    let mut writer = TestClient::from_stream(costly.stream().try_clone().unwrap());
-    let sender = std::thread::spawn(move || (0..QUESTIONS).all(|_| writer.send_raw(&question)));
-    let answered = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counter = answered.clone();
-    let reader = std::thread::spawn(move || {
-        for _ in 0..QUESTIONS {
-            costly.receive().unwrap();
-            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
-    });
-    let mut other = daemon.client();
-    wait_until("the costly ones are under way", || answered.load(std::sync::atomic::Ordering::Relaxed) > 0);
-    for _ in 0..20 {
-        other.call("GetInfo", json!({}));
-    }
+    let now_ns = |info: &serde_json::Value| support::get_u64(info, "now_ns");
+    let queried_ns = now_ns(&costly.call("GetInfo", json!({})));
+    other.call("GetInfo", json!({}));
+    let window = json!({ "from_ns": queried_ns - 500_000_000, "to_ns": queried_ns - 100_000_000 });
+    let mut questions = encode_call("ReadWindow", window, &[]).repeat(QUESTIONS);
+    questions.extend(encode_call("GetInfo", json!({}), &[]));
+    // Stopped, so that it has the calls of both at once, those of the costly client first.
+    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::STOP).unwrap();
+    assert!(costly.send_raw(&questions));
+    assert!(other.send_raw(&encode_call("GetInfo", json!({}), &[]).repeat(20)));
+    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::CONT).unwrap();
+    let last_ns = |client: &mut TestClient, count: usize| {
+        let replies: Vec<_> = (0..count).map(|_| client.receive().unwrap()).collect();
+        assert!(replies.iter().all(|reply| reply.get("error").is_none()), "{replies:?}");
+        now_ns(&replies[count - 1]["parameters"])
+    };
     // The daemon serves a few calls of one client per turn, so the other's twenty calls finish well before.
-    assert!(answered.load(std::sync::atomic::Ordering::Relaxed) < QUESTIONS);
-    assert!(sender.join().unwrap());
-    reader.join().unwrap();
+    let (of_costly_ns, of_other_ns) = (last_ns(&mut costly, QUESTIONS + 1), last_ns(&mut other, 20));
+    assert!(of_other_ns < of_costly_ns, "{of_other_ns} ns, after {of_costly_ns} ns");
 }
 
 #[test]
