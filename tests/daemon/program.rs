@@ -99,7 +99,7 @@ fn the_log_says_what_is_measured_and_each_change_once() {
         name = \"gpu-0\"
         kind = \"gpu\"
         profile = [[1.0, 200]]
-        lost_at_s = 0.5
+        lost_at_s = 4.0
     ";
     let mut daemon = TestDaemon::start_with_config(machine, "idle_rate_hz = 50\n");
     wait_until("the loss is logged", || daemon.log().contains("gpu-0 is not live"));
