@@ -15,7 +15,7 @@ use std::time::Instant;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
-use crate::support::{self, TestClient, TestDaemon, sleep_ms};
+use crate::support::{self, TestClient, TestDaemon};
 
 /// A user and its groups. Groups that every Linux has replace those of wattspan; their numbers follow the base
 /// system's.
@@ -98,8 +98,8 @@ fn run_calls(command: &mut Command, calls: Value) -> Vec<Value> {
 /// The body of the other user's process: makes the calls in its environment and prints the replies.
 ///
 /// A call is `[method, parameters, connection, [flag, ...]]`; the last two default to 0 and none. Other commands:
-/// "connect" (open one more connection and make a call over it), "watch" (a stream that sends nothing for a moment, or
-/// its error), "first" (the first reply of a stream over its own connection), "become" (change the user, by number),
+/// "connect" (open one more connection and make a call over it), "watch" (a stream that has sent nothing, or its
+/// error), "first" (the first reply of a stream over its own connection), "become" (change the user, by number),
 /// "hand over" (pass a connection to the process that reads the other end of standard input), and "compare" (the
 /// latency of calls about two spans).
 #[test]
@@ -126,11 +126,13 @@ fn a_client_of_another_user() {
             "watch" => {
                 let mut next = connect();
                 next.send("WatchSpans", json!({}), &["more"]);
-                sleep_ms(50);
-                next.stream().set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+                // The daemon has accepted the connection by the first reply, and served it by the second.
+                for _ in 0..2 {
+                    clients[0].call("GetInfo", json!({}));
+                }
                 let mut byte = [0; 1];
-                let silent =
-                    rustix::net::recv(next.stream(), &mut byte, rustix::net::RecvFlags::PEEK).is_err();
+                let at_once = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+                let silent = rustix::net::recv(next.stream(), &mut byte, at_once).is_err();
                 let answer =
                     if silent { json!({ "parameters": "watches" }) } else { next.receive().unwrap() };
                 more.push(next);
