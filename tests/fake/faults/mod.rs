@@ -68,7 +68,10 @@ impl FaultLibrary {
     /// The shell commands that load it into the next program.
     pub fn setup(&self) -> String {
         let folder = self.folder.path().display();
-        format!("export LD_PRELOAD='{folder}/faults.so' WATTSPAN_TEST_FAULTS='{folder}/words'")
+        // A backtrace at the end of a process without memory takes a busy machine a second.
+        format!(
+            "export LD_PRELOAD='{folder}/faults.so' WATTSPAN_TEST_FAULTS='{folder}/words' RUST_BACKTRACE=0"
+        )
     }
 
     /// From now on, of the calls of this kind (allocations of at least `min_bytes`), `fail` fail after the first `pass`.
