@@ -654,7 +654,10 @@ fn a_lost_reserve_descriptor_is_regained_from_the_newest_connection() {
     // The next refusal loses the reserve, and a connection takes its descriptor.
     let begun = Instant::now();
     faults.fail(Fault::Reserve, 0, u64::MAX, 0);
-    wait_until("a refusal without a reserve", || take_all() && faults.calls(Fault::Reserve).1 > 0);
+    wait_until("a refusal loses the reserve", || {
+        take_all();
+        faults.calls(Fault::Reserve).1 > 0
+    });
     assert!(!take_all(), "accepted");
     faults.clear(Fault::Reserve);
     wait_until("all descriptors are taken again, and the next client is refused", take_all);
