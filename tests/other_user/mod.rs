@@ -127,9 +127,7 @@ fn a_client_of_another_user() {
                 let mut next = connect();
                 next.send("WatchSpans", json!({}), &["more"]);
                 // The daemon has accepted the connection by the first reply, and served it by the second.
-                for _ in 0..2 {
-                    clients[0].call("GetInfo", json!({}));
-                }
+                (0..2).for_each(|_| drop(clients[0].call("GetInfo", json!({}))));
                 let mut byte = [0; 1];
                 let at_once = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
                 let silent = rustix::net::recv(next.stream(), &mut byte, at_once).is_err();
