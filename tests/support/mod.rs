@@ -220,8 +220,8 @@ fn memory_dir() -> tempfile::TempDir {
     const MIN_FREE_BYTES: u64 = 1 << 30;
     let in_memory = Path::new("/dev/shm");
     let has_room = rustix::fs::statvfs(in_memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize > MIN_FREE_BYTES);
-    let dir = if has_room { tempfile::tempdir_in(in_memory) } else { tempfile::tempdir() };
-    dir.unwrap()
+    let dir = has_room.then(|| tempfile::tempdir_in(in_memory).ok()).flatten();
+    dir.unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
 /// A `wattspand` command for this directory and the machine described there.
