@@ -725,8 +725,9 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
-    use crate::domain::{EnergyReading, Grade};
+    use crate::domain::EnergyReading;
     use crate::sampler::{SamplerSettings, stepped};
+    use crate::service::test_parts::package;
     use crate::sources::{OpenedSource, Source};
 
     /// A source that answers a read once the other end of its channel is dropped.
@@ -741,21 +742,10 @@ mod tests {
     }
 
     fn opened(answers: Receiver<()>) -> OpenedSource {
-        let domain = Domain {
-            name: "package-0".into(),
-            kind: DomainKind::Package,
-            source: "blocking".into(),
-            device: None,
-            parent: None,
-            grade: Grade::Measured,
-            ceiling_mw: None,
-            latency_ns: 0,
-            quantum_uj: 1,
-        };
         OpenedSource {
             name: "blocking",
             source: Box::new(BlockingSource(answers)),
-            domains: vec![domain],
+            domains: vec![package("package-0")],
             cpu: None,
             max_rate_hz: 1000.0,
             advanced: vec![true],

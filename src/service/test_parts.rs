@@ -58,20 +58,25 @@ pub(crate) fn no_readings() -> ReadingCollector {
     ReadingCollector::new(Vec::new(), Vec::new(), |_| ())
 }
 
+/// A package below 400 W.
+pub(crate) fn package(name: &str) -> Domain {
+    Domain {
+        name: name.to_owned(),
+        kind: DomainKind::Package,
+        source: "replay".into(),
+        device: None,
+        parent: None,
+        grade: Grade::Measured,
+        ceiling_mw: Some(400_000),
+        latency_ns: 0,
+        quantum_uj: 1,
+    }
+}
+
 /// Adds live packages of these names, which are parts of the total.
 pub(crate) fn add_packages(mut inputs: DomainInputs<'_>, names: &[&str]) {
     for (index, name) in names.iter().enumerate() {
-        inputs.add_domain(Domain {
-            name: (*name).to_owned(),
-            kind: DomainKind::Package,
-            source: "replay".into(),
-            device: None,
-            parent: None,
-            grade: Grade::Measured,
-            ceiling_mw: Some(400_000),
-            latency_ns: 0,
-            quantum_uj: 1,
-        });
+        inputs.add_domain(package(name));
         inputs.set_live(index, true);
         inputs.set_counted(index, true);
     }

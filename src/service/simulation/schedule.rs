@@ -49,6 +49,11 @@ impl RunKind {
             max_age_s: 86_400 * 30,
         }
     }
+
+    /// Whether accounts reach their greatest age within a run.
+    pub(super) fn deletes_accounts(&self) -> bool {
+        self.max_age_s < 86_400
+    }
 }
 
 /// What a run has checked.
@@ -537,7 +542,7 @@ impl Simulation {
             Ok(other) => panic!("{other:?}"),
             Err(MethodError::StoreUnavailable { .. }) => assert!(!self.is_disk_well(), "{result:?}"),
             Err(ref error) => assert!(
-                first.is_none_or(|account| account.durable != Some(true)) || self.kind.max_age_s < 86_400,
+                first.is_none_or(|account| account.durable != Some(true)) || self.kind.deletes_accounts(),
                 "{error:?} for a durable account: {first:?}"
             ),
         }

@@ -137,7 +137,7 @@ fn check_sums(run: &mut Simulation, user: usize, result: MethodResult) {
         Err(error) => return check_refusal(run, user, &error),
     };
     run.figures.sums += 1;
-    let deletes = run.kind.max_age_s < 86_400;
+    let deletes = run.kind.deletes_accounts();
     let follower = &mut run.followers[user];
     if let Some(before) = &follower.last_sums {
         let grows =
@@ -149,7 +149,7 @@ fn check_sums(run: &mut Simulation, user: usize, result: MethodResult) {
 
 /// Reads what is left, and compares it with what was reported.
 fn check_all(run: &mut Simulation) {
-    if !run.kind.has_store || run.kind.max_age_s < 86_400 {
+    if !run.kind.has_store || run.kind.deletes_accounts() {
         return;
     }
     for user in (0..3).filter(|user| !run.is_coarse(*user)).collect::<Vec<_>>() {
@@ -273,7 +273,7 @@ fn check_item(run: &mut Simulation, user: usize, item: WatchedSpan) {
 }
 
 fn check_watchers(run: &mut Simulation) {
-    if !run.kind.has_store || run.kind.max_age_s < 86_400 {
+    if !run.kind.has_store || run.kind.deletes_accounts() {
         return;
     }
     for user in (0..run.watchers.len()).filter(|user| !run.is_coarse(*user)).collect::<Vec<_>>() {
