@@ -16,6 +16,7 @@ use crate::fake_apple::{
     FROZEN, HIDDEN, INTEL, Knob, Library, Mac, NOT_SIMPLE, SHORT_ELEMENT, SILICON, WITHOUT_ELEMENT, fixture,
     ticks,
 };
+use crate::support::wait_until;
 use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
@@ -547,23 +548,6 @@ fn a_missing_library_is_absent_with_the_loaders_error() {
     assert_eq!(reasons(&inventory, "ioreport"), "available on macOS only");
 }
 
-/// Waits until the domains are live: on a busy machine the daemon is ready before the source has answered.
-fn wait_until_live(names: &[&str], mut info: impl FnMut() -> serde_json::Value) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let info = info();
-        let domains = info["parameters"]["domains"].as_array().unwrap();
-        let is_live = |name: &&str| {
-            domains.iter().any(|domain| domain["name"] == **name && domain["liveness"] == "live")
-        };
-        if names.iter().all(is_live) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{info}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn the_daemon_measures_a_fake_mac() {
     let library = Library::new(&fixture("m4-max"));
@@ -607,7 +591,14 @@ fn the_daemon_measures_a_fake_mac() {
         }
         serde_json::from_slice(&answer[..answer.len() - 1]).unwrap()
     };
-    wait_until_live(&["cpu", "gpu", "dram"], || call("GetInfo", serde_json::json!({})));
+    // On a busy machine the daemon is ready before the source has answered.
+    wait_until("the domains are live", || {
+        let info = call("GetInfo", serde_json::json!({}));
+        let domains = info["parameters"]["domains"].as_array().unwrap();
+        let is_live =
+            |name: &str| domains.iter().any(|domain| domain["name"] == name && domain["liveness"] == "live");
+        ["cpu", "gpu", "dram"].into_iter().all(is_live)
+    });
     call("OpenSpan", serde_json::json!({ "span": "s" }));
     std::thread::sleep(Duration::from_millis(400));
     let account = call("CloseSpan", serde_json::json!({ "span": "s", "wait_settled": true }));

@@ -4,6 +4,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::fake_nvml::{Driver, Knob, Library};
+use crate::support::wait_until;
 use wattspan::config::Config;
 use wattspan::embedded::EmbeddedMeter;
 use wattspan_client::Client;
@@ -50,12 +51,13 @@ fn gpu(account: &Account, number: usize) -> &Share {
     account.domains.iter().find(|share| share.domain == name).unwrap()
 }
 
-/// The first account with a known GPU process share; the driver is first queried while a span is open.
-fn first_known_account(client: &Client, pid: u64) -> Account {
+/// The first account whose GPU process share is as expected; the driver is first queried while a span is open, and then at
+/// intervals.
+fn first_account(client: &Client, pid: u64, is_expected: impl Fn(Option<u64>) -> bool) -> Account {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let account = account(client, pid, 600);
-        if gpu(&account, 0).process_uj.is_some() {
+        if is_expected(gpu(&account, 0).process_uj) {
             return account;
         }
         assert!(Instant::now() < deadline, "{account:?}");
@@ -77,7 +79,7 @@ fn a_board_is_split_by_what_its_processes_used_of_it() {
     }
     let (_meter, client) = start_meter(&library);
     for (process, fraction) in [(&one, 0.75), (&other, 0.25)] {
-        let account = first_known_account(&client, process.pid());
+        let account = first_account(&client, process.pid(), |process_uj| process_uj.is_some());
         let share = gpu(&account, 0);
         let part = share.process_uj.unwrap() as f64 / share.share_uj.unwrap() as f64;
         assert!((part - fraction).abs() < 0.01, "{part} of {fraction}");
@@ -90,14 +92,7 @@ fn a_board_is_split_by_what_its_processes_used_of_it() {
     // No process computes: the process share is a known zero.
     library.set(0, Knob::UserAPercent, 0);
     library.set(0, Knob::UserBPercent, 0);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let account = account(&client, one.pid(), 600);
-        if gpu(&account, 0).process_uj == Some(0) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{account:?}");
-    }
+    first_account(&client, one.pid(), |process_uj| process_uj == Some(0));
 }
 
 #[test]
@@ -112,11 +107,7 @@ fn under_mig_no_process_has_a_share_of_the_board_and_the_reason_is_given() {
     let names_the_reason = |absent: &wattspan::domain::Absent| {
         absent.reason.contains("no process share") && absent.reason.contains("MIG")
     };
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !client.info().unwrap().absent.iter().any(names_the_reason) {
-        assert!(Instant::now() < deadline, "{:?}", client.info().unwrap().absent);
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the reason is given", || client.info().unwrap().absent.iter().any(names_the_reason));
     std::thread::sleep(Duration::from_millis(300));
     let account = span.close().unwrap();
     assert_eq!(gpu(&account, 0).process_uj, None);
@@ -136,10 +127,7 @@ fn a_board_without_utilization_by_process_is_opened_again_after_ever_longer_wait
     let started = Instant::now();
     let opening = OpenSpan { process: Some(one.pid() as i64), ..OpenSpan::default() };
     let span = client.open_span_with(opening).unwrap();
-    while !is_reported(&client) {
-        assert!(started.elapsed() < Duration::from_secs(30), "no reason is reported");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the reason is reported", || is_reported(&client));
     std::thread::sleep(Duration::from_millis(2500));
     drop(span.close().unwrap());
     let inits = library.get_global(Driver::Inits) - before;

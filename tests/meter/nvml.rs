@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::fake_nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
 use crate::ground_truth::{self, GroundTruth};
+use crate::support::wait_until;
 use rustix::process::{Pid, Signal};
 use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::clock::Clock;
@@ -583,15 +584,6 @@ fn an_expensive_counter_is_read_often_enough_not_to_be_lost() {
         }
     }
     assert!((4..=6).contains(&valid), "asked once a second, and not at each read: {valid}");
-}
-
-/// Polls until a condition holds; panics after the timeout.
-fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !so() {
-        assert!(Instant::now() < deadline, "never {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn start(opened: OpenedSource) -> Sampler {

@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::fake::FakeSysfs;
 use crate::fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
+use crate::support::wait_until;
 use wattspan::config::Config;
 use wattspan::domain::Liveness;
 use wattspan::embedded::EmbeddedMeter;
@@ -18,14 +19,6 @@ use wattspan_client::protocol::{DaemonInfo, DomainStatus};
 
 /// The time after which a waiting test fails. No test expects anything to take this long.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while !so() {
-        assert!(Instant::now() < deadline, "never {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// The program itself on such a machine, started as a service manager does.
 struct Daemon {
